@@ -1,0 +1,270 @@
+"""Turns frozen dataclasses of flags into a command line: parsing, help, and every problem reported at once.
+
+A command is one dataclass whose fields are groups; a group is a dataclass whose fields are flags, each made by
+`flag(...)`. Single and double dash, underscore and dash are the same: `-save_path`, `--save-path`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from errors import UserError
+
+TRUE_WORDS = ("true", "yes", "on", "1")
+FALSE_WORDS = ("false", "no", "off", "0")
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagSpec:
+    """What one flag is: its name, type, default, and the sentences and limits that go with it."""
+
+    name: str
+    kind: type
+    repeat: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    aliases: tuple[str, ...]
+    metavar: str
+    required: bool
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    aliases: Sequence[str] = (),
+    metavar: str = "",
+    required: bool = False,
+) -> Any:
+    """Declare one flag as a dataclass field; `help` states the unit and the value that switches it off."""
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "aliases": tuple(aliases),
+        "metavar": metavar,
+        "required": required,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_groups(config_class: type) -> dict[str, list[FlagSpec]]:
+    """The flags of a command, by group name (the field of `config_class`)."""
+    groups: dict[str, list[FlagSpec]] = {}
+    group_types = get_type_hints(config_class)
+    for group_field in dataclasses.fields(config_class):
+        group_class = group_types[group_field.name]
+        types = get_type_hints(group_class)
+        groups[group_field.name] = [_spec(field, types[field.name]) for field in dataclasses.fields(group_class)]
+    return groups
+
+
+def _spec(field: dataclasses.Field[Any], annotation: Any) -> FlagSpec:
+    repeat = annotation == tuple[str, ...]
+    kinds = {int: int, float: float, bool: bool, str: str, float | None: float, tuple[str, ...]: str}
+    metadata = field.metadata
+    return FlagSpec(
+        name=field.name,
+        kind=kinds[annotation],
+        repeat=repeat,
+        default=field.default,
+        help=metadata["help"],
+        choices=metadata["choices"],
+        minimum=metadata["minimum"],
+        maximum=metadata["maximum"],
+        aliases=metadata["aliases"],
+        metavar=metadata["metavar"],
+        required=metadata["required"],
+    )
+
+
+def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config, frozenset[str], list[str]]:
+    """Read `argv` into a `config_class`.
+
+    Returns the config, the names of the flags that were given, and the problems found (the config holds the
+    default wherever a value was wrong, so that further checks can go on and everything is reported together).
+    """
+    groups = flag_groups(config_class)
+    specs = {name: spec for group in groups.values() for spec in group for name in (spec.name, *spec.aliases)}
+    texts, problems = _split(argv, specs)
+    values: dict[str, Any] = {}
+    for spec in {spec.name: spec for spec in specs.values()}.values():
+        given = texts.get(spec.name)
+        if given is None:
+            if spec.required:
+                problems.append(f"-{spec.name} is required: {spec.help}")
+            continue
+        if spec.repeat:
+            values[spec.name] = tuple(given)
+            continue
+        if len(given) > 1 and len(set(given)) > 1:
+            problems.append(f"-{spec.name} was given {len(given)} times with different values: {', '.join(given)}")
+        value, problem = _convert(spec, given[-1])
+        if problem:
+            problems.append(problem)
+        else:
+            values[spec.name] = value
+    group_types = get_type_hints(config_class)
+    parts = {
+        group: group_types[group](**{spec.name: values[spec.name] for spec in group_specs if spec.name in values})
+        for group, group_specs in groups.items()
+    }
+    return config_class(**parts), frozenset(texts), problems
+
+
+def _normalise(token: str) -> tuple[str, str | None] | None:
+    """Flag name and inline value of `-name`, `--name`, `-name=value`; None when the token is no flag."""
+    if not token.startswith("-"):
+        return None
+    body = token[2:] if token.startswith("--") else token[1:]
+    if not body[:1].isalpha():
+        return None
+    name, separator, value = body.partition("=")
+    return name.replace("-", "_"), (value if separator else None)
+
+
+def _split(argv: Sequence[str], specs: dict[str, FlagSpec]) -> tuple[dict[str, list[str]], list[str]]:
+    texts: dict[str, list[str]] = {}
+    problems: list[str] = []
+    index = 0
+    while index < len(argv):
+        token = argv[index]
+        index += 1
+        parsed = _normalise(token)
+        if parsed is None:
+            problems.append(f"{token!r} belongs to no flag; quote a value that holds blanks")
+            continue
+        name, value = parsed
+        spec = specs.get(name)
+        following = argv[index] if index < len(argv) else None
+        if spec is None:
+            problems.append(_unknown_flag(token, name, specs))
+            if following is not None and _normalise(following) is None:
+                index += 1
+            continue
+        if value is None:
+            is_flag = following is not None and (_normalise(following) or ("", None))[0] in specs
+            if spec.kind is bool and (following is None or following.lower() not in TRUE_WORDS + FALSE_WORDS):
+                value = "true"
+            elif following is None or is_flag:
+                problems.append(f"-{name} needs a value: {spec.help}")
+                continue
+            else:
+                value = following
+                index += 1
+        texts.setdefault(spec.name, []).append(value)
+    return texts, problems
+
+
+def _unknown_flag(token: str, name: str, specs: dict[str, FlagSpec]) -> str:
+    close = difflib.get_close_matches(name, list(specs), n=1, cutoff=0.6)
+    return f"unknown flag {token.partition('=')[0]}" + (f"; did you mean -{close[0]}?" if close else "; -h lists them")
+
+
+def _convert(spec: FlagSpec, text: str) -> tuple[Any, str]:
+    """The typed value and "", or None and the problem."""
+    if spec.kind is bool:
+        word = text.lower()
+        if word in TRUE_WORDS + FALSE_WORDS:
+            return word in TRUE_WORDS, ""
+        return None, f"-{spec.name} {text}: true or false expected"
+    if spec.kind in (int, float):
+        noun = "a whole number" if spec.kind is int else "a number"
+        try:
+            number = spec.kind(text)
+        except ValueError:
+            return None, f"-{spec.name} {text}: {noun} expected"
+        if not math.isfinite(number):
+            return None, f"-{spec.name} {text}: {noun} expected"
+        if spec.minimum is not None and number < spec.minimum:
+            return None, f"-{spec.name} {text}: at least {spec.minimum:g} expected"
+        if spec.maximum is not None and number > spec.maximum:
+            return None, f"-{spec.name} {text}: at most {spec.maximum:g} expected"
+        return number, ""
+    if spec.choices and text not in spec.choices:
+        close = difflib.get_close_matches(text, spec.choices, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return None, f"-{spec.name} {text}: one of {', '.join(spec.choices)} expected{hint}"
+    return text, ""
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether `-h`, `-help` or `--help` stands among the tokens."""
+    return any(token in ("-h", "--h", "-help", "--help") for token in argv)
+
+
+def help_text(config_class: type, usage: str) -> str:
+    """The whole help page: usage, then the flags by group with type, default and unit."""
+    width = max(60, min(110, shutil.get_terminal_size((100, 24)).columns))
+    lines = [usage.strip(), ""]
+    group_types = get_type_hints(config_class)
+    for group, specs in flag_groups(config_class).items():
+        lines.append((group_types[group].__doc__ or group).strip().splitlines()[0].rstrip("."))
+        for spec in specs:
+            names = ", ".join(f"-{name}" for name in (spec.name, *spec.aliases))
+            lines.append(f"  {names} {_value_word(spec)}")
+            sentence = f"{spec.help} {_default_words(spec)}"
+            lines += textwrap.wrap(sentence, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        lines.append("")
+    lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone.")
+    return "\n".join(lines)
+
+
+def _value_word(spec: FlagSpec) -> str:
+    if spec.choices:
+        return "{" + "|".join(spec.choices) + "}"
+    word = {int: "N", float: "X", bool: "true|false", str: "TEXT"}[spec.kind]
+    return (spec.metavar or word) + (" (may repeat)" if spec.repeat else "")
+
+
+def _default_words(spec: FlagSpec) -> str:
+    if spec.required:
+        return "(required)"
+    if spec.default is None:
+        return "(default: automatic)"
+    if spec.default in ("", ()):
+        return "(default: none)"
+    value = str(spec.default).lower() if isinstance(spec.default, bool) else spec.default
+    return f"(default: {value})"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved flags as plain values, by flag name; tuples become lists."""
+    flat: dict[str, Any] = {}
+    for group_field in dataclasses.fields(config):
+        for name, value in dataclasses.asdict(getattr(config, group_field.name)).items():
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def from_dict(config_class: type[Config], flat: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; names that are unknown to this version raise `UserError`."""
+    parts: dict[str, Any] = {}
+    known: set[str] = set()
+    group_types = get_type_hints(config_class)
+    for group, specs in flag_groups(config_class).items():
+        names = [spec.name for spec in specs]
+        known.update(names)
+        values = {
+            name: tuple(flat[name]) if isinstance(flat[name], list) else flat[name] for name in names if name in flat
+        }
+        parts[group] = group_types[group](**values)
+    unknown = sorted(set(flat) - known)
+    if unknown:
+        raise UserError(f"the saved flags hold names that this version does not know: {', '.join(unknown)}")
+    return config_class(**parts)

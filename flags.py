@@ -1,0 +1,251 @@
+"""Every flag of `train.py` and `inference.py`, declared once; frozen dataclasses, one a group. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flag_parsing import flag
+
+OPTIMIZERS = ("adam", "adafactor")
+SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
+STRATEGIES = ("auto", "ddp")
+PRECISIONS = ("32", "16", "bf16", "fp16")
+FREEZABLE = ("embedding", "encoder", "decoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Data"""
+
+    train_data: tuple[str, ...] = flag(
+        (),
+        "Training rows: a .tsv/.txt/.csv/.jsonl/.json/.parquet file, a save_to_disk folder or a hub name"
+        " (name[:config[:split]]); may repeat, rows are joined. A suffix :N takes every N-th row.",
+        metavar="PATH[:N]",
+    )
+    valid_data: tuple[str, ...] = flag((), "Validation rows, like -train_data.", metavar="PATH[:N]")
+    test_data: tuple[str, ...] = flag(
+        (), "Test rows, like -train_data; the target column may be missing.", metavar="PATH[:N]"
+    )
+    valid_data_proportions: float = flag(
+        0.0,
+        "Share of the training rows set apart for validation, the same rows for every seed; 0 = none.",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    test_data_proportions: float = flag(
+        0.0,
+        "Share of the training rows set apart for testing, disjoint from the validation rows; 0 = none.",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    source_column: str = flag("", "Column of the source text: a name, or a number counted from 1; empty = the task's.")
+    target_column: str = flag("", "Column of the target text: a name, or a number counted from 1; empty = the task's.")
+    header: str = flag(
+        "auto",
+        "Whether the first line of a TSV or CSV file names the columns; auto looks for the names that are needed.",
+        choices=("auto", "true", "false"),
+    )
+    tsv_escapes: bool = flag(True, r"Read \n \t \r \\ in TSV cells, and write predictions so; false = plain text.")
+    strict_data: bool = flag(False, "Stop at the first malformed row instead of skipping and counting it.")
+    label_map: str = flag(
+        "",
+        'Label texts of the target values: "0=negative,1=positive", or a JSON/YAML file; empty = the task\'s.',
+        metavar="MAP",
+    )
+    input_template: str = flag("", "Jinja template of the source, e.g. 'review: {{ document }}'; empty = the task's.")
+    target_template: str = flag("", "Jinja template of the target, e.g. '{{ target }}'; empty = the task's.")
+    source_language: str = flag("", "Language code of the source for mBART-like tokenizers, e.g. ko_KR; empty = none.")
+    target_language: str = flag("", "Language code of the target for mBART-like tokenizers, e.g. en_XX; empty = none.")
+    cache_dir: str = flag("", "Folder of the encoded data; empty = <save_path>/cache (inference: a temporary folder).")
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthFlags:
+    """Lengths"""
+
+    max_seq_length: int = flag(
+        0, "Longest source in tokens, special tokens included; 0 = the task's, else the model's own limit.", minimum=0
+    )
+    max_target_length: int = flag(
+        0, "Longest target in tokens, special tokens included; 0 = the task's, else the model's own limit.", minimum=0
+    )
+    do_truncate: bool = flag(
+        True, "Cut longer rows; false = discard them from training and validation (never from testing)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTaskFlags:
+    """Task"""
+
+    task: str = flag("seq2seq", "Name of a built-in task, or a YAML task file.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainModelFlags:
+    """Model"""
+
+    init_model: str = flag("", "Pretrained model to start from: a folder or a hub name; or give -config_path.")
+    config_path: str = flag(
+        "", "Train from scratch: a model config (JSON) or the name of a preset in configs/, e.g. bart-mini."
+    )
+    tokenizer: str = flag("", "Tokenizer folder or hub name, or 'bytes' (ByT5's); empty = that of the model or preset.")
+    tuning_method: str = flag("finetune", "How the weights are tuned.", choices=("finetune",))
+    freeze: tuple[str, ...] = flag((), "Part that is not trained: embedding, encoder or decoder.", metavar="PART")
+    gradient_checkpointing: bool = flag(
+        False, "Recompute activations in the backward pass: less memory, about a third slower."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchFlags:
+    """Batches"""
+
+    batch_size: int = flag(48, "Rows in a batch on each device.", minimum=1)
+    max_tokens: int = flag(
+        0, "Padded source and target tokens in a batch on each device, in place of -batch_size; 0 = off.", minimum=0
+    )
+    grad_acc: int = flag(1, "Batches whose gradients are summed for one optimizer step.", minimum=1)
+    num_workers: int = flag(0, "Processes that load batches, for each device; 0 = the training process.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimFlags:
+    """Optimization"""
+
+    max_epoch: int = flag(4, "Epochs to train.", minimum=1)
+    optim: str = flag("adam", "Optimizer; adam is AdamW.", choices=OPTIMIZERS, aliases=("optimizer",))
+    learning_rate: float | None = flag(
+        None, "Highest learning rate; automatic = 1e-4 for adam, adafactor's own relative step.", minimum=0.0
+    )
+    lr_scheduler: str = flag("cosanneal", "Course of the learning rate.", choices=SCHEDULES)
+    warmup_steps: float = flag(
+        0.0, "Optimizer steps of linear warm-up; below 1, a share of all steps; 0 = none.", minimum=0.0
+    )
+    optim_cosanneal_gamma: float = flag(
+        0.75, "Factor on the peak rate from one cycle to the next (cosanneal, cyclic).", minimum=0.0, maximum=1.0
+    )
+    optim_cosanneal_restarts: int = flag(4, "Cycles in the whole run (cosanneal, cyclic).", minimum=1)
+    optim_cosanneal_min_lr: float = flag(1e-7, "Lowest rate of a cycle (cosanneal, cyclic).", minimum=0.0)
+    weight_decay: float = flag(0.0, "Decoupled weight decay; biases and norms are left out; 0 = off.", minimum=0.0)
+    grad_clip: float = flag(
+        1.0, "Largest gradient norm; adafactor clips by itself and ignores it; 0 = off.", minimum=0.0
+    )
+    label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Run, validation and checkpoints"""
+
+    save_path: str = flag("", "Folder of this run: checkpoints, logs, config.json.", required=True, metavar="FOLDER")
+    overwrite: bool = flag(False, "Delete the run that -save_path already holds.")
+    resume_checkpoint: str = flag(
+        "", "Continue a run: a .ckpt file, a run's folder, or 'last' for -save_path's newest; empty = start afresh."
+    )
+    seed: int = flag(123456, "Seed of weights, dropout and row order; below 0 = drawn at random and printed.")
+    save_every: int = flag(0, "Optimizer steps between step checkpoints; 0 = off.", minimum=0)
+    save_every_hour: float = flag(1.0, "Hours between timed checkpoints; 0 = off.", minimum=0.0)
+    save_last_k: int = flag(2, "Step and timed checkpoints that are kept, of each kind.", minimum=1)
+    valid_check_interval: float = flag(
+        1.0, "Share of an epoch between validations, rounded to optimizer steps.", minimum=1e-6, maximum=1.0
+    )
+    valid_generate_rows: int = flag(
+        200, "Validation rows predicted by real generation for exact match and the task's metrics; 0 = none.", minimum=0
+    )
+    monitor: str = flag(
+        "val_loss",
+        "What 'best' means: val_loss, token_accuracy, or a metric of the generated rows, e.g. exact_match.",
+    )
+    early_stopping_patience: int = flag(0, "Validations without a better score before stopping; 0 = off.", minimum=0)
+    log_every: int = flag(20, "Optimizer steps between log entries and printed lines.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDeviceFlags:
+    """Devices"""
+
+    gpus: int = flag(-1, "GPUs to use; -1 = all that are visible, else the CPU; 0 = the CPU, one process.", minimum=-1)
+    cpu_processes: int = flag(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
+    num_nodes: int = flag(1, "Machines of the cluster.", minimum=1)
+    strategy: str = flag("auto", "How devices share the work; auto = ddp on several, plain on one.", choices=STRATEGIES)
+    float_precision: str = flag(
+        "32", "Arithmetic: 32, 16 (= bf16 where the device has it), bf16, fp16 (not T5).", choices=PRECISIONS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run is made of."""
+
+    task: TrainTaskFlags = TrainTaskFlags()
+    data: DataFlags = DataFlags()
+    length: LengthFlags = LengthFlags()
+    model: TrainModelFlags = TrainModelFlags()
+    batch: BatchFlags = BatchFlags()
+    optim: OptimFlags = OptimFlags()
+    run: RunFlags = RunFlags()
+    device: TrainDeviceFlags = TrainDeviceFlags()
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceModelFlags:
+    """Model and task"""
+
+    model: str = flag("", "A .ckpt file, a from_pretrained folder (best/, last/) or a hub name.", required=True)
+    tokenizer: str = flag("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
+    task: str = flag("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFlags:
+    """Output"""
+
+    save_output: str = flag("", "File of predictions, one line a row in input order; empty = none.", metavar="FILE")
+    save_label: str = flag("", "File of references, one line a row in input order; empty = none.", metavar="FILE")
+    save_report: str = flag("", "JSON file of metrics, per-class figures and settings; empty = none.", metavar="FILE")
+    overwrite: bool = flag(False, "Replace output files that exist.")
+    label_correction: str = flag(
+        "nearest", "What becomes of a predicted text that is no label.", choices=("nearest", "none")
+    )
+    label_max_distance: int = flag(
+        -1, "Largest edit distance (characters) at which a text is corrected to a label; -1 = no limit.", minimum=-1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeFlags:
+    """Decoding"""
+
+    batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1)
+    beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1)
+    length_penalty: float = flag(
+        1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"
+    )
+    max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
+    no_repeat_ngram_size: int = flag(0, "No n-gram of this many tokens occurs twice; 0 = off.", minimum=0)
+    seed: int = flag(123456, "Seed; beam search draws nothing, so it changes no prediction.")
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceDeviceFlags:
+    """Devices"""
+
+    gpus: int = flag(-1, "GPUs to use; -1 = all that are visible, else the CPU; 0 = the CPU, one process.", minimum=-1)
+    cpu_processes: int = flag(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)
+    float_precision: str = flag(
+        "32", "Arithmetic: 32, 16 (= bf16 where the device has it), bf16, fp16 (not T5).", choices=PRECISIONS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """Everything that a prediction run is made of."""
+
+    model: InferenceModelFlags = InferenceModelFlags()
+    data: DataFlags = DataFlags()
+    length: LengthFlags = LengthFlags()
+    output: OutputFlags = OutputFlags()
+    decode: DecodeFlags = DecodeFlags()
+    device: InferenceDeviceFlags = InferenceDeviceFlags()
