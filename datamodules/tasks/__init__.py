@@ -1,0 +1,9 @@
+"""The built-in tasks: every file in this folder registers its own; a new file is enough."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

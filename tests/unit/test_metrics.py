@@ -1,0 +1,202 @@
+"""Metrics against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metrics import WordTokenizer, corpus_bleu, corpus_chrf, correct, exact_match, mean_rouge, score
+from task_utils import LABEL_METRICS, TEXT_METRICS, LabelMap
+
+SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립적인")))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_label_scores_with_a_distance_limit_an_invalid_output_and_an_unlabelled_row():
+    scores = score(
+        ["부정", "긍정", None, "긍정", "부정"], ["부정", "긍젱", "긍정!", "zzzzzzzz", "긍정"], SENTIMENT, max_distance=1
+    )
+    assert (scores.rows, scores.scored_rows, scores.invalid_outputs) == (5, 4, 3)
+    # corrected: 부정, 긍정, (긍정), none, 긍정
+    assert scores.metrics == {
+        "accuracy": 1 / 4,
+        "accuracy_corrected": 2 / 4,
+        "macro_f1": pytest.approx((2 / 3 + 1 / 2) / 2),  # 중립적인 neither occurs nor is predicted
+        "micro_f1": pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)),
+    }
+    assert scores.per_class == [
+        {"label": "부정", "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+        {"label": "긍정", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        {"label": "중립적인", "precision": None, "recall": None, "f1": None, "support": 0},
+    ]
+    assert scores.averages == [
+        {"label": "macro", "precision": 0.75, "recall": 0.5, "f1": pytest.approx(7 / 12), "support": 4},
+        {"label": "micro", "precision": pytest.approx(2 / 3), "recall": 0.5, "f1": pytest.approx(4 / 7), "support": 4},
+    ]
+    assert scores.confusion_matrix == {
+        "labels": ["부정", "긍정", "중립적인"],
+        "columns": ["부정", "긍정", "중립적인", "(invalid)"],
+        "rows": [[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]],
+    }
+    assert scores.prediction_counts == {"부정": 1, "긍젱": 1, "긍정!": 1, "zzzzzzzz": 1, "긍정": 1}
+    assert scores.corrections == [
+        {"output": "긍젱", "label": "긍정", "count": 1},
+        {"output": "긍정!", "label": "긍정", "count": 1},
+        {"output": "zzzzzzzz", "label": None, "count": 1},
+    ]
+    assert scores.corrected_counts == {"부정": 1, "긍정": 3, "중립적인": 0, None: 1}
+
+
+def test_without_a_limit_every_output_becomes_a_label():
+    scores = score(["부정", "긍정"], ["", "긍정 "], SENTIMENT)
+    assert scores.metrics == {"accuracy": 0.0, "accuracy_corrected": 1.0, "macro_f1": 1.0, "micro_f1": 1.0}
+    assert scores.invalid_outputs == 2
+    assert scores.corrected_counts == {"부정": 1, "긍정": 1, "중립적인": 0}
+
+
+def test_correction_none_takes_label_texts_only():
+    scores = score(["부정", "긍정", "긍정"], ["부정", "긍젱", "긍정"], SENTIMENT, correction="none")
+    assert scores.metrics["accuracy"] == scores.metrics["accuracy_corrected"] == 2 / 3
+    assert scores.metrics["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores.metrics["micro_f1"] == pytest.approx(0.8)  # precision 2/2, recall 2/3
+    assert scores.corrections == [{"output": "긍젱", "label": None, "count": 1}]
+    assert scores.confusion_matrix["rows"][1] == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="correction 'closest' is unknown; known: nearest, none"):
+        correct([], SENTIMENT, "closest")
+
+
+def test_a_label_that_is_never_predicted_and_one_predicted_without_support():
+    scores = score(["부정", "부정"], ["부정", "긍정"], SENTIMENT)
+    assert scores.metrics["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert [row["f1"] for row in scores.per_class] == [pytest.approx(2 / 3), 0.0, None]
+    scores = score(["부정", "긍정"], ["부정", "부정"], SENTIMENT)
+    assert scores.per_class[1] == {"label": "긍정", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
+
+
+def test_a_single_class():
+    scores = score(["네", "네"], ["네", "네"], LabelMap((("1", "네"),)))
+    assert scores.metrics == {"accuracy": 1.0, "accuracy_corrected": 1.0, "macro_f1": 1.0, "micro_f1": 1.0}
+    assert scores.confusion_matrix["rows"] == [[2, 0]]
+
+
+def test_every_output_invalid():
+    scores = score(["부정", "긍정"], ["", "???"], SENTIMENT, correction="none")
+    assert scores.metrics == dict.fromkeys(LABEL_METRICS, 0.0)
+    assert [row["precision"] for row in scores.per_class] == [0.0, 0.0, None]
+
+
+@pytest.mark.parametrize("label_map", [None, SENTIMENT])
+@pytest.mark.parametrize("references, predictions", [([], []), ([None, None], ["부정", ""])])
+def test_no_reference_gives_no_metric(label_map, references, predictions):
+    scores = score(references, predictions, label_map)
+    assert (scores.rows, scores.scored_rows) == (len(predictions), 0)
+    assert (scores.metrics, scores.per_class, scores.confusion_matrix) == ({}, [], None)
+    assert scores.prediction_counts == dict.fromkeys(predictions, 1)
+    assert scores.invalid_outputs == (1 if label_map and predictions else 0)
+
+
+def test_wrong_calls_are_refused():
+    with pytest.raises(ValueError, match="1 references, but 0 predictions"):
+        score(["a"], [])
+    with pytest.raises(ValueError, match="metric 'accuracy' is unknown or needs a label map"):
+        score([], [], names=["accuracy"])
+    with pytest.raises(ValueError, match="metric 'f1' is unknown"):
+        score([], [], SENTIMENT, names=["f1"])
+    with pytest.raises(ValueError, match="reference '1' is no label text; known: 부정, 긍정, 중립적인"):
+        score(["1"], ["긍정"], SENTIMENT)
+
+
+def test_names_choose_and_order_the_metrics():
+    scores = score(["부정"], ["부정"], SENTIMENT, names=["micro_f1", "exact_match"])
+    assert list(scores.metrics.items()) == [("micro_f1", 1.0), ("exact_match", 1.0)]
+    assert tuple(score(["a b"], ["a b"]).metrics) == TEXT_METRICS
+
+
+def test_a_hundred_thousand_rows():
+    texts = SENTIMENT.texts
+    references = [texts[row % 3] for row in range(100_000)]
+    predictions = [f"{texts[row % 3]}{row}" if row % 10 == 0 else texts[row % 3] for row in range(100_000)]
+    scores = score(references, predictions, SENTIMENT, max_distance=5)
+    assert (scores.metrics["accuracy"], scores.metrics["accuracy_corrected"]) == (0.9, 1.0)
+    assert (scores.invalid_outputs, len(scores.corrections)) == (10_000, 10_000)
+
+
+def test_exact_match_compares_texts_as_they_stand():
+    assert exact_match(["a", "a", "가", ""], ["a", "a ", unicodedata.normalize("NFD", "가"), ""]) == 0.5
+
+
+def test_bleu_of_english_uses_13a():
+    points, signature = corpus_bleu(["the cat sat on the mat"], ["the cat sat on the"])
+    assert points == pytest.approx(100 * math.exp(1 - 6 / 5))  # every n-gram matches; brevity penalty
+    assert "tok:13a" in signature
+
+
+def test_bleu_of_korean_counts_characters():
+    points, signature = corpus_bleu(["가나 다라마"], ["가나 다라"])
+    assert points == pytest.approx(100 * math.exp(1 - 5 / 4))
+    assert "tok:char" in signature
+    assert corpus_bleu(["the 고양이 sat here"], ["the 고양이 sat here"])[1] == signature.replace("char", "13a")
+
+
+def test_chrf_of_korean():
+    points, signature = corpus_chrf(["가나"], ["가"])
+    assert points == pytest.approx(100 * 5 * 1 * 0.5 / (4 * 1 + 0.5))  # unigrams: precision 1, recall 1/2, beta 2
+    assert "nc:6" in signature
+
+
+def test_rouge_keeps_hangul():
+    assert WordTokenizer().tokenize("밥을 2번, Ate!") == ["밥을", "2번", "ate"]
+    result = mean_rouge(["나는 밥을 먹었다"], ["나는 밥을 먹는다."])
+    assert result == {"rouge1": pytest.approx(2 / 3), "rouge2": pytest.approx(1 / 2), "rougeL": pytest.approx(2 / 3)}
+    result = mean_rouge(["가 나 다"], ["다 가 나"])
+    assert result == {"rouge1": 1.0, "rouge2": pytest.approx(1 / 2), "rougeL": pytest.approx(2 / 3)}
+
+
+def test_rouge_is_a_mean_of_rows_over_normalised_words():
+    references = ["밥을 먹었다", "Yes Sir", "하나 둘"]
+    predictions = [unicodedata.normalize("NFD", "밥을 먹었다"), "yes sir", ""]
+    assert mean_rouge(references, predictions) == dict.fromkeys(("rouge1", "rouge2", "rougeL"), pytest.approx(2 / 3))
+
+
+def test_free_text_scores_with_empty_predictions_and_unlabelled_rows():
+    scores = score(["수업은 열한 시", None, "만 원"], ["수업은 열한 시", "", ""])
+    assert (scores.rows, scores.scored_rows, scores.invalid_outputs) == (3, 2, 0)
+    assert scores.metrics["exact_match"] == 0.5
+    assert (scores.metrics["rouge1"], scores.metrics["rouge2"], scores.metrics["rougeL"]) == (0.5, 0.5, 0.5)
+    # BLEU: six characters, all right, against eight in the references
+    assert scores.metrics["bleu"] == pytest.approx(100 * math.exp(1 - 8 / 6))
+    assert set(scores.details) == {"bleu", "chrf", "rouge"}
+    assert score(["가"], [""]).metrics == dict.fromkeys(TEXT_METRICS, 0.0)
+
+
+def test_lines_that_end_in_periods_make_no_warning(capfd):
+    corpus_bleu(["a b c d ."] * 200, ["a b c d ."] * 200)
+    assert capfd.readouterr() == ("", "")
+
+
+@given(st.lists(st.tuples(st.sampled_from([*SENTIMENT.texts, None]), st.sampled_from([*SENTIMENT.texts, "", "긍젱"]))))
+def test_tables_agree_with_the_rows(pairs):
+    scores = score([ref for ref, _ in pairs], [pred for _, pred in pairs], SENTIMENT, max_distance=1)
+    assert sum(scores.prediction_counts.values()) == sum(scores.corrected_counts.values()) == len(pairs)
+    assert sum(item["count"] for item in scores.corrections) == scores.invalid_outputs
+    if scores.confusion_matrix is not None:
+        rows = scores.confusion_matrix["rows"]
+        assert [sum(row) for row in rows] == [row["support"] for row in scores.per_class]
+        right = sum(row[number] for number, row in enumerate(rows))
+        assert scores.metrics["accuracy_corrected"] == pytest.approx(right / scores.scored_rows)
+
+
+def test_importing_the_metrics_loads_no_heavy_library():
+    heavy = "{'torch', 'transformers', 'sklearn', 'numpy', 'sacrebleu', 'rouge_score', 'jinja2', 'datasets', 'rich'}"
+    code = f"import sys, task_utils, metrics, reporting; task_utils.task_names(); print({heavy} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

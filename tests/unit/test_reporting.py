@@ -1,0 +1,182 @@
+"""Reports as a user sees them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from metrics import score
+from reporting import format_metric, format_table, report_dict, report_text, visible
+from task_utils import LabelMap
+
+SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "아주 긍정")))
+
+LABEL_REPORT = """\
+references:  3
+predictions: 4
+1 row without a reference: left out of the metrics
+
+predicted labels, as generated: 3 unique
+  prediction      count
+  긍젱                2
+  부정                1
+  \\x1b[31m나쁨\\n      1
+
+correction: nearest label by edit distance, at most 2 edits
+invalid outputs (no label text): 3 of 4
+  output              label  count
+  긍젱                 긍정      2
+  \\x1b[31m나쁨\\n  (invalid)      1
+
+labels after correction
+  label      count
+  부정           1
+  긍정           2
+  아주 긍정      0
+  (invalid)      1
+
+per class, after correction
+  label      precision  recall      f1  support
+  ---------------------------------------------
+  부정          1.0000  1.0000  1.0000        1
+  긍정          1.0000  0.5000  0.6667        2
+  아주 긍정          -       -       -        0
+  ---------------------------------------------
+  macro         1.0000  0.7500  0.8333        3
+  micro         1.0000  0.6667  0.8000        3
+
+confusion matrix, after correction (rows: reference, columns: prediction)
+             부정  긍정  아주 긍정  (invalid)
+  부정          1     0          0          0
+  긍정          0     1          0          1
+  아주 긍정     0     0          0          0
+
+metrics (fractions)
+  accuracy             0.3333   raw, as generated
+  accuracy_corrected   0.6667
+  macro_f1             0.8333
+  micro_f1             0.8000
+"""
+
+
+def label_scores():
+    return score(["부정", "긍정", None, "긍정"], ["부정", "긍젱", "긍젱", "\x1b[31m나쁨\n"], SENTIMENT, max_distance=2)
+
+
+def test_the_whole_report_of_a_label_task():
+    assert report_text(label_scores()) == LABEL_REPORT
+
+
+def test_report_of_free_text():
+    scores = score(["수업은 열한 시", "만 원"], ["수업은 열한 시", ""])
+    details = {"bleu": "tok:char", "chrf": "nc:6", "rouge": "words"}
+    scores = replace(scores, metrics={**scores.metrics, "chrf": 52.8149}, details=details)
+    assert report_text(scores) == (
+        "references:  2\n"
+        "predictions: 2\n"
+        "\n"
+        "predicted texts: 2 unique\n"
+        "  prediction      count\n"
+        "  수업은 열한 시      1\n"
+        "  (empty)             1\n"
+        "\n"
+        "metrics (fractions, BLEU and chrF in points of 100)\n"
+        "  exact_match          0.5000\n"
+        "  chrf                  52.81   nc:6\n"
+        "  bleu                  71.65   tok:char\n"
+        "  rouge1               0.5000   words\n"
+        "  rouge2               0.5000\n"
+        "  rougeL               0.5000\n"
+    )
+
+
+def test_long_lists_are_cut_at_twenty():
+    predictions = [f"문장 {number}" for number in range(1000)]
+    assert "predicted texts: 1,000 unique\n  and 1,000 more\n" in report_text(score([None] * 1000, predictions))
+    text = report_text(score([None] * 1002, ["같은 문장", "같은 문장", *predictions]))
+    assert "  prediction  count\n  같은 문장       2\n  and 1,000 more\n" in text
+
+    text = report_text(score([None] * 1000, predictions, SENTIMENT))
+    lines = text.splitlines()
+    assert lines.count("  and 980 more") == 2  # unique predictions, corrections
+    assert len(lines) < 65
+
+
+def test_a_big_confusion_matrix_is_left_to_the_report_file():
+    labels = LabelMap(tuple((str(number), f"label {number}") for number in range(21)))
+    scores = score(["label 3"], ["label 3"], labels)
+    assert "21 labels are too many to print; see -save_report" in report_text(scores)
+    assert report_dict(scores, {})["confusion_matrix"]["rows"][3][3] == 1
+
+
+@pytest.mark.parametrize("label_map", [None, SENTIMENT])
+def test_without_references_no_number_is_made_up(label_map):
+    for references, predictions in (([], []), ([None], ["긍정"])):
+        scores = score(references, predictions, label_map)
+        text = report_text(scores)
+        assert text.endswith("\n\nmetrics: none, no row has a reference\n")
+        assert "per class" not in text
+        assert report_dict(scores, {})["metrics"] == {}
+
+
+def test_correction_none_is_said():
+    assert "\ncorrection: none\n" in report_text(score(["부정"], ["긍젱"], SENTIMENT, correction="none"))
+
+
+def test_tables_are_aligned_by_terminal_cells():
+    lines = format_table(("이름", "n"), [("가나다라", "1"), ("abc", "1,000")])
+    assert lines == ["  이름          n", "  가나다라      1", "  abc       1,000"]
+    assert {cell_len(line) for line in lines} == {17}
+
+
+@pytest.mark.parametrize(
+    "text, width, shown",
+    [
+        ("", 10, "(empty)"),
+        ("열한 시", 10, "열한 시"),
+        ("a\tb\x00\x9b\ud800", 60, r"a\tb\x00\x9b\ud800"),
+        ("가나다라마", 10, "가나다라마"),
+        ("가나다라마바", 10, "가나다라…"),
+        ("abcdefghijk", 10, "abcdefghi…"),
+        ("\x1b" * 50, 10, r"\x1b\x1b…"),
+        ("a" * 1_000_000, 10, "aaaaaaaaa…"),
+    ],
+)
+def test_visible(text, width, shown):
+    assert visible(text, width) == shown
+    assert cell_len(visible(text, width)) <= width or not text or width == 60
+
+
+def test_points_and_fractions():
+    assert [format_metric(name, 0.98765) for name in ("accuracy", "bleu", "chrf")] == ["0.9877", "0.99", "0.99"]
+
+
+def test_report_dict_is_the_json_of_save_report():
+    report = report_dict(
+        label_scores(), {"model": Path("runs/x"), "labels": SENTIMENT, "limit": float("inf"), "beams": (1, 4)}
+    )
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert list(report) == [
+        "rows", "scored_rows", "metrics", "invalid_outputs", "per_class", "confusion_matrix", "settings",
+    ]  # fmt: skip
+    assert (report["rows"], report["scored_rows"], report["invalid_outputs"]) == (4, 3, 3)
+    assert report["metrics"]["accuracy"] == 1 / 3
+    assert report["per_class"][1] == {"label": "긍정", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
+    assert report["confusion_matrix"]["rows"] == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert report["settings"] == {
+        "model": "runs/x",
+        "labels": {"entries": [["0", "부정"], ["1", "긍정"], ["2", "아주 긍정"]]},
+        "limit": None,
+        "beams": [1, 4],
+        "metric_details": {},
+    }
+
+
+def test_details_of_the_metrics_are_in_the_settings():
+    details = report_dict(score(["가나다라"], ["가나다라"]), {})["settings"]["metric_details"]
+    assert "tok:char" in details["bleu"]
+    assert "keeps Hangul" in details["rouge"]
