@@ -1,0 +1,201 @@
+"""Optimizers and learning-rate schedules.
+
+A schedule is a pure function: step (0 is the first one) -> factor of the learning rate. Warm-up over W steps takes the
+factor (step + 1) / W, so no step runs at rate 0; at and after `total_steps` the factor keeps its end value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+OPTIMIZERS = ("adam", "adafactor")
+FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
+
+
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    learning_rate: float | None,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    fused: bool = True,
+) -> Optimizer:
+    """Give the optimizer of the model's trainable parameters, in two groups: with weight decay, and without.
+
+    `adam` is AdamW (Loshchilov & Hutter 2019), fused where the device can (`fused=False` for fp16 with a gradient
+    scaler, which Lightning cannot clip when fused). `adafactor` (Shazeer & Stern 2018) takes its own relative steps
+    with warm-up when `learning_rate` is None, and then has no schedule; it has no use for `betas` and `eps`.
+    Raises ValueError for an unknown name, adam without a rate, and a model without trainable parameters.
+    """
+    decayed, undecayed = decay_groups(model)
+    if not decayed and not undecayed:
+        raise ValueError("the model has no trainable parameter")
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    if name == "adam":
+        if learning_rate is None:
+            raise ValueError("optimizer adam needs a learning rate")
+        can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in decayed + undecayed)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused and can_fuse)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        automatic = learning_rate is None
+        adafactor: Optimizer = Adafactor(
+            groups, lr=learning_rate, scale_parameter=automatic, relative_step=automatic, warmup_init=automatic
+        )
+        return adafactor
+    raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+
+
+def decay_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Give the trainable parameters with weight decay and those without: biases, norms, vectors. Tied ones once.
+
+    T5's relative position biases are biases too, though they are stored as an embedding.
+    """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
+    decayed: list[Tensor] = []
+    undecayed: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim < 2 or id(parameter) in norms or "bias" in name
+            (undecayed if free else decayed).append(parameter)
+    return decayed, undecayed
+
+
+def current_rate(optimizer: Optimizer) -> float:
+    """Give the learning rate of the latest step, for display; for adafactor's own rate the relative step size.
+
+    The latter is min(1e-6 * step, step**-0.5), which is then multiplied by the scale of each parameter.
+    """
+    group = optimizer.param_groups[0]
+    if group["lr"] is not None:
+        return float(group["lr"])
+    step = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
+    return min(1e-6 * step, step**-0.5) if step else 0.0
+
+
+def resolve_warmup(warmup_steps: float, total_steps: int) -> int:
+    """Give the warm-up in steps: a number below 1 is a fraction of `total_steps`. Raises ValueError if negative."""
+    if not warmup_steps >= 0:
+        raise ValueError(f"warmup_steps must not be negative, not {warmup_steps}")
+    return round(warmup_steps * total_steps) if warmup_steps < 1 else round(warmup_steps)
+
+
+def constant(step: int, total_steps: int, warmup: int) -> float:
+    """Give the factor of a constant rate after a linear warm-up."""
+    return _warmup(min(step, total_steps), warmup)
+
+
+def linear(step: int, total_steps: int, warmup: int) -> float:
+    """Give the factor of a linear warm-up, then (T - step) / (T - W) down to 0 at step T = `total_steps`."""
+    if step >= total_steps:
+        return 0.0
+    return _warmup(step, warmup) if step < warmup else (total_steps - step) / (total_steps - warmup)
+
+
+def inverse_sqrt(step: int, total_steps: int, warmup: int) -> float:
+    """Give the factor min(s / W, sqrt(W / s)), s = step + 1, W at least 1 (Vaswani et al. 2017, section 5.3)."""
+    peak, count = max(1, warmup), min(step, total_steps) + 1
+    return min(count / peak, math.sqrt(peak / count))
+
+
+def cosanneal(step: int, total_steps: int, warmup: int, restarts: int, gamma: float, floor: float) -> float:
+    """Give the factor of cyclic cosine annealing (SGDR, Loshchilov & Hutter 2017, equation 5).
+
+    After a linear warm-up the remaining steps are `restarts` cycles of equal length. Cycle i (from 0) falls from its
+    peak max(gamma**i, floor) to the floor: floor + (peak - floor) * (1 + cos(pi * share)) / 2, where `share` of the
+    cycle is done, 0 to 1; the next cycle starts at once from its own peak. `floor` is min_lr / learning_rate.
+    """
+    floor = min(1.0, floor)
+    if step >= total_steps:
+        return floor
+    if step < warmup:
+        return _warmup(step, warmup)
+    cycle, done = divmod((step - warmup) * restarts, total_steps - warmup)
+    peak = max(gamma**cycle, floor)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * done / (total_steps - warmup))) / 2
+
+
+def cyclic(step: int, total_steps: int, warmup: int, restarts: int, floor: float) -> float:
+    """Give the factor of the triangular policy (Smith 2017, "Cyclical Learning Rates", section 3.1).
+
+    All steps are `restarts` cycles of equal length, in whole steps. Each rises from the floor to 1 and falls back:
+    floor + (1 - floor) * (1 - |2 * share - 1|), with the share of the cycle at the middle of the step, so that no step
+    has rate 0. The warm-up bounds it from above. `floor` is min_lr / learning_rate.
+    """
+    floor = min(1.0, floor)
+    if step >= total_steps:
+        return floor
+    cycles = min(restarts, total_steps)
+    cycle = ((step + 1) * cycles - 1) // total_steps
+    first, end = (number * total_steps // cycles for number in (cycle, cycle + 1))
+    share = (step - first + 0.5) / (end - first)
+    return min(floor + (1 - floor) * (1 - abs(2 * share - 1)), _warmup(step, warmup))
+
+
+SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
+
+
+def schedule(
+    name: str,
+    total_steps: int,
+    warmup_steps: float = 0,
+    restarts: int = 4,
+    gamma: float = 0.75,
+    floor: float = 0.0,
+) -> Callable[[int], float]:
+    """Give the function step -> factor of the named schedule.
+
+    `warmup_steps` below 1 is a fraction of all steps; `floor` is min_lr / learning_rate. Raises ValueError for an
+    unknown name and numbers out of range.
+    """
+    if total_steps < 1 or restarts < 1:
+        raise ValueError(f"total_steps and restarts must be at least 1, not {total_steps} and {restarts}")
+    if not 0 < gamma <= 1 or not floor >= 0:
+        raise ValueError(f"gamma must be in (0, 1] and min_lr at least 0, not {gamma} and {floor} of the rate")
+    warmup = resolve_warmup(warmup_steps, total_steps)
+    factors: dict[str, Callable[[int], float]] = {
+        "cosanneal": lambda step: cosanneal(step, total_steps, warmup, restarts, gamma, floor),
+        "linear": lambda step: linear(step, total_steps, warmup),
+        "cyclic": lambda step: cyclic(step, total_steps, warmup, restarts, floor),
+        "constant": lambda step: constant(step, total_steps, warmup),
+        "inverse_sqrt": lambda step: inverse_sqrt(step, total_steps, warmup),
+    }
+    if name not in factors:
+        raise ValueError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+    return factors[name]
+
+
+def build_scheduler(
+    optimizer: Optimizer,
+    name: str,
+    total_steps: int,
+    warmup_steps: float,
+    restarts: int,
+    gamma: float,
+    min_lr: float,
+    learning_rate: float | None,
+) -> LambdaLR | None:
+    """Give the schedule to be stepped once after each optimizer step; None where adafactor sets its own rate.
+
+    `warmup_steps` below 1 is a fraction of `total_steps`; `min_lr` is the floor of cosanneal and cyclic.
+    """
+    floor = min_lr / learning_rate if learning_rate else 0.0
+    factor = schedule(name, total_steps, warmup_steps, restarts, gamma, floor)
+    return None if learning_rate is None else LambdaLR(optimizer, factor)
+
+
+def _warmup(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
