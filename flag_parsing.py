@@ -112,8 +112,6 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
         if spec.repeat:
             values[spec.name] = tuple(given)
             continue
-        if len(given) > 1 and len(set(given)) > 1:
-            problems.append(f"-{spec.name} was given {len(given)} times with different values: {', '.join(given)}")
         value, problem = _convert(spec, given[-1])
         if problem:
             problems.append(problem)

@@ -106,7 +106,8 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
         problems.append(
             f"-lr_scheduler {optim.lr_scheduler} has no effect on adafactor's own rate; give -learning_rate as well"
         )
-    if optim.learning_rate is not None and optim.optim_cosanneal_min_lr > optim.learning_rate:
+    cycles = optim.lr_scheduler in ("cosanneal", "cyclic")
+    if cycles and optim.learning_rate is not None and optim.optim_cosanneal_min_lr > optim.learning_rate:
         problems.append(
             f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above -learning_rate {optim.learning_rate}"
         )

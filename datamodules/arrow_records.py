@@ -1,0 +1,145 @@
+"""Parquet files, folders of `save_to_disk` and data sets of the hub to rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.columns import Wanted, locate
+from datamodules.data_paths import DataPath, arrow_files, load_hub_dataset
+from datamodules.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
+from errors import UserError
+
+ROWS_A_CHUNK = 8192
+
+
+def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
+    """Rows of a Parquet file; only the wanted columns are read."""
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
+    with file:
+        schema = file.schema_arrow
+        positions = locate(wanted, schema.names, len(schema.names), path)
+        used = sorted({schema.names[position] for position in positions.values() if position is not None})
+        batches = file.iter_batches(batch_size=ROWS_A_CHUNK, columns=used)
+        yield from _from_batches(path, batches, schema, positions, options, report, labels)
+
+
+def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
+    """Rows of a folder written by `save_to_disk`, read without the `datasets` library."""
+    files = arrow_files(path, options.flag)
+    try:
+        with pa.memory_map(files[0]) as source:
+            schema = pa.ipc.open_stream(source).schema
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{files[0]}: cannot be read as Arrow ({_first_line(error)})") from None
+    positions = locate(wanted, schema.names, len(schema.names), path)
+    yield from _from_batches(path, _stream_batches(files), schema, positions, options, report, labels)
+
+
+def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pa.memory_map(file) as source:
+            for batch in pa.ipc.open_stream(source):
+                for start in range(0, len(batch), ROWS_A_CHUNK):
+                    yield batch.slice(start, ROWS_A_CHUNK)
+
+
+def read_hub(data_path: DataPath, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Any:
+    """Rows of a data set of the hub, which `datasets` downloads or finds in its cache."""
+    dataset = load_hub_dataset(data_path, options.flag).with_format("arrow")
+    schema = dataset.features.arrow_schema
+    name = ":".join(part for part in (data_path.path, data_path.config, data_path.split) if part)
+    positions = locate(wanted, schema.names, len(schema.names), name)
+    tables = dataset.iter(batch_size=ROWS_A_CHUNK)
+    batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
+    yield from _from_batches(name, batches, schema, positions, options, report, labels)
+
+
+def _from_batches(
+    path: str,
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    positions: dict[str, int | None],
+    options: ReadOptions,
+    report: RowReport,
+    labels: bool,
+) -> Iterator[RawRows]:
+    """`labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name."""
+    report.headers[path] = f"columns: {', '.join(schema.names)}"
+    class_names = {} if labels else _class_names(schema)
+    row = 0
+    try:
+        for batch in batches:
+            problems = np.zeros(len(batch), dtype=np.uint8)
+            columns = {}
+            for variable, position in positions.items():
+                if position is None:
+                    columns[variable] = pa.nulls(len(batch), TEXT)
+                    continue
+                name = schema.names[position]
+                column = batch.column(batch.schema.get_field_index(name))
+                columns[variable] = _as_text(path, name, column, class_names.get(name), problems, options)
+            numbers = np.arange(row, row + len(batch), dtype=np.int64)
+            yield RawRows(path, columns, numbers + 1, numbers, problems)
+            row += len(batch)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: broken near row {row + 1} ({_first_line(error)})") from None
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes of every ClassLabel column, from the metadata that `datasets` writes."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def _as_text(
+    path: str, name: str, column: pa.Array, classes: list[str] | None, problems: np.ndarray, options: ReadOptions
+) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if classes is not None and pa.types.is_integer(kind):
+        return _named(column, classes)
+    if pa.types.is_floating(kind):  # as Python writes it: 1.0, not 1
+        return pa.array([None if value is None else repr(value) for value in column.to_pylist()], TEXT)
+    if pa.types.is_nested(kind):
+        raise UserError(f"{path}: column {name!r} holds {kind}, not text")
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return decoded(column.cast(pa.large_binary()), problems, options.keep_all)
+    try:
+        text = column.cast(TEXT)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        raise UserError(f"{path}: column {name!r} holds {kind}, which is no text or number") from None
+    try:  # a writer may have left invalid UTF-8 in a text column
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return decoded(text.cast(pa.large_binary()), problems, options.keep_all)
+    return text
+
+
+def _named(column: pa.Array, classes: list[str]) -> pa.Array:
+    """Class names of class numbers; -1, which stands for "no label" in `datasets`, becomes null."""
+    unlabelled = pc.or_(pc.less(column, 0), pc.greater_equal(column, len(classes)))
+    known = pc.if_else(unlabelled, pa.scalar(None, column.type), column)
+    return pa.array(classes, TEXT).take(known)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,120 @@
+"""One file per key, built once by whichever process comes first; a torn or foreign file is built anew.
+
+A key has two files: `<key>.arrow` with the data and `<key>.json` with its size, its checksum and a report. The JSON
+file is written last, so a key without it is not there. While building, `<key>.lock` is held (flock).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+_BLOCK = 4 << 20
+
+
+def open_or_build(
+    folder: Path, key: str, build: Callable[[Path], dict[str, Any]], is_whole: Callable[[Path], bool]
+) -> tuple[Path, dict[str, Any]]:
+    """Path of the data file of `key` and its report, built by `build(path) -> report` when it is not there whole.
+
+    `is_whole(path)` says whether a file with the right checksum can be opened. Of several processes one builds, the
+    others wait. When building fails, nothing stays behind: no file, and no folder that was not there before. Raises
+    `UserError` when the folder cannot be written.
+    """
+    data, sidecar = folder / f"{key}.arrow", folder / f"{key}.json"
+    report = _read_whole(data, sidecar, is_whole)
+    if report is not None:
+        return data, report
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _locked(folder, key):
+            report = _read_whole(data, sidecar, is_whole)
+            if report is None:
+                report = _build(folder, key, build)
+    except BaseException as error:
+        for path in new_folders:
+            with contextlib.suppress(OSError):  # not empty: another process uses it
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"-cache_dir {folder}: cannot be written ({error.strerror or error})") from error
+        raise
+    return data, report
+
+
+def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    for leftover in folder.glob(f"{key}.*.tmp"):  # of a killed process: we hold the lock, nobody writes it now
+        leftover.unlink()
+    temporary = folder / f"{key}.{os.getpid()}.tmp"
+    sidecar = folder / f"{key}.{os.getpid()}.json.tmp"
+    try:
+        report = build(temporary)
+        _sync(temporary)
+        content = {"size": temporary.stat().st_size, "checksum": _checksum(temporary), "report": report}
+        sidecar.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        _sync(sidecar)
+        (folder / f"{key}.json").unlink(missing_ok=True)
+        os.replace(temporary, folder / f"{key}.arrow")
+        os.replace(sidecar, folder / f"{key}.json")
+        _sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+        sidecar.unlink(missing_ok=True)
+    return report
+
+
+def _read_whole(data: Path, sidecar: Path, is_whole: Callable[[Path], bool]) -> dict[str, Any] | None:
+    """The report of a key; None when a file is missing, torn or foreign."""
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        if data.stat().st_size != content["size"] or _checksum(data) != content["checksum"]:
+            return None
+        report = content["report"]
+        return report if isinstance(report, dict) and is_whole(data) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, key: str) -> Iterator[None]:
+    """Hold the lock of a key. The lock file goes when it is given back; a waiter that held the old one tries again."""
+    path = folder / f"{key}.lock"
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # a failing process has just removed the folder
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -1,0 +1,158 @@
+"""Which columns of a file are the source, the target and the other variables of the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datamodules.rows import ReadOptions
+from errors import UserError
+from task_utils import Task
+
+# Names that mark a first line as a header when they stand at the source and the target column.
+_SOURCE_NAMES = frozenset(
+    [
+        "source",
+        "src",
+        "input",
+        "inputs",
+        "text",
+        "document",
+        "sentence",
+        "question",
+        "query",
+        "premise",
+        "article",
+        "context",
+        "content",
+        "title",
+        "sentence1",
+        "x",
+        "입력",
+        "원문",
+        "문장",
+    ]
+)
+_TARGET_NAMES = frozenset(
+    [
+        "target",
+        "tgt",
+        "trg",
+        "output",
+        "outputs",
+        "label",
+        "labels",
+        "answer",
+        "answers",
+        "summary",
+        "translation",
+        "class",
+        "category",
+        "response",
+        "sentence2",
+        "y",
+        "hypothesis",
+        "출력",
+        "번역",
+        "정답",
+        "라벨",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns asked for: names, or numbers from 1; `extra` are further names used by the templates."""
+
+    source: str | int
+    target: str | int
+    extra: tuple[str, ...]
+    may_lack: frozenset[str]  # variables that a file or a row may be without
+
+    @property
+    def names(self) -> list[str]:
+        """Names that a header must hold."""
+        pairs = [("source", self.source), ("target", self.target), *((name, name) for name in self.extra)]
+        return [name for variable, name in pairs if isinstance(name, str) and variable not in self.may_lack]
+
+
+def wanted_columns(task: Task, needed: frozenset[str], options: ReadOptions) -> Wanted:
+    """The columns of the options, else of the task; a text of digits is a number.
+
+    Raises `UserError` for the number 0 and for a source that is the target.
+    """
+    source = _column("-source_column", options.source_column) or task.source_column
+    target = _column("-target_column", options.target_column) or task.target_column
+    if source == target and options.target_required:
+        raise UserError(f"-source_column and -target_column are both {source!r}")
+    extra = tuple(sorted(needed - {"source", "target"}))
+    without_target = options.keep_all or not options.target_required
+    return Wanted(source, target, extra, frozenset(options.optional + ("target",) * without_target))
+
+
+def _column(flag: str, value: str) -> str | int:
+    if not value.isdecimal():
+        return value
+    if int(value) == 0:
+        raise UserError(f"{flag} 0: columns are counted from 1")
+    return int(value)
+
+
+def is_header(cells: Sequence[str], wanted: Wanted, header: str, path: str) -> bool:
+    """Whether a first line is a header.
+
+    For `auto`: when it holds a name that is asked for, or usual names stand at the numbered columns (of a file of one
+    column: at the source alone). Raises `UserError` when names are asked for and it holds none, or `header` is false.
+    """
+    names = wanted.names
+    if header == "true":
+        return True
+    if header == "false":
+        if names:
+            raise UserError(f"{path}: column {names[0]!r} is asked for by name, but -header is false; give its number")
+        return False
+    optional = [wanted.target] if isinstance(wanted.target, str) else []
+    if any(name in cells for name in (*names, *optional)):
+        return True
+    if names:
+        raise UserError(no_column(path, names[0], cells))
+    assert isinstance(wanted.source, int)
+    source = _cell(cells, wanted.source)
+    if len(cells) == 1:
+        return source in _SOURCE_NAMES
+    target = _cell(cells, wanted.target) if isinstance(wanted.target, int) else None
+    return source in _SOURCE_NAMES and (target in _TARGET_NAMES or target in _SOURCE_NAMES) and source != target
+
+
+def _cell(cells: Sequence[str], number: int) -> str | None:
+    return cells[number - 1].strip().lower() if number <= len(cells) else None
+
+
+def no_column(path: str, name: str | int, columns: Sequence[str]) -> str:
+    """The error line for a column that is not there."""
+    listed = ", ".join(f"{number}={column}" for number, column in enumerate(columns, 1))
+    return f"{path}: no column {name!r}; columns there are: {listed[:500] or 'none'}"
+
+
+def locate(wanted: Wanted, names: Sequence[str] | None, width: int, path: str) -> dict[str, int | None]:
+    """0-based position of `source`, `target` and every extra column; None for a target that is not there.
+
+    `names` is None for a file without a header of `width` columns. Raises `UserError` naming each column that is
+    missing, with those there are.
+    """
+    listed = list(names) if names is not None else [f"(column {number})" for number in range(1, width + 1)]
+    problems = []
+    found: dict[str, int | None] = {}
+    for variable, column in (("source", wanted.source), ("target", wanted.target), *((e, e) for e in wanted.extra)):
+        position: int | None = None
+        if isinstance(column, int):
+            later = names is None and variable in wanted.may_lack  # the first rows may be without it, later ones not
+            position = column - 1 if column <= len(listed) or later else None
+        elif names is not None and column in listed:
+            position = listed.index(column)
+        if position is None and variable not in wanted.may_lack:
+            problems.append(no_column(path, column, listed))
+        found[variable] = position
+    if problems:
+        raise UserError(*problems)
+    return found

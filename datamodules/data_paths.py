@@ -1,0 +1,204 @@
+"""What the value of a data flag names: a file, a folder of `save_to_disk`, or a data set on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+KINDS = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
+KINDS_TEXT = "known: .tsv/.txt (tab), .csv, .jsonl/.json, .parquet, a save_to_disk folder, a hub name"
+SPLITS = {
+    "-train_data": ("train",),
+    "-valid_data": ("validation", "valid", "val", "dev"),
+    "-test_data": ("test",),
+}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """One source of rows; `shard` N takes the rows 0, N, 2N, ... (1 = all); `config` and `split` are for the hub."""
+
+    path: str
+    kind: str  # tsv, csv, jsonl, json, parquet, folder or hub
+    shard: int = 1
+    config: str = ""
+    split: str = ""
+
+
+def parse_data_path(value: str) -> DataPath:
+    """What `value` names: `path`, `path:N` (every N-th row), `folder[:N]`, or `name[:config[:split]][:N]` of the hub.
+
+    A path that exists as it stands wins over any reading of its colons. Whether a file can be read is the business of
+    `check_data_paths`. Raises `UserError` on `:0`, an empty suffix, an unknown file type or a name that fits nothing.
+    """
+    if not value.strip():
+        raise UserError("empty data path; give a file, a save_to_disk folder or a hub name")
+    if os.path.exists(value):
+        return DataPath(value, _kind_of_existing(value))
+    base, colon, suffix = value.rpartition(":")
+    if colon and (os.path.exists(base) or _looks_like_file(base) or re.fullmatch(r"-?\d*", suffix)):
+        if not re.fullmatch(r"\d+", suffix) or int(suffix) == 0:
+            raise UserError(f"{value!r}: the suffix after ':' must be a whole number from 1 (N takes every N-th row)")
+        if base and not base.endswith(":"):
+            inner = parse_data_path(base)
+            return DataPath(inner.path, inner.kind, int(suffix), inner.config, inner.split)
+    if _looks_like_file(value):
+        kind = KINDS.get(Path(value).suffix.lower())
+        if kind is None:
+            raise UserError(f"{value}: no such file or folder")
+        return DataPath(value, kind)
+    name, *rest = value.split(":")
+    if _HUB_NAME.match(name) and len(rest) <= 2 and all(part.strip() for part in rest):
+        config, split = (*rest, "", "")[:2]
+        return DataPath(name, "hub", 1, config, split)
+    raise UserError(f"{value!r}: no such file or folder, and no hub name (name, name:config or name:config:split)")
+
+
+def _looks_like_file(value: str) -> bool:
+    return (
+        Path(value).suffix.lower() in KINDS
+        or value.startswith(("/", "./", "../", "~"))
+        or value.endswith("/")
+        or value.count("/") > 1
+    )
+
+
+def _kind_of_existing(path: str) -> str:
+    if os.path.isdir(path):
+        return "folder"
+    kind = KINDS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: unknown type of data file {Path(path).suffix!r}; {KINDS_TEXT}")
+    return kind
+
+
+def check_data_paths(flag: str, values: Iterable[str]) -> list[str]:
+    """Problems of the values of a data flag that show without reading the rows, one line each."""
+    problems = []
+    for value in values:
+        try:
+            data_path = parse_data_path(value)
+            if data_path.kind == "folder":
+                arrow_files(data_path.path, flag)
+            elif data_path.kind != "hub":
+                _check_file(data_path.path)
+        except UserError as error:
+            problems += [f"{flag}: {problem}" for problem in error.problems]
+    return problems
+
+
+def _check_file(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not start.removeprefix(b"\xef\xbb\xbf").strip():
+        if not start or os.path.getsize(path) <= len(start):
+            raise UserError(f"{path}: the file is empty")
+    elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: the file is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+
+
+def arrow_files(folder: str, flag: str) -> list[str]:
+    """Arrow files, in row order, of a `save_to_disk` folder; of a DatasetDict, those of the split that `flag` wants.
+
+    Raises `UserError` when the folder is none, lacks that split, or a file of it is missing.
+    """
+    splits_file = Path(folder, "dataset_dict.json")
+    if splits_file.is_file():
+        splits = list(_read_json(splits_file).get("splits", []))
+        found = [split for split in split_names(flag) if split in splits]
+        if not found:
+            raise UserError(
+                f"{folder}: has no split {' or '.join(map(repr, split_names(flag)))} for {flag}; it has "
+                f"{', '.join(splits) or 'none'}; name the folder of a split, such as "
+                f"{os.path.join(folder, splits[0] if splits else 'train')}"
+            )
+        folder = os.path.join(folder, found[0])
+    state_file = Path(folder, "state.json")
+    if not state_file.is_file():
+        raise UserError(f"{folder}: a folder, but not one written by save_to_disk (it has no state.json)")
+    state = _read_json(state_file)
+    if state.get("_indices_data_files"):
+        raise UserError(f"{folder}: written by an old version of datasets; load it and save it again")
+    files = [os.path.join(folder, item["filename"]) for item in state.get("_data_files", [])]
+    missing = [file for file in files if not os.access(file, os.R_OK)]
+    if missing or not files:
+        raise UserError(f"{folder}: data file {os.path.basename(missing[0]) if missing else 'data-*.arrow'} is missing")
+    return files
+
+
+def split_names(flag: str) -> tuple[str, ...]:
+    """Names of the splits that fit a data flag, the most usual first; never the test split for training."""
+    return SPLITS.get(flag, ("test",))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def load_hub_dataset(data_path: DataPath, flag: str) -> Any:
+    """The `datasets.Dataset` of a hub name; without a split in the name, the one that fits `flag`."""
+    import datasets
+
+    wanted = (data_path.split,) if data_path.split else split_names(flag)
+    name = ":".join(part for part in (data_path.path, data_path.config) if part)
+    try:
+        if not data_path.split:
+            existing = datasets.get_dataset_split_names(data_path.path, data_path.config or None)
+            wanted = tuple(split for split in wanted if split in existing)
+            if not wanted:
+                raise UserError(
+                    f"{flag}: the hub data set {name} has no split {' or '.join(split_names(flag))}; it has "
+                    f"{', '.join(existing)}; write {data_path.path}:{data_path.config or 'default'}:SPLIT"
+                )
+        return datasets.load_dataset(data_path.path, data_path.config or None, split=wanted[0])
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{flag}: {name!r} is no file or folder here, and cannot be loaded as a hub data set "
+            f"({type(error).__name__}: {reason})"
+        ) from None
+
+
+def content_digest(paths: Sequence[str], flag: str = "-train_data") -> str:
+    """Hex digest of the contents of all data (not of their names), in order; shards and kinds are part of it."""
+    total = hashlib.blake2b(digest_size=20)
+    for value in paths:
+        data_path = parse_data_path(value)
+        total.update(f"{data_path.kind}:{data_path.shard}".encode())
+        if data_path.kind == "hub":
+            total.update(str(load_hub_dataset(data_path, flag)._fingerprint).encode())
+            continue
+        files = arrow_files(data_path.path, flag) if data_path.kind == "folder" else [data_path.path]
+        for file in files:
+            total.update(_file_digest(file))
+    return total.hexdigest()
+
+
+def _file_digest(path: str) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.digest()

@@ -1,0 +1,195 @@
+"""Encoded rows on disk: token ids and texts of a split, in a memory-mapped Arrow file."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datamodules.byte_encoding import Tokens
+
+_COLUMNS = ("source_ids", "target_ids", "source_text", "reference", "row_id", "too_long")
+
+
+@dataclass
+class EncodeReport:
+    """What happened to the rows of a split; primitives, kept in the cache so that a cache hit says the same.
+
+    `malformed` maps a reason to [count, places]; `places` maps `truncated_sources`, `truncated_targets` and `discarded`
+    to the first places. A place is `file:line` (`file:row` for Parquet and Arrow).
+    """
+
+    rows_read: int = 0
+    rows_kept: int = 0
+    malformed: dict[str, list[Any]] = field(default_factory=dict)
+    truncated_sources: int = 0
+    truncated_targets: int = 0
+    discarded: int = 0
+    missing_targets: int = 0  # rows kept without a reference
+    escapes_seen: int = 0
+    places: dict[str, list[str]] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)  # path -> what was taken as its columns
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Primitives for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> EncodeReport:
+        """Inverse of `to_dict`."""
+        return cls(**{item.name: state[item.name] for item in fields(cls)})
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """A chunk of encoded rows, ready to be written."""
+
+    source: Tokens
+    target: Tokens
+    source_text: pa.Array
+    reference: pa.Array
+    row_ids: np.ndarray
+    too_long: np.ndarray
+
+
+def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> None:
+    """Write the chunks, one record batch each, as an Arrow file."""
+    ids = pa.large_list(pa.from_numpy_dtype(dtype))
+    kinds = (ids, ids, pa.large_string(), pa.large_string(), pa.int64(), pa.uint8())
+    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for chunk in chunks:
+            writer.write_batch(
+                pa.record_batch(
+                    [
+                        pa.LargeListArray.from_arrays(chunk.source.offsets, chunk.source.values),
+                        pa.LargeListArray.from_arrays(chunk.target.offsets, chunk.target.values),
+                        chunk.source_text,
+                        chunk.reference,
+                        pa.array(chunk.row_ids),
+                        pa.array(chunk.too_long.astype(np.uint8)),
+                    ],
+                    schema=schema,
+                )
+            )
+
+
+class _Store:
+    """The memory-mapped file behind one or more `EncodedSplit`s."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        reader = pa.ipc.open_file(pa.memory_map(path))
+        if tuple(reader.schema.names) != _COLUMNS:
+            raise pa.ArrowInvalid(f"{path}: not a file of encoded rows")
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self.starts = [0]
+        for batch in batches:
+            self.starts.append(self.starts[-1] + len(batch))
+        self.texts = [(batch.column(2), batch.column(3)) for batch in batches]
+        self.ids = tuple([_flat(batch.column(side)) for batch in batches] for side in (0, 1))
+        self.lengths = tuple(
+            _concatenated([np.diff(offsets) for _, offsets in self.ids[side]], np.int32) for side in (0, 1)
+        )
+        self.row_ids = _concatenated([batch.column(4).to_numpy() for batch in batches], np.int64)
+        self.too_long = _concatenated([batch.column(5).to_numpy() for batch in batches], np.bool_)
+
+    def row_ids_of(self, side: int, row: int) -> np.ndarray:
+        """Token ids (view) of one side of a row."""
+        batch = bisect_right(self.starts, row) - 1
+        values, offsets = self.ids[side][batch]
+        row -= self.starts[batch]
+        return values[offsets[row] : offsets[row + 1]]
+
+    def text_of(self, side: int, row: int) -> str | None:
+        """Source text (0) or reference (1) of a row."""
+        batch = bisect_right(self.starts, row) - 1
+        text: str | None = self.texts[batch][side][row - self.starts[batch]].as_py()
+        return text
+
+
+def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    return column.values.to_numpy(), column.offsets.to_numpy()
+
+
+def _concatenated(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)
+
+
+def can_open(path: Path) -> bool:
+    """Whether the file holds encoded rows."""
+    try:
+        _Store(str(path))
+    except (pa.ArrowInvalid, OSError, pa.ArrowTypeError):
+        return False
+    return True
+
+
+class EncodedSplit:
+    """Encoded rows of a split, memory-mapped; cheap to open, to make views of and to send to other processes.
+
+    Per row: `source_lengths` and `target_lengths` (tokens with the special ones, int32), `row_ids` (file order over all
+    inputs, int64; gaps where training skipped a malformed row), `too_long` (over a limit although truncation is off:
+    its ids are stored cut, training drops it, prediction keeps it).
+    """
+
+    def __init__(self, store: _Store, report: EncodeReport, fingerprint: str, rows: np.ndarray | None = None) -> None:
+        self._store = store
+        self._rows = rows
+        self.report = report
+        self.fingerprint = fingerprint
+        selected = slice(None) if rows is None else rows
+        self.source_lengths: np.ndarray = store.lengths[0][selected]
+        self.target_lengths: np.ndarray = store.lengths[1][selected]
+        self.row_ids: np.ndarray = store.row_ids[selected]
+        self.too_long: np.ndarray = store.too_long[selected]
+
+    @classmethod
+    def open(cls, path: str | Path, report: EncodeReport, fingerprint: str) -> EncodedSplit:
+        """The split in a file written by `write_rows`."""
+        return cls(_Store(str(path)), report, fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def subset(self, indices: np.ndarray) -> EncodedSplit:
+        """A view of the rows at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = indices if self._rows is None else self._rows[indices]
+        digest = hashlib.blake2b(self.fingerprint.encode() + indices.tobytes(), digest_size=20)
+        return EncodedSplit(self._store, self.report, digest.hexdigest(), rows)
+
+    def source_ids(self, index: int) -> np.ndarray:
+        """Token ids (read-only view, uint16 or int32) of the source of a row."""
+        return self._store.row_ids_of(0, self._at(index))
+
+    def target_ids(self, index: int) -> np.ndarray:
+        """Token ids (read-only view, uint16 or int32) of the target of a row; empty without a target."""
+        return self._store.row_ids_of(1, self._at(index))
+
+    def source_text(self, index: int) -> str:
+        """Text of the source after its template, never cut."""
+        return self._store.text_of(0, self._at(index)) or ""
+
+    def reference(self, index: int) -> str | None:
+        """Text of the target after its template, never cut; None when the row has no target."""
+        return self._store.text_of(1, self._at(index))
+
+    def _at(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a split of {len(self)} rows")
+        return int(index) if self._rows is None else int(self._rows[index])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._store.path, self.report, self.fingerprint, self._rows)
+
+
+def _reopened(path: str, report: EncodeReport, fingerprint: str, rows: np.ndarray | None) -> EncodedSplit:
+    return EncodedSplit(_Store(path), report, fingerprint, rows)

@@ -1,0 +1,72 @@
+"""Data files to rows: TSV, CSV, JSON, Parquet, folders of `save_to_disk` and hub names, as Arrow columns of text.
+
+Start at `read_rows`. What is wrong with a row is counted with its place as file:line; what is wrong with a file or a
+column is a `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from datamodules.arrow_records import read_folder, read_hub, read_parquet
+from datamodules.columns import wanted_columns
+from datamodules.data_paths import DataPath, check_data_paths, content_digest, parse_data_path
+from datamodules.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
+from datamodules.text_records import read_csv, read_json
+from datamodules.tsv import read_tsv
+from errors import UserError
+from task_utils import Task
+
+__all__ = [
+    "DataPath",
+    "ReadOptions",
+    "RowChunk",
+    "RowReport",
+    "check_data_paths",
+    "content_digest",
+    "parse_data_path",
+    "read_rows",
+]
+
+
+def read_rows(
+    paths: Sequence[str], task: Task, needed: frozenset[str], options: ReadOptions, report: RowReport
+) -> Iterator[RowChunk]:
+    """Rows of all `paths` in order, in chunks of some megabytes; `report` is filled on the way.
+
+    `needed` are the names of further columns that the templates use. Training (`keep_all` false) skips and counts
+    malformed rows; prediction gets every row of the input. Raises `UserError` for a file that cannot be read, a column
+    that is not there, and with `strict` for the first malformed row.
+    """
+    next_id = 0
+    for value in paths:
+        data_path = parse_data_path(value)
+        for raw in _raw_rows(data_path, task, needed, options, report):
+            selected = take_shard(raw, data_path.shard)
+            if len(selected.lines):
+                yield finish_rows(selected, options, report, next_id)
+                next_id += len(selected.lines)
+
+
+def _raw_rows(
+    data_path: DataPath, task: Task, needed: frozenset[str], options: ReadOptions, report: RowReport
+) -> Iterator[RawRows]:
+    wanted = wanted_columns(task, needed, options)
+    labels = task.label_map is not None
+    path = data_path.path
+    try:
+        match data_path.kind:
+            case "tsv":
+                yield from read_tsv(path, wanted, options, report)
+            case "csv":
+                yield from read_csv(path, wanted, options, report)
+            case "jsonl" | "json":
+                yield from read_json(path, wanted, options, report)
+            case "parquet":
+                yield from read_parquet(path, wanted, options, report, labels)
+            case "folder":
+                yield from read_folder(path, wanted, options, report, labels)
+            case _:
+                yield from read_hub(data_path, wanted, options, report, labels)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,67 @@
+"""Templates applied to whole chunks of rows, and data values turned into label texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.rows import TEXT, RowChunk
+from errors import UserError
+from task_utils import LabelMap, Template
+
+
+def render(template: Template, columns: dict[str, pa.Array], count: int) -> tuple[pa.Array, dict[int, str]]:
+    """The text of every row as a `large_string` array, and the reason for each row that cannot be rendered ("" there).
+
+    Plain templates are joined by Arrow. A row whose variable is null gives null.
+    """
+    if template.parts is not None:
+        parts: list[Any] = [
+            pa.scalar(part, TEXT) if isinstance(part, str) else columns[part.name] for part in template.parts
+        ]
+        if len(parts) == 1 and isinstance(parts[0], pa.Array):
+            return parts[0], {}
+        if not any(isinstance(part, pa.Array) for part in parts):
+            return pa.array(["".join(part.as_py() for part in parts)] * count, TEXT), {}
+        return pc.binary_join_element_wise(*parts, pa.scalar("", TEXT)), {}
+    names = sorted(template.variables & set(columns))
+    values = [columns[name].to_pylist() for name in names]
+    texts: list[str | None] = []
+    failures = {}
+    for index in range(count):
+        row = {name: column[index] for name, column in zip(names, values, strict=True)}
+        if any(value is None for value in row.values()):
+            texts.append(None)
+            continue
+        try:
+            text = template.render(row)
+            text.encode()
+        except ValueError as error:  # a template can also make a lone surrogate: UnicodeEncodeError is a ValueError
+            failures[index] = f"template {template.name}: {error}"
+            text = ""
+        texts.append(text)
+    return pa.array(texts, TEXT), failures
+
+
+def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> np.ndarray:
+    """Position in `label_map.texts` of every row's target; -1 for a row without one.
+
+    Raises `UserError` with file:line for a value that is neither an id nor a text of the label map.
+    """
+    encoded = pc.dictionary_encode(chunk.columns["target"])
+    positions = {text: position for position, text in enumerate(label_map.texts)}
+    texts = [label_map.lookup(value) for value in encoded.dictionary.to_pylist()]
+    codes = np.array([-2 if text is None else positions[text] for text in texts] + [-1], dtype=np.int64)
+    rows: np.ndarray = codes[pc.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)]
+    unknown = np.flatnonzero(rows == -2)
+    if len(unknown):
+        first = int(unknown[0])
+        value = chunk.columns["target"][first].as_py()
+        raise UserError(
+            f"{chunk.place(first)}: value {value!r} of column {column!r} is not in the label map; "
+            f"known: {', '.join(f'{label_id}={text}' for label_id, text in label_map.entries)}"
+        )
+    return rows

@@ -1,0 +1,154 @@
+"""Which rows train, validate and test: from the data flags to encoded splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.encoding import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
+from datamodules.readers import ReadOptions
+from errors import UserError
+from flags import DataFlags, LengthFlags
+from task_utils import Task
+
+SPLIT_SEED = 20260101  # of the proportions; not -seed, so that runs with other seeds keep the same validation rows
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Encoded rows by use; a split that was not asked for is None."""
+
+    train: EncodedSplit
+    valid: EncodedSplit | None
+    test: EncodedSplit | None
+    lines: tuple[str, ...]  # what to tell the user: counts, and what was skipped, cut or discarded
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the rows of one data flag; the flags, the task and the tokenizer are the same for all of them.
+
+    `position_limit` is the model's own (tokens; 0 = none).
+    """
+
+    data: DataFlags
+    lengths: LengthFlags
+    task: Task
+    tokenizer: Any
+    position_limit: int
+    cache_dir: Path
+
+    def encode(self, flag: str, paths: Sequence[str], keep_all: bool) -> EncodedSplit:
+        """The rows of `paths`; with `keep_all` (prediction) every row of the input, with or without a target."""
+        task = self.task
+        read = ReadOptions(
+            source_column=self.data.source_column,
+            target_column=self.data.target_column,
+            header=self.data.header,
+            tsv_escapes=self.data.tsv_escapes,
+            strict=self.data.strict_data,
+            keep_all=keep_all,
+            target_required=not keep_all,
+            flag=flag,
+        )
+        encode = EncodeOptions(
+            input_template=task.input_template,
+            target_template=task.target_template,
+            label_map=task.label_map,
+            max_source_length=_tighter(self.lengths.max_seq_length or task.max_seq_length, self.position_limit),
+            max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, self.position_limit),
+            truncate=self.lengths.do_truncate,
+        )
+        return encode_rows(flag, paths, task, read, encode, self.tokenizer, self.cache_dir)
+
+
+def _tighter(wanted: int, limit: int) -> int:
+    """The smaller of two limits where 0 means none."""
+    return min(wanted, limit) if wanted and limit else wanted or limit
+
+
+def training_splits(encoder: Encoder) -> Splits:
+    """Train, validation and test rows of a `train.py` run.
+
+    Raises:
+        UserError: no training row is left; and all that reading and encoding raise.
+    """
+    data, task = encoder.data, encoder.task
+    train_paths = data.train_data or (task.hub_dataset,)
+    whole = encoder.encode("-train_data", train_paths, keep_all=False)
+    lines = report_lines("-train_data", whole.report)
+    valid_share = data.valid_data_proportions
+    if not data.valid_data and not valid_share:
+        valid_share = task.valid_proportion
+    train_rows, valid_rows, test_rows = split_rows(len(whole), valid_share, data.test_data_proportions)
+    train = _fitting(whole, train_rows)
+    if not len(train):
+        raise UserError("-train_data: no training row is left after the validation and test rows were set apart")
+    valid = _fitting(whole, valid_rows) if valid_share else None
+    if data.valid_data:
+        other = encoder.encode("-valid_data", data.valid_data, keep_all=False)
+        lines += report_lines("-valid_data", other.report)
+        valid = _fitting(other, np.arange(len(other)))
+    if valid is not None and not len(valid):
+        raise UserError("the validation split has no row; give -valid_data or a larger -valid_data_proportions")
+    test = whole.subset(test_rows) if data.test_data_proportions else None
+    if data.test_data:
+        test = encoder.encode("-test_data", data.test_data, keep_all=True)
+        lines += report_lines("-test_data", test.report)
+    counts = [f"{len(train):,} training rows"]
+    counts += [f"{len(split):,} {name} rows" for name, split in (("validation", valid), ("test", test)) if split]
+    return Splits(train, valid, test, (*lines, ", ".join(counts)))
+
+
+def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:
+    """The rows that `inference.py` predicts: -test_data, else the test share of -train_data, else -valid_data."""
+    data = encoder.data
+    if not data.test_data and data.test_data_proportions:
+        whole = encoder.encode("-train_data", data.train_data, keep_all=False)
+        _, _, rows = split_rows(len(whole), data.valid_data_proportions, data.test_data_proportions)
+        return whole.subset(rows), (
+            *report_lines("-train_data", whole.report),
+            f"{len(rows):,} of them are the test rows",
+        )
+    flag, paths = ("-test_data", data.test_data) if data.test_data else ("-valid_data", data.valid_data)
+    split = encoder.encode(flag, paths, keep_all=True)
+    return split, tuple(report_lines(flag, split.report))
+
+
+def split_rows(rows: int, valid_share: float, test_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Disjoint row numbers (train, valid, test), each in file order; a share above 0 gets at least one row."""
+    order = np.argsort(np.random.PCG64(SPLIT_SEED).random_raw(rows), kind="stable")
+    sizes = [max(1, round(rows * share)) if share else 0 for share in (valid_share, test_share)]
+    valid, test, train = np.split(order, np.cumsum(sizes))
+    return np.sort(train), np.sort(valid), np.sort(test)
+
+
+def _fitting(split: EncodedSplit, rows: np.ndarray) -> EncodedSplit:
+    """Those of `rows` that are within the length limits (all of them when longer rows are cut)."""
+    return split.subset(rows[~split.too_long[rows]])
+
+
+def report_lines(flag: str, report: EncodeReport) -> list[str]:
+    """What happened to the rows of one data flag, a line each, with the first places of what was changed or skipped."""
+    lines = [f"{flag}: {report.rows_read:,} rows read, {report.rows_kept:,} kept"]
+    lines += [f"{flag}: {path}: {decision}" for path, decision in report.headers.items()]
+    for reason, (count, places) in sorted(report.malformed.items()):
+        lines.append(f"{flag}: {count:,} malformed rows ({reason}), first at {', '.join(places)}")
+    cut = (
+        ("truncated_sources", report.truncated_sources, "sources truncated"),
+        ("truncated_targets", report.truncated_targets, "targets truncated"),
+        ("discarded", report.discarded, "rows over a length limit discarded (kept for testing)"),
+    )
+    for key, count, words in cut:
+        if count:
+            lines.append(f"{flag}: {count:,} {words}, first at {', '.join(report.places.get(key, []))}")
+    if report.missing_targets:
+        lines.append(f"{flag}: {report.missing_targets:,} rows without a reference")
+    if report.escapes_seen:
+        escapes = r"\n \t \r \\"
+        lines.append(f"{flag}: {report.escapes_seen:,} escapes ({escapes}) were read; -tsv_escapes false keeps them")
+    return [*lines, *(f"{flag}: {note}" for note in report.notes)]

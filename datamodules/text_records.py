@@ -1,0 +1,250 @@
+"""CSV (RFC 4180) and JSON (an object a line, or one array of objects) to rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from datamodules.columns import Wanted, is_header, locate
+from datamodules.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
+from errors import UserError
+
+ROWS_A_CHUNK = 8192
+CHUNK_CHARACTERS = 4 << 20
+_SCOUT_ROWS = 1000
+_BOM = b"\xef\xbb\xbf"
+
+# One row: its line, its values by variable (None = missing) and the reason why it is malformed ("" = it is not).
+Record = tuple[int, Mapping[str, str | None], str]
+
+
+def collect(path: str, records: Iterable[Record], variables: list[str], options: ReadOptions) -> Iterator[RawRows]:
+    """Records gathered into chunks; a text with a lone surrogate makes its row malformed."""
+    row = 0
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += sum(len(value) for value in record[1].values() if value)
+        if len(batch) >= ROWS_A_CHUNK or size >= CHUNK_CHARACTERS:
+            yield _raw_rows(path, batch, variables, row, options)
+            row += len(batch)
+            batch, size = [], 0
+    if batch:
+        yield _raw_rows(path, batch, variables, row, options)
+
+
+def _raw_rows(path: str, batch: list[Record], variables: list[str], row: int, options: ReadOptions) -> RawRows:
+    problems = np.fromiter((CODES[reason] for _, _, reason in batch), dtype=np.uint8, count=len(batch))
+    columns = {}
+    for variable in variables:
+        texts = [values.get(variable) for _, values, _ in batch]
+        try:
+            columns[variable] = text_array(texts)
+        except UnicodeEncodeError:
+            columns[variable] = text_array(_without_surrogates(texts, problems, options.keep_all))
+    lines = np.fromiter((line for line, _, _ in batch), dtype=np.int64, count=len(batch))
+    return RawRows(path, columns, lines, np.arange(row, row + len(batch)), problems)
+
+
+def _without_surrogates(texts: list[str | None], problems: np.ndarray, replace: bool) -> list[str | None]:
+    """Texts that can be written as UTF-8. A surrogate is a byte that `surrogateescape` kept, or one of JSON's own."""
+    clean: list[str | None] = []
+    for index, text in enumerate(texts):
+        try:
+            if text is not None:
+                text.encode("utf-8")
+            clean.append(text)
+        except UnicodeEncodeError:
+            assert text is not None
+            raw_bytes = any("\udc80" <= character <= "\udcff" for character in text)
+            if problems[index] == 0:
+                problems[index] = CODES["invalid UTF-8" if raw_bytes else "lone surrogate"]
+            clean.append(replaced(text) if replace else "")
+    return clean
+
+
+def replaced(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate and every byte sequence that was no UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+
+
+def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
+    """Rows of a comma-separated file; quoted cells may hold commas, doubled quotes and line ends."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = _csv_rows(path, file)
+        first = next(rows, None)
+        if first is None:
+            return
+        header = is_header(first[1], wanted, options.header, path)
+        names = [cell.strip() for cell in first[1]]
+        report.headers[path] = f"header: {', '.join(names)}" if header else "no header"
+        positions = locate(wanted, names if header else None, len(names), path)
+        records = (_csv_record(row, positions, wanted) for row in (rows if header else _chain(first, rows)))
+        yield from collect(path, records, list(positions), options)
+
+
+CsvRow = tuple[int, list[str], str]
+
+
+def _chain(first: CsvRow, rest: Iterator[CsvRow]) -> Iterator[CsvRow]:
+    yield first
+    yield from rest
+
+
+def _csv_rows(path: str, file: Iterable[str]) -> Iterator[CsvRow]:
+    """Line, cells and problem of every record. Raises `UserError` when a quote is never closed."""
+    csv.field_size_limit(1 << 31)
+    reader = csv.reader(file, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise UserError(
+                    f"{path}:{line}: a quoted cell that starts in this row is never closed; double the quotes inside "
+                    "of cells, or name the file .tsv when it is tab-separated without quoting"
+                ) from None
+            yield line, [], "broken CSV"
+            continue
+        yield line, cells, "" if cells else "empty line"
+
+
+def _csv_record(row: CsvRow, positions: dict[str, int | None], wanted: Wanted) -> Record:
+    line, cells, problem = row
+    values = {
+        variable: cells[position] if position is not None and position < len(cells) else None
+        for variable, position in positions.items()
+    }
+    if not problem and any(value is None for variable, value in values.items() if variable not in wanted.may_lack):
+        problem = "too few columns"
+    return line, values, problem
+
+
+def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
+    """Rows of a file with a JSON object on each line; a .json file may be one array of objects instead."""
+    values = _json_lines(path, options)
+    if path.lower().endswith(".json") and _starts_with_bracket(path):
+        values = _json_array(path)
+    keys, scouted = _json_keys(path, values, wanted)
+    report.headers[path] = "keys: " + ", ".join(f"{variable}={key}" for variable, key in keys.items() if key)
+    records = (_json_record(item, keys, wanted) for item in _chain_items(scouted, values))
+    yield from collect(path, records, list(keys), options)
+
+
+JsonItem = tuple[int, Any, str]  # line, value, problem
+
+
+def _chain_items(first: list[JsonItem], rest: Iterator[JsonItem]) -> Iterator[JsonItem]:
+    yield from first
+    first.clear()
+    yield from rest
+
+
+def _starts_with_bracket(path: str) -> bool:
+    with open(path, "rb") as file:
+        while block := file.read(4096):
+            if text := block.removeprefix(_BOM).strip():
+                return text[:1] == b"["
+    return False
+
+
+# Numbers keep the digits of the file: 1.0 stays "1.0", and no large number loses any.
+_DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
+
+
+def _json_lines(path: str, options: ReadOptions) -> Iterator[JsonItem]:
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            raw = raw.removeprefix(_BOM) if number == 1 else raw
+            problem = ""
+            try:
+                text = raw.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                problem = "invalid UTF-8"
+                text = raw.decode("utf-8", "replace").strip() if options.keep_all else ""
+            if not text:
+                yield number, None, problem or "empty line"
+                continue
+            try:
+                yield number, _DECODER.decode(text), problem
+            except (ValueError, RecursionError):
+                yield number, None, problem or "broken JSON"
+
+
+def _json_array(path: str) -> Iterator[JsonItem]:
+    """Elements of the array, with the line where each starts. Raises `UserError` at broken JSON: no way to go on."""
+    with open(path, "rb") as file:
+        raw = file.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: invalid UTF-8 in a file that is one JSON array") from None
+    position, line, counted = text.index("[") + 1, 1, 0
+    expected = "value or ]"
+    while True:
+        while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+            position += 1
+        line, counted = line + text.count("\n", counted, position), position
+        character = text[position : position + 1]
+        if character == "]" and expected != "value":
+            if text[position + 1 :].strip():
+                raise UserError(f"{path}:{line}: text after the end of the JSON array")
+            return
+        if expected == ", or ]":
+            if character != ",":
+                raise UserError(f"{path}:{line}: broken JSON: ',' or ']' expected")
+            position, expected = position + 1, "value"
+            continue
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise UserError(f"{path}:{line}: broken JSON in the array that starts here or later: {reason}") from None
+        yield line, value, ""
+        expected = ", or ]"
+
+
+def _json_keys(path: str, values: Iterator[JsonItem], wanted: Wanted) -> tuple[dict[str, str | None], list[JsonItem]]:
+    """Key of every variable, from the first rows; and these rows. A column number counts the keys of the first object.
+
+    Raises `UserError` when no object among these rows has a key.
+    """
+    scouted: list[JsonItem] = []
+    names: list[str] = []
+    named = {name for name in (*wanted.names, wanted.target) if isinstance(name, str)}
+    for item in values:
+        scouted.append(item)
+        if isinstance(item[1], dict):
+            names += [key for key in item[1] if key not in names]
+        if len(scouted) >= _SCOUT_ROWS or (names and named <= set(names)):
+            break
+    if not names:
+        return dict.fromkeys(("source", "target", *wanted.extra)), scouted
+    positions = locate(wanted, names, len(names), path)
+    return {variable: None if at is None else names[at] for variable, at in positions.items()}, scouted
+
+
+def _json_record(item: JsonItem, keys: dict[str, str | None], wanted: Wanted) -> Record:
+    line, value, problem = item
+    if not isinstance(value, dict):
+        return line, {}, problem or "not a JSON object"
+    if not problem and any(
+        key is not None and key not in value for variable, key in keys.items() if variable not in wanted.may_lack
+    ):
+        problem = "missing column"
+    texts, wrong = stringified([None if key is None else value.get(key) for key in keys.values()])
+    if wrong and not problem:
+        problem = "value is not text"
+    return line, dict(zip(keys, texts, strict=True)), problem

@@ -1,0 +1,172 @@
+"""Tokens of texts by any tokenizer: direct bytes for ByT5, the Rust core for fast ones, the stock call for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from datamodules.byte_encoding import ByteEncoder, Tokens, is_byte_tokenizer, stock_tokens
+from datamodules.word_encoding import WordEncoder, splits_at_spaces
+from errors import UserError
+
+_PROBES = ("a", "1", "가", "the", ".", "b b")
+
+
+class Encoder(Protocol):
+    """What turns texts into tokens. `special_tokens` is the most that a limit must leave room for; `notes` are for the
+    user, about everything that differs from what the tokenizer does by itself."""
+
+    dtype: type
+    special_tokens: int
+    notes: tuple[str, ...]
+
+    def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
+        """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
+
+
+def make_encoder(tokenizer: Any) -> Encoder:
+    """The fastest encoder that gives the ids of `tokenizer`."""
+    if is_byte_tokenizer(tokenizer):
+        return ByteEncoder(tokenizer)
+    frames = _frames(tokenizer) if tokenizer.is_fast else None
+    return RustEncoder(tokenizer, *frames) if frames else StockEncoder(tokenizer)
+
+
+Frame = tuple[tuple[int, ...], tuple[int, ...]]  # special tokens before and after the text
+
+
+def _frames(tokenizer: Any) -> tuple[Frame, Frame] | None:
+    """Special tokens around a source and around a target; None when they are no plain prefix and suffix."""
+    frames = []
+    for name in ("text", "text_target"):
+        found = set()
+        for probe in _PROBES:
+            full = tokenizer(**{name: probe})["input_ids"]
+            bare = tokenizer(**{name: probe}, add_special_tokens=False)["input_ids"]
+            starts = [at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare]
+            if bare and len(starts) == 1:
+                found.add((tuple(full[: starts[0]]), tuple(full[starts[0] + len(bare) :])))
+        if len(found) != 1:
+            return None
+        frames.append(found.pop())
+    return frames[0], frames[1]
+
+
+class RustEncoder:
+    """Encodes with the Rust core of a fast tokenizer, without the detour over `BatchEncoding`."""
+
+    def __init__(self, tokenizer: Any, source_frame: Frame, target_frame: Frame) -> None:
+        self._rust = tokenizer.backend_tokenizer
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._cut_left = getattr(tokenizer, "truncation_side", "right") == "left"
+        eos = tokenizer.eos_token_id
+        lacking = eos is not None and eos not in source_frame[1]
+        self._frames = [
+            (prefix, suffix if eos is None or eos in suffix else (*suffix, eos))
+            for prefix, suffix in (source_frame, target_frame)
+        ]
+        self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+        self._words = WordEncoder(self._rust, self._bare, self.dtype) if splits_at_spaces(self._rust) else None
+        self.special_tokens = max(len(prefix) + len(suffix) for prefix, suffix in self._frames)
+        self.notes: tuple[str, ...] = (_eos_note(tokenizer),) if lacking else ()
+
+    def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
+        """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
+        bare = self._words.encode(texts) if self._words else self._bare(texts.to_pylist())
+        starts, lengths = bare.offsets[:-1], bare.full_lengths
+        return framed(bare.values, starts, lengths, self._frames[as_target], limit, self._cut_left)
+
+    def _bare(self, texts: list[str]) -> Tokens:
+        """Tokens without special ones, by the tokenizer itself."""
+        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+        ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)  # no list outlives its turn
+        values: np.ndarray = np.fromiter(ids, dtype=self.dtype, count=int(lengths.sum()))
+        return Tokens(values, np.concatenate(([0], np.cumsum(lengths))), lengths)
+
+
+def framed(
+    values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, frame: Frame, limit: int, cut_left: bool
+) -> Tokens:
+    """Rows `values[start:start + length]`, cut so that with the special tokens of `frame` they fit `limit`."""
+    prefix, suffix = frame
+    special = len(prefix) + len(suffix)
+    kept = np.minimum(lengths, max(limit - special, 0)) if limit else lengths
+    if cut_left:
+        starts = starts + lengths - kept
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(kept + special, out=offsets[1:])
+    framed_values = np.empty(int(offsets[-1]), dtype=values.dtype)
+    for position, token in enumerate(prefix):
+        framed_values[offsets[:-1] + position] = token
+    for position, token in enumerate(reversed(suffix), 1):
+        framed_values[offsets[1:] - position] = token
+    kept_starts = np.cumsum(kept) - kept
+    within = np.arange(int(kept.sum()))
+    into = within + np.repeat(offsets[:-1] + len(prefix) - kept_starts, kept)
+    framed_values[into] = values[within + np.repeat(starts - kept_starts, kept)]
+    return Tokens(framed_values, offsets, lengths + special)
+
+
+class StockEncoder:
+    """Encodes by calling the tokenizer, row by row; for tokenizers written in Python."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._eos = tokenizer.eos_token_id
+        self._add_eos = self._eos is not None and self._eos not in tokenizer("a")["input_ids"]
+        self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+        self.special_tokens = tokenizer.num_special_tokens_to_add() + self._add_eos
+        self.notes: tuple[str, ...] = (_eos_note(tokenizer),) if self._add_eos else ()
+
+    def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
+        """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
+        room = limit - self._add_eos if limit else 0
+        tokens = stock_tokens(self._tokenizer, texts.to_pylist(), room, as_target, self.dtype)
+        if not self._add_eos:
+            return tokens
+        lengths = np.diff(tokens.offsets)
+        ended = framed(tokens.values, tokens.offsets[:-1], lengths, ((), (self._eos,)), 0, False)
+        return Tokens(ended.values, ended.offsets, tokens.full_lengths + 1)
+
+
+def _eos_note(tokenizer: Any) -> str:
+    return f"the tokenizer adds no end token by itself; {tokenizer.eos_token} is appended to every source and target"
+
+
+def check_limit(encoder: Encoder, flag: str, limit: int) -> None:
+    """Raise `UserError` when a limit (tokens) leaves no room beside the special tokens."""
+    if 0 < limit <= encoder.special_tokens:
+        raise UserError(
+            f"{flag} {limit}: leaves no room for text beside the {encoder.special_tokens} special token(s) of the "
+            f"tokenizer; give at least {encoder.special_tokens + 1}, or 0 for no limit"
+        )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex digest of everything in a tokenizer that decides the ids it gives."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings: list[Any] = [type(tokenizer).__name__, tokenizer.eos_token_id, getattr(tokenizer, "truncation_side", "")]
+    if tokenizer.is_fast:
+        rust = tokenizer.backend_tokenizer
+        rust.no_truncation()
+        rust.no_padding()
+        digest.update(rust.to_str().encode())
+        settings += [tokenizer(text="a")["input_ids"], tokenizer(text_target="a")["input_ids"]]
+        rust.no_truncation()
+        rust.no_padding()
+    else:
+        added = {str(index): repr(token) for index, token in tokenizer.added_tokens_decoder.items()}
+        settings += [tokenizer.get_vocab(), added, getattr(tokenizer, "offset", 0)]
+        settings += [tokenizer(text="a b1가")["input_ids"], tokenizer(text_target="a b1가")["input_ids"]]
+        model = getattr(tokenizer, "sp_model", None)
+        if model is not None:
+            digest.update(model.serialized_model_proto())
+    digest.update(json.dumps(settings, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()

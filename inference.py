@@ -1,0 +1,141 @@
+"""Predict with a trained encoder-decoder: flags -> load -> predict -> score -> write.
+
+One prediction for each input row, in input order, on one or several GPUs or CPU processes. `-h` lists the flags.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from errors import raise_if_any, run_command
+from flag_parsing import help_text, parse_flags, to_dict, wants_help
+from flags import InferenceConfig
+from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
+from validation import check_inference, override_task
+
+USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
+
+
+def main(argv: list[str]) -> int:
+    if wants_help(argv):
+        print(help_text(InferenceConfig, USAGE))
+        return 0
+    config, given, problems = parse_flags(InferenceConfig, argv)
+    check_inference(config, given, problems)
+    raise_if_any(problems)
+    try:
+        return run(config, given)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def run(config: InferenceConfig, given: frozenset[str]) -> int:
+    from models.environment import quiet_libraries
+
+    quiet_libraries()
+    from datamodules.splits import Encoder, prediction_split
+    from models.generation import DecodingOptions
+    from models.inference_model import InferenceModel
+    from models.loading import source_limit
+    from models.prediction import predict
+    from models.strategies import resolve_devices, use_threads
+
+    data, decode = config.data, config.decode
+    model = InferenceModel(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
+    model.check()
+    state = model.saved_state()
+    task = resolve_prediction_task(config, state)
+    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    lengths = trained_lengths(config, given, state)
+    model_config, tokenizer = model.config_and_tokenizer()
+    devices = resolve_devices(
+        config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
+    )
+    use_threads(devices)
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = Path(data.cache_dir or temporary)
+        encoder = Encoder(data, lengths, task, tokenizer, source_limit(model_config), cache)
+        split, lines = prediction_split(encoder)
+        for line in lines:
+            print(line)
+        print(f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
+        options = DecodingOptions(
+            decode.beam_size, decode.length_penalty, decode.max_predict_length, decode.no_repeat_ngram_size
+        )
+        began = time.monotonic()
+        texts = predict(model, split, decode.batch_size, options, devices)
+        seconds = time.monotonic() - began
+        references = [split.reference(row) for row in range(len(split))]
+    print(f"{len(texts):,} rows predicted in {seconds:.1f} s, {len(texts) / max(seconds, 1e-9):,.1f} rows/s")
+    finish(config, task, labels, references, texts)
+    return 0
+
+
+def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
+    """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts."""
+    if config.model.task:
+        task = get_task(config.model.task)
+    elif state.get("task"):
+        task = Task.from_dict(state["task"])
+    else:
+        task = get_task("seq2seq")
+    return override_task(task, config.data)
+
+
+def trained_lengths(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> Any:
+    """The length flags, with those of the training in place of the ones that were not given."""
+    saved = state.get("flags", {})
+    changes = {name: saved[name] for name in ("max_seq_length",) if name not in given and name in saved}
+    return replace(config.length, **changes)
+
+
+def finish(
+    config: InferenceConfig,
+    task: Task,
+    labels: LabelMap | None,
+    references: Sequence[str | None],
+    texts: Sequence[str],
+) -> None:
+    """Score, print, and write the files that were asked for."""
+    from metrics import score
+    from models.durable import write_json
+    from reporting import report_dict, report_text
+
+    output = config.output
+    max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
+    scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
+    print(report_text(scores), end="")
+    if output.save_output:
+        answers = list(texts)
+        if labels and output.label_correction == "nearest":
+            corrected = labels.correct(texts, max_distance)
+            answers = [text if label is None else label for text, label in zip(texts, corrected, strict=True)]
+        write_lines(Path(output.save_output), answers, config.data.tsv_escapes)
+        print(f"predictions: {output.save_output}")
+    if output.save_label:
+        write_lines(Path(output.save_label), [text or "" for text in references], config.data.tsv_escapes)
+        print(f"references: {output.save_label}")
+    if output.save_report:
+        write_json(Path(output.save_report), report_dict(scores, to_dict(config)))
+        print(f"report: {output.save_report}")
+
+
+def write_lines(path: Path, texts: Sequence[str], escapes: bool) -> None:
+    """One text a line, UTF-8; the file appears whole or not at all."""
+    from datamodules.escapes import escape_cell, flatten_cell
+    from models.durable import write_file
+
+    one_line = escape_cell if escapes else flatten_cell
+    content = "".join(f"{one_line(text)}\n" for text in texts).encode("utf-8", errors="replace")
+    write_file(path, lambda file: file.write(content))
+
+
+if __name__ == "__main__":
+    run_command(main)

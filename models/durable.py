@@ -1,0 +1,162 @@
+"""Files and folders that are whole or not there: temporary sibling, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from errors import RunError, UserError
+
+TEMPORARY_SUFFIX = ".tmp"
+OLD_SUFFIX = ".old"
+FORMAT_VERSION = 1
+CONTENT_KEY = "s2s"
+
+
+def write_file(path: Path, write: Callable[[Any], None]) -> None:
+    """Make `path` appear with what `write(binary file)` writes, or not at all.
+
+    Raises:
+        RunError: the disk refused; names the path. The file that was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} could not be written: {error}; earlier files are untouched") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, durably."""
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    write_file(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def link_file(existing: Path, path: Path) -> None:
+    """Make `path` a second name of `existing` (a copy where the file system has no links), replacing it whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(existing, temporary)
+    except OSError:
+        with open(existing, "rb") as source:
+            write_file(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
+        return
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Swap `folder` as a whole for one that `fill(temporary folder)` makes; the old one goes only after."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}{OLD_SUFFIX}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for path in temporary.rglob("*"):
+            sync_path(path)
+        sync_path(temporary)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"{folder} could not be written: {error}; earlier files are untouched") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_path(path: Path) -> None:
+    """Flush one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk."""
+    sync_path(folder)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Remove what a killed write left behind, and put back a folder that was being swapped."""
+    for leftover in folder.glob(f".*{OLD_SUFFIX}"):
+        original = folder / leftover.name[1:].rsplit(".", 2)[0]
+        if original.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            os.replace(leftover, original)
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint files, written durably and loaded with `weights_only=True` only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        del storage_options
+        write_file(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        del map_location, weights_only
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Any, flag: str = "-resume_checkpoint") -> dict[str, Any]:
+    """The content of one of our .ckpt files, on the CPU.
+
+    Raises:
+        UserError: missing, torn, holding pickled code (it is not run), or made by another program or version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{flag} {path}: refused, it is torn or holds pickled objects that could run code"
+            f" ({_reason(error)}); our checkpoints hold numbers, texts and tensors only"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {path}: the file is torn or no checkpoint ({_reason(error)})") from error
+    if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
+    version = checkpoint[CONTENT_KEY].get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{flag} {path}: format version {version}; this program reads version {FORMAT_VERSION}")
+    return dict(checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "global" in line]
+    return (telling or lines or [type(error).__name__])[0][:200]

@@ -1,0 +1,273 @@
+"""Models and tokenizers: from a hub name, a folder, a config, or a checkpoint; always fp32 master weights.
+
+The tying trap of transformers 5 (T5Config and MT5Config force `tie_word_embeddings=True`) is settled here once:
+a model whose output embedding is its own matrix keeps it through building, loading, saving and resuming.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+TOKENIZER_KEY = "s2s_tokenizer"
+BYTES_TOKENIZER = "bytes"
+T5_FAMILY = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+FP16_UNSAFE = T5_FAMILY
+
+
+def preset_names() -> list[str]:
+    """Names that -config_path takes besides a file."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.json"))
+
+
+def read_config(config_path: str) -> dict[str, Any]:
+    """The JSON of a config file or preset.
+
+    Raises:
+        UserError: no such file or preset, not JSON, or no `model_type`.
+    """
+    path = Path(config_path)
+    if not path.is_file() and not path.suffix:
+        path = CONFIG_FOLDER / f"{config_path}.json"
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise UserError(f"-config_path {config_path}: no such file; presets: {', '.join(preset_names())}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"-config_path {config_path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"-config_path {config_path}: the key 'model_type' is missing, e.g. t5, mt5, bart, mbart")
+    return content
+
+
+def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; `bytes` is ByT5's (UTF-8 bytes + 3, needs no files).
+
+    Args:
+        languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
+    """
+    if spec == BYTES_TOKENIZER:
+        return ByT5Tokenizer()
+    given = {name: code for name, code in languages.items() if code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
+        raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
+    for name, code in given.items():
+        if not hasattr(tokenizer, name):
+            flag_name = "-source_language" if name == "src_lang" else "-target_language"
+            raise UserError(f"{flag_name} {code}: this tokenizer has no language codes; leave the flag out")
+        if tokenizer.convert_tokens_to_ids(code) in (None, tokenizer.unk_token_id):
+            codes = [token for token in tokenizer.all_special_tokens if "_" in token][:60]
+            raise UserError(f"{code}: not a language code of this tokenizer; known: {', '.join(codes)}")
+        setattr(tokenizer, name, code)
+    return tokenizer
+
+
+def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
+    """The model config of a folder or hub name, refused when it is no encoder-decoder."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # see load_tokenizer
+        raise UserError(f"{flag} {name}: no model could be loaded: {_first_line(error)}") from error
+    if not config.is_encoder_decoder:
+        raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
+    return config
+
+
+def source_limit(config: PreTrainedConfig) -> int:
+    """Longest source and target in tokens that the model has positions for; 0 = no limit (T5's relative bias)."""
+    if config.model_type in T5_FAMILY:
+        return 0
+    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "max_encoder_position_embeddings")]
+    return min((int(value) for value in positions if value), default=0)
+
+
+def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
+    """A pretrained encoder-decoder with fp32 weights and its tying settled."""
+    load_config(name, flag)
+    try:
+        with _quiet_tying_warning():
+            model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32)
+    except Exception as error:  # see load_tokenizer
+        raise UserError(f"{flag} {name}: the weights could not be loaded: {_first_line(error)}") from error
+    settle_tying(model)
+    return model
+
+
+def config_from_dict(content: Mapping[str, Any]) -> PreTrainedConfig:
+    """A model config from its JSON; `s2s_tokenizer` (the preset's tokenizer) is left out."""
+    values = {key: value for key, value in content.items() if key not in (TOKENIZER_KEY, "model_type")}
+    model_type = content["model_type"]
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # ValueError, TypeError or a strict dataclass error, by the key at fault
+        raise UserError(f"-config_path: not a valid {model_type} config: {_first_line(error)}") from error
+    if not config.is_encoder_decoder:
+        raise UserError(
+            f"-config_path: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)"
+        )
+    return config
+
+
+def from_config(content: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """A model with random weights drawn from `seed`.
+
+    An explicit `tie_word_embeddings: false` gives the output embedding its own matrix, drawn with standard
+    deviation `d_model ** -0.5`, so that the first logits have unit variance (T5 1.1, mT5 and ByT5 are untied).
+    """
+    config = config_from_dict(content)
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise UserError(f"-config_path: {_first_line(error)}") from error
+    if content.get("tie_word_embeddings") is False and not is_untied(model):
+        untie(model)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.normal_(0.0, config.hidden_size**-0.5)
+    settle_tying(model)
+    return model
+
+
+def from_checkpoint(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The model of a .ckpt: `description` holds `model_config` and `untied`; `weights` are its parameters by name."""
+    content = json.loads(description["model_config"])
+    config = AutoConfig.for_model(content.pop("model_type"), **content)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    if description["untied"] and not is_untied(model):
+        untie(model)
+    model.load_state_dict(dict(weights), strict=True)
+    settle_tying(model)
+    return model
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What `from_checkpoint` needs besides the weights, as plain values."""
+    return {"model_config": model.config.to_json_string(use_diff=False), "untied": is_untied(model)}
+
+
+def is_untied(model: PreTrainedModel) -> bool:
+    """Whether the output embedding is a matrix of its own."""
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is not model.get_input_embeddings().weight
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give the output embedding its own parameter, a copy of the present one."""
+    output = model.get_output_embeddings()
+    output.weight = nn.Parameter(output.weight.detach().clone())
+
+
+def settle_tying(model: PreTrainedModel) -> None:
+    """Make the config say what the weights are, so that no later `tie_weights()` merges two matrices.
+
+    UMT5's config is left alone: there the same word also switches the scaling of the decoder's output.
+    """
+    if is_untied(model):
+        if model.config.model_type != "umt5":
+            model.config.tie_word_embeddings = False
+        tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+        tied.pop("lm_head.weight", None)
+
+
+def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> int:
+    """Stop training `embedding`, `encoder` or `decoder`; returns the number of frozen parameters.
+
+    A shared embedding is frozen only when `embedding` is named: freezing the encoder leaves it trained.
+    """
+    base = getattr(model, "model", model)
+    embeddings = {
+        id(parameter)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+        for parameter in module.parameters()
+    }
+    frozen: dict[int, nn.Parameter] = {}
+    for part in parts:
+        if part == "embedding":
+            chosen = list(model.get_input_embeddings().parameters())
+        else:
+            module = base.get_encoder() if part == "encoder" else base.get_decoder()
+            chosen = [parameter for parameter in module.parameters() if id(parameter) not in embeddings]
+        frozen.update({id(parameter): parameter for parameter in chosen})
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen.values())
+
+
+def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """The tokenizer's files by name, as byte tensors: loadable with `weights_only=True`."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(folder)): torch.frombuffer(bytearray(path.read_bytes() or b"\0"), dtype=torch.uint8)
+            for path in files
+        }
+
+
+def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBase:
+    """The inverse of `pack_tokenizer`."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, content in files.items():
+            target = (root / name).resolve()
+            if root.resolve() not in target.parents:
+                raise UserError(f"the checkpoint's tokenizer holds a file outside its folder: {name!r}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.numpy().tobytes())
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def check_vocabulary(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose ids go beyond the model's embedding."""
+    if len(tokenizer) > model_config.vocab_size and not isinstance(tokenizer, ByT5Tokenizer):
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {model_config.vocab_size}; "
+            "give the model's own -tokenizer"
+        )
+    if isinstance(tokenizer, ByT5Tokenizer) and model_config.vocab_size < 259:
+        raise UserError(
+            f"the byte tokenizer needs a vocabulary of at least 259, the model has {model_config.vocab_size}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _quiet_tying_warning:
+    """Hold back the library's advice on `tie_word_embeddings`: `settle_tying` follows it right after."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("transformers.modeling_utils")
+        self.logger.addFilter(self._keep)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.removeFilter(self._keep)
+
+    @staticmethod
+    def _keep(record: logging.LogRecord) -> bool:
+        return "tied weights mapping" not in record.getMessage()

@@ -1,0 +1,117 @@
+"""Sums of losses and counts that stay on the device until they are read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was measured since the last reset, over all ranks. Tokens are without padding."""
+
+    loss_sum: float
+    target_tokens: int
+    tokens: int
+    padded_tokens: int
+    rows: int
+    correct_tokens: int
+    seconds: float
+
+    @property
+    def loss_per_token(self) -> float:
+        """Mean cross-entropy of a target token (nats)."""
+        return self.loss_sum / max(self.target_tokens, 1)
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of target tokens predicted right under teacher forcing, 0 to 1."""
+        return self.correct_tokens / max(self.target_tokens, 1)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of padding in all source and target positions, 0 to 1."""
+        return 1.0 - self.tokens / max(self.padded_tokens, 1)
+
+
+class StepMeter:
+    """Adds up micro-batches without waiting for the device; `totals` reads once."""
+
+    def __init__(self) -> None:
+        self.gradient_norm: Tensor | None = None
+        self._bad_step: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new interval."""
+        self._loss: Tensor | None = None
+        self._correct: Tensor | None = None
+        self._target_tokens = 0
+        self._tokens = 0
+        self._padded_tokens = 0
+        self._rows = 0
+        self._began = time.perf_counter()
+
+    def add_batch(self, batch: dict[str, Any], loss_sum: Tensor, correct: Tensor | None = None) -> None:
+        """Count one micro-batch; `loss_sum` and `correct` are scalars on the device."""
+        loss = loss_sum.double() if loss_sum.device.type == "cpu" else loss_sum.float()
+        self._loss = loss if self._loss is None else self._loss + loss
+        if correct is not None:
+            self._correct = correct if self._correct is None else self._correct + correct
+        self._target_tokens += batch["num_target_tokens"]
+        self._tokens += batch["num_source_tokens"] + batch["num_target_tokens"]
+        self._padded_tokens += batch["input_ids"].numel() + batch["labels"].numel()
+        self._rows += batch["num_rows"]
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether anything was counted since the last reset."""
+        return self._rows > 0
+
+    def watch(self, step: int) -> None:
+        """Remember `step` if the loss so far, or the gradient norm, is not finite; stays on the device."""
+        if self._loss is None:
+            return
+        good = torch.isfinite(self._loss)
+        if self.gradient_norm is not None:
+            good = good & torch.isfinite(self.gradient_norm)
+        if self._bad_step is None:
+            self._bad_step = torch.full((), -1, dtype=torch.int64, device=good.device)
+        now_bad = (~good) & (self._bad_step < 0)
+        self._bad_step = torch.where(now_bad, torch.full_like(self._bad_step, step), self._bad_step)
+
+    def first_bad_step(self) -> int | None:
+        """The first watched step that was not finite, or None; waits for the device."""
+        if self._bad_step is None:
+            return None
+        step = int(self._bad_step)
+        return step if step >= 0 else None
+
+    def totals(self, device: torch.device, world_size: int) -> Totals:
+        """The sums since the last reset over all ranks; every rank must call it."""
+        loss = self._loss if self._loss is not None else torch.zeros((), device=device)
+        correct = self._correct if self._correct is not None else torch.zeros((), device=device)
+        counts = [self._target_tokens, self._tokens, self._padded_tokens, self._rows]
+        values = torch.cat(
+            [
+                torch.stack([loss.to(device).double(), correct.to(device).double()]),
+                torch.tensor(counts, dtype=torch.float64, device=device),
+            ]
+        )
+        if world_size > 1:
+            torch.distributed.all_reduce(values)
+        loss_sum, correct_sum, *rest = values.tolist()
+        target_tokens, tokens, padded_tokens, rows = (round(value) for value in rest)
+        return Totals(
+            loss_sum=loss_sum,
+            target_tokens=target_tokens,
+            tokens=tokens,
+            padded_tokens=padded_tokens,
+            rows=rows,
+            correct_tokens=round(correct_sum),
+            seconds=time.perf_counter() - self._began,
+        )

@@ -1,0 +1,136 @@
+"""Predictions for encoded rows: one text a row, in the order of the rows, on one or several processes.
+
+sort the rows by length, longest first; cut them into batches; worker k of n takes the batches k, k + n, ...
+every worker writes the texts of its batches to a part file; the parts are merged by row and counted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from datamodules.encoded_split import EncodedSplit
+from errors import RunError
+from models.generation import Decoder, DecodingOptions, example_target
+from models.progress import ProgressLine
+from models.seq2seq_module import pad_sources
+from models.strategies import Devices
+
+REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """Everything a worker needs besides the model: the rows, their order, and how to decode them."""
+
+    split: EncodedSplit
+    batches: Sequence[np.ndarray]  # row numbers, longest rows first
+    options: DecodingOptions
+    devices: Devices
+
+
+def length_sorted_batches(split: EncodedSplit, batch_size: int) -> list[np.ndarray]:
+    """Every row once, like lengths together, longest first."""
+    order = np.argsort(-split.source_lengths.astype(np.int64), kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def predict(
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    split: EncodedSplit,
+    batch_size: int,
+    options: DecodingOptions,
+    devices: Devices,
+) -> list[str]:
+    """One text for each row of `split`, in its order.
+
+    Args:
+        load: gives the model and tokenizer; called once in each worker, so it must be picklable for several.
+
+    Raises:
+        RunError: a worker died; nothing is returned then.
+    """
+    job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices)
+    with tempfile.TemporaryDirectory() as folder:
+        if devices.count == 1:
+            _work(0, load, job, folder)
+        else:
+            _work_together(load, job, folder)
+        return _merge(folder, len(split))
+
+
+def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
+    """Run one worker a device; any that fails ends the whole prediction."""
+    context = torch.multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(rank, load, job, folder)) for rank in range(job.devices.count)]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.join(0.2)
+            failed = [rank for rank, worker in enumerate(workers) if worker.exitcode not in (None, 0)]
+            if failed:
+                code = workers[failed[0]].exitcode
+                raise RunError(f"prediction process {failed[0]} ended with code {code}; nothing was written")
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+            worker.join()
+
+
+def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
+    """Predict the batches of one worker and write them to its part file."""
+    devices = job.devices
+    device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
+    if devices.accelerator == "cpu" and devices.count > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // devices.count))
+    model, tokenizer = load()
+    model.to(device).eval()
+    decoder = Decoder(model, tokenizer, example_target(tokenizer), job.options)
+    autocast = torch.autocast(device.type, devices.autocast_dtype) if devices.autocast_dtype else nullcontext()
+    progress = ProgressLine("[PREDICT]", len(job.split), unit="row", enabled=rank == 0)
+    told = time.monotonic()
+    done = 0
+    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part, autocast:
+        for rows in job.batches[rank :: devices.count]:
+            sources = [job.split.source_ids(int(row)) for row in rows]
+            texts = decoder(*pad_sources(sources, tokenizer.pad_token_id, device))
+            for row, text in zip(rows.tolist(), texts, strict=True):
+                part.write(json.dumps([row, text]) + "\n")
+            done = min(done + len(rows) * devices.count, len(job.split))
+            progress.advance_to(done)
+            if time.monotonic() - told > REPORT_SECONDS:
+                progress.report()
+                told = time.monotonic()
+    progress.report()
+    progress.close()
+
+
+def _merge(folder: str, count: int) -> list[str]:
+    """The texts of all part files by row; every row exactly once."""
+    texts: list[str | None] = [None] * count
+    for part in sorted(Path(folder).glob("part*.jsonl")):
+        with open(part, encoding="utf-8") as lines:
+            for line in lines:
+                row, text = json.loads(line)
+                if texts[row] is not None:
+                    raise RunError(f"row {row} was predicted twice; nothing was written")
+                texts[row] = text
+    missing = sum(text is None for text in texts)
+    if missing:
+        raise RunError(f"{missing} of {count} rows got no prediction; nothing was written")
+    return [text for text in texts if text is not None]

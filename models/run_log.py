@@ -1,0 +1,214 @@
+"""What a run tells: progress lines, TensorBoard, metrics.jsonl (steps) and log.json (epochs)."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.tensorboard import SummaryWriter
+
+from models.checkpointing import at_step_boundary
+from models.durable import write_file, write_json
+from models.meter import Totals
+from models.optim import current_rate
+from models.progress import ProgressLine
+from models.run_folder import EPOCH_LOG, STEP_LOG
+from models.seq2seq_module import Seq2SeqModule
+
+
+class RunLog(pl.Callback):
+    """Reads the meters every `log_every` optimizer steps and writes what they say; the first rank writes."""
+
+    def __init__(self, folder: Path, log_every: int) -> None:
+        self.folder = folder
+        self.log_every = log_every
+        self.writer: SummaryWriter | None = None
+        self.progress: ProgressLine | None = None
+        self.validation_progress: ProgressLine | None = None
+        self.epochs: list[dict[str, Any]] = []
+        self._epoch_totals: list[Totals] = []
+        self._epoch_began = time.monotonic()
+        self._logged_step = -1
+        self._last_loss = float("nan")
+
+    # ---- training
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del pl_module
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            self._cut_logs(step)
+            self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=step + 1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Seq2SeqModule)
+        self._begin_epoch(trainer, pl_module, 0)
+
+    def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
+        module.meter.reset()
+        self._epoch_totals = []
+        self._epoch_began = time.monotonic()
+        total = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        title = f"[Epoch {trainer.current_epoch}] [TRAIN]"
+        self.progress = ProgressLine(title, total, done, enabled=trainer.is_global_zero)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        del batch
+        if self.progress is None:  # resumed in the middle of an epoch: its start is not announced again
+            assert isinstance(pl_module, Seq2SeqModule)
+            self._begin_epoch(trainer, pl_module, batch_idx // trainer.accumulate_grad_batches)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del outputs, batch
+        if not at_step_boundary(trainer, batch_idx):
+            return
+        assert isinstance(pl_module, Seq2SeqModule)
+        assert self.progress is not None
+        step = trainer.global_step
+        pl_module.meter.watch(step)
+        self.progress.advance_to(batch_idx // trainer.accumulate_grad_batches + 1)
+        ended = batch_idx + 1 >= trainer.num_training_batches
+        if step % self.log_every == 0 or ended:
+            self._log_step(trainer, pl_module, step)
+        if ended:
+            self.progress.close()
+
+    def _log_step(self, trainer: pl.Trainer, module: Seq2SeqModule, step: int) -> None:
+        module.raise_if_not_finite()
+        totals = module.meter.totals(module.device, trainer.world_size)
+        module.meter.reset()
+        self._epoch_totals.append(totals)
+        self._logged_step = step
+        rate = module.step_learning_rate
+        self._last_loss = totals.loss_per_token
+        if self.progress is not None:
+            self.progress.report(loss=f"{totals.loss_per_token:.4g}", lr=f"{rate:.2g}")
+        figures = {
+            "loss": totals.loss_per_token,
+            "learning_rate": rate,
+            "tokens_per_second": totals.tokens / max(totals.seconds, 1e-9),
+            "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
+            "padding_share": totals.padding_share,
+        }
+        if module.meter.gradient_norm is not None:
+            figures["gradient_norm"] = float(module.meter.gradient_norm)
+        self._write(trainer, step, "train", figures)
+
+    # ---- validation
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Seq2SeqModule)
+        if pl_module.meter.has_batches:
+            self._log_step(trainer, pl_module, trainer.global_step)
+        total = sum(int(count) for count in trainer.num_val_batches)
+        title = f"[Epoch {trainer.current_epoch}] [VALID]"
+        self.validation_progress = ProgressLine(title, total, enabled=trainer.is_global_zero)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        del trainer, pl_module, outputs, batch, dataloader_idx
+        if self.validation_progress is not None:
+            self.validation_progress.advance_to(batch_idx + 1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Seq2SeqModule)
+        figures = pl_module.validation
+        if self.validation_progress is not None:
+            self.validation_progress.report(**{name: f"{value:.4f}" for name, value in figures.items()})
+            self.validation_progress.close()
+        step = trainer.global_step
+        self._write(trainer, step, "valid", figures)
+        if self.writer is not None and pl_module.samples:
+            self.writer.add_text("valid/samples", samples_table(pl_module.samples), step)
+        self._close_epoch(trainer, figures)
+        pl_module.meter.reset()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del pl_module
+        if trainer.datamodule.valid is None:  # type: ignore[attr-defined]
+            self._close_epoch(trainer, {})
+        self.progress = None
+
+    def _close_epoch(self, trainer: pl.Trainer, figures: dict[str, float]) -> None:
+        """Add this epoch (so far) to log.json; a later validation of the same epoch replaces the entry."""
+        if not trainer.is_global_zero:
+            return
+        tokens = sum(totals.target_tokens for totals in self._epoch_totals)
+        seconds = time.monotonic() - self._epoch_began
+        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        number = epoch - 1 if batches == 0 else epoch
+        entry = {
+            "epoch": number,
+            "global_step": trainer.global_step,
+            "complete": batches == 0,
+            "train_loss": sum(totals.loss_sum for totals in self._epoch_totals) / max(tokens, 1),
+            **figures,
+            "learning_rate": current_rate(trainer.optimizers[0]),
+            "rows": sum(totals.rows for totals in self._epoch_totals),
+            "seconds": round(seconds, 3),
+        }
+        self.epochs = [kept for kept in self.epochs if kept["epoch"] != number]
+        self.epochs.append(entry)
+        write_json(self.folder / EPOCH_LOG, self.epochs)
+
+    # ---- files
+
+    def _write(self, trainer: pl.Trainer, step: int, phase: str, figures: dict[str, float]) -> None:
+        if not trainer.is_global_zero:
+            return
+        line = {"step": step, "epoch": trainer.current_epoch, "phase": phase, **figures}
+        with open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def _cut_logs(self, step: int) -> None:
+        """Drop what an interrupted run logged after the step it is resumed from."""
+        step_log = self.folder / STEP_LOG
+        if step_log.exists():
+            lines = [line for line in step_log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            text = "".join(f"{line}\n" for line in lines)
+            write_file(step_log, lambda file: file.write(text.encode("utf-8")))
+        epoch_log = self.folder / EPOCH_LOG
+        if epoch_log.exists():
+            entries = json.loads(epoch_log.read_text(encoding="utf-8"))
+            self.epochs = [entry for entry in entries if entry["global_step"] <= step]
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        del trainer, pl_module, stage
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics.jsonl line; a torn last line counts as never logged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def samples_table(samples: list[tuple[str, str, str]]) -> str:
+    """A Markdown table of (source, reference, prediction)."""
+
+    def cell(text: str) -> str:
+        return text[:200].replace("|", "\\|").replace("\n", " ")
+
+    rows = [f"| {cell(source)} | {cell(reference)} | {cell(prediction)} |" for source, reference, prediction in samples]
+    return "\n".join(["| source | reference | prediction |", "| --- | --- | --- |", *rows])

@@ -1,0 +1,202 @@
+"""The LightningModule: one training step, one validation step, and what they measure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from errors import RunError
+from flags import OptimFlags
+from models.forward import decode_teacher_forced
+from models.generation import Decoder, DecodingOptions, example_target
+from models.loss import token_loss_and_correct, token_loss_sum
+from models.meter import StepMeter
+from models.optim import build_optimizer, build_scheduler, current_rate
+from task_utils import LabelMap
+
+
+@dataclass(frozen=True)
+class ModuleOptions:
+    """What the module needs besides the optimization flags."""
+
+    seed: int
+    total_steps: int  # optimizer steps of the whole run
+    accumulate: int  # micro-batches of an optimizer step on each rank
+    log_every: int  # optimizer steps
+    generate_rows: int  # validation rows that are predicted by real generation, all ranks together
+    correction_distance: int | None = None
+    metric_names: tuple[str, ...] = ()
+
+
+def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """The random seed of one micro-batch: position alone decides it, so a resume needs no stored random state."""
+    text = f"{seed} {epoch} {batch} {rank}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class Seq2SeqModule(pl.LightningModule):
+    """An encoder-decoder in training.
+
+    The loss of a micro-batch is the sum of its token cross-entropies divided by the target tokens of the whole
+    optimizer step over all ranks (known from the plan): accumulation, more devices and one big batch give the same
+    gradient. Nothing in `training_step` waits for the device.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optim: OptimFlags,
+        options: ModuleOptions,
+        label_map: LabelMap | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.optim = optim
+        self.options = options
+        self.label_map = label_map
+        self.meter = StepMeter()
+        self.validation_meter = StepMeter()
+        self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
+        self.samples: list[tuple[str, str, str]] = []  # (source, reference, prediction) of the latest validation
+        self.step_learning_rate = 0.0
+
+    # ---- training
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        torch.manual_seed(micro_batch_seed(self.options.seed, self.current_epoch, batch_idx, self.global_rank))
+        loss_sum, _ = self._loss_sum(batch)
+        self.meter.add_batch(batch, loss_sum.detach())
+        # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
+        return loss_sum * (self.options.accumulate * self.trainer.world_size / max(batch["step_target_tokens"], 1))
+
+    def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
+        labels = batch["labels"]
+        smoothing = self.optim.label_smoothing if self.training else 0.0
+        output = decode_teacher_forced(self.model, batch["input_ids"], batch["attention_mask"], labels)
+        details = {"target_index": batch["target_index"], "bias": output.bias, "scale": output.scale}
+        if count_correct:
+            return token_loss_and_correct(output.hidden, output.weight, labels, label_smoothing=smoothing, **details)
+        return token_loss_sum(output.hidden, output.weight, labels, label_smoothing=smoothing, **details), None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,  # noqa: ARG002 (ours comes from the flags)
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+    ) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        clip = self.optim.grad_clip if self.optim.optim != "adafactor" else 0.0
+        if clip or (self.trainer.global_step + 1) % self.options.log_every == 0:
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.meter.gradient_norm = norm
+            if clip:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.step_learning_rate = current_rate(optimizer)
+
+    def configure_optimizers(self) -> Any:
+        flags = self.optim
+        rate = flags.learning_rate
+        if rate is None and flags.optim == "adam":
+            rate = 1e-4
+        optimizer = build_optimizer(
+            self.model, flags.optim, rate, flags.weight_decay, fused=self.trainer.precision != "16-mixed"
+        )
+        if rate is None:  # adafactor's own relative step
+            return optimizer
+        scheduler = build_scheduler(
+            optimizer,
+            flags.lr_scheduler,
+            total_steps=self.options.total_steps,
+            warmup_steps=flags.warmup_steps,
+            restarts=flags.optim_cosanneal_restarts,
+            gamma=flags.optim_cosanneal_gamma,
+            min_lr=flags.optim_cosanneal_min_lr,
+            learning_rate=rate,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_meter = StepMeter()
+        self.raise_if_not_finite()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        loss_sum, correct = self._loss_sum(batch, count_correct=True)
+        self.validation_meter.add_batch(batch, loss_sum, correct)
+
+    def on_validation_epoch_end(self) -> None:
+        totals = self.validation_meter.totals(self.device, self.trainer.world_size)
+        self.validation = {
+            "val_loss": totals.loss_per_token,
+            "token_accuracy": totals.token_accuracy,
+        }
+        if self.options.generate_rows:
+            self.validation.update(self._score_generated())
+
+    def _score_generated(self) -> dict[str, float]:
+        """Metrics of real greedy generation on evenly spaced validation rows, shared out over the ranks."""
+        from metrics import score
+
+        split = self.trainer.datamodule.valid  # type: ignore[attr-defined]
+        count = min(self.options.generate_rows, len(split))
+        rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+        rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        mine = [int(row) for row in rows[rank::world_size]]
+        limit = int(split.target_lengths.max()) * 3 // 2 + 8
+        decoder = Decoder(self.model, self.tokenizer, example_target(self.tokenizer), DecodingOptions(max_length=limit))
+        predicted: dict[int, str] = {}
+        for start in range(0, len(mine), 32):
+            chunk = mine[start : start + 32]
+            ids, mask = pad_sources([split.source_ids(row) for row in chunk], self.tokenizer.pad_token_id, self.device)
+            predicted.update(zip(chunk, decoder(ids, mask), strict=True))
+        if world_size > 1:
+            gathered: list[dict[int, str]] = [{} for _ in range(world_size)]
+            torch.distributed.all_gather_object(gathered, predicted)
+            predicted = {row: text for part in gathered for row, text in part.items()}
+        order = sorted(predicted)
+        references = [split.reference(row) for row in order]
+        predictions = [predicted[row] for row in order]
+        self.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in order[:8]]
+        scores = score(references, predictions, self.label_map, max_distance=self.options.correction_distance)
+        return dict(scores.metrics)
+
+    # ---- health
+
+    def raise_if_not_finite(self) -> None:
+        """Stop the run when a loss or gradient was NaN or infinite; waits for the device."""
+        step = self.meter.first_bad_step()
+        if step is None:
+            return
+        raise RunError(
+            f"the loss or the gradient became NaN or infinite at optimizer step {step}; best/, last/ and the"
+            " checkpoints are as they were before. Likely causes: a learning rate that is too high (try a tenth of"
+            " -learning_rate, or -warmup_steps), fp16 arithmetic (use -float_precision bf16 or 32), or a damaged"
+            " -init_model."
+        )
+
+
+def pad_sources(sources: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(batch, source_length) ids and attention mask of encoded sources."""
+    lengths = np.array([len(ids) for ids in sources])
+    width = int(lengths.max())
+    ids = np.full((len(sources), width), pad_token_id, dtype=np.int64)
+    for row, source in enumerate(sources):
+        ids[row, : len(source)] = source
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

@@ -1,0 +1,35 @@
+"""The test split of a training run: predicted greedily with the best weights, scored, and written as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.encoded_split import EncodedSplit
+from flags import TrainConfig
+from metrics import score
+from models.durable import write_json
+from models.generation import DecodingOptions
+from models.inference_model import InferenceModel
+from models.prediction import predict
+from models.strategies import Devices
+from reporting import report_dict, report_text
+from task_utils import LabelMap, Task
+
+TEST_REPORT = "test_report.json"
+
+
+def report_test_split(
+    folder: Path, split: EncodedSplit, task: Task, labels: LabelMap | None, config: TrainConfig, devices: Devices
+) -> list[str]:
+    """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
+    best = folder / "best"
+    one_device = Devices(devices.accelerator, 1, 1, devices.precision)
+    texts = predict(InferenceModel(str(best)), split, config.batch.batch_size, DecodingOptions(), one_device)
+    references = [split.reference(row) for row in range(len(split))]
+    scores = score(references, texts, labels, names=task.metrics)
+    write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))
+    return [
+        f"test split ({len(split):,} rows, greedy, {best}):",
+        report_text(scores),
+        f"written to {folder / TEST_REPORT}",
+    ]

@@ -1,0 +1,29 @@
+"""`train.py` as it is, which also saves the gradient of each optimizer step: run by test_gradients.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import train
+from errors import run_command
+from models.checkpointing import Checkpointer
+
+
+def save_gradient(self: Checkpointer, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    del self, optimizer
+    if trainer.is_global_zero:
+        gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+        torch.save(gradients, Path(os.environ["GRADIENT_FOLDER"]) / f"step{trainer.global_step}.pt")
+
+
+Checkpointer.on_before_optimizer_step = save_gradient  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    run_command(train.main)

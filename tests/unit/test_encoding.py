@@ -1,0 +1,455 @@
+"""Rows to cached token ids: templates, labels, limits, the report, the cache and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import encoding, tsv
+from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding import EncodeOptions, encode_rows
+from datamodules.readers import ReadOptions
+from errors import UserError
+from task_utils import LabelMap, Task
+from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+
+TASK = Task("t", "")
+OPTIONS = EncodeOptions("{{ source }}", "{{ target }}", None, 0, 0, True)
+PREDICT = ReadOptions(keep_all=True, target_required=False)
+LABELS = LabelMap.parse("0=부정,1=긍정")
+TEXTS = ["이 영화 정말 재미있었어요", "a\0b  c", "the movie, again.", "</s> <pad>", "😀 é 한글", "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    builders = {
+        "byt5": byte_tokenizer,
+        "unigram": unigram_tokenizer,
+        "bart": bart_tokenizer,
+        "kobart": kobart_tokenizer,
+    }
+    return {name: build(folder / name) for name, build in builders.items()}
+
+
+class Bench:
+    """A folder with data files, and `encode_rows` on them."""
+
+    def __init__(self, folder: Path, tokenizer: Any) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+
+    def file(self, content: str | bytes, name: str = "a.tsv") -> str:
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def encode(
+        self,
+        *paths: str,
+        task: Task = TASK,
+        read: ReadOptions | None = None,
+        tokenizer: Any = None,
+        flag: str = "-train_data",
+        workers: int = 1,
+        **options: Any,
+    ) -> EncodedSplit:
+        return encode_rows(
+            flag,
+            paths,
+            task,
+            read or ReadOptions(),
+            replace(OPTIONS, **options),
+            tokenizer or self.tokenizer,
+            self.folder / "new" / "cache",
+            workers,
+        )
+
+    def problem(self, *paths: str, **options: Any) -> str:
+        """The message of the `UserError`; nothing may be left behind."""
+        before = sorted(self.folder.rglob("*"))
+        with pytest.raises(UserError) as caught:
+            self.encode(*paths, **options)
+        assert sorted(self.folder.rglob("*")) == before
+        return str(caught.value)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tokenizers: dict[str, Any]) -> Bench:
+    return Bench(tmp_path, tokenizers["byt5"])
+
+
+def b(text: str) -> list[int]:
+    """ByT5 ids."""
+    return [byte + 3 for byte in text.encode()] + [1]
+
+
+# ---- ids and texts
+
+
+def test_ids_texts_and_lengths(bench: Bench) -> None:
+    split = bench.encode(bench.file("source\ttarget\n가\tb\n\nlong one\t\\n.\n"))
+    assert len(split) == 2
+    assert [split.source_ids(row).tolist() for row in range(2)] == [b("가"), b("long one")]
+    assert [split.target_ids(row).tolist() for row in range(2)] == [b("b"), b("\n.")]
+    assert [split.source_text(row) for row in range(2)] == ["가", "long one"]
+    assert [split.reference(row) for row in range(2)] == ["b", "\n."]
+    assert (split.source_lengths.tolist(), split.target_lengths.tolist()) == ([4, 9], [2, 3])
+    assert (split.source_lengths.dtype, split.row_ids.dtype) == (np.int32, np.int64)
+    assert split.row_ids.tolist() == [0, 2]
+    assert split.too_long.tolist() == [False, False]
+    report = split.report
+    assert (report.rows_read, report.rows_kept, report.escapes_seen) == (3, 2, 1)
+    assert report.malformed == {"empty line": [1, [f"{bench.folder}/a.tsv:3"]]}
+    assert report.headers == {f"{bench.folder}/a.tsv": "header: source, target"}
+    with pytest.raises(IndexError):
+        split.source_ids(2)
+
+
+@pytest.mark.parametrize("name", ["byt5", "unigram", "bart", "kobart"])
+@pytest.mark.parametrize("limit", [0, 5])
+def test_ids_are_those_of_the_tokenizer(bench: Bench, tokenizers: dict[str, Any], name: str, limit: int) -> None:
+    tokenizer = tokenizers[name]
+    file = bench.file("".join(json.dumps({"text": text, "label": text}) + "\n" for text in TEXTS), "a.jsonl")
+    task = Task("j", "", source_column="text", target_column="label")
+    split = bench.encode(file, task=task, tokenizer=tokenizer, max_source_length=limit, max_target_length=limit)
+    eos = name == "kobart"
+    for row, text in enumerate(TEXTS):
+        stock = tokenizer(text)["input_ids"]
+        cut = tokenizer(text, truncation=True, max_length=limit - eos)["input_ids"] if limit else stock
+        expected = cut + [tokenizer.eos_token_id] * eos
+        assert split.source_ids(row).tolist() == expected
+        assert split.target_ids(row).tolist() == expected
+    lengths = [len(tokenizer(text)["input_ids"]) + eos for text in TEXTS]
+    over = sum(length > limit for length in lengths) if limit else 0
+    assert (split.report.truncated_sources, split.report.truncated_targets) == (over, over)
+    assert bool(split.report.notes) == eos
+
+
+def test_a_tokenizer_written_in_python(bench: Bench) -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens(["é"])  # a token of one character: the byte path does not apply
+    split = bench.encode(bench.file("caféx\tb\n"), tokenizer=tokenizer, max_source_length=5)
+    assert split.source_ids(0).tolist() == [*tokenizer("café")["input_ids"][:4], 1]
+    assert split.report.truncated_sources == 1
+
+
+def test_templates(bench: Bench) -> None:
+    task = Task("t", "", source_column="q", target_column="a")
+    file = bench.file('{"q": "Q", "a": "A", "c": "C"}\n{"q": "q", "a": "x", "c": null}\n', "a.jsonl")
+    plain = bench.encode(file, task=task, input_template="q: {{ source }}\n{{ c }}", target_template="<{{ target }}>\n")
+    assert [plain.source_text(row) for row in range(2)] == ["q: Q\nC", "q: q\n"]
+    assert plain.reference(0) == "<A>\n"
+    assert plain.target_ids(0).tolist() == b("<A>\n")
+    slow = bench.encode(file, task=task, input_template="{{ q | upper }}{% if c %}!{% endif %}")
+    assert [slow.source_text(row) for row in range(2)] == ["Q!", "Q"]
+    fixed = bench.encode(file, task=task, input_template="same")
+    assert [fixed.source_text(row) for row in range(2)] == ["same", "same"]
+    assert "no column 'd'; columns there are: 1=q, 2=a, 3=c" in bench.problem(
+        file, task=task, input_template="{{ source }}{{ d }}"
+    )
+    assert "the source may not hold {{ target }}" in bench.problem(file, task=task, input_template="{{ target }}")
+
+
+def test_template_errors_count_as_malformed(bench: Bench) -> None:
+    file = bench.file("3\tb\nx\ty\n")
+    template = "{{ 6 // (source | int) }}"
+    split = bench.encode(file, input_template=template)
+    assert [split.source_text(row) for row in range(len(split))] == ["2"]
+    reason = "template -input_template: integer division or modulo by zero"
+    assert split.report.malformed == {reason: [1, [f"{file}:2"]]}
+    kept = bench.encode(file, input_template=template, read=PREDICT)
+    assert [kept.source_text(row) for row in range(2)] == ["2", ""]
+    assert bench.problem(file, input_template=template, read=ReadOptions(strict=True)) == (
+        f"{file}:2: {reason} (-strict_data)"
+    )
+
+
+# ---- labels
+
+
+def test_labels(bench: Bench) -> None:
+    split = bench.encode(
+        bench.file("좋다\t1\n나쁘다\t0\n또\t 긍정\n"), label_map=LABELS, target_template="답: {{ target }}"
+    )
+    assert [split.reference(row) for row in range(3)] == ["답: 긍정", "답: 부정", "답: 긍정"]
+    assert [split.target_ids(row).tolist() for row in range(3)] == [b("답: 긍정"), b("답: 부정"), b("답: 긍정")]
+
+
+def test_a_target_outside_the_label_map(bench: Bench) -> None:
+    file = bench.file("text\tlabel\na\t1\nb\t2\nc\t3\n")
+    assert bench.problem(file, label_map=LABELS, read=ReadOptions(source_column="text", target_column="label")) == (
+        f"{file}:3: value '2' of column 'label' is not in the label map; known: 0=부정, 1=긍정"
+    )
+    assert bench.problem(file, label_map=LABELS).endswith("column 2 is not in the label map; known: 0=부정, 1=긍정")
+    assert "'2'" in bench.problem(file, label_map=LABELS, read=PREDICT)
+
+
+def test_labels_are_never_cut(bench: Bench) -> None:
+    file = bench.file("a\t1\n")
+    assert bench.problem(file, label_map=LABELS, max_target_length=6).splitlines() == [
+        "-max_target_length 6: label '부정' has 7 tokens, and labels are never cut",
+        "-max_target_length 6: label '긍정' has 7 tokens, and labels are never cut",
+    ]
+    assert bench.encode(file, label_map=LABELS, max_target_length=7).target_ids(0).tolist() == b("긍정")
+
+
+# ---- limits
+
+
+def test_truncation_and_discarding(bench: Bench) -> None:
+    file = bench.file("abc\tx\nabcdef\tx\nab\txyz\nabcdef\txyz\n")
+    limits: dict[str, Any] = {"max_source_length": 5, "max_target_length": 3}
+    cut = bench.encode(file, **limits)
+    assert [cut.source_ids(row).tolist() for row in range(4)] == [b("abc"), b("abcd"), b("ab"), b("abcd")]
+    assert [cut.target_ids(row).tolist() for row in range(4)] == [b("x"), b("x"), b("xy"), b("xy")]
+    assert (cut.source_lengths.max(), cut.target_lengths.max(), cut.too_long.any()) == (5, 3, False)
+    assert (cut.source_text(1), cut.reference(2)) == ("abcdef", "xyz")
+    assert (cut.report.truncated_sources, cut.report.truncated_targets, cut.report.discarded) == (2, 2, 0)
+    assert cut.report.places == {
+        "truncated_sources": [f"{file}:2", f"{file}:4"],
+        "truncated_targets": [f"{file}:3", f"{file}:4"],
+    }
+    discarded = bench.encode(file, truncate=False, **limits)
+    assert discarded.too_long.tolist() == [False, True, True, True]
+    assert (discarded.report.discarded, discarded.report.truncated_sources) == (3, 0)
+    assert discarded.report.places == {"discarded": [f"{file}:2", f"{file}:3", f"{file}:4"]}
+    kept = bench.encode(file, truncate=False, read=PREDICT, **limits)
+    assert len(kept) == 4
+    assert (kept.report.discarded, kept.report.truncated_sources, kept.report.truncated_targets) == (0, 2, 2)
+    message = bench.problem(file, truncate=False, max_source_length=2)
+    assert message.endswith(f"4 malformed (over a length limit, -do_truncate false), first at {file}:1")
+
+
+def test_limits_without_room(bench: Bench, tokenizers: dict[str, Any]) -> None:
+    file = bench.file("a\tb\n")
+    assert bench.problem(file, max_source_length=1).startswith("-max_seq_length 1: leaves no room for text")
+    assert bench.problem(file, max_target_length=2, tokenizer=tokenizers["bart"]).startswith("-max_target_length 2:")
+
+
+# ---- prediction
+
+
+def test_prediction_keeps_every_row(bench: Bench) -> None:
+    file = bench.file(b"first\n\nbad\xff\tx\nlast\t \n")
+    split = bench.encode(file, read=PREDICT, flag="-test_data")
+    assert [split.source_text(row) for row in range(4)] == ["first", "", "bad\ufffd", "last"]
+    assert [split.reference(row) for row in range(4)] == [None, None, "x", None]
+    assert [split.target_ids(row).tolist() for row in range(4)] == [[], [], b("x"), []]
+    assert split.source_ids(1).tolist() == [1]
+    assert split.row_ids.tolist() == [0, 1, 2, 3]
+    assert (split.report.missing_targets, split.report.rows_kept) == (3, 4)
+    labelled = bench.encode(bench.file("a\nb\t1\n", "b.tsv"), read=PREDICT, label_map=LABELS)
+    assert [labelled.reference(row) for row in range(2)] == [None, "긍정"]
+    assert [labelled.target_ids(row).tolist() for row in range(2)] == [[], b("긍정")]
+    assert bench.encode(bench.file("a\n", "c.tsv"), read=PREDICT, label_map=LABELS).reference(0) is None
+
+
+def test_prediction_without_the_columns_of_the_target_template(bench: Bench) -> None:
+    task = Task("t", "", source_column="q", target_column="a")
+    file = bench.file("q\ta\nQ\t\n")
+    split = bench.encode(file, task=task, target_template="{{ a }} {{ kind }}", read=PREDICT)
+    assert (split.source_text(0), split.reference(0)) == ("Q", None)
+    split = bench.encode(file, task=task, target_template="{{ a | upper }}", read=PREDICT)
+    assert split.reference(0) is None
+
+
+# ---- bad input
+
+
+def test_no_valid_row(bench: Bench) -> None:
+    file = bench.file("source\ttarget\n\t\na\t\n\t\n")
+    assert bench.problem(file) == (
+        f"-train_data {file}: no valid row: of 3 row(s) 2 malformed (empty source), first at {file}:2"
+    )
+    header = bench.file("source\ttarget\n", "b.tsv")
+    assert bench.problem(header, flag="-valid_data") == (f"-valid_data {header}: no valid row: the file holds no row")
+
+
+def test_problems_of_files_come_together(bench: Bench) -> None:
+    assert bench.problem("gone.tsv", bench.file(b"", "e.tsv")).splitlines() == [
+        "-train_data: gone.tsv: no such file",
+        f"-train_data: {bench.folder}/e.tsv: the file is empty",
+    ]
+
+
+def test_strict(bench: Bench) -> None:
+    file = bench.file("a\tb\nc\n")
+    assert bench.problem(file, read=ReadOptions(strict=True)) == f"{file}:2: too few columns (-strict_data)"
+
+
+def test_a_cache_folder_that_cannot_be_written(bench: Bench) -> None:
+    bench.file("", "new")
+    assert bench.problem(bench.file("a\tb\n")).startswith(f"-cache_dir {bench.folder}/new/cache: cannot be written (")
+
+
+def test_an_interrupt_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding, "_encode_chunk", interrupted)
+    file = bench.file("a\tb\n")
+    for workers in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            bench.encode(file, workers=workers)
+    assert sorted(path.name for path in bench.folder.rglob("*")) == ["a.tsv"]
+
+
+# ---- cache
+
+
+def cache_files(bench: Bench) -> list[str]:
+    return sorted(path.name for path in (bench.folder / "new" / "cache").iterdir())
+
+
+def test_a_second_call_reads_the_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = bench.file("a\tb\n\nabcdef\td\n")
+    first = bench.encode(file, max_source_length=4)
+    assert cache_files(bench) == [f"{first.fingerprint}.arrow", f"{first.fingerprint}.json"]
+    monkeypatch.setattr(encoding, "write_rows", None)
+    second = bench.encode(file, max_source_length=4)
+    assert second.report == first.report
+    assert second.fingerprint == first.fingerprint
+    assert second.source_ids(1).tolist() == b("abc")
+    os.rename(file, file + ".txt")
+    moved = bench.encode(file + ".txt", max_source_length=4)
+    assert moved.report.malformed == {"empty line": [1, [f"{file}.txt:2"]]}
+    assert moved.report.places == {"truncated_sources": [f"{file}.txt:3"]}
+    assert moved.report.headers == {f"{file}.txt": "no header"}
+
+
+def test_whatever_changes_the_ids_changes_the_key(bench: Bench, tokenizers: dict[str, Any]) -> None:
+    file = bench.file("1\t0\n0\t1\n")
+    variants: list[dict[str, Any]] = [
+        {},
+        {"max_source_length": 9},
+        {"max_target_length": 9},
+        {"truncate": False},
+        {"input_template": "x{{ source }}"},
+        {"target_template": "x{{ target }}"},
+        {"label_map": LABELS},
+        {"label_map": LabelMap.parse("1=부정,0=긍정")},
+        {"read": ReadOptions(tsv_escapes=False)},
+        {"read": ReadOptions(header="true")},
+        {"read": PREDICT},
+        {"read": ReadOptions(source_column="2", target_column="1")},
+        {"task": replace(TASK, source_column=2, target_column=1)},
+        *({"tokenizer": tokenizers[name]} for name in ("unigram", "bart", "kobart")),
+    ]
+    keys = [bench.encode(file, **variant).fingerprint for variant in variants]
+    keys.append(bench.encode(bench.file("1\t0\n0\t0\n", "b.tsv")).fingerprint)
+    keys.append(bench.encode(f"{file}:2").fingerprint)
+    assert len(set(keys)) == len(variants) + 2
+    assert bench.encode(file).fingerprint == keys[0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "foreign", "no report", "torn report", "other report", "gone"])
+def test_a_damaged_cache_is_built_anew(bench: Bench, damage: str) -> None:
+    file = bench.file("a\tb\nc\td\n")
+    split = bench.encode(file)
+    data = bench.folder / "new" / "cache" / f"{split.fingerprint}.arrow"
+    report = data.with_suffix(".json")
+    whole, said = data.read_bytes(), report.read_bytes()
+    if damage == "cut":
+        data.write_bytes(whole[:-7])
+    elif damage == "zeros":
+        middle = len(whole) // 2
+        data.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    elif damage == "foreign":
+        data.write_bytes(b"something else")
+    elif damage == "no report":
+        report.unlink()
+    elif damage == "torn report":
+        report.write_bytes(said[:20])
+    elif damage == "other report":
+        report.write_text("[1]")
+    else:
+        data.unlink()
+    (data.parent / f"{split.fingerprint}.999999.tmp").write_bytes(b"of a killed process")
+    again = bench.encode(file)
+    assert again.source_ids(1).tolist() == b("c")
+    assert (data.read_bytes(), report.read_bytes()) == (whole, said)
+    assert len(cache_files(bench)) == 2
+
+
+def test_processes_at_the_same_time_build_once(bench: Bench) -> None:
+    file = bench.file("".join(f"source {n}\ttarget {n}\n" for n in range(20_000)))
+    code = f"""
+import sys
+from pathlib import Path
+from transformers import ByT5Tokenizer
+from datamodules import encoding
+from task_utils import Task
+built = []
+write = encoding.write_rows
+encoding.write_rows = lambda *given: (built.append(1), write(*given))
+tokenizer = ByT5Tokenizer()
+sys.stdin.readline()
+split = encoding.encode_rows("-train_data", [{file!r}], Task("t", ""), encoding.ReadOptions(),
+    encoding.EncodeOptions("{{{{ source }}}}", "{{{{ target }}}}", None, 0, 0, True), tokenizer, Path(sys.argv[1]), 1)
+print(len(built), len(split), split.source_text(19_999))
+"""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code, str(bench.folder / "cache")]
+    processes = [
+        subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    output = [process.communicate()[0].split(maxsplit=2) for process in processes]
+    assert sorted(built for built, _, _ in output) == ["0", "0", "1"]
+    assert {(rows, text.strip()) for _, rows, text in output} == {("20000", "source 19999")}
+    assert len(list((bench.folder / "cache").iterdir())) == 2
+
+
+# ---- the split
+
+
+def test_many_chunks_in_parallel_keep_the_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tsv, "BLOCK_BYTES", 500)
+    file = bench.file("".join(f"source {n}\ttarget {n}\n" for n in range(2_000)))
+    split = bench.encode(file, workers=3)
+    assert split.row_ids.tolist() == list(range(2_000))
+    for row in (0, 1, 999, 1_234, 1_999):
+        assert split.source_ids(row).tolist() == b(f"source {row}")
+        assert split.reference(row) == f"target {row}"
+    assert split.source_lengths.tolist() == [len(f"source {row}") + 1 for row in range(2_000)]
+
+
+def test_subsets_and_pickles(bench: Bench) -> None:
+    split = bench.encode(bench.file("".join(f"s{n}\t{n}\n" for n in range(10))))
+    view = split.subset(np.array([7, 2, 5])).subset(np.array([2, 0]))
+    assert (len(view), view.row_ids.tolist()) == (2, [5, 7])
+    assert [view.source_text(row) for row in range(2)] == ["s5", "s7"]
+    assert view.target_ids(1).tolist() == b("7")
+    assert len({split.fingerprint, view.fingerprint, split.subset(np.array([5, 7])).fingerprint}) == 3
+    again = pickle.loads(pickle.dumps(view))
+    assert (again.fingerprint, again.report) == (view.fingerprint, view.report)
+    assert again.source_ids(0).tolist() == b("s5")
+    assert len(split.subset(np.array([], dtype=np.int64))) == 0
+
+
+def test_long_lines_and_nul_bytes(bench: Bench) -> None:
+    long = "가" * 350_000
+    split = bench.encode(bench.file(f"{long}\tx\0y\n"))
+    assert split.source_lengths.tolist() == [1_050_001]
+    assert split.target_ids(0).tolist() == [ord("x") + 3, 3, ord("y") + 3, 1]
+
+
+def test_encoding_imports_no_torch() -> None:
+    code = "import sys, datamodules.encoding; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

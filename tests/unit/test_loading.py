@@ -1,0 +1,175 @@
+"""Tying survives everything that can happen to a model; freezing; tokenizers in checkpoints; clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer
+
+from errors import UserError
+from models.acceleration import accelerate
+from models.forward import decode_teacher_forced
+from models.loading import (
+    check_vocabulary,
+    describe,
+    freeze_parts,
+    from_checkpoint,
+    from_config,
+    from_pretrained,
+    is_untied,
+    load_config,
+    load_tokenizer,
+    pack_tokenizer,
+    preset_names,
+    read_config,
+    source_limit,
+    unpack_tokenizer,
+)
+from models.loss import token_loss_sum
+from tests.small_configs import CONFIGS, config_of
+
+UNTIED = ("t5-untied", "mt5", "umt5")
+
+
+def example_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(3, 259, (3, 5), generator=generator)
+    labels[0, 3:] = -100
+    return {
+        "input_ids": torch.randint(3, 259, (3, 9), generator=generator),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
+        "labels": labels,
+    }
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(**example_batch()).logits
+
+
+def our_loss(model: torch.nn.Module) -> torch.Tensor:
+    batch = example_batch()
+    output = decode_teacher_forced(model, **batch)  # type: ignore[arg-type]
+    return token_loss_sum(output.hidden, output.weight, batch["labels"], bias=output.bias, scale=output.scale)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tying_survives_train_checkpoint_export_and_reload(name: str, tmp_path: Path) -> None:
+    model = from_config(config_of(name), seed=1)
+    assert is_untied(model) == (name in UNTIED)
+    before = logits_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    model.train()
+    our_loss(model).backward()
+    optimizer.step()
+    trained = logits_of(model)
+    assert not torch.allclose(before, trained)
+
+    torch.save({"description": describe(model), "weights": model.state_dict()}, tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    resumed = from_checkpoint(saved["description"], saved["weights"])
+    assert torch.equal(logits_of(resumed), trained)
+    assert is_untied(resumed) == (name in UNTIED)
+
+    accelerate(resumed)
+    assert torch.allclose(logits_of(resumed), trained, rtol=1e-5, atol=1e-5)
+    resumed.save_pretrained(tmp_path / "export")
+    ours = from_pretrained(str(tmp_path / "export"))
+    assert torch.equal(logits_of(ours), trained)
+    assert is_untied(ours) == (name in UNTIED)
+    assert next(ours.parameters()).dtype == torch.float32
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
+    assert torch.equal(logits_of(plain), trained)
+
+    ours.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(from_pretrained(str(tmp_path / "again"))), trained)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_our_loss_is_the_model_s_own(name: str) -> None:
+    model = from_config(config_of(name), seed=2)
+    batch = example_batch()
+    own = model(**batch).loss * int((batch["labels"] != -100).sum())
+    assert our_loss(model).item() == pytest.approx(own.item(), rel=1e-6)
+
+
+def test_another_architecture_uses_its_own_forward() -> None:
+    content = {**config_of("bart"), "model_type": "pegasus"}
+    model = from_config(content, seed=3).eval()
+    batch = example_batch()
+    own = model(**batch).loss * int((batch["labels"] != -100).sum())
+    assert our_loss(model).item() == pytest.approx(own.item(), rel=1e-6)
+
+
+def test_bf16_weights_on_disk_are_trained_in_fp32(tmp_path: Path) -> None:
+    from_config(config_of("t5"), seed=1).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in from_pretrained(str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, again, other = (from_config(config_of("bart"), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["model.shared.weight"], other["model.shared.weight"])
+
+
+@pytest.mark.parametrize("name", ["t5-untied", "bart"])
+def test_freezing_the_encoder_leaves_the_embedding_trained(name: str) -> None:
+    model = from_config(config_of(name), seed=1)
+    frozen = freeze_parts(model, ("encoder",))
+    assert model.get_input_embeddings().weight.requires_grad
+    names = {key for key, value in model.named_parameters() if not value.requires_grad}
+    assert names
+    assert all("encoder" in key and "embed_tokens" not in key for key in names)
+    assert frozen == sum(value.numel() for value in model.parameters() if not value.requires_grad)
+    freeze_parts(model, ("embedding", "decoder"))
+    assert not model.get_input_embeddings().weight.requires_grad
+
+
+def test_tokenizer_survives_the_checkpoint() -> None:
+    restored = unpack_tokenizer(pack_tokenizer(ByT5Tokenizer()))
+    assert restored("맛있다 <x>").input_ids == ByT5Tokenizer()("맛있다 <x>").input_ids
+    with pytest.raises(UserError, match="outside its folder"):
+        unpack_tokenizer({"../evil": torch.zeros(1, dtype=torch.uint8)})
+
+
+def test_limits_of_positions() -> None:
+    assert source_limit(from_config(config_of("bart"), 1).config) == 128
+    assert source_limit(from_config(config_of("mt5"), 1).config) == 0
+
+
+def test_presets_are_listed_and_build() -> None:
+    assert {"bart-mini", "byt5-mini", "t5-mini"} <= set(preset_names())
+    for name in preset_names():
+        content = read_config(name)
+        model = from_config(content, seed=1)
+        assert model.config.vocab_size >= 259
+        assert is_untied(model) == (content.get("tie_word_embeddings") is False)
+
+
+def test_refusals_name_the_flag_and_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"-config_path nothing: no such file; presets: .*bart-mini"):
+        read_config("nothing")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        read_config(str(tmp_path / "broken.json"))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="'model_type' is missing"):
+        read_config(str(tmp_path / "list.json"))
+    with pytest.raises(UserError, match="no encoder-decoder"):
+        from_config({"model_type": "gpt2"}, seed=1)
+    with pytest.raises(UserError, match=r"-config_path: .*"):
+        from_config({"model_type": "no-such-type"}, seed=1)
+    with pytest.raises(UserError, match="-init_model"):
+        from_pretrained(str(tmp_path / "missing"))
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="a gpt2 model is no encoder-decoder"):
+        load_config(str(tmp_path / "gpt"))
+    with pytest.raises(UserError, match=r"-tokenizer .*no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="at least 259"):
+        check_vocabulary(from_config(config_of("t5", vocab_size=100), 1).config, ByT5Tokenizer())
