@@ -11,6 +11,7 @@ rows, one core as well. MB are 10^6 bytes of the TSV file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -30,16 +31,17 @@ STOCK_ROWS = 3000
 def words(generator: random.Random, count: int) -> list[str]:
     """Made-up Korean stems of one to four syllables, of a Zipf-like alphabet."""
     syllables = [chr(0xAC00 + generator.randrange(11172)) for _ in range(900)]
-    weights = [1 / (rank + 1) for rank in range(len(syllables))]
+    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(syllables))))
     return [
-        "".join(generator.choices(syllables, weights, k=generator.choice((1, 2, 2, 3, 3, 4)))) for _ in range(count)
+        "".join(generator.choices(syllables, cum_weights=weights, k=generator.choice((1, 2, 2, 3, 3, 4))))
+        for _ in range(count)
     ]
 
 
 def sentences(seed: int, rows: int) -> Iterator[str]:
     """Sentences of 3 to 17 words: a stem by Zipf's law and an ending. Stems are the same for every seed."""
     stems = words(random.Random(0), 30_000)
-    weights = [1 / (rank + 5) for rank in range(len(stems))]
+    weights = list(itertools.accumulate(1 / (rank + 5) for rank in range(len(stems))))
     endings = [
         "은",
         "는",
@@ -62,7 +64,9 @@ def sentences(seed: int, rows: int) -> Iterator[str]:
     generator = random.Random(seed)
     for _ in range(rows):
         count = generator.randrange(3, 18)
-        chosen = zip(generator.choices(stems, weights, k=count), generator.choices(endings, k=count), strict=True)
+        chosen = zip(
+            generator.choices(stems, cum_weights=weights, k=count), generator.choices(endings, k=count), strict=True
+        )
         yield " ".join(stem + ending for stem, ending in chosen)
 
 
@@ -82,7 +86,8 @@ def make_tokenizer(name: str, folder: Path) -> None:
     if name == "byt5":
         byte_tokenizer(folder)
     else:
-        unigram_tokenizer(folder, sentences(2, 60_000), 32_000)
+        corpus = (f"{text} {row}" for row, text in enumerate(sentences(2, 60_000)))
+        unigram_tokenizer(folder, corpus, 32_000)
 
 
 def measure(data: Path, tokenizer_folder: Path, cache: Path, stock: bool) -> dict[str, float]:
@@ -138,7 +143,7 @@ def speed(name: str, data: Path, folder: Path, rounds: int) -> None:
     print(
         f"{name:8} {size:7.1f} MB, vocabulary {best['vocabulary']:,}: {size / best['cpu_seconds']:6.1f} MB/s a core "
         f"({size / best['seconds']:.1f} MB/s of wall time, disk included); stock call {results[0]['stock_mb_s']:.2f} "
-        f"MB/s; ids equal on {STOCK_ROWS:,} rows"
+        f"MB/s; ids equal on {STOCK_ROWS:,} rows; peak memory {best['peak'] / 1e6:.0f} MB"
     )
 
 
@@ -161,7 +166,8 @@ def memory(folder: Path, rows: int) -> None:
         arguments = {"data": data, "tokenizer_folder": folder / "byt5", "cache": folder / f"m{count}", "stock": False}
         first, second = in_process(**arguments), in_process(**arguments)
         print(
-            f"memory   {count:,} rows, {data.stat().st_size / 1e6:.0f} MB: peak {first['peak'] / 1e6:.0f} MB while encoding "
+            f"memory   {count:,} rows, {data.stat().st_size / 1e6:.0f} MB file: "
+            f"peak {first['peak'] / 1e6:.0f} MB while encoding "
             f"({first['seconds']:.1f} s), {second['peak'] / 1e6:.0f} MB when opened from the cache "
             f"({second['seconds']:.2f} s); {first['before'] / 1e6:.0f} MB before the data"
         )

@@ -98,8 +98,8 @@ class _Store:
         self.lengths = tuple(
             _concatenated([np.diff(offsets) for _, offsets in self.ids[side]], np.int32) for side in (0, 1)
         )
-        self.row_ids = _concatenated([batch.column(4).to_numpy() for batch in batches], np.int64)
-        self.too_long = _concatenated([batch.column(5).to_numpy() for batch in batches], np.bool_)
+        self.row_ids = _concatenated([_view(batch.column(4)) for batch in batches], np.int64)
+        self.too_long = _concatenated([_view(batch.column(5)) for batch in batches], np.bool_)
 
     def row_ids_of(self, side: int, row: int) -> np.ndarray:
         """Token ids (view) of one side of a row."""
@@ -116,7 +116,15 @@ class _Store:
 
 
 def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    return column.values.to_numpy(), column.offsets.to_numpy()
+    return _view(column.values), _view(column.offsets)
+
+
+def _view(array: pa.Array) -> np.ndarray:
+    """The numbers of an array without nulls. (`Array.to_numpy` imports pandas, which takes half a second.)"""
+    if len(array) == 0:
+        return np.empty(0, dtype=array.type.to_pandas_dtype())
+    whole: np.ndarray = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
+    return whole[array.offset : array.offset + len(array)]
 
 
 def _concatenated(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -169,7 +169,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         done = fit_loop.epoch_loop.batch_progress.current.ready
         return (epoch + 1, 0) if done >= self._trainer.num_training_batches else (epoch, done)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, world_size: int) -> dict[str, Any]:
         """What must be equal for a resume to continue the same run, by the name a user knows."""
         options = self.batch_options
         return {
@@ -179,17 +179,21 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-max_tokens": options.max_tokens,
             "-grad_acc": options.accumulate,
             "-seed": self.seed,
-            "number of devices": self._world_size,
+            "number of devices": world_size,
         }
 
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self.position()
-        return {"epoch": epoch, "batches": batches, "fingerprint": self.fingerprint()}
+        return {"epoch": epoch, "batches": batches, "fingerprint": self.fingerprint(self._world_size)}
+
+    def check_resumable(self, checkpoint: Mapping[str, Any], world_size: int) -> None:
+        """Raise `UserError` with the differences when `checkpoint` is of other data or another batch plan."""
+        saved = checkpoint[type(self).__qualname__]["fingerprint"]
+        differences = fingerprint_differences(saved, self.fingerprint(world_size))
+        if differences:
+            raise UserError("-resume_checkpoint: the run cannot be continued, it differs in " + "; ".join(differences))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        differences = fingerprint_differences(state_dict["fingerprint"], self.fingerprint())
-        if differences:
-            raise UserError("the checkpoint cannot be continued: it differs in " + "; ".join(differences))
         self._resumed = (state_dict["epoch"], state_dict["batches"])
 
     @property

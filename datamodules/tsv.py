@@ -18,7 +18,7 @@ from datamodules.columns import Wanted, is_header, locate
 from datamodules.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
 from errors import UserError
 
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 _SCOUT_LINES = 1000
 _TAB, _NEWLINE, _RETURN = 9, 10, 13
 _BOM = b"\xef\xbb\xbf"

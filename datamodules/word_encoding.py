@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.byte_encoding import Tokens, text_buffers
+from datamodules.unigram import unigram_words
 
-_MOST_WORDS = 400_000  # kept at a time: about 100 MB
+_MOST_WORDS = 800_000  # kept at a time: about 200 MB
 _SAFE = (
     r"!-~\u00b0\u00b7\u00c0-\u0131\u0134-\u013e\u0141-\u0148\u014a-\u017e\u0391-\u03a1\u03a3-\u03c9\u0410-\u044f\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
     r"\u2190-\u2193\u25a0-\u25cf\u2605\u2606\u2661\u2665\u2669-\u266c\u3001\u3002\u3008-\u3011\u3041-\u3093\u30a1-\u30fa"
@@ -44,9 +45,9 @@ def splits_at_spaces(rust: Any) -> bool:
         return False
     match _members(state.get("pre_tokenizer"), "pretokenizers"):
         case [{"type": "WhitespaceSplit"}, {"type": "Metaspace"} as last] | [{"type": "Metaspace"} as last]:
-            return last.get("split", True) is True and last.get("prepend_scheme", "always") != "never"
+            return bool(last.get("split", True) and last.get("prepend_scheme", "always") == "always")
         case [{"type": "ByteLevel"} as only]:
-            return only.get("use_regex", True) is True
+            return bool(only.get("use_regex", True))
     return False
 
 
@@ -58,7 +59,7 @@ def _members(item: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _joins_spaces(item: dict[str, Any]) -> bool:
-    return item["type"] == "Replace" and item["pattern"] == {"Regex": " {2,}"}
+    return bool(item["type"] == "Replace" and item["pattern"] == {"Regex": " {2,}"})
 
 
 class WordEncoder:
@@ -74,6 +75,7 @@ class WordEncoder:
         self._first = re.compile(f"[{re.escape(''.join({token[0] for token in added}))}]" if added else "$.", re.I)
         self._whole = whole
         self._dtype = dtype
+        self._unigram = unigram_words(rust)
         self._memory = _Memory(dtype)
 
     def encode(self, texts: pa.Array) -> Tokens:
@@ -103,6 +105,13 @@ class WordEncoder:
     def _with_whole_rows(self, tokens: Tokens, texts: pa.Array, rows: np.ndarray) -> Tokens:
         return tokens.replaced(rows, self._whole(texts.take(pa.array(rows)).to_pylist()))
 
+    def _tokens_of_words(self, words: list[str]) -> Tokens:
+        if self._unigram is None:
+            return self._whole(words)
+        tokens, done = self._unigram.encode(words, self._dtype)
+        left = np.flatnonzero(~done)
+        return tokens.replaced(left, self._whole([words[index] for index in left])) if len(left) else tokens
+
     def _known(self, words: list[str]) -> tuple[np.ndarray, Tokens]:
         """Number of each word in the tokens that are returned with them; -1 for a word that is not safe."""
         memory = self._memory
@@ -112,8 +121,9 @@ class WordEncoder:
         new = [word for word, number in zip(words, found, strict=True) if number == -2]
         if new:
             safe = [word for word in new if self._is_safe(word)]
-            memory.add(safe, self._whole(safe), set(new).difference(safe))
-            found = [memory.numbers.get(word, -1) for word in words]
+            memory.add(safe, self._tokens_of_words(safe), set(new).difference(safe))
+            later = iter([memory.numbers.get(word, -1) for word in new])
+            found = [next(later) if number == -2 else number for number in found]
         return np.array(found, dtype=np.int64), memory.tokens
 
 

@@ -140,7 +140,7 @@ def test_tsv_agrees_with_a_plain_reading(
         source = cells[0] if cells[0].strip() else None
         target = cells[1] if len(cells) > 1 and cells[1].strip() else None
         expected.append((cells[0], target, source))
-    options = {"header": "false", "tsv_escapes": False}
+    options: dict[str, Any] = {"header": "false", "tsv_escapes": False}
     assert rows_of(file, **PREDICT, **options)[0] == [(source, target) for source, target, _ in expected]
     if not any("\t" in line for line in physical):
         assert not physical or "no column 2" in problems_of(rows_of, file, **options)
