@@ -1,7 +1,7 @@
 """Multi-head attention with its projections, dropout and residual as one autograd function for the CPU.
 
 See `models.fused_blocks` for why this is faster than the modules of `transformers`, whose values and gradients it has.
-PyTorch's own CPU kernel takes neither dropout nor a position bias that needs a gradient, so T5 gets the slow path there.
+PyTorch's own CPU kernel takes neither dropout nor a position bias that needs a gradient: T5 gets its slow path.
 
 Shapes: B batch, H heads, N query length, M key length, D head width.
 """
@@ -76,7 +76,7 @@ def _score_bias(bias: Tensor | None, causal: bool, n: int, m: int) -> Tensor | N
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
@@ -133,7 +133,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, source, rstd, scores, context, mask_scores, mask_outer, q, k, v, own, other, outer, *params = (
             ctx.saved_tensors
         )
@@ -154,8 +154,9 @@ class _Attention(torch.autograd.Function):
             d_heads = scratch("heads", *q[s].shape)
             d_heads.copy_(d_context.view(-1, n, heads, d).transpose(1, 2))
             d_heads, p = d_heads.view(-1, n, d), scores[s]
-            parts = _attend_backward(p, masked(p, mask_scores, s, scratch("kept", *p.shape)), d_heads,
-                                     None if mask_scores is None else mask_scores[s], (q[s], k[s], v[s]), scratch)  # fmt: skip
+            kept = masked(p, mask_scores, s, scratch("kept", *p.shape))
+            drop = None if mask_scores is None else mask_scores[s]
+            parts = _attend_backward(p, kept, d_heads, drop, (q[s], k[s], v[s]), scratch)
             if grad_bias is not None:
                 grad_bias.add_(scratch("scores", *p.shape).sum(0))
             d_own = _merge(parts[: 3 if source is None else 1], heads, scratch("own_rows", len(rows), own.shape[0]))
@@ -256,13 +257,13 @@ class _Sums:
             norm = torch.linalg.vecdot(self.own, torch.cat(stacked), dim=0)
             self.own.mul_(weights.norm)
         matrices = self.own if self.other is None else torch.cat([self.own, self.other])
-        query, key, value = matrices.split(inner)
+        query, key, value = matrices.split(inner)  # type: ignore[no-untyped-call]
         outer = self.outer.div_((1.0 - settings.p_scores) * (1.0 - settings.p_outer))
         biases: list[Tensor | None] = [None, None, None]
         if self.own_bias is not None:
             vectors = self.own_bias if self.other_bias is None else torch.cat([self.own_bias, self.other_bias])
             given = (weights.query_bias, weights.key_bias, weights.value_bias)
-            biases = [g if w is not None else None for g, w in zip(vectors.split(inner), given, strict=True)]
+            biases = [g if w is not None else None for g, w in zip(vectors.split(inner), given, strict=True)]  # type: ignore[no-untyped-call]
             if biases[0] is not None:
                 biases[0].mul_(scale)
         outer_bias = None if self.outer_bias is None else self.outer_bias.div_(1.0 - settings.p_outer)
@@ -284,4 +285,4 @@ def attention(
     `bias` (H, N, M) is added to the scores and gets a gradient; `mask` (B or 1, N or 1, M) is 0 where a query may look
     and `MASKED` elsewhere.
     """
-    return _Attention.apply(x, residual, source, bias, mask, settings, *weights)
+    return _Attention.apply(x, residual, source, bias, mask, settings, *weights)  # type: ignore[no-any-return,no-untyped-call]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Floats of one chunk of the residual stream: about a dozen such buffers are alive and should stay in a 2 MB L2 cache.
-CHUNK_ELEMENTS = 131_072
+# Floats of the residual stream in one chunk, for each thread: a dozen such buffers should stay near a 2 MB L2 cache.
+CHUNK_ELEMENTS = 65_536
 CHUNK_MIN_ROWS = 256  # below this the matmuls lose more than the cache wins
 MIN_DROPOUT = 1 / 64  # below this, and above 1 - it, a byte of randomness is too coarse: PyTorch's own dropout is used
 
@@ -75,8 +75,8 @@ class Scratch:
 
 
 def chunks(count: int, width: int, rows_each: int = 1) -> Iterator[slice]:
-    """Slices over `count` items of `rows_each` rows such that a slice holds about CHUNK_ELEMENTS floats."""
-    rows = max(CHUNK_MIN_ROWS, CHUNK_ELEMENTS // width)
+    """Slices over `count` items of `rows_each` rows such that a slice holds CHUNK_ELEMENTS floats a thread."""
+    rows = max(CHUNK_MIN_ROWS, CHUNK_ELEMENTS * torch.get_num_threads() // width)
     parts = max(1, round(count * rows_each / rows))
     size = -(-count // parts)
     for start in range(0, count, size):
@@ -92,7 +92,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tenso
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last dimension, kept."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # type: ignore[no-any-return]
 
 
 def norm_backward(grad: Tensor, normed: Tensor, rstd: Tensor) -> Tensor:
@@ -101,40 +101,38 @@ def norm_backward(grad: Tensor, normed: Tensor, rstd: Tensor) -> Tensor:
     return grad.addcmul_(normed, mean).mul_(rstd)
 
 
-def _activate(kind: str, a: Tensor, aux: Tensor | None, out: Tensor) -> None:
-    """out = f(a); for "gelu_tanh" it is 2 f(a), and `aux` keeps the tanh."""
+def _activate(kind: str, a: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
+    """out = f(a), and returned; for "gelu_tanh" it is 2 f(a), and scratch "tanh" keeps the tanh."""
     if kind == "gelu_tanh":
-        assert aux is not None
+        tanh = scratch("tanh", *a.shape)
         torch.mul(a, a, out=out).mul_(GELU_CUBIC).add_(GELU_LINEAR)
-        torch.mul(out, a, out=aux).tanh_()
-        torch.addcmul(a, a, aux, out=out)
-    elif kind == "gelu":
-        torch.ops.aten.gelu.out(a, out=out)
-    elif kind == "relu":
-        torch.clamp_min(a, 0.0, out=out)
-    else:
-        torch.ops.aten.silu.out(a, out=out)
+        torch.mul(out, a, out=tanh).tanh_()
+        return torch.addcmul(a, a, tanh, out=out)
+    if kind == "gelu":
+        return torch.ops.aten.gelu.out(a, out=out)  # type: ignore[no-any-return]
+    if kind == "relu":
+        return torch.clamp_min(a, 0.0, out=out)
+    return torch.ops.aten.silu.out(a, out=out)  # type: ignore[no-any-return]
 
 
-def _activate_backward(kind: str, grad: Tensor, a: Tensor, aux: Tensor | None, scratch: Scratch) -> Tensor:
-    """grad * f'(a) (2 f' for "gelu_tanh"), in place of `grad` where possible."""
+def _activate_backward(kind: str, grad: Tensor, a: Tensor, scratch: Scratch) -> Tensor:
+    """grad * f'(a) (2 f' for "gelu_tanh", which needs scratch "tanh" from `_activate`), in `grad` where possible."""
     if kind == "gelu_tanh":
-        assert aux is not None
-        slope, part = scratch("slope", *a.shape), scratch("part", *a.shape)
-        torch.mul(a, a, out=slope).mul_(3 * GELU_CUBIC).add_(GELU_LINEAR).mul_(a)  # a * d(inner)/da
-        torch.mul(slope, aux, out=part)
-        slope.addcmul_(part, aux, value=-1.0).add_(aux).add_(1.0)
+        tanh, slope, part = (scratch(name, *a.shape) for name in ("tanh", "slope", "part"))
+        torch.mul(a, a, out=slope).mul_(3 * GELU_CUBIC).add_(GELU_LINEAR).mul_(a)  # a * d(tanh's argument) / da
+        torch.mul(slope, tanh, out=part)
+        slope.addcmul_(part, tanh, value=-1.0).add_(tanh).add_(1.0)
         return grad.mul_(slope)
     if kind == "gelu":
-        return torch.ops.aten.gelu_backward(grad, a)
+        return torch.ops.aten.gelu_backward(grad, a)  # type: ignore[no-any-return]
     if kind == "relu":
-        return torch.ops.aten.threshold_backward(grad, a, 0.0)
-    return torch.ops.aten.silu_backward(grad, a)
+        return torch.ops.aten.threshold_backward(grad, a, 0.0)  # type: ignore[no-any-return]
+    return torch.ops.aten.silu_backward(grad, a)  # type: ignore[no-any-return]
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
@@ -152,58 +150,60 @@ class _FeedForward(torch.autograd.Function):
         factor = (0.5 if kind == "gelu_tanh" else 1.0) / ((1.0 - p_inner) * (1.0 - p_outer))
         outer = weights.outer * factor
         bias = None if weights.outer_bias is None else weights.outer_bias / (1.0 - p_outer)
-        inner, up = (with_norm(weight, weights.norm) for weight in (weights.inner, weights.up))
+        inner = weights.inner if weights.norm is None else weights.inner * weights.norm
+        up = None if weights.up is None or weights.norm is None else weights.up * weights.norm
+        up = weights.up if up is None else up
         rstd = None if weights.norm is None else inverse_rms(rows, eps)
         mask_inner = keep_mask((count, hidden), p_inner) if p_inner else None
         mask_outer = keep_mask((count, width), p_outer) if p_outer else None
         a = torch.empty(count, hidden)
-        aux = torch.empty(count, hidden) if kind == "gelu_tanh" else None
         gate = None if up is None else torch.empty(count, hidden)
         out, scratch = torch.empty(count, width), Scratch()
         for s in chunks(count, width):
             normed = rows[s] if rstd is None else torch.mul(rows[s], rstd[s], out=scratch("x", *rows[s].shape))
             linear(normed, inner, weights.inner_bias, a[s])
             h = scratch("h", *a[s].shape)
-            _activate(kind, a[s], None if aux is None else aux[s], h)
-            if gate is not None:
-                h.mul_(torch.mm(normed, up.t(), out=gate[s]))
-            if mask_inner is not None:
+            _activate(kind, a[s], h, scratch)
+            if gate is not None and up is not None:
+                factor_h = torch.mm(normed, up.t(), out=gate[s])
+                h.mul_(factor_h if mask_inner is None else factor_h.mul_(mask_inner[s]))
+            elif mask_inner is not None:
                 h.mul_(mask_inner[s])
             linear(h, outer, bias, out[s])
             if mask_outer is not None:
                 out[s].mul_(mask_outer[s])
             out[s].add_(rest[s])
-        ctx.save_for_backward(rows, rstd, a, aux, gate, mask_inner, mask_outer, inner, up, outer, *params)
+        ctx.save_for_backward(rows, rstd, a, gate, mask_inner, mask_outer, inner, up, outer, *params)
         ctx.settings = kind, p_outer, factor, x.shape, residual is None
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, rstd, a, aux, gate, mask_inner, mask_outer, inner, up, outer, *params = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, rstd, a, gate, mask_inner, mask_outer, inner, up, outer, *params = ctx.saved_tensors
         kind, p_outer, factor, shape, own_residual = ctx.settings
-        weights, scratch = FeedForwardWeights(*params), Scratch()
+        scratch = Scratch()
         train = any(ctx.needs_input_grad[6:])
         grad_rows = grad.reshape(rows.shape)
         grad_x = torch.empty_like(rows)
-        sums = [None if w is None else torch.zeros_like(w) for w in params]
+        sums: list[Any] = [None if w is None else torch.zeros_like(w) for w in params]
         sums[0] = None
         for s in chunks(rows.shape[0], rows.shape[1]):
             normed = rows[s] if rstd is None else torch.mul(rows[s], rstd[s], out=scratch("x", *rows[s].shape))
             d_out = masked(grad_rows[s], mask_outer, s, scratch("out", *normed.shape))
             h, d_h = scratch("h", *a[s].shape), scratch("dh", *a[s].shape)
-            _reactivate(kind, a[s], None if aux is None else aux[s], h)
             torch.mm(d_out, outer, out=d_h)
-            if mask_inner is not None:
-                d_h.mul_(mask_inner[s])
+            _activate(kind, a[s], h, scratch)
             d_up = None
-            if gate is not None:
+            if gate is not None:  # which already holds the dropout mask
                 d_up = torch.mul(d_h, h, out=scratch("up", *h.shape))
                 d_h.mul_(gate[s])
                 h.mul_(gate[s])
             if mask_inner is not None:
-                h.mul_(mask_inner[s])
-            d_a = _activate_backward(kind, d_h, a[s], None if aux is None else aux[s], scratch)
+                (d_h if d_up is None else d_up).mul_(mask_inner[s])
+                if d_up is None:
+                    h.mul_(mask_inner[s])
+            d_a = _activate_backward(kind, d_h, a[s], scratch)
             if train:
                 accumulate(sums, ((1, d_a, normed), (3, d_up, normed), (4, d_out, h)), ((2, d_a), (5, d_out)))
             d_x = torch.mm(d_a, inner, out=grad_x[s])
@@ -215,40 +215,28 @@ class _FeedForward(torch.autograd.Function):
                 d_x.add_(grad_rows[s])
         if train:
             sums[0] = unfold_norm(sums, (1, 3), params)
-            sums[4].mul_(factor)  # type: ignore[union-attr]
+            sums[4].mul_(factor)
             if sums[5] is not None:
                 sums[5].div_(1.0 - p_outer)
         grad_residual = None if own_residual else grad
         return grad_x.view(shape), grad_residual, None, None, None, None, *(sums if train else [None] * len(params))
 
 
-def with_norm(weight: Tensor | None, norm: Tensor | None) -> Tensor | None:
-    return weight if weight is None or norm is None else weight * norm
-
-
-def _reactivate(kind: str, a: Tensor, aux: Tensor | None, out: Tensor) -> None:
-    """`_activate` again, from the kept tanh where there is one."""
-    if aux is not None:
-        torch.addcmul(a, a, aux, out=out)
-    else:
-        _activate(kind, a, None, out)
-
-
 def masked(grad: Tensor, mask: Tensor | None, s: slice, out: Tensor) -> Tensor:
     return grad if mask is None else torch.mul(grad, mask[s], out=out)
 
 
-def accumulate(sums: list[Tensor | None], products: Any, biases: Any) -> None:
+def accumulate(sums: list[Any], products: Any, biases: Any) -> None:
     """Add `gradient^T @ input` of each (index, gradient, input) and the column sums of each (index, gradient)."""
     for index, gradient, value in products:
         if sums[index] is not None:
-            sums[index].addmm_(gradient.t(), value)  # type: ignore[union-attr]
+            sums[index].addmm_(gradient.t(), value)
     for index, gradient in biases:
         if sums[index] is not None:
-            sums[index].add_(gradient.sum(0))  # type: ignore[union-attr]
+            sums[index].add_(gradient.sum(0))
 
 
-def unfold_norm(sums: list[Tensor | None], indices: tuple[int, ...], params: list[Tensor]) -> Tensor | None:
+def unfold_norm(sums: list[Any], indices: tuple[int, ...], params: list[Tensor]) -> Tensor | None:
     """Turn gradients of `weight * norm` into those of the weights (in place) and return that of the norm."""
     norm = params[0]
     if norm is None:
@@ -273,6 +261,7 @@ def feed_forward(
 ) -> Tensor:
     """residual + dropout(outer(dropout(f(inner x) [* up x]))), x first RMS-normed when `weights.norm` is given.
 
-    A `residual` of None stands for `x` itself. `kind` is one of `ACTIVATIONS`; `p_inner` and `p_outer` are dropout probabilities (0 in evaluation).
+    A `residual` of None stands for `x` itself. `kind` is one of `ACTIVATIONS`; `p_inner` and `p_outer` are dropout
+    probabilities (0 in evaluation).
     """
-    return _FeedForward.apply(x, residual, kind, eps, p_inner, p_outer, *weights)
+    return _FeedForward.apply(x, residual, kind, eps, p_inner, p_outer, *weights)  # type: ignore[no-any-return,no-untyped-call]
