@@ -5,7 +5,6 @@ A line ends at a newline byte; one carriage return before it is dropped. Quotes 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.columns import Wanted, is_header, locate
+from datamodules.escapes import unescape_cell
 from datamodules.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
 from errors import UserError
 
@@ -22,8 +22,6 @@ BLOCK_BYTES = 4 << 20
 _SCOUT_LINES = 1000
 _TAB, _NEWLINE, _RETURN = 9, 10, 13
 _BOM = b"\xef\xbb\xbf"
-_ESCAPE = re.compile(r"\\([ntr\\])")
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def read_tsv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
@@ -177,7 +175,7 @@ def _unescaped(column: pa.Array, report: RowReport) -> pa.Array:
         return column
     changed = []
     for value in column.take(pa.array(rows)).to_pylist():
-        text, count = _ESCAPE.subn(lambda match: _ESCAPED[match[1]], value)
+        text, count = unescape_cell(value)
         report.escapes_seen += count
         changed.append(text)
     mask = np.zeros(len(column), dtype=bool)

@@ -23,12 +23,11 @@ from models.loading import (
     load_config,
     load_tokenizer,
     pack_tokenizer,
-    preset_names,
-    read_config,
     source_limit,
     unpack_tokenizer,
 )
 from models.loss import token_loss_sum
+from models.presets import preset_names, read_config
 from tests.small_configs import CONFIGS, config_of
 
 UNTIED = ("t5-untied", "mt5", "umt5")

@@ -1,0 +1,94 @@
+"""Decoding starts as training did, inherits nothing, and gives the texts of the library's own generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer, GenerationConfig
+
+from models.acceleration import accelerate
+from models.generation import Decoder, DecodingOptions, decode_texts, example_target, generation_config
+from models.loading import from_config
+from models.seq2seq_module import pad_sources
+from tests.small_configs import CONFIGS, config_of
+from tests.small_models import bart_tokenizer, kobart_tokenizer
+
+
+def encoded(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    tokenizer = ByT5Tokenizer()
+    ids = [torch.tensor(tokenizer(text).input_ids).numpy() for text in texts]
+    return pad_sources(ids, 0, torch.device("cpu"))
+
+
+def trained(name: str) -> torch.nn.Module:
+    """A model after a few steps of copying, so that its outputs end at various lengths."""
+    model = from_config(config_of(name), seed=4).train()
+    accelerate(model)
+    ids, mask = encoded(["가나", "abc", "x", "한글 text", "1234567"])
+    labels = ids.masked_fill(mask == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("name", ["t5-untied", "bart", "mbart", "umt5"])
+def test_texts_are_those_of_the_library(name: str, beam_size: int) -> None:
+    model, tokenizer = trained(name), ByT5Tokenizer()
+    ids, mask = encoded(["가나", "abc", "x", "한글 text", "zz"])
+    texts = Decoder(model, tokenizer, DecodingOptions(beam_size=beam_size, max_length=12))(ids, mask)
+    start = 1 if name == "mbart" else 0
+    plain = GenerationConfig(
+        max_new_tokens=12, num_beams=beam_size, pad_token_id=0, eos_token_id=1, decoder_start_token_id=start
+    )
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=start)
+    expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert len(set(texts)) > 1
+
+
+def test_a_checkpoint_s_own_generation_settings_are_not_inherited() -> None:
+    model, tokenizer = trained("bart"), ByT5Tokenizer()
+    ids, mask = encoded(["가나", "abc"])
+    expected = Decoder(model, tokenizer, DecodingOptions(max_length=10))(ids, mask)
+    own = GenerationConfig(
+        no_repeat_ngram_size=1, min_length=9, num_beams=3, forced_bos_token_id=50, decoder_start_token_id=7
+    )
+    model.generation_config = own
+    assert Decoder(model, tokenizer, DecodingOptions(max_length=10))(ids, mask) == expected
+    assert model.generation_config is own
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_start_token_is_that_of_training(name: str) -> None:
+    model = from_config(config_of(name), seed=1)
+    config = generation_config(model, ByT5Tokenizer(), DecodingOptions())
+    assert config.decoder_start_token_id == (1 if name == "mbart" else 0)
+    assert config.forced_bos_token_id is None
+    assert config.max_new_tokens == (127 if "bart" in name else 512)
+
+
+def test_bart_begins_with_its_own_first_token_and_kobart_does_not(tmp_path: Path) -> None:
+    bart, kobart = bart_tokenizer(tmp_path / "bart"), kobart_tokenizer(tmp_path / "kobart")
+    assert example_target(bart)[0] == bart.bos_token_id
+    assert example_target(kobart)[-1] == kobart.eos_token_id
+    model = from_config(config_of("bart", vocab_size=500), seed=1)
+    assert generation_config(model, bart, DecodingOptions()).forced_bos_token_id == bart.bos_token_id
+    assert generation_config(model, kobart, DecodingOptions()).forced_bos_token_id is None
+    assert decode_texts(bart, torch.tensor([bart("좋았다 <b>").input_ids])) == ["좋았다 <b>"]
+
+
+def test_byte_texts_decode_as_the_stock_tokenizer_does() -> None:
+    tokenizer = ByT5Tokenizer()
+    rows = torch.tensor(
+        [[0, 239, 163, 131, 1, 0], [0, 239, 163, 5, 100, 1], [0, 1, 0, 0, 0, 0], [300, 99, 2, 13, 1, 0]]
+    )
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in rows[:3]]
+    assert decode_texts(tokenizer, rows)[:3] == expected
+    assert decode_texts(tokenizer, rows)[3] == "`\n"

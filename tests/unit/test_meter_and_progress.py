@@ -1,0 +1,100 @@
+"""Sums are exact, the first bad step is named, and progress lines show what a person wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules.escapes import escape_cell, flatten_cell, unescape_cell
+from models.meter import StepMeter
+from models.progress import ProgressLine
+from models.run_log import samples_table
+
+
+def batch(rows: int, source: int, target: int, padded: int) -> dict[str, Any]:
+    return {
+        "num_target_tokens": target,
+        "num_source_tokens": source,
+        "num_rows": rows,
+        "input_ids": torch.zeros(rows, padded),
+        "labels": torch.zeros(rows, 2),
+    }
+
+
+def test_totals_are_the_sums_of_the_micro_batches() -> None:
+    meter = StepMeter()
+    assert not meter.has_batches
+    meter.add_batch(batch(2, 7, 3, 5), torch.tensor(6.0), torch.tensor(1))
+    meter.add_batch(batch(1, 4, 1, 5), torch.tensor(2.0), torch.tensor(1))
+    totals = meter.totals(torch.device("cpu"), 1)
+    assert (totals.rows, totals.tokens, totals.target_tokens, totals.correct_tokens) == (3, 15, 4, 2)
+    assert totals.loss_per_token == 2.0
+    assert totals.token_accuracy == 0.5
+    assert totals.padding_share == pytest.approx(1 - 15 / (2 * 7 + 7))
+    meter.reset()
+    assert meter.totals(torch.device("cpu"), 1).loss_sum == 0.0
+
+
+def test_sums_survive_a_checkpoint() -> None:
+    meter, resumed = StepMeter(), StepMeter()
+    meter.add_batch(batch(2, 7, 3, 5), torch.tensor(0.1))
+    resumed.restore(meter.state(), torch.device("cpu"))
+    for each in (meter, resumed):
+        each.add_batch(batch(1, 4, 1, 5), torch.tensor(0.7))
+    one, other = meter.totals(torch.device("cpu"), 1), resumed.totals(torch.device("cpu"), 1)
+    assert one.loss_sum == other.loss_sum
+    assert (one.tokens, one.rows) == (other.tokens, other.rows)
+
+
+@pytest.mark.parametrize("bad", ["loss", "norm"])
+def test_the_first_bad_step_is_named(bad: str) -> None:
+    meter = StepMeter()
+    assert meter.first_bad_step() is None
+    for step in range(1, 6):
+        spoiled = step >= 3
+        meter.add_batch(batch(1, 1, 1, 1), torch.tensor(float("nan") if spoiled and bad == "loss" else 1.0))
+        meter.gradient_norm = torch.tensor(float("inf") if spoiled and bad == "norm" else 1.0)
+        meter.watch(step)
+    assert meter.first_bad_step() == 3
+
+
+def test_a_progress_line_shows_epoch_phase_counts_times_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine("[Epoch 0] [TRAIN]", 4387)
+    progress.advance_to(520)
+    progress.report(loss="2.56", lr="7.8e-06")
+    progress.close()
+    line = capsys.readouterr().out
+    assert line.startswith("[Epoch 0] [TRAIN]:  12%|")
+    assert "| 520/4387 [00:00<" in line
+    assert line.endswith("it/s, loss=2.56, lr=7.8e-06]\n")
+    silent = ProgressLine("[PREDICT]", 10, unit="row", enabled=False)
+    silent.advance_to(5)
+    silent.report()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    progress = ProgressLine("[Epoch 1] [VALID]", 4)
+    progress.advance_to(4)
+    progress.report(val_loss="1.5")
+    progress.close()
+    written = capsys.readouterr().out
+    assert "[Epoch 1] [VALID]: 100%" in written
+    assert "4/4" in written
+    assert "val_loss=1.5" in written
+
+
+def test_sample_tables_keep_their_columns() -> None:
+    table = samples_table([("a|b", "x\ny", "z")])
+    assert table == "| source | reference | prediction |\n| --- | --- | --- |\n| a\\|b | x y | z |"
+
+
+@pytest.mark.parametrize("text", ["", "plain", "a\nb", "a\tb\r", "back\\slash", "\\n is not a newline", "끝\\"])
+def test_escapes_are_one_line_and_reversible(text: str) -> None:
+    line = escape_cell(text)
+    assert not set(line) & {"\n", "\t", "\r"}
+    assert unescape_cell(line)[0] == text
+    assert not set(flatten_cell(text)) & {"\n", "\t", "\r"}
