@@ -8,6 +8,7 @@ from typing import NoReturn
 
 EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -42,6 +43,9 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
     except UserError as error:
         exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_RUN_ERROR)

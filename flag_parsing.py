@@ -125,7 +125,7 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
     return config_class(**parts), frozenset(texts), problems
 
 
-def _normalise(token: str) -> tuple[str, str | None] | None:
+def split_token(token: str) -> tuple[str, str | None] | None:
     """Flag name and inline value of `-name`, `--name`, `-name=value`; None when the token is no flag."""
     if not token.startswith("-"):
         return None
@@ -143,7 +143,7 @@ def _split(argv: Sequence[str], specs: dict[str, FlagSpec]) -> tuple[dict[str, l
     while index < len(argv):
         token = argv[index]
         index += 1
-        parsed = _normalise(token)
+        parsed = split_token(token)
         if parsed is None:
             problems.append(f"{token!r} belongs to no flag; quote a value that holds blanks")
             continue
@@ -152,12 +152,12 @@ def _split(argv: Sequence[str], specs: dict[str, FlagSpec]) -> tuple[dict[str, l
         following = argv[index] if index < len(argv) else None
         if spec is None:
             problems.append(_unknown_flag(token, name, specs))
-            if following is not None and _normalise(following) is None:
+            if following is not None and split_token(following) is None:
                 index += 1
             continue
         if value is None:
-            is_flag = following is not None and (_normalise(following) or ("", None))[0] in specs
-            if spec.kind is bool and (following is None or following.lower() not in TRUE_WORDS + FALSE_WORDS):
+            is_flag = following is not None and (split_token(following) or ("", None))[0] in specs
+            if spec.kind is bool and (following is None or split_token(following)):
                 value = "true"
             elif following is None or is_flag:
                 problems.append(f"-{name} needs a value: {spec.help}")
@@ -199,6 +199,22 @@ def _convert(spec: FlagSpec, text: str) -> tuple[Any, str]:
         hint = f"; did you mean {close[0]}?" if close else ""
         return None, f"-{spec.name} {text}: one of {', '.join(spec.choices)} expected{hint}"
     return text, ""
+
+
+def without_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`argv` less the named flags and their values."""
+    kept: list[str] = []
+    dropping = False  # the value of a flag that is left out
+    for token in argv:
+        parsed = split_token(token)
+        if parsed is None and dropping:
+            dropping = False
+            continue
+        name, value = parsed or ("", None)
+        dropping = name in names and value is None
+        if name not in names:
+            kept.append(token)
+    return kept
 
 
 def wants_help(argv: Sequence[str]) -> bool:

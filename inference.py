@@ -5,7 +5,6 @@ One prediction for each input row, in input order, on one or several GPUs or CPU
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,13 +26,9 @@ def main(argv: list[str]) -> int:
         print(help_text(InferenceConfig, USAGE))
         return 0
     config, given, problems = parse_flags(InferenceConfig, argv)
-    check_inference(config, given, problems)
+    check_inference(config, problems)
     raise_if_any(problems)
-    try:
-        return run(config, given)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run(config, given)
 
 
 def run(config: InferenceConfig, given: frozenset[str]) -> int:
@@ -53,7 +48,8 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     state = model.saved_state()
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    lengths = trained_lengths(config, given, state)
+    config = with_trained_settings(config, given, state)
+    data = config.data
     model_config, tokenizer = model.config_and_tokenizer()
     devices = resolve_devices(
         config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
@@ -61,7 +57,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     use_threads(devices)
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(data.cache_dir or temporary)
-        encoder = Encoder(data, lengths, task, tokenizer, source_limit(model_config), cache)
+        encoder = Encoder(data, config.length, task, tokenizer, source_limit(model_config), cache)
         split, lines = prediction_split(encoder)
         for line in lines:
             print(line)
@@ -89,11 +85,15 @@ def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -
     return override_task(task, config.data)
 
 
-def trained_lengths(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> Any:
-    """The length flags, with those of the training in place of the ones that were not given."""
+def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:
+    """The config with the training's settings of the data in place of those that were not given."""
     saved = state.get("flags", {})
-    changes = {name: saved[name] for name in ("max_seq_length",) if name not in given and name in saved}
-    return replace(config.length, **changes)
+
+    def taken(*names: str) -> dict[str, Any]:
+        return {name: saved[name] for name in names if name not in given and name in saved}
+
+    data = replace(config.data, **taken("valid_data_proportions", "tsv_escapes"))
+    return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
 
 
 def finish(

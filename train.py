@@ -9,18 +9,26 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from errors import UserError, raise_if_any, run_command
-from flag_parsing import help_text, parse_flags, to_dict, wants_help
+from errors import RunError, UserError, raise_if_any, run_command
+from flag_parsing import help_text, parse_flags, to_dict, wants_help, without_flags
 from flags import TrainConfig
+from models.signals import StopSignal
 from task_utils import LabelMap, Task, Template, evaluation_labels
 from validation import check_train, is_first_process
+
+if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from datamodules.seq2seq_datamodule import Seq2SeqDataModule
+    from datamodules.splits import Splits
+    from models.strategies import Devices
 
 USAGE = "usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]"
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
@@ -35,7 +43,10 @@ def main(argv: list[str]) -> int:
     raise_if_any(problems)
     if task is None:
         raise UserError("-task could not be resolved")
-    return run(with_seed(config), task, argv)
+    stop = StopSignal(talk=is_first_process())
+    if not is_first_process():
+        stop.install()  # the first process decides when all of them stop, also while they start
+    return run(with_seed(config), task, argv, stop)
 
 
 def with_seed(config: TrainConfig) -> TrainConfig:
@@ -43,8 +54,6 @@ def with_seed(config: TrainConfig) -> TrainConfig:
     if config.run.seed >= 0:
         return config
     if SEED_VARIABLE not in os.environ:
-        if not is_first_process() or "RANK" in os.environ:
-            raise UserError("-seed below 0 cannot be shared between processes that were started from outside; give one")
         os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**31))
     return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
 
@@ -56,207 +65,150 @@ def say(*lines: str) -> None:
             print(line, flush=True)
 
 
-def run(config: TrainConfig, task: Task, argv: list[str]) -> int:
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run is made of, before the first step."""
+
+    config: TrainConfig
+    task: Task
+    labels: LabelMap | None  # as they are predicted
+    devices: Devices
+    splits: Splits
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    resumed: Mapping[str, Any] | None  # the checkpoint
+
+
+def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> int:
+    """Prepare, fit, and predict the test rows; returns the exit code."""
     from models.environment import quiet_libraries
 
     quiet_libraries()
-    from datamodules.splits import Encoder, training_splits
-    from models.loading import source_limit
+    from models.run_folder import TEST_REPORT
     from models.signals import TrainingStopped
-    from models.strategies import resolve_devices, use_threads
-    from models.training_model import load_resumed, model_source
+    from models.training_model import finished_words, load_resumed
 
     folder = Path(config.run.save_path)
     resumed = load_resumed(config)
-    source = model_source(config, resumed)
-    devices = resolve_devices(
-        config.device.gpus,
-        config.device.cpu_processes,
-        config.device.float_precision,
-        source.config.model_type,
-        config.device.num_nodes,
-    )
-    use_threads(devices)
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else folder / "cache"
-    encoder = Encoder(config.data, config.length, task, source.tokenizer, source_limit(source.config), cache)
-    splits = training_splits(encoder)
-    say(*splits.lines)
-    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    model = source.build(config.run.seed)
-    try:
-        fitted = fit(config, task, labels, devices, splits, source.tokenizer, model, resumed)
-    except TrainingStopped as stopped:
-        say("stopped and saved; this resumes it:", "  " + resume_command(argv))
-        return 128 + stopped.signum if is_first_process() else 0
-    if not is_first_process():
+    finished = finished_words(resumed, config) if resumed else ""
+    say(*([finished] if finished else []))
+    if finished and (not config.data.test_data or (folder / TEST_REPORT).exists()):
         return 0
-    say(*fitted)
-    if splits.test is not None:
+    try:
+        prepared = prepare(config, task, resumed)
+        if not finished:
+            fit(prepared, stop)
+    except TrainingStopped as stopped:
+        say("stopped and saved; this resumes it:", "  " + resume_command(argv, config.run.seed))
+        return 128 + stopped.signum if is_first_process() else 0
+    except RunError:
+        if is_first_process():
+            raise
+        return 0  # every rank stops alike, and the first one tells
+    if is_first_process() and not stop.received and prepared.splits.test is not None:
         from models.test_report import report_test_split
 
-        say(*report_test_split(folder, splits.test, task, labels, config, devices))
-    return 0
+        say(*report_test_split(folder, prepared.splits.test, task, prepared.labels, config, prepared.devices))
+    return 128 + stop.received if stop.received and is_first_process() else 0
 
 
-def fit(
-    config: TrainConfig,
-    task: Task,
-    labels: LabelMap | None,
-    devices: Any,
-    splits: Any,
-    tokenizer: Any,
-    model: Any,
-    resumed: Mapping[str, Any] | None,
-) -> list[str]:
-    """Train to the end; returns the closing lines."""
-    import pytorch_lightning as pl
+def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None) -> Prepared:
+    """Devices, encoded rows, tokenizer and model; a `UserError` leaves nothing of it behind."""
+    from datamodules.splits import Encoder, training_splits
+    from models.durable import nothing_kept_on_user_error
+    from models.loading import source_limit
+    from models.run_folder import CACHE_FOLDER
+    from models.strategies import resolve_devices, use_threads
+    from models.training_model import changed_words, model_source
 
-    from datamodules.batching import BatchOptions
-    from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-    from models.checkpointing import Checkpointer, take_over_loop
-    from models.durable import DurableCheckpointIO
+    say(*changed_words(resumed, config))
+    source = model_source(config, resumed)
+    flags = config.device
+    model_type = source.config.model_type
+    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
+    use_threads(devices)
+    own_cache = Path(config.run.save_path) / CACHE_FOLDER
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else own_cache
+    encoder = Encoder(config.data, config.length, task, source.tokenizer, source_limit(source.config), cache)
+    with nothing_kept_on_user_error(cache) if is_first_process() and cache == own_cache else nullcontext():
+        splits = training_splits(encoder)
+        say(*splits.lines)
+        labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+        model = source.build(config.run.seed)
+    return Prepared(config, task, labels, devices, splits, source.tokenizer, model, resumed)
+
+
+def fit(prepared: Prepared, stop: StopSignal) -> None:
+    """Train to the end.
+
+    Raises:
+        TrainingStopped: a signal; the run was saved at a step boundary.
+        RunError: a NaN, or the disk refused.
+    """
+    from models.checkpointing import Checkpointer
+    from models.durable import CONTENT_KEY
     from models.loading import pack_tokenizer
     from models.run_log import RunLog
-    from models.seq2seq_module import ModuleOptions, Seq2SeqModule
-    from models.signals import StopSignal
-    from models.strategies import lightning_strategy
+    from models.run_setup import closing_lines, open_run_folder, resolved_settings, summary_lines
+    from models.trainer import build_module, build_trainer
 
-    batch, run_flags = config.batch, config.run
-    folder = Path(run_flags.save_path)
-    data = Seq2SeqDataModule(
-        splits.train,
-        splits.valid,
-        label_map=labels,
-        pad_token_id=tokenizer.pad_token_id,
-        batch_options=BatchOptions(
-            batch_size=0 if batch.max_tokens else batch.batch_size,
-            max_tokens=batch.max_tokens,
-            accumulate=batch.grad_acc,
-            pad_to_multiple_of=8 if devices.accelerator == "cuda" else 1,
-        ),
-        seed=run_flags.seed,
-        num_workers=batch.num_workers,
-        pin_memory=devices.accelerator == "cuda",
-    )
-    plan = data.plan(0, devices.world_size)
-    steps = plan.num_steps * config.optim.max_epoch
-    options = ModuleOptions(
-        seed=run_flags.seed,
-        total_steps=steps,
-        accumulate=batch.grad_acc,
-        log_every=run_flags.log_every,
-        generate_rows=run_flags.valid_generate_rows,
-        metric_names=task.metrics,
-    )
-    module = Seq2SeqModule(model, tokenizer, config.optim, options, labels)
+    config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
+    folder = Path(config.run.save_path)
+    data = build_data(prepared)
+    plan = data.plan(0, prepared.devices.world_size)
+    module = build_module(config, prepared.model, prepared.tokenizer, labels, plan)
     description = {
-        "task": task.to_dict(),
+        "task": prepared.task.to_dict(),
         "label_map": labels.to_dict() if labels else None,
         "flags": to_dict(config),
-        "tokenizer": pack_tokenizer(tokenizer),
-        "monitor": run_flags.monitor,
+        "tokenizer": resumed[CONTENT_KEY]["tokenizer"] if resumed else pack_tokenizer(prepared.tokenizer),
+        "monitor": config.run.monitor,
     }
-    stop = StopSignal(talk=is_first_process())
-    checkpointer = Checkpointer(run_flags, folder, description, stop)
-    trainer = pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=devices.count,
-        num_nodes=devices.num_nodes,
-        strategy=lightning_strategy(devices, config.device.strategy),
-        precision=devices.precision,
-        max_epochs=config.optim.max_epoch,
-        accumulate_grad_batches=batch.grad_acc,
-        val_check_interval=validation_interval(plan, run_flags.valid_check_interval, batch.grad_acc),
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=str(folder),
-        plugins=[DurableCheckpointIO()],
-        callbacks=[RunLog(folder, run_flags.log_every), checkpointer],
-    )
-    take_over_loop(trainer)
-    open_run_folder(config, folder)
-    say(*summary(config, task, devices, plan, model, steps))
+    checkpointer = Checkpointer(config.run, folder, description, stop)
+    callbacks = [RunLog(folder, config.run.log_every), checkpointer]
+    trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks)
+    if resumed:
+        data.check_resumable(resumed, prepared.devices.world_size)
+    resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model)
+    if is_first_process():
+        open_run_folder(config, folder, resumed, resolved)
+    say(*summary_lines(config, prepared.task, resolved))
     stop.install()
-    trainer.fit(module, datamodule=data, ckpt_path=resumed["path"] if resumed else None, weights_only=True)
-    return closing_lines(folder, checkpointer, trainer.global_step)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resumed["path"] if resumed else None, weights_only=True)
+    finally:
+        stop.release()
+    say(*closing_lines(folder, checkpointer, trainer.global_step))
 
 
-def validation_interval(plan: Any, share: float, accumulate: int) -> int:
-    """Micro-batches between validations: a whole number of optimizer steps, at most the epoch."""
-    return min(max(1, round(plan.num_steps * share)) * accumulate, plan.batches_per_rank)
+def build_data(prepared: Prepared) -> Seq2SeqDataModule:
+    """The data module over the encoded rows."""
+    from datamodules.batching import BatchOptions
+    from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 
-
-def open_run_folder(config: TrainConfig, folder: Path) -> None:
-    """Make the run's folder ready: an overwritten run goes now, when everything else is known to be right."""
-    from models.durable import clean_leftovers, write_json
-    from models.run_folder import CONFIG_NAME, RUN_NAMES
-
-    if not is_first_process():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.run.overwrite:
-        for name in RUN_NAMES:
-            path = folder / name
-            if name != "cache" and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif name != "cache":
-                path.unlink(missing_ok=True)
-    clean_leftovers(folder)
-    write_json(folder / CONFIG_NAME, to_dict(config))
-
-
-def summary(config: TrainConfig, task: Task, devices: Any, plan: Any, model: Any, steps: int) -> list[str]:
-    """The resolved configuration in short."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    optim, batch = config.optim, config.batch
-    rate = optim.learning_rate
-    rate_words = f"{rate:g}" if rate is not None else "1e-04" if optim.optim == "adam" else "its own relative step"
-    size = f"{batch.max_tokens} padded tokens" if batch.max_tokens else f"{batch.batch_size} rows"
-    return [
-        f"task {task.name}; labels: {task.label_map.describe() if task.label_map else 'free text'}",
-        f"model {config.model.init_model or config.model.config_path or config.run.resume_checkpoint}:"
-        f" {model.config.model_type}, {parameters:,} parameters, {trained:,} trained, seed {config.run.seed}",
-        f"devices {devices.world_size} x {devices.accelerator}, precision {devices.precision}",
-        f"batches of {size} x {batch.grad_acc} accumulated x {devices.world_size} devices,"
-        f" {plan.num_steps:,} optimizer steps an epoch, {steps:,} in all, padding {plan.padding_share():.1%}",
-        f"optimizer {optim.optim}, learning rate {rate_words}"
-        + (f", {optim.lr_scheduler}" if rate is not None or optim.optim == "adam" else ""),
-        f"everything goes to {config.run.save_path}",
-    ]
-
-
-def closing_lines(folder: Path, checkpointer: Any, step: int) -> list[str]:
-    """Where things lie, and the best score."""
-    score = checkpointer.best_score
-    best = (
-        f"best {checkpointer.flags.monitor} {score:.4f} at step {checkpointer.best_step}" if score is not None else ""
+    batch, on_gpu = prepared.config.batch, prepared.devices.accelerator == "cuda"
+    options = BatchOptions(
+        batch_size=0 if batch.max_tokens else batch.batch_size,
+        max_tokens=batch.max_tokens,
+        accumulate=batch.grad_acc,
+        pad_to_multiple_of=8 if on_gpu else 1,
     )
-    return [
-        f"trained to optimizer step {step}; {best or 'no validation rows: best/ is the last state'}",
-        f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / 'saved_checkpoints'}",
-    ]
+    return Seq2SeqDataModule(
+        prepared.splits.train,
+        prepared.splits.valid,
+        label_map=prepared.labels,
+        pad_token_id=prepared.tokenizer.pad_token_id,
+        batch_options=options,
+        seed=prepared.config.run.seed,
+        num_workers=batch.num_workers,
+        pin_memory=on_gpu,
+    )
 
 
-def resume_command(argv: list[str]) -> str:
-    """The command line that continues this run."""
-    kept: list[str] = []
-    skip = False
-    for token in argv:
-        name = token.lstrip("-").replace("-", "_").partition("=")[0]
-        if skip and not token.startswith("-"):
-            skip = False
-            continue
-        skip = False
-        if token.startswith("-") and name in ("resume_checkpoint", "overwrite"):
-            skip = "=" not in token
-            continue
-        kept.append(token)
-    return shlex.join(["python", sys.argv[0], *kept, "-resume_checkpoint", "last"])
+def resume_command(argv: list[str], seed: int) -> str:
+    """The command line that continues this run; `seed` is the one in force where -seed below 0 drew one."""
+    kept = without_flags(argv, ("resume_checkpoint", "overwrite", "seed"))
+    return shlex.join(["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"])
 
 
 if __name__ == "__main__":

@@ -169,13 +169,27 @@ def load_hub_dataset(data_path: DataPath, flag: str) -> Any:
                     f"{flag}: the hub data set {name} has no split {' or '.join(split_names(flag))}; it has "
                     f"{', '.join(existing)}; write {data_path.path}:{data_path.config or 'default'}:SPLIT"
                 )
-        return datasets.load_dataset(data_path.path, data_path.config or None, split=wanted[0])
+        return _load_split(data_path, wanted[0])
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{flag}: {name!r} is no file or folder here, and cannot be loaded as a hub data set "
             f"({type(error).__name__}: {reason})"
         ) from None
+
+
+def _load_split(data_path: DataPath, split: str) -> Any:
+    """One split of a hub dataset; where the repository holds a loading script, the hub's own Parquet copy of it."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(data_path.path, data_path.config or None, split=split)
+    except RuntimeError as error:
+        if "script" not in str(error).lower():
+            raise
+        return datasets.load_dataset(
+            data_path.path, data_path.config or None, split=split, revision="refs/convert/parquet"
+        )
 
 
 def content_digest(paths: Sequence[str], flag: str = "-train_data") -> str:

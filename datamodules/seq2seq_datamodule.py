@@ -59,7 +59,7 @@ class PlanLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self.start = self.begin()
-        return super().__iter__()  # type: ignore[return-value]
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: see the class."""
@@ -88,8 +88,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
     Args:
         train, valid: encoded rows; `valid` may be None.
         label_map: texts as they are predicted, or None for free text.
-        batch_options: sizes on each device, and accumulation.
-        valid_batch_size: rows of a validation batch; token budgets apply to validation as well.
+        batch_options: sizes on each device, for validation as well, and accumulation.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self._resumed: tuple[int, int] | None = None
 
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
-        """Each prediction as the nearest label; None beyond `max_distance` (characters) or without a label map."""
+        """Each prediction as the nearest label, None beyond `max_distance` characters; free text as it is."""
         if self.label_map is None:
             return list(predictions)
         return self.label_map.correct(predictions, max_distance)
@@ -178,6 +177,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-batch_size": options.batch_size,
             "-max_tokens": options.max_tokens,
             "-grad_acc": options.accumulate,
+            "padding to a multiple of (8 on GPUs, 1 on the CPU)": options.pad_to_multiple_of,
             "-seed": self.seed,
             "number of devices": world_size,
         }

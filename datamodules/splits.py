@@ -81,9 +81,7 @@ def training_splits(encoder: Encoder) -> Splits:
     train_paths = data.train_data or (task.hub_dataset,)
     whole = encoder.encode("-train_data", train_paths, keep_all=False)
     lines = report_lines("-train_data", whole.report)
-    valid_share = data.valid_data_proportions
-    if not data.valid_data and not valid_share:
-        valid_share = task.valid_proportion
+    valid_share = validation_share(data, task)
     train_rows, valid_rows, test_rows = split_rows(len(whole), valid_share, data.test_data_proportions)
     train = _fitting(whole, train_rows)
     if not len(train):
@@ -96,8 +94,9 @@ def training_splits(encoder: Encoder) -> Splits:
     if valid is not None and not len(valid):
         raise UserError("the validation split has no row; give -valid_data or a larger -valid_data_proportions")
     test = whole.subset(test_rows) if data.test_data_proportions else None
-    if data.test_data:
-        test = encoder.encode("-test_data", data.test_data, keep_all=True)
+    test_paths = data.test_data or hub_test_rows(data, task)
+    if test_paths and not data.test_data_proportions:
+        test = encoder.encode("-test_data", test_paths, keep_all=True)
         lines += report_lines("-test_data", test.report)
     counts = [f"{len(train):,} training rows"]
     counts += [f"{len(split):,} {name} rows" for name, split in (("validation", valid), ("test", test)) if split]
@@ -109,14 +108,25 @@ def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:
     data = encoder.data
     if not data.test_data and data.test_data_proportions:
         whole = encoder.encode("-train_data", data.train_data, keep_all=False)
-        _, _, rows = split_rows(len(whole), data.valid_data_proportions, data.test_data_proportions)
+        _, _, rows = split_rows(len(whole), validation_share(data, encoder.task), data.test_data_proportions)
         return whole.subset(rows), (
             *report_lines("-train_data", whole.report),
             f"{len(rows):,} of them are the test rows",
         )
-    flag, paths = ("-test_data", data.test_data) if data.test_data else ("-valid_data", data.valid_data)
+    test_paths = data.test_data or (() if data.valid_data else hub_test_rows(data, encoder.task))
+    flag, paths = ("-test_data", test_paths) if test_paths else ("-valid_data", data.valid_data)
     split = encoder.encode(flag, paths, keep_all=True)
     return split, tuple(report_lines(flag, split.report))
+
+
+def hub_test_rows(data: DataFlags, task: Task) -> tuple[str, ...]:
+    """The task's hub dataset, when no file is given at all: its test split is the test rows."""
+    return (task.hub_dataset,) if task.hub_dataset and not data.train_data else ()
+
+
+def validation_share(data: DataFlags, task: Task) -> float:
+    """The share of the training rows that validates: the flag's, else the task's own when no rows are given."""
+    return data.valid_data_proportions or (0.0 if data.valid_data else task.valid_proportion)
 
 
 def split_rows(rows: int, valid_share: float, test_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,7 +147,7 @@ def report_lines(flag: str, report: EncodeReport) -> list[str]:
     lines = [f"{flag}: {report.rows_read:,} rows read, {report.rows_kept:,} kept"]
     lines += [f"{flag}: {path}: {decision}" for path, decision in report.headers.items()]
     for reason, (count, places) in sorted(report.malformed.items()):
-        lines.append(f"{flag}: {count:,} malformed rows ({reason}), first at {', '.join(places)}")
+        lines.append(f"{flag}: {count:,} malformed row(s) ({reason}), first at {', '.join(places)}")
     cut = (
         ("truncated_sources", report.truncated_sources, "sources truncated"),
         ("truncated_targets", report.truncated_targets, "targets truncated"),

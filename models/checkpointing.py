@@ -7,6 +7,7 @@ at the end of an epoch without validation rows: the same with no score
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -67,6 +68,24 @@ class Checkpointer(pl.Callback):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a resume: forget a best score whose weights are not in best/ (resumed from an older checkpoint)."""
+        del pl_module
+        known = self.best_score is None or trainer.strategy.broadcast(self._step_of_best()) == self.best_step
+        if known:
+            return
+        if trainer.is_global_zero:
+            print(f"best/ does not hold step {self.best_step}, the best so far: the next validation begins anew")
+        self.best_score, self.best_step, self.validations_without_gain = None, 0, 0
+
+    def _step_of_best(self) -> int | None:
+        """The optimizer step whose weights lie in best/."""
+        try:
+            state = json.loads((self.folder / "best" / STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return int(state["global_step"])
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -74,24 +93,25 @@ class Checkpointer(pl.Callback):
         if not at_step_boundary(trainer, batch_idx):
             return
         self._pending = self._agree()
-        if not validation_due(trainer):
-            self._act(trainer, pl_module)
+        if not validation_due(trainer) and not _epoch_complete(trainer):
+            self._act(trainer, _ours(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not isinstance(pl_module, Seq2SeqModule):
+        if trainer.sanity_checking:
             return
-        score = pl_module.validation.get(self.flags.monitor, math.nan)
+        module = _ours(pl_module)
+        score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
-        self._save_validated(trainer, pl_module, better, pl_module.validation["val_loss"])
+        self._save_validated(trainer, module, better, module.validation["val_loss"])
         if self.flags.early_stopping_patience and self.validations_without_gain >= self.flags.early_stopping_patience:
             trainer.should_stop = True
-        self._act(trainer, pl_module)
+        self._act(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if _has_validation(trainer) or not _epoch_complete(trainer) or not isinstance(pl_module, Seq2SeqModule):
+        if _has_validation(trainer) or not _epoch_complete(trainer):
             return
-        self._save_validated(trainer, pl_module, better=True, val_loss=None)
-        self._act(trainer, pl_module)
+        self._save_validated(trainer, _ours(pl_module), better=True, val_loss=None)
+        self._act(trainer, _ours(pl_module))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -101,7 +121,7 @@ class Checkpointer(pl.Callback):
         checkpoint["epoch"] = epoch
         checkpoint[CONTENT_KEY] = {
             "format_version": FORMAT_VERSION,
-            "model": describe(pl_module.model),  # type: ignore[arg-type]
+            "model": describe(pl_module.model),
             **self.description,
         }
 
@@ -147,13 +167,13 @@ class Checkpointer(pl.Callback):
             self.validations_without_gain += 1
         return better
 
-    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _act(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
         """Do what is due after this optimizer step: step save, timed save, stop."""
         signum, timed = self._pending
         self._pending = (0, False)
         step = trainer.global_step
-        epoch, _ = trainer.datamodule.position()  # type: ignore[attr-defined]
-        stem = f"epoch{epoch:02d}-global_step{step}"
+        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        stem = f"epoch{epoch if batches else epoch - 1:02d}-global_step{step}"
         if self.flags.save_every and step % self.flags.save_every == 0:
             self._save(trainer, pl_module, f"{stem}.ckpt", "step")
         if timed:
@@ -183,13 +203,13 @@ class Checkpointer(pl.Callback):
         if better:
             self._export(trainer, pl_module, "best")
 
-    def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _save_last(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
         self._check_finite(pl_module)
         trainer.save_checkpoint(self.checkpoints / LAST_NAME)
         self._export(trainer, pl_module, "last")
 
     def _save(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, kind: str, order: float | None = None
+        self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str, kind: str, order: float | None = None
     ) -> None:
         """Write a checkpoint, make it `last.ckpt` as well, and remove what is no longer kept of its kind."""
         self._check_finite(pl_module)
@@ -203,9 +223,9 @@ class Checkpointer(pl.Callback):
             for _, old in removed:
                 (self.checkpoints / old).unlink(missing_ok=True)
 
-    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str) -> None:
         """Write `best/` or `last/`: a from_pretrained folder with the state of the training beside it."""
-        if not trainer.is_global_zero or not isinstance(pl_module, Seq2SeqModule):
+        if not trainer.is_global_zero:
             return
         epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
         state = {
@@ -227,10 +247,8 @@ class Checkpointer(pl.Callback):
         write_folder(self.folder / name, fill)
 
     @staticmethod
-    def _check_finite(pl_module: pl.LightningModule) -> None:
+    def _check_finite(pl_module: Seq2SeqModule) -> None:
         """Never save weights that hold NaN or infinity."""
-        if not isinstance(pl_module, Seq2SeqModule):
-            return
         pl_module.raise_if_not_finite()
         finite = torch.stack([torch.isfinite(p.detach()).all() for p in pl_module.parameters()]).all()
         if not bool(finite):
@@ -238,6 +256,11 @@ class Checkpointer(pl.Callback):
                 f"the weights became NaN or infinite at optimizer step {pl_module.trainer.global_step}; nothing of it"
                 " was saved. Likely causes: a learning rate that is too high, or fp16 arithmetic."
             )
+
+
+def _ours(module: pl.LightningModule) -> Seq2SeqModule:
+    assert isinstance(module, Seq2SeqModule)
+    return module
 
 
 # ---- the loop

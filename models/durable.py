@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError
 
 from errors import RunError, UserError
 
@@ -63,7 +65,7 @@ def link_file(existing: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Swap `folder` as a whole for one that `fill(temporary folder)` makes; the old one goes only after."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}{OLD_SUFFIX}")
@@ -78,8 +80,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             os.replace(folder, old)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has a full disk of its own kind
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         raise RunError(f"{folder} could not be written: {error}; earlier files are untouched") from error
     shutil.rmtree(old, ignore_errors=True)
 
@@ -96,6 +100,23 @@ def sync_path(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Flush the names in `folder` to the disk."""
     sync_path(folder)
+
+
+@contextmanager
+def nothing_kept_on_user_error(folder: Path) -> Iterator[None]:
+    """Remove what the block made below `folder`, and the folders above it, when it raises a `UserError`."""
+    before = {folder, *folder.rglob("*")}
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except UserError:
+        for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+            if path not in before:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def clean_leftovers(folder: Path) -> None:
@@ -130,8 +151,16 @@ class DurableCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Any, flag: str = "-resume_checkpoint") -> dict[str, Any]:
-    """The content of one of our .ckpt files, on the CPU.
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The parameters of the model in a checkpoint, by their names in the model itself."""
+    prefix = "model."
+    return {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
+
+
+def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = False) -> dict[str, Any]:
+    """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
 
     Raises:
         UserError: missing, torn, holding pickled code (it is not run), or made by another program or version.
@@ -140,7 +169,7 @@ def read_checkpoint(path: Any, flag: str = "-resume_checkpoint") -> dict[str, An
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: refused, it is torn or holds pickled objects that could run code"

@@ -9,7 +9,6 @@ import warnings
 
 def quiet_libraries() -> None:
     """Silence progress bars and advice of the libraries; errors still show. Call before importing them."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,9 +20,10 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Both are about choices that this program makes on purpose: the loader of a plan has no more to share out, and
-    # the plain logging connector is not used.
+    # All are about choices that this program makes on purpose: the loader of a plan has no more to share out, a run
+    # may have no validation rows, and the plain logging connector is not used.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     torch.set_float32_matmul_precision("high")

@@ -25,47 +25,52 @@ class DecodingOptions:
     no_repeat_ngram_size: int = 0  # tokens; 0 = off
 
 
-class Decoder:
-    """Texts for batches of encoded sources, by greedy or beam search.
+def generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DecodingOptions
+) -> GenerationConfig:
+    """Every generation field that matters, set: none is inherited from a checkpoint's own generation config.
 
-    Every generation field is set here: none is inherited from the checkpoint's own generation config.
-
-    Args:
-        example_target: ids of any encoded target: the start token, and a fixed first token (BART's `<s>`, mBART's
-            language), are taken from it, so that decoding begins as training did.
+    The start token, and a fixed first token (BART's `<s>`, mBART's language), are taken from an encoded target, so
+    that decoding begins as training did.
     """
+    target = example_target(tokenizer)
+    limit = source_limit(model.config)
+    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
+    has_first = len(target) > 1 and target[: len(bare)] != bare
+    return GenerationConfig(
+        max_new_tokens=min(options.max_length, limit - 1) if limit else options.max_length,
+        num_beams=options.beam_size,
+        length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
+        no_repeat_ngram_size=options.no_repeat_ngram_size or None,
+        early_stopping=False,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=decoder_start_token(model, target),
+        forced_bos_token_id=target[0] if has_first else None,
+        use_cache=True,
+    )
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        example_target: list[int],
-        options: DecodingOptions,
-    ) -> None:
+
+class Decoder:
+    """Texts for batches of encoded sources, by greedy or beam search; leaves the model's own config as it was."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DecodingOptions) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        limit = source_limit(model.config)
-        max_length = min(options.max_length, limit - 1) if limit else options.max_length
-        has_first = len(example_target) > 1 and example_target[0] in tokenizer.all_special_ids
-        self.config = GenerationConfig(
-            max_new_tokens=max_length,
-            num_beams=options.beam_size,
-            length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
-            no_repeat_ngram_size=options.no_repeat_ngram_size or None,
-            early_stopping=False,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=decoder_start_token(model, example_target),
-            forced_bos_token_id=example_target[0] if has_first else None,
-            use_cache=True,
-        )
+        self.config = generation_config(model, tokenizer, options)
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         """One text for each row of (batch, source_length) ids."""
-        self.model.generation_config = self.config
-        output = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=self.config)
+        own = self.model.generation_config
+        self.model.generation_config = self.config  # `generate` fills unset fields from it
+        try:
+            output = self.model.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=self.config
+            )
+        finally:
+            self.model.generation_config = own
         return decode_texts(self.tokenizer, output)
 
 

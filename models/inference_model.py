@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from errors import UserError
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, read_checkpoint
+from models.durable import CONTENT_KEY, model_weights, read_checkpoint
 from models.loading import (
     check_vocabulary,
     config_from_dict,
@@ -20,8 +21,15 @@ from models.loading import (
     load_config,
     load_tokenizer,
     unpack_tokenizer,
+    with_languages,
 )
 from models.run_folder import CHECKPOINT_FOLDER, STATE_NAME
+
+
+@lru_cache(maxsize=1)
+def _checkpoint(name: str) -> dict[str, Any]:
+    """The .ckpt, opened once in each process; its tensors stay on the disk until they are used."""
+    return read_checkpoint(name, "-model", mmap=True)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class InferenceModel:
     def saved_state(self) -> dict[str, Any]:
         """`task`, `label_map` and `flags` of the training; empty for a model that we did not train."""
         if self.is_checkpoint:
-            return dict(read_checkpoint(self.name, "-model")[CONTENT_KEY])
+            return dict(_checkpoint(self.name)[CONTENT_KEY])
         path = Path(self.name) / STATE_NAME
         if not path.is_file():
             return {}
@@ -67,9 +75,10 @@ class InferenceModel:
     def config_and_tokenizer(self) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         """What the data encoding needs, without loading weights."""
         if self.is_checkpoint:
-            content = read_checkpoint(self.name, "-model")[CONTENT_KEY]
+            content = _checkpoint(self.name)[CONTENT_KEY]
             config = config_from_dict(json.loads(content["model"]["model_config"]))
-            tokenizer = self._named_tokenizer() or unpack_tokenizer(content["tokenizer"])
+            languages = {"src_lang": self.source_language, "tgt_lang": self.target_language}
+            tokenizer = self._named_tokenizer() or with_languages(unpack_tokenizer(content["tokenizer"]), **languages)
         else:
             config = load_config(self.name, "-model")
             tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, "-model")
@@ -80,13 +89,8 @@ class InferenceModel:
         """The model in evaluation mode on the CPU, and its tokenizer."""
         _, tokenizer = self.config_and_tokenizer()
         if self.is_checkpoint:
-            checkpoint = read_checkpoint(self.name, "-model")
-            weights = {
-                key.removeprefix("model."): value
-                for key, value in checkpoint["state_dict"].items()
-                if key.startswith("model.")
-            }
-            model = from_checkpoint(checkpoint[CONTENT_KEY]["model"], weights)
+            checkpoint = _checkpoint(self.name)
+            model = from_checkpoint(checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint))
         else:
             model = from_pretrained(self.name, "-model")
         accelerate(model)

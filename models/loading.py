@@ -26,39 +26,12 @@ from transformers import (
 )
 
 from errors import UserError
+from models.presets import TOKENIZER_KEY
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
-TOKENIZER_KEY = "s2s_tokenizer"
 BYTES_TOKENIZER = "bytes"
 T5_FAMILY = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 FP16_UNSAFE = T5_FAMILY
-
-
-def preset_names() -> list[str]:
-    """Names that -config_path takes besides a file."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.json"))
-
-
-def read_config(config_path: str) -> dict[str, Any]:
-    """The JSON of a config file or preset.
-
-    Raises:
-        UserError: no such file or preset, not JSON, or no `model_type`.
-    """
-    path = Path(config_path)
-    if not path.is_file() and not path.suffix:
-        path = CONFIG_FOLDER / f"{config_path}.json"
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        raise UserError(f"-config_path {config_path}: no such file; presets: {', '.join(preset_names())}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"-config_path {config_path}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise UserError(f"-config_path {config_path}: the key 'model_type' is missing, e.g. t5, mt5, bart, mbart")
-    return content
+WITH_ROUTER_LOSS = ("switch_transformers", "nllb-moe")  # their training needs a loss that is not computed here
 
 
 def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> PreTrainedTokenizerBase:
@@ -68,19 +41,25 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
         languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
     """
     if spec == BYTES_TOKENIZER:
-        return ByT5Tokenizer()
-    given = {name: code for name, code in languages.items() if code}
+        return with_languages(ByT5Tokenizer(), **languages)
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
         raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
-    for name, code in given.items():
+    return with_languages(tokenizer, **languages)
+
+
+def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreTrainedTokenizerBase:
+    """`tokenizer` set to the codes `src_lang` and `tgt_lang`; empty ones leave it as it is."""
+    for name, code in languages.items():
+        if not code:
+            continue
+        flag = "-source_language" if name == "src_lang" else "-target_language"
         if not hasattr(tokenizer, name):
-            flag_name = "-source_language" if name == "src_lang" else "-target_language"
-            raise UserError(f"{flag_name} {code}: this tokenizer has no language codes; leave the flag out")
+            raise UserError(f"{flag} {code}: this tokenizer has no language codes; leave the flag out")
         if tokenizer.convert_tokens_to_ids(code) in (None, tokenizer.unk_token_id):
             codes = [token for token in tokenizer.all_special_tokens if "_" in token][:60]
-            raise UserError(f"{code}: not a language code of this tokenizer; known: {', '.join(codes)}")
+            raise UserError(f"{flag} {code}: not a language code of this tokenizer; known: {', '.join(codes)}")
         setattr(tokenizer, name, code)
     return tokenizer
 
@@ -93,6 +72,7 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
         raise UserError(f"{flag} {name}: no model could be loaded: {_first_line(error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
+    _refuse_router_loss(config, f"{flag} {name}")
     return config
 
 
@@ -116,6 +96,11 @@ def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
     return model
 
 
+def _refuse_router_loss(config: PreTrainedConfig, place: str) -> None:
+    if config.model_type in WITH_ROUTER_LOSS:
+        raise UserError(f"{place}: a {config.model_type} model trains with a router loss, which is not supported")
+
+
 def config_from_dict(content: Mapping[str, Any]) -> PreTrainedConfig:
     """A model config from its JSON; `s2s_tokenizer` (the preset's tokenizer) is left out."""
     values = {key: value for key, value in content.items() if key not in (TOKENIZER_KEY, "model_type")}
@@ -128,6 +113,7 @@ def config_from_dict(content: Mapping[str, Any]) -> PreTrainedConfig:
         raise UserError(
             f"-config_path: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)"
         )
+    _refuse_router_loss(config, "-config_path")
     return config
 
 
@@ -222,10 +208,11 @@ def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {
-            str(path.relative_to(folder)): torch.frombuffer(bytearray(path.read_bytes() or b"\0"), dtype=torch.uint8)
-            for path in files
-        }
+        return {str(path.relative_to(folder)): _byte_tensor(path.read_bytes()) for path in files}
+
+
+def _byte_tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 
 def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBase:

@@ -42,12 +42,12 @@ class StepMeter:
     """Adds up micro-batches without waiting for the device; `totals` reads once."""
 
     def __init__(self) -> None:
-        self.gradient_norm: Tensor | None = None
         self._bad_step: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
         """Begin a new interval."""
+        self.gradient_norm: Tensor | None = None  # of the latest step that measured it
         self._loss: Tensor | None = None
         self._correct: Tensor | None = None
         self._target_tokens = 0
@@ -67,6 +67,21 @@ class StepMeter:
         self._padded_tokens += batch["input_ids"].numel() + batch["labels"].numel()
         self._rows += batch["num_rows"]
 
+    def state(self) -> list[float]:
+        """The sums of this process since the last reset, as plain numbers for a checkpoint; waits for the device."""
+        loss = 0.0 if self._loss is None else float(self._loss)
+        counts = (self._target_tokens, self._tokens, self._padded_tokens, self._rows)
+        return [loss, *map(float, counts), time.perf_counter() - self._began]
+
+    def restore(self, state: list[float], device: torch.device) -> None:
+        """Go on from what `state` gave."""
+        loss, target_tokens, tokens, padded_tokens, rows, seconds = state
+        exact = torch.float64 if device.type == "cpu" else torch.float32
+        self._loss = torch.tensor(loss, dtype=exact, device=device)
+        self._target_tokens, self._tokens = int(target_tokens), int(tokens)
+        self._padded_tokens, self._rows = int(padded_tokens), int(rows)
+        self._began = time.perf_counter() - seconds
+
     @property
     def has_batches(self) -> bool:
         """Whether anything was counted since the last reset."""
@@ -84,12 +99,13 @@ class StepMeter:
         now_bad = (~good) & (self._bad_step < 0)
         self._bad_step = torch.where(now_bad, torch.full_like(self._bad_step, step), self._bad_step)
 
-    def first_bad_step(self) -> int | None:
-        """The first watched step that was not finite, or None; waits for the device."""
-        if self._bad_step is None:
-            return None
-        step = int(self._bad_step)
-        return step if step >= 0 else None
+    def first_bad_step(self, device: torch.device, world_size: int) -> int | None:
+        """The first watched step that was not finite on any rank, or None; every rank must call it."""
+        bad = self._bad_step if self._bad_step is not None else torch.full((), -1, device=device)
+        bad = torch.where(bad < 0, torch.full_like(bad, 2**62), bad)
+        if world_size > 1:
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MIN)
+        return int(bad) if int(bad) < 2**62 else None
 
     def totals(self, device: torch.device, world_size: int) -> Totals:
         """The sums since the last reset over all ranks; every rank must call it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.encoded_split import EncodedSplit
 from errors import RunError
-from models.generation import Decoder, DecodingOptions, example_target
+from models.environment import quiet_libraries
+from models.generation import Decoder, DecodingOptions
 from models.progress import ProgressLine
 from models.seq2seq_module import pad_sources
 from models.strategies import Devices
@@ -74,8 +76,12 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
     """Run one worker a device; any that fails ends the whole prediction."""
     context = torch.multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(rank, load, job, folder)) for rank in range(job.devices.count)]
-    for worker in workers:
-        worker.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent, which ends its workers
+    try:
+        for worker in workers:
+            worker.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         while any(worker.is_alive() for worker in workers):
             for worker in workers:
@@ -93,6 +99,7 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
 
 def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
     """Predict the batches of one worker and write them to its part file."""
+    quiet_libraries()
     devices = job.devices
     device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
     if devices.accelerator == "cpu" and devices.count > 1:
@@ -100,7 +107,7 @@ def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
         torch.set_num_threads(max(1, cores // devices.count))
     model, tokenizer = load()
     model.to(device).eval()
-    decoder = Decoder(model, tokenizer, example_target(tokenizer), job.options)
+    decoder = Decoder(model, tokenizer, job.options)
     autocast = torch.autocast(device.type, devices.autocast_dtype) if devices.autocast_dtype else nullcontext()
     progress = ProgressLine("[PREDICT]", len(job.split), unit="row", enabled=rank == 0)
     told = time.monotonic()

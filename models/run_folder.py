@@ -11,7 +11,19 @@ STEP_LOG = "metrics.jsonl"
 EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
 STATE_NAME = "training_state.json"
-RUN_NAMES = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", STEP_LOG, EPOCH_LOG, "lightning_logs", "cache")
+TEST_REPORT = "test_report.json"
+CACHE_FOLDER = "cache"
+RUN_NAMES = (
+    CONFIG_NAME,
+    CHECKPOINT_FOLDER,
+    "best",
+    "last",
+    STEP_LOG,
+    EPOCH_LOG,
+    TEST_REPORT,
+    "lightning_logs",
+    CACHE_FOLDER,
+)
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from models.checkpointing import at_step_boundary
@@ -17,6 +19,8 @@ from models.optim import current_rate
 from models.progress import ProgressLine
 from models.run_folder import EPOCH_LOG, STEP_LOG
 from models.seq2seq_module import Seq2SeqModule
+
+STATE_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
 
 
 class RunLog(pl.Callback):
@@ -31,8 +35,7 @@ class RunLog(pl.Callback):
         self.epochs: list[dict[str, Any]] = []
         self._epoch_totals: list[Totals] = []
         self._epoch_began = time.monotonic()
-        self._logged_step = -1
-        self._last_loss = float("nan")
+        self._resumed: dict[str, Any] | None = None
 
     # ---- training
 
@@ -45,6 +48,7 @@ class RunLog(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Seq2SeqModule)
+        self._resumed = None  # an epoch that begins has nothing to take up
         self._begin_epoch(trainer, pl_module, 0)
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
@@ -62,6 +66,7 @@ class RunLog(pl.Callback):
         if self.progress is None:  # resumed in the middle of an epoch: its start is not announced again
             assert isinstance(pl_module, Seq2SeqModule)
             self._begin_epoch(trainer, pl_module, batch_idx // trainer.accumulate_grad_batches)
+            self._take_up(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,11 +88,10 @@ class RunLog(pl.Callback):
     def _log_step(self, trainer: pl.Trainer, module: Seq2SeqModule, step: int) -> None:
         module.raise_if_not_finite()
         totals = module.meter.totals(module.device, trainer.world_size)
+        norm = module.meter.gradient_norm
         module.meter.reset()
         self._epoch_totals.append(totals)
-        self._logged_step = step
-        rate = module.step_learning_rate
-        self._last_loss = totals.loss_per_token
+        rate = step_rate(trainer, module)
         if self.progress is not None:
             self.progress.report(loss=f"{totals.loss_per_token:.4g}", lr=f"{rate:.2g}")
         figures = {
@@ -97,9 +101,41 @@ class RunLog(pl.Callback):
             "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
             "padding_share": totals.padding_share,
         }
-        if module.meter.gradient_norm is not None:
-            figures["gradient_norm"] = float(module.meter.gradient_norm)
+        if norm is not None:
+            figures["gradient_norm"] = float(norm)
         self._write(trainer, step, "train", figures)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, Seq2SeqModule)
+        meters = [pl_module.meter.state()]
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, meters[0])
+            meters = gathered
+        checkpoint[STATE_KEY] = {
+            "meters": meters,  # by rank
+            "epoch_totals": [asdict(totals) for totals in self._epoch_totals],
+            "epoch_seconds": time.monotonic() - self._epoch_began,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        del trainer, pl_module
+        self._resumed = checkpoint.get(STATE_KEY)
+
+    def _take_up(self, trainer: pl.Trainer, module: Seq2SeqModule) -> None:
+        """Go on measuring where the resumed checkpoint was: its next log lines say what they would have said."""
+        if self._resumed is None:
+            return
+        module.meter.restore(self._resumed["meters"][trainer.global_rank], module.device)
+        self._epoch_totals = [Totals(**totals) for totals in self._resumed["epoch_totals"]]
+        self._epoch_began = time.monotonic() - self._resumed["epoch_seconds"]
+        self._resumed = None
 
     # ---- validation
 
@@ -157,7 +193,7 @@ class RunLog(pl.Callback):
             "complete": batches == 0,
             "train_loss": sum(totals.loss_sum for totals in self._epoch_totals) / max(tokens, 1),
             **figures,
-            "learning_rate": current_rate(trainer.optimizers[0]),
+            "learning_rate": step_rate(trainer, trainer.lightning_module),
             "rows": sum(totals.rows for totals in self._epoch_totals),
             "seconds": round(seconds, 3),
         }
@@ -194,6 +230,12 @@ class RunLog(pl.Callback):
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def step_rate(trainer: pl.Trainer, module: Any) -> float:
+    """The learning rate of the latest optimizer step."""
+    rate = module.step_learning_rate
+    return current_rate(trainer.optimizers[0]) if rate is None else rate
 
 
 def _step_of(line: str) -> float:

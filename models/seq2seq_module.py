@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errors import RunError
 from flags import OptimFlags
 from models.forward import decode_teacher_forced
-from models.generation import Decoder, DecodingOptions, example_target
+from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
-from models.optim import build_optimizer, build_scheduler, current_rate
+from models.optim import build_optimizer, build_scheduler
 from task_utils import LabelMap
 
 
@@ -32,8 +32,7 @@ class ModuleOptions:
     accumulate: int  # micro-batches of an optimizer step on each rank
     log_every: int  # optimizer steps
     generate_rows: int  # validation rows that are predicted by real generation, all ranks together
-    correction_distance: int | None = None
-    metric_names: tuple[str, ...] = ()
+    metric_names: tuple[str, ...] = ()  # of the generated rows; exact_match is always among them
 
 
 def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
@@ -68,7 +67,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.validation_meter = StepMeter()
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
         self.samples: list[tuple[str, str, str]] = []  # (source, reference, prediction) of the latest validation
-        self.step_learning_rate = 0.0
+        self.step_learning_rate: float | None = None  # of the latest step; None = adafactor's own
 
     # ---- training
 
@@ -77,7 +76,16 @@ class Seq2SeqModule(pl.LightningModule):
         loss_sum, _ = self._loss_sum(batch)
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
-        return loss_sum * (self.options.accumulate * self.trainer.world_size / max(batch["step_target_tokens"], 1))
+        share: float = self.options.accumulate * self.trainer.world_size / max(batch["step_target_tokens"], 1)
+        return loss_sum * share
+
+    def on_train_start(self) -> None:
+        """After a resume with more epochs the schedule is another one: the next step takes its rate, not the old."""
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            for group, base, factor in rates:
+                group["lr"] = base * factor(scheduler.last_epoch)
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
@@ -99,13 +107,15 @@ class Seq2SeqModule(pl.LightningModule):
         clip = self.optim.grad_clip if self.optim.optim != "adafactor" else 0.0
         if clip or (self.trainer.global_step + 1) % self.options.log_every == 0:
             norm = torch.nn.utils.get_total_norm(gradients)
-            self.meter.gradient_norm = norm
+            if self.trainer.precision != "16-mixed":  # there an infinite norm is the scaler's daily work
+                self.meter.gradient_norm = norm
             if clip:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.step_learning_rate = current_rate(optimizer)
+        rate = optimizer.param_groups[0]["lr"]
+        self.step_learning_rate = None if rate is None else float(rate)
 
     def configure_optimizers(self) -> Any:
         flags = self.optim
@@ -159,7 +169,7 @@ class Seq2SeqModule(pl.LightningModule):
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         mine = [int(row) for row in rows[rank::world_size]]
         limit = int(split.target_lengths.max()) * 3 // 2 + 8
-        decoder = Decoder(self.model, self.tokenizer, example_target(self.tokenizer), DecodingOptions(max_length=limit))
+        decoder = Decoder(self.model, self.tokenizer, DecodingOptions(max_length=limit))
         predicted: dict[int, str] = {}
         for start in range(0, len(mine), 32):
             chunk = mine[start : start + 32]
@@ -173,14 +183,15 @@ class Seq2SeqModule(pl.LightningModule):
         references = [split.reference(row) for row in order]
         predictions = [predicted[row] for row in order]
         self.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in order[:8]]
-        scores = score(references, predictions, self.label_map, max_distance=self.options.correction_distance)
+        names = tuple(dict.fromkeys(("exact_match", *self.options.metric_names)))
+        scores = score(references, predictions, self.label_map, names=names)
         return dict(scores.metrics)
 
     # ---- health
 
     def raise_if_not_finite(self) -> None:
-        """Stop the run when a loss or gradient was NaN or infinite; waits for the device."""
-        step = self.meter.first_bad_step()
+        """Stop the run, on every rank alike, when a loss or gradient was NaN or infinite; waits for the device."""
+        step = self.meter.first_bad_step(self.device, self.trainer.world_size)
         if step is None:
             return
         raise RunError(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 
 class TrainingStopped(Exception):
@@ -22,11 +23,17 @@ class StopSignal:
     def __init__(self, talk: bool) -> None:
         self.received = 0
         self.talk = talk
+        self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """Take over SIGINT and SIGTERM of this process."""
         for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._handle)
+            self._before.setdefault(signum, signal.signal(signum, self._handle))
+
+    def release(self) -> None:
+        """Give the signals back to whoever had them: there is no training step left to stop after."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.received and signum == signal.SIGINT:
@@ -35,5 +42,5 @@ class StopSignal:
         if self.talk:
             name = signal.Signals(signum).name
             os.write(
-                sys.stdout.fileno(), f"\n{name}: saving after this optimizer step; again to leave at once\n".encode()
+                sys.stdout.fileno(), f"\n{name}: saving at the next optimizer step; Ctrl-C leaves at once\n".encode()
             )

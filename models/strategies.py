@@ -53,7 +53,7 @@ def resolve_devices(
 def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
     if float_precision == "32":
         return "32-true"
-    bf16 = accelerator == "cpu" or torch.cuda.is_bf16_supported()
+    bf16 = accelerator == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if float_precision == "bf16" and not bf16:
         raise UserError("-float_precision bf16: this GPU has no bf16; use 32")
     if float_precision == "bf16" or (float_precision == "16" and bf16):
@@ -72,9 +72,8 @@ def lightning_strategy(devices: Devices, strategy: str) -> Any:
     if strategy == "auto" and devices.world_size == 1:
         return "auto"
     backend = "gloo" if devices.accelerator == "cpu" else "nccl"
-    # No buffer of an encoder-decoder changes in training, and validation runs a different number of batches on each
-    # rank: broadcasting buffers in forward would wait for ranks that are done.
-    return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # No buffer of an encoder-decoder changes in training: there is nothing to synchronise before a forward pass.
+    return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def use_threads(devices: Devices) -> int:

@@ -11,11 +11,10 @@ from models.durable import write_json
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel
 from models.prediction import predict
+from models.run_folder import TEST_REPORT
 from models.strategies import Devices
 from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
-
-TEST_REPORT = "test_report.json"
 
 
 def report_test_split(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import UserError
+from flag_parsing import to_dict
 from flags import TrainConfig
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, read_checkpoint
+from models.durable import CONTENT_KEY, model_weights, read_checkpoint
 from models.loading import (
-    TOKENIZER_KEY,
     check_vocabulary,
     config_from_dict,
     freeze_parts,
@@ -24,12 +23,14 @@ from models.loading import (
     from_pretrained,
     load_config,
     load_tokenizer,
-    read_config,
     unpack_tokenizer,
 )
-from models.run_folder import newest_checkpoint
+from models.presets import TOKENIZER_KEY, read_config
+from validation import resumed_path
 
 RESUME_FREE = ("max_epoch",)  # optimization flags that may change on a resume
+RESUME_FIXED = ("freeze", "float_precision", "monitor")  # other flags that may not
+RESUME_MODEL = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,43 @@ def load_resumed(config: TrainConfig) -> dict[str, Any] | None:
     Raises:
         UserError: nothing there, torn, of another kind, or of a run with other optimization flags.
     """
-    value = config.run.resume_checkpoint
-    if not value:
+    if not config.run.resume_checkpoint:
         return None
-    if "://" in value:
-        raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
-    path = newest_checkpoint(Path(config.run.save_path)) if value == "last" else Path(value)
-    if path.is_dir():
-        path = newest_checkpoint(path)
-    if not path.is_file():
-        raise UserError(f"-resume_checkpoint {value}: no such file: {path}")
+    path = resumed_path(config)
     checkpoint = read_checkpoint(path)
     saved = checkpoint[CONTENT_KEY]["flags"]
+    now = to_dict(config)
+    fixed = [name for name in asdict(config.optim) if name not in RESUME_FREE] + list(RESUME_FIXED)
+    fixed += [name for name in RESUME_MODEL if now[name]]
     differences = [
-        f"-{name} (checkpoint: {saved.get(name)}, now: {value})"
-        for name, value in asdict(config.optim).items()
-        if name not in RESUME_FREE and saved.get(name) != value
+        f"-{name} (checkpoint: {saved.get(name)}, now: {now[name]})" for name in fixed if saved.get(name) != now[name]
     ]
     if differences:
         raise UserError(f"-resume_checkpoint {path}: the run was made with other settings: {'; '.join(differences)}")
     return {**checkpoint, "path": str(path)}
+
+
+def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
+    """Why there is nothing left to train after `resumed`; empty when there is."""
+    epochs, step = resumed["epoch"], resumed["global_step"]
+    patience = config.run.early_stopping_patience
+    without_gain = resumed["callbacks"]["Checkpointer"]["validations_without_gain"]
+    if epochs >= config.optim.max_epoch:
+        return f"the run is finished: {epochs} epochs, optimizer step {step}; a larger -max_epoch trains on"
+    if patience and without_gain >= patience:
+        return f"the run is finished: stopped early at optimizer step {step}; -early_stopping_patience 0 trains on"
+    return ""
+
+
+def changed_words(resumed: Mapping[str, Any] | None, config: TrainConfig) -> list[str]:
+    """What differs from the run before in a way that changes its result, though it is allowed."""
+    if resumed is None or resumed[CONTENT_KEY]["flags"]["max_epoch"] == config.optim.max_epoch:
+        return []
+    before = resumed[CONTENT_KEY]["flags"]["max_epoch"]
+    return [
+        f"-max_epoch was {before} and is {config.optim.max_epoch} now: the learning rate follows the longer"
+        " or shorter course from here"
+    ]
 
 
 def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> ModelSource:
@@ -75,11 +93,7 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
     languages = {"src_lang": data.source_language, "tgt_lang": data.target_language}
     if resumed is not None:
         content = resumed[CONTENT_KEY]
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in resumed["state_dict"].items()
-            if name.startswith("model.")
-        }
+        weights = model_weights(resumed)
         return ModelSource(
             config=config_from_dict(json.loads(content["model"]["model_config"])),
             tokenizer=unpack_tokenizer(content["tokenizer"]),
@@ -106,6 +120,6 @@ def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     """The model in training mode with the parts that -freeze names left alone."""
     freeze_parts(model, config.model.freeze)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     accelerate(model)
     return model.train()

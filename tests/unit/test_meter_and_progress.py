@@ -51,13 +51,13 @@ def test_sums_survive_a_checkpoint() -> None:
 @pytest.mark.parametrize("bad", ["loss", "norm"])
 def test_the_first_bad_step_is_named(bad: str) -> None:
     meter = StepMeter()
-    assert meter.first_bad_step() is None
+    assert meter.first_bad_step(torch.device("cpu"), 1) is None
     for step in range(1, 6):
         spoiled = step >= 3
         meter.add_batch(batch(1, 1, 1, 1), torch.tensor(float("nan") if spoiled and bad == "loss" else 1.0))
         meter.gradient_norm = torch.tensor(float("inf") if spoiled and bad == "norm" else 1.0)
         meter.watch(step)
-    assert meter.first_bad_step() == 3
+    assert meter.first_bad_step(torch.device("cpu"), 1) == 3
 
 
 def test_a_progress_line_shows_epoch_phase_counts_times_and_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,39 @@
+"""Model configs for training from scratch: the JSON of a file or of a preset in configs/. No torch import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+TOKENIZER_KEY = "s2s_tokenizer"
+
+
+def preset_names() -> list[str]:
+    """Names that -config_path takes besides a file."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.json"))
+
+
+def read_config(config_path: str) -> dict[str, Any]:
+    """The JSON of a config file or preset.
+
+    Raises:
+        UserError: no such file or preset, not JSON, or no `model_type`.
+    """
+    path = Path(config_path)
+    if not path.is_file() and not path.suffix:
+        path = CONFIG_FOLDER / f"{config_path}.json"
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise UserError(f"-config_path {config_path}: no such file; presets: {', '.join(preset_names())}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"-config_path {config_path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"-config_path {config_path}: the key 'model_type' is missing, e.g. t5, mt5, bart, mbart")
+    return content

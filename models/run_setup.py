@@ -1,0 +1,103 @@
+"""What surrounds a training run: the opening of its folder, its resolved settings, and what is told about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from datamodules.batching import BatchPlan
+from flag_parsing import to_dict
+from flags import TrainConfig
+from models.checkpointing import Checkpointer
+from models.durable import clean_leftovers, write_folder, write_json
+from models.optim import resolve_warmup
+from models.run_folder import CACHE_FOLDER, CHECKPOINT_FOLDER, CONFIG_NAME, RUN_NAMES
+from models.strategies import Devices
+from task_utils import Task
+
+
+def resolved_settings(config: TrainConfig, task: Task, devices: Devices, plan: BatchPlan, model: Any) -> dict[str, Any]:
+    """What the flags came to: the `resolved` part of config.json. Rates are per step, sizes in rows or tokens."""
+    optim = config.optim
+    own_rate = optim.optim == "adafactor" and optim.learning_rate is None
+    steps = plan.num_steps * optim.max_epoch
+    return {
+        "task": task.to_dict(),
+        "model_type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "accelerator": devices.accelerator,
+        "devices": devices.world_size,
+        "precision": devices.precision,
+        "threads": torch.get_num_threads(),
+        "learning_rate": "adafactor's relative step" if own_rate else optim.learning_rate or 1e-4,
+        "lr_scheduler": None if own_rate else optim.lr_scheduler,
+        "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, steps),
+        "steps_per_epoch": plan.num_steps,
+        "steps": steps,
+        "padding_share": round(plan.padding_share(), 4),
+        "rows_above_max_tokens": plan.oversized_rows,
+        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
+    }
+
+
+def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) -> list[str]:
+    """The resolved configuration in short."""
+    batch, model = config.batch, config.model
+    size = f"{batch.max_tokens} padded tokens" if batch.max_tokens else f"{batch.batch_size} rows"
+    source = config.run.resume_checkpoint or model.init_model or model.config_path
+    schedule = f", {resolved['lr_scheduler']}" if resolved["lr_scheduler"] else ""
+    tf32 = (
+        " (matrix products in TF32)" if resolved["accelerator"] == "cuda" and resolved["precision"] == "32-true" else ""
+    )
+    lines = [
+        f"task {task.name}; labels: {task.label_map.describe() if task.label_map else 'free text'}",
+        f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
+        f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
+        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{tf32}",
+        f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
+        f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
+        f" padding {resolved['padding_share']:.1%}",
+        f"optimizer {config.optim.optim}, learning rate {resolved['learning_rate']}{schedule}",
+    ]
+    if resolved["rows_above_max_tokens"]:
+        lines.append(f"{resolved['rows_above_max_tokens']:,} rows above -max_tokens are batches of their own")
+    if resolved["warmup_steps"] >= resolved["steps"]:
+        lines.append(f"-warmup_steps {resolved['warmup_steps']} is the whole run: the rate stays below its peak")
+    return [*lines, f"everything goes to {config.run.save_path}"]
+
+
+def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None, resolved: Any) -> None:
+    """Make the run's folder ready: an overwritten run goes now, when everything else is known to be right.
+
+    A run that is continued in another folder takes its best/ along: its best score goes on as well.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.run.overwrite:
+        for path in (folder / name for name in RUN_NAMES if name != CACHE_FOLDER):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    clean_leftovers(folder)
+    if resumed is not None:
+        best = Path(resumed["path"]).parent.parent / "best"
+        if best.is_dir() and not (folder / "best").exists():
+            write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
+    write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
+
+
+def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[str]:
+    """Where things lie, and the best score."""
+    best = "no validation rows: best/ is the last state"
+    if checkpointer.best_score is not None:
+        best = f"best {checkpointer.flags.monitor} {checkpointer.best_score:.4f} at step {checkpointer.best_step}"
+    return [
+        f"trained to optimizer step {step}; {best}",
+        f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
+    ]
