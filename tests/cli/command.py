@@ -1,0 +1,110 @@
+"""Runs `train.py`, `inference.py` and scripts as real processes, from the root of the repository."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMEOUT = 240  # seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The problems told, without their `error: `."""
+        return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """No network, one thread, and `python` is this interpreter."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **more}
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
+    """Run to the end."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(**(env or {})),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def train(*flags: str | Path | int | float) -> Result:
+    """`python train.py FLAGS`."""
+    return run(sys.executable, "train.py", *map(str, flags))
+
+
+def train_ok(*flags: str | Path | int | float) -> Result:
+    """`python train.py FLAGS`, which must end well."""
+    result = train(*flags)
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def infer(*flags: str | Path | int | float) -> Result:
+    """`python inference.py FLAGS`."""
+    return run(sys.executable, "inference.py", *map(str, flags))
+
+
+def infer_ok(*flags: str | Path | int | float) -> Result:
+    """`python inference.py FLAGS`, which must end well."""
+    result = infer(*flags)
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def train_until(flags: list[str], line: str, signum: signal.Signals, whole_group: bool = False) -> Result:
+    """`start_until` with `train.py`."""
+    return start_until("train.py", flags, line, signum, whole_group)
+
+
+def start_until(script: str, flags: list[str], line: str, signum: signal.Signals, whole_group: bool = False) -> Result:
+    """Start, send `signum` when a line of the output contains `line`, and wait for the end."""
+    process = subprocess.Popen(
+        [sys.executable, script, *flags],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    seen = []
+    try:
+        for text in process.stdout:
+            seen.append(text)
+            if line in text:
+                if whole_group:
+                    os.killpg(process.pid, signum)
+                else:
+                    process.send_signal(signum)
+                break
+        rest, _ = process.communicate(timeout=TIMEOUT)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return Result(process.returncode, "".join(seen) + rest, "")
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Every file and folder below `folder`, with the time of its last change in nanoseconds."""
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}

@@ -1,0 +1,238 @@
+"""Predictions as a user gets them: one for each row, in order, scored and written."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import infer, infer_ok, start_until
+from tests.cli.tiny import letter_rows, write_tsv
+
+REPORT_KEYS = ["rows", "scored_rows", "metrics", "invalid_outputs", "per_class", "confusion_matrix", "settings"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def outputs(folder: Path, name: str = "") -> list[str | Path]:
+    """Flags of the three files that can be written."""
+    return [
+        *("-save_output", folder / f"{name}out.txt"),
+        *("-save_label", folder / f"{name}label.txt"),
+        *("-save_report", folder / f"{name}report.json"),
+    ]
+
+
+# ---- free text
+
+
+def test_predictions_references_and_report_of_best(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    best = copy_run / "run" / "best"
+    result = infer_ok("-model", best, "-test_data", letters / "test.tsv", *outputs(tmp_path))
+    rows = letter_rows(30, 2)
+    assert (tmp_path / "out.txt").read_text() == "".join(f"{target}\n" for _, target in rows)
+    assert (tmp_path / "label.txt").read_text() == "".join(f"{target}\n" for _, target in rows)
+    report = read_json(tmp_path / "report.json")
+    assert list(report) == REPORT_KEYS
+    assert (report["rows"], report["scored_rows"]) == (30, 30)
+    assert list(report["metrics"]) == ["exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL"]
+    assert (report["metrics"]["exact_match"], report["metrics"]["chrf"]) == (1.0, 100.0)
+    assert (report["invalid_outputs"], report["per_class"], report["confusion_matrix"]) == (0, [], None)
+    settings = report["settings"]
+    assert (settings["model"], settings["beam_size"], settings["max_predict_length"]) == (str(best), 1, 512)
+    assert settings["metric_details"]["bleu"].startswith("nrefs:1|")
+    assert result.err == ""
+    for line in (
+        "-test_data: 30 rows read, 30 kept",
+        "task seq2seq; labels: free text",
+        "references:  30",
+        "predictions: 30",
+        "predicted texts: 4 unique",
+        f"predictions: {tmp_path / 'out.txt'}",
+        f"references: {tmp_path / 'label.txt'}",
+        f"report: {tmp_path / 'report.json'}",
+    ):
+        assert line in result.out.splitlines()
+    again = infer("-model", best, "-test_data", letters / "test.tsv", *outputs(tmp_path))
+    assert again.code == 2
+    assert again.errors == [
+        f"-save_{flag} {tmp_path / name}: exists; -overwrite replaces it"
+        for flag, name in (("output", "out.txt"), ("label", "label.txt"), ("report", "report.json"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def odd_rows(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """Unlabelled lines: empty ones, one longer than the model's 64 positions, blanks, a tab escape; CRLF at the end."""
+
+    def make(folder: Path) -> None:
+        lines = ["cab", "", "d" * 200, "b", "  ", "a\\tb", "", "dab\r"]
+        (folder / "odd.txt").write_bytes("\n".join(lines).encode() + b"\n")
+
+    return once("odd_rows", make) / "odd.txt"
+
+
+@pytest.fixture(scope="session")
+def odd_predictions(once: Callable[[str, Callable[[Path], None]], Path], copy_run: Path, odd_rows: Path) -> Path:
+    """What a .ckpt makes of them, greedy, one process, batches of 3; `stdout.txt` holds what it printed."""
+
+    def make(folder: Path) -> None:
+        checkpoint = copy_run / "run" / "saved_checkpoints" / "last.ckpt"
+        flags = ("-model", checkpoint, "-test_data", odd_rows, "-header", "false", "-batch_size", 3)
+        (folder / "stdout.txt").write_text(infer_ok(*flags, *outputs(folder)).out, encoding="utf-8")
+
+    return once("odd_predictions", make)
+
+
+def test_every_line_gets_one_prediction_in_its_place(odd_predictions: Path) -> None:
+    lines = (odd_predictions / "out.txt").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 9
+    assert lines[-1] == ""
+    assert [lines[row] for row in (0, 2, 3, 5, 7)] == ["c", "d", "b", "a", "d"]
+    assert lines[1] == lines[6]
+    assert (odd_predictions / "label.txt").read_text() == "\n" * 8
+
+
+def test_unlabelled_rows_have_no_metrics(odd_predictions: Path) -> None:
+    report = read_json(odd_predictions / "report.json")
+    assert (report["rows"], report["scored_rows"], report["metrics"]) == (8, 0, {})
+    out = (odd_predictions / "stdout.txt").read_text(encoding="utf-8")
+    assert "-test_data: 8 rows without a reference\n" in out
+    assert f"-test_data: 1 sources truncated, first at {report['settings']['test_data'][0]}:3\n" in out
+    assert "metrics: none, no row has a reference" in out
+
+
+def test_two_processes_write_the_same_bytes(
+    odd_predictions: Path, copy_run: Path, odd_rows: Path, tmp_path: Path
+) -> None:
+    checkpoint = copy_run / "run" / "saved_checkpoints" / "last.ckpt"
+    flags = ("-model", checkpoint, "-test_data", odd_rows, "-header", "false", "-batch_size", 3)
+    result = infer_ok(*flags, "-cpu_processes", 2, *outputs(tmp_path))
+    assert "8 rows predicted in " in result.out
+    assert result.err == ""
+    for name in ("out.txt", "label.txt"):
+        assert (tmp_path / name).read_bytes() == (odd_predictions / name).read_bytes()
+    reports = [read_json(folder / "report.json") for folder in (tmp_path, odd_predictions)]
+    for report in reports:
+        for name in ("save_output", "save_label", "save_report", "cpu_processes"):
+            report["settings"].pop(name)
+    assert reports[0] == reports[1]
+
+
+def test_beams_and_a_folder_that_is_none_of_ours(copy_run: Path, tmp_path: Path) -> None:
+    """A plain from_pretrained folder in bf16, columns by number, every second row, a template from the flags."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    AutoModelForSeq2SeqLM.from_pretrained(copy_run / "run" / "best").save_pretrained(tmp_path / "plain")
+    AutoTokenizer.from_pretrained(copy_run / "run" / "best").save_pretrained(tmp_path / "plain")
+    turned = [(target, "x", word) for word, target in letter_rows(40, 9)]
+    data = write_tsv(tmp_path / "turned.tsv", turned, ())
+    flags = ("-model", tmp_path / "plain", "-test_data", f"{data}:2", "-source_column", 3, "-target_column", 1)
+    template = ("-input_template", "{% if source %}{{ source | lower }}{% endif %}")
+    more = (*template, "-header", "false", "-beam_size", 4, "-float_precision", 16, "-no_repeat_ngram_size", 2)
+    infer_ok(*flags, *more, *outputs(tmp_path))
+    expected = "".join(f"{target}\n" for target, _, _ in turned[::2])
+    assert (tmp_path / "out.txt").read_text() == expected
+    assert (tmp_path / "label.txt").read_text() == expected
+
+
+def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> None:
+    from inference import write_lines
+
+    texts = ["one\ntwo", "tab\there", "back\\slash", "\r", "", "한글"]
+    write_lines(tmp_path / "escaped.txt", texts, escapes=True)
+    assert (tmp_path / "escaped.txt").read_bytes().decode() == ("one\\ntwo\ntab\\there\nback\\\\slash\n\\r\n\n한글\n")
+    write_lines(tmp_path / "flat.txt", texts, escapes=False)
+    assert (tmp_path / "flat.txt").read_bytes().decode() == "one two\ntab here\nback\\slash\n \n\n한글\n"
+
+
+# ---- labels
+
+
+def test_label_task_comes_from_the_checkpoint(label_run: Path, tmp_path: Path) -> None:
+    """Label map, templates and columns are the training's; the tables are printed."""
+    checkpoint = label_run / "run" / "saved_checkpoints" / "last.ckpt"
+    result = infer_ok("-model", checkpoint, "-test_data", label_run / "test.tsv", *outputs(tmp_path))
+    labels = [line.split("\t")[1] for line in (label_run / "test.tsv").read_text().splitlines()[1:]]
+    expected = "".join({"0": "부정.\n", "1": "긍정.\n"}[label] for label in labels)
+    assert (tmp_path / "label.txt").read_text(encoding="utf-8") == expected
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == expected
+    negative, positive = labels.count("0"), labels.count("1")
+    report = read_json(tmp_path / "report.json")
+    assert report["metrics"] == {"accuracy": 1.0, "accuracy_corrected": 1.0, "macro_f1": 1.0, "micro_f1": 1.0}
+    assert report["invalid_outputs"] == 0
+    assert report["per_class"] == [
+        {"label": "부정.", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": negative},
+        {"label": "긍정.", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": positive},
+    ]
+    assert report["confusion_matrix"] == {
+        "labels": ["부정.", "긍정."],
+        "columns": ["부정.", "긍정.", "(invalid)"],
+        "rows": [[negative, 0, 0], [0, positive, 0]],
+    }
+    lines = result.out.splitlines()
+    assert "invalid outputs (no label text): 0 of 40" in lines
+    assert "confusion matrix, after correction (rows: reference, columns: prediction)" in lines
+    assert ["부정.", "1.0000", "1.0000", "1.0000", str(negative)] in [line.split() for line in lines]
+    assert ["부정.", str(negative), "0", "0"] in [line.split() for line in lines]
+    assert ["macro", "1.0000", "1.0000", "1.0000", "40"] in [line.split() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def misfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows for the letters model, whose answers a and d are no labels of the map below."""
+    folder = tmp_path_factory.mktemp("misfit")
+    return write_tsv(folder / "misfit.tsv", [("ab", "1"), ("b", "2"), ("ca", "3"), ("db", "4"), ("da", "4")])
+
+
+LABELS = ("-label_map", "1=aaaa,2=b,3=c,4=dd")
+# distances: a is 3 from aaaa, 1 from b and c, 2 from dd -> b (the first declared); d is 1 from b, c and dd -> b
+KEPT = (["a", "b", "c", "d", "d"], [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 2]])
+CORRECTIONS: dict[str, Any] = {
+    "nearest": ((), ["b", "b", "c", "b", "b"], [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 2, 0, 0, 0]]),
+    "distance": (("-label_max_distance", 0), *KEPT),
+    "none": (("-label_correction", "none"), *KEPT),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_label_correction(copy_run: Path, misfit: Path, tmp_path: Path, name: str) -> None:
+    flags, answers, matrix = CORRECTIONS[name]
+    best = copy_run / "run" / "best"
+    result = infer_ok("-model", best, "-test_data", misfit, *LABELS, *flags, *outputs(tmp_path))
+    report = read_json(tmp_path / "report.json")
+    assert (tmp_path / "label.txt").read_text().split() == ["aaaa", "b", "c", "dd", "dd"]
+    assert (tmp_path / "out.txt").read_text().split() == answers
+    assert report["invalid_outputs"] == 3
+    assert (report["metrics"]["accuracy"], report["metrics"]["accuracy_corrected"]) == (0.4, 0.4)
+    assert report["confusion_matrix"]["rows"] == matrix
+    assert "invalid outputs (no label text): 3 of 5" in result.out
+    assert "labels: 1=aaaa, 2=b, 3=c, 4=dd" in result.out
+
+
+def test_test_share_of_the_training_file(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    """-train_data with -test_data_proportions predicts the rows that training set apart; the shares are disjoint."""
+    shares = ("-train_data", letters / "train.tsv", "-valid_data_proportions", 0.2, "-test_data_proportions", 0.1)
+    result = infer_ok("-model", copy_run / "run" / "best", *shares, *outputs(tmp_path))
+    assert "-train_data: 200 rows read, 200 kept" in result.out
+    assert "20 of them are the test rows" in result.out
+    assert read_json(tmp_path / "report.json")["rows"] == 20
+
+
+def test_ctrl_c_ends_all_processes_and_writes_nothing(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    flags = ["-model", copy_run / "run" / "best", "-cpu_processes", 2, *outputs(tmp_path)]
+    for _ in range(10):
+        flags += ["-test_data", letters / "train.tsv"]
+    stopped = start_until(
+        "inference.py", [str(flag) for flag in flags], "task seq2seq", signal.SIGINT, whole_group=True
+    )
+    assert stopped.code == 130
+    assert stopped.out.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stopped.out
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""Every recipe of run_scripts/ that takes its model from the environment, offline on tiny models and tiny data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import ROOT, Result, run
+from tests.cli.tiny import BART, T5, letter_rows, write_tsv
+from tests.small_models import byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+
+SET_UP_THEMSELVES = {"environment.sh", "quickstart.sh", "test.sh"}
+MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
+    "kobart": ({**BART, "vocab_size": 512}, kobart_tokenizer),
+    "byt5": (T5, byte_tokenizer),
+    "mt5": ({**T5, "model_type": "mt5", "vocab_size": 512}, unigram_tokenizer),
+}
+TRAIN_NSMC = {
+    "train_nsmc_skt-kobart-v2.sh": "kobart",
+    "train_nsmc_kebyt5-small.sh": "byt5",
+    "train_nsmc_byt5-small.sh": "byt5",
+    "train_nsmc_mT5-small.sh": "mt5",
+}
+
+
+def script(name: str, *flags: str, **variables: str | Path) -> Result:
+    result = run("bash", f"run_scripts/{name}", *flags, env={key: str(value) for key, value in variables.items()})
+    assert result.code == 0, result.out + result.err
+    return result
+
+
+def make_model(folder: Path, kind: str) -> Path:
+    """A tiny `from_pretrained` folder of that kind, tokenizer included."""
+    from models.loading import from_config
+
+    config, tokenizer = MODELS[kind]
+    from_config({**config, "eos_token_id": 1} if kind != "kobart" else kobart_config(config), 1).save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
+def kobart_config(config: dict[str, Any]) -> dict[str, Any]:
+    """`<s>` 0, `<pad>` 1, `</s>` 2, as the tokenizer has them."""
+    return {**config, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+
+
+@pytest.fixture(scope="session")
+def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """ratings_train.txt (60 rows) and ratings_test.txt (12) with NSMC's columns, quotes included."""
+
+    def make(folder: Path) -> None:
+        reviews = [("최고의 영화입니다", "1"), ('"지루하다', "0"), ("다시 보고 싶어요!", "1"), ("돈이 아깝다...", "0")]
+        rows = [(str(number), *reviews[number % 4]) for number in range(72)]
+        for name, part in (("train", rows[:60]), ("test", rows[60:])):
+            write_tsv(folder / f"ratings_{name}.txt", part, ("id", "document", "label"))
+
+    return once("nsmc", make)
+
+
+def test_every_script_is_tested_here() -> None:
+    names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
+    assert names == {*TRAIN_NSMC, "nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh"}
+
+
+@pytest.mark.parametrize("name", TRAIN_NSMC)
+def test_nsmc_scripts(name: str, nsmc: Path, tmp_path: Path) -> None:
+    data = {"TRAIN_DATA": nsmc / "ratings_train.txt", "TEST_DATA": nsmc / "ratings_test.txt", "GPUS": "0"}
+    model = make_model(tmp_path / "model", TRAIN_NSMC[name])
+    result = script(name, "-max_epoch", "1", MODEL=model, SAVE_PATH=tmp_path / "run", **data)
+    assert "labels: 0=negative, 1=positive\n" in result.out
+    assert "59 training rows, 1 validation rows, 12 test rows\n" in result.out
+    report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
+    assert report["rows"] == 12
+    assert [row["support"] for row in report["per_class"]] == [6, 6]
+    if name != "train_nsmc_skt-kobart-v2.sh":
+        return
+    script("nsmc_test.sh", MODEL=tmp_path / "run" / "best", OUTPUT=tmp_path / "test", **data)
+    again = json.loads((tmp_path / "test.report.json").read_text(encoding="utf-8"))
+    assert again["metrics"] == report["metrics"]
+    assert (tmp_path / "test.references.txt").read_text().split() == ["positive", "negative"] * 6
+    assert len((tmp_path / "test.predictions.txt").read_text(encoding="utf-8").split("\n")) == 13
+
+
+def test_seq2seq_scripts(letters: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "byt5")
+    data = {"TRAIN_DATA": letters / "train.tsv", "VALID_DATA": letters / "valid.tsv", "GPUS": "0"}
+    result = script("train_s2s_kebyt5-small.sh", "-max_epoch=1", MODEL=model, SAVE_PATH=tmp_path / "run", **data)
+    assert "200 training rows, 40 validation rows\n" in result.out
+    best = shutil.copytree(tmp_path / "run" / "best", tmp_path / "moved")
+    predicted = {"MODEL": best, "TEST_DATA": letters / "test.tsv", "OUTPUT": tmp_path / "test", "GPUS": "0"}
+    script("inference_s2s_kebyt5-small.sh", "-max_predict_length", "6", **predicted)
+    report = json.loads((tmp_path / "test.report.json").read_text(encoding="utf-8"))
+    assert (report["rows"], report["settings"]["beam_size"]) == (30, 4)
+    references = [target for _, target in letter_rows(30, 2)]
+    assert (tmp_path / "test.references.txt").read_text().split() == references
+    assert len((tmp_path / "test.predictions.txt").read_text(encoding="utf-8").split("\n")) == 31

@@ -1,0 +1,76 @@
+"""Tiny models and data for commands that must end within seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+BART: dict[str, Any] = {
+    "model_type": "bart",
+    "vocab_size": 384,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "init_std": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "forced_eos_token_id": None,
+    "s2s_tokenizer": "bytes",
+}
+T5: dict[str, Any] = {
+    "model_type": "t5",
+    "vocab_size": 384,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "s2s_tokenizer": "bytes",
+}
+
+
+def write_config(path: Path, config: dict[str, Any], **changes: Any) -> Path:
+    """A model config file for -config_path."""
+    path.write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    return path
+
+
+def letter_rows(count: int, seed: int) -> list[tuple[str, str]]:
+    """Words of the letters a to d, and their first letter: learned within seconds."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choice("abcd") for _ in range(draw.randint(1, 4))) for _ in range(count)]
+    return [(word, word[0]) for word in words]
+
+
+def write_tsv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("source", "target")) -> Path:
+    """A TSV file with a header line (none when `header` is empty)."""
+    lines = [*([header] if header else []), *rows]
+    path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def flag_list(flags: dict[str, Any]) -> list[str]:
+    """`{"batch_size": 8}` as `["-batch_size", "8"]`; a value None is left out."""
+    return [token for name, value in flags.items() if value is not None for token in (f"-{name}", str(value))]
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

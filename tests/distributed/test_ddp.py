@@ -1,0 +1,112 @@
+"""Two processes on the CPU: the same run as one with batches twice as large; saved once, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cli.command import run, train_ok, train_until
+from tests.cli.tiny import T5, flag_list, json_lines, write_config
+
+
+def flags_of(folder: Path, letters: Path, name: str, **changes: Any) -> dict[str, Any]:
+    flags = {
+        "train_data": f"{letters / 'train.tsv'}:2",
+        "valid_data": letters / "valid.tsv",
+        "config_path": folder / "t5.json",
+        "cache_dir": folder / "cache",
+        "save_path": folder / name,
+        "batch_size": 5,
+        "max_epoch": 2,
+        "learning_rate": 1e-3,
+        "valid_generate_rows": 9,
+        "save_every": 4,
+        "log_every": 3,
+        "cpu_processes": 2,
+    }
+    return {**flags, **changes}
+
+
+@pytest.fixture(scope="session")
+def two_processes(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) -> Path:
+    """`two`: 100 rows, 10 steps an epoch, 5 rows on each of two processes."""
+
+    def make(folder: Path) -> None:
+        write_config(folder / "t5.json", T5)
+        out = train_ok(*flag_list(flags_of(folder, letters, "two"))).out
+        (folder / "stdout.txt").write_text(out, encoding="utf-8")
+
+    return once("two_processes", make)
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "saved_checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_saved_and_told_once(two_processes: Path) -> None:
+    out = (two_processes / "stdout.txt").read_text(encoding="utf-8")
+    assert out.count("devices 2 x cpu, precision 32-true\n") == 1
+    assert out.count("100 training rows, 40 validation rows\n") == 1
+    assert out.count("trained to optimizer step 20; ") == 1
+    assert "batches of 5 rows x 1 accumulated x 2 devices, 10 optimizer steps an epoch, 20 in all" in out
+    run_folder = two_processes / "two"
+    names = {path.name.partition("-val_loss")[0] for path in (run_folder / "saved_checkpoints").iterdir()}
+    assert names == {
+        "epoch00-global_step10",
+        "epoch01-global_step16.ckpt",
+        "epoch01-global_step20",
+        "epoch01-global_step20.ckpt",
+        "last.ckpt",
+    }
+    lines = json_lines(run_folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["phase"] == "train"] == [3, 6, 9, 10, 12, 15, 18, 20]
+    log = json.loads((run_folder / "log.json").read_text())
+    assert [(entry["global_step"], entry["rows"]) for entry in log] == [(10, 100), (20, 100)]
+
+
+def test_equal_to_one_process_with_batches_twice_as_large(two_processes: Path, letters: Path) -> None:
+    flags = flags_of(two_processes, letters, "one", cpu_processes=0, batch_size=10)
+    train_ok(*flag_list(flags))
+    mine, reference = last_checkpoint(two_processes / "two"), last_checkpoint(two_processes / "one")
+    for name, value in mine["state_dict"].items():
+        expected = reference["state_dict"][name]
+        assert float((value - expected).norm() / expected.norm()) < 1e-5, name
+    logs = [json_lines(two_processes / name / "metrics.jsonl") for name in ("two", "one")]
+    for line, expected in zip(*logs, strict=True):
+        for figure in ("loss", "gradient_norm", "val_loss"):
+            if figure in expected:
+                assert line[figure] == pytest.approx(expected[figure], rel=1e-5), (figure, line["step"])
+        for figure in ("learning_rate", "exact_match", "token_accuracy", "chrf"):
+            assert line.get(figure) == expected.get(figure)
+
+
+def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, letters: Path, tmp_path: Path) -> None:
+    """SIGINT goes to the process group, as from a terminal; the printed command ends bit for bit the same."""
+    flags = flags_of(two_processes, letters, "stopped", save_path=tmp_path / "run")
+    stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signal.SIGINT, whole_group=True)
+    assert stopped.code == 130, stopped.out
+    assert "Traceback" not in stopped.out
+    assert stopped.out.count("SIGINT: saving at the next optimizer step; Ctrl-C leaves at once\n") == 1
+    lines = stopped.out.splitlines()
+    resumed = run(*shlex.split(lines[lines.index("stopped and saved; this resumes it:") + 1]))
+    assert resumed.code == 0, resumed.out + resumed.err
+    mine, reference = last_checkpoint(tmp_path / "run"), last_checkpoint(two_processes / "two")
+    for name, value in mine["state_dict"].items():
+        assert torch.equal(value, reference["state_dict"][name]), name
+    for number, state in mine["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, reference["optimizer_states"][0]["state"][number][name])
+    clock = ("tokens_per_second", "rows_per_second")
+    logs = [json_lines(folder / "metrics.jsonl") for folder in (tmp_path / "run", two_processes / "two")]
+    for log in logs:
+        for line in log:
+            for name in clock:
+                line.pop(name, None)
+    assert logs[0] == logs[1]
