@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,15 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
     """Run one worker a device; any that fails ends the whole prediction."""
     context = torch.multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(rank, load, job, folder)) for rank in range(job.devices.count)]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent, which ends its workers
+    resource_tracker.ensure_running()  # started later, it would unblock the signal again
+    # Workers inherit the block: Ctrl-C is for the parent, which ends them. One that comes meanwhile waits, not lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for worker in workers:
-            worker.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
+        try:
+            for worker in workers:
+                worker.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         while any(worker.is_alive() for worker in workers):
             for worker in workers:
                 worker.join(0.2)
@@ -94,7 +97,8 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
         for worker in workers:
             if worker.is_alive():
                 worker.terminate()
-            worker.join()
+            if worker.pid is not None:
+                worker.join()
 
 
 def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
