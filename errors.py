@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import NoReturn
+
+from console import prepare_streams, silence
 
 EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class UserError(Exception):
@@ -17,6 +22,10 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems: tuple[str, ...] = problems
+
+
+class Terminated(BaseException):
+    """SIGTERM outside of training: the stack unwinds, so that workers end and temporary files go."""
 
 
 class RunError(Exception):
@@ -39,6 +48,8 @@ def exit_with(error: UserError) -> NoReturn:
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main(argv)` as a command: a `UserError` becomes plain lines and exit code 2, a `RunError` exit code 1."""
+    prepare_streams()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -46,7 +57,18 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED)
+    except BrokenPipeError:  # the reader of our output has gone, and wanted no more than it got
+        silence()
+        sys.exit(EXIT_RUN_ERROR)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_RUN_ERROR)
     sys.exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise Terminated

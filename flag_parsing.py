@@ -235,7 +235,8 @@ def help_text(config_class: type, usage: str) -> str:
             sentence = f"{spec.help} {_default_words(spec)}"
             lines += textwrap.wrap(sentence, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
         lines.append("")
-    lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone.")
+    lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone;")
+    lines.append("of a flag that is given twice the last value counts.")
     return "\n".join(lines)
 
 

@@ -102,11 +102,11 @@ class TrainModelFlags:
 class BatchFlags:
     """Batches"""
 
-    batch_size: int = flag(48, "Rows in a batch on each device.", minimum=1)
+    batch_size: int = flag(48, "Rows in a batch on each device.", minimum=1, maximum=10**7)
     max_tokens: int = flag(
         0, "Padded source and target tokens in a batch on each device, in place of -batch_size; 0 = off.", minimum=0
     )
-    grad_acc: int = flag(1, "Batches whose gradients are summed for one optimizer step.", minimum=1)
+    grad_acc: int = flag(1, "Batches whose gradients are summed for one optimizer step.", minimum=1, maximum=10**5)
     num_workers: int = flag(0, "Processes that load batches, for each device; 0 = the training process.", minimum=0)
 
 
@@ -114,7 +114,7 @@ class BatchFlags:
 class OptimFlags:
     """Optimization"""
 
-    max_epoch: int = flag(4, "Epochs to train.", minimum=1)
+    max_epoch: int = flag(4, "Epochs to train.", minimum=1, maximum=10**6)
     optim: str = flag("adam", "Optimizer; adam is AdamW.", choices=OPTIMIZERS, aliases=("optimizer",))
     learning_rate: float | None = flag(
         None, "Highest learning rate; automatic = 1e-4 for adam, adafactor's own relative step.", minimum=0.0
@@ -144,7 +144,9 @@ class RunFlags:
     resume_checkpoint: str = flag(
         "", "Continue a run: a .ckpt file, a run's folder, or 'last' for -save_path's newest; empty = start afresh."
     )
-    seed: int = flag(123456, "Seed of weights, dropout and row order; below 0 = drawn at random and printed.")
+    seed: int = flag(
+        123456, "Seed of weights, dropout and row order; below 0 = drawn at random and printed.", maximum=2**31 - 1
+    )
     save_every: int = flag(0, "Optimizer steps between step checkpoints; 0 = off.", minimum=0)
     save_every_hour: float = flag(1.0, "Hours between timed checkpoints; 0 = off.", minimum=0.0)
     save_last_k: int = flag(2, "Step and timed checkpoints that are kept, of each kind.", minimum=1)
@@ -218,7 +220,7 @@ class OutputFlags:
 class DecodeFlags:
     """Decoding"""
 
-    batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1)
+    batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1, maximum=10**7)
     beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1)
     length_penalty: float = flag(
         1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from console import tell
 from errors import raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import InferenceConfig
@@ -59,9 +60,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
         cache = Path(data.cache_dir or temporary)
         encoder = Encoder(data, config.length, task, tokenizer, source_limit(model_config), cache)
         split, lines = prediction_split(encoder)
-        for line in lines:
-            print(line)
-        print(f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
+        tell(*lines, f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
         options = DecodingOptions(
             decode.beam_size, decode.length_penalty, decode.max_predict_length, decode.no_repeat_ngram_size
         )
@@ -69,7 +68,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
         texts = predict(model, split, decode.batch_size, options, devices)
         seconds = time.monotonic() - began
         references = [split.reference(row) for row in range(len(split))]
-    print(f"{len(texts):,} rows predicted in {seconds:.1f} s, {len(texts) / max(seconds, 1e-9):,.1f} rows/s")
+    tell(f"{len(texts):,} rows predicted in {seconds:.1f} s, {len(texts) / max(seconds, 1e-9):,.1f} rows/s")
     finish(config, task, labels, references, texts)
     return 0
 
@@ -111,20 +110,20 @@ def finish(
     output = config.output
     max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
     scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
-    print(report_text(scores), end="")
+    tell(report_text(scores).rstrip("\n"))
     if output.save_output:
         answers = list(texts)
         if labels and output.label_correction == "nearest":
             corrected = labels.correct(texts, max_distance)
             answers = [text if label is None else label for text, label in zip(texts, corrected, strict=True)]
         write_lines(Path(output.save_output), answers, config.data.tsv_escapes)
-        print(f"predictions: {output.save_output}")
+        tell(f"predictions: {output.save_output}")
     if output.save_label:
         write_lines(Path(output.save_label), [text or "" for text in references], config.data.tsv_escapes)
-        print(f"references: {output.save_label}")
+        tell(f"references: {output.save_label}")
     if output.save_report:
         write_json(Path(output.save_report), report_dict(scores, to_dict(config)))
-        print(f"report: {output.save_report}")
+        tell(f"report: {output.save_report}")
 
 
 def write_lines(path: Path, texts: Sequence[str], escapes: bool) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from console import tell
 from errors import RunError, UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help, without_flags
 from flags import TrainConfig
@@ -61,8 +62,7 @@ def with_seed(config: TrainConfig) -> TrainConfig:
 def say(*lines: str) -> None:
     """Print for the user, once whatever the number of processes."""
     if is_first_process():
-        for line in lines:
-            print(line, flush=True)
+        tell(*lines)
 
 
 @dataclass(frozen=True)

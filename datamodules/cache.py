@@ -18,6 +18,7 @@ from typing import Any
 from errors import UserError
 
 _BLOCK = 4 << 20
+_MOST_REFUSALS = 100
 
 
 def open_or_build(
@@ -102,11 +103,15 @@ def _sync(path: Path) -> None:
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """Hold the lock of a key. The lock file goes when it is given back; a waiter that held the old one tries again."""
     path = folder / f"{key}.lock"
+    refusals = 0
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # a failing process has just removed the folder
+        except FileNotFoundError:  # a failing process has just removed the folder, or there can be none here
+            refusals += 1
+            if refusals > _MOST_REFUSALS:
+                raise
             continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):

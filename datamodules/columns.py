@@ -150,6 +150,9 @@ def locate(wanted: Wanted, names: Sequence[str] | None, width: int, path: str) -
             position = column - 1 if column <= len(listed) or later else None
         elif names is not None and column in listed:
             position = listed.index(column)
+            if listed.count(column) > 1:
+                places = ", ".join(str(number) for number, name in enumerate(listed, 1) if name == column)
+                problems.append(f"{path}: column {column!r} occurs more than once ({places}); give its number")
         if position is None and variable not in wanted.may_lack:
             problems.append(no_column(path, column, listed))
         found[variable] = position

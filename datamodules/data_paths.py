@@ -47,7 +47,7 @@ def parse_data_path(value: str) -> DataPath:
         return DataPath(value, _kind_of_existing(value))
     base, colon, suffix = value.rpartition(":")
     if colon and (os.path.exists(base) or _looks_like_file(base) or re.fullmatch(r"-?\d*", suffix)):
-        if not re.fullmatch(r"\d+", suffix) or int(suffix) == 0:
+        if not re.fullmatch(r"\d{1,12}", suffix) or int(suffix) == 0:
             raise UserError(f"{value!r}: the suffix after ':' must be a whole number from 1 (N takes every N-th row)")
         if base and not base.endswith(":"):
             inner = parse_data_path(base)
@@ -98,6 +98,8 @@ def check_data_paths(flag: str, values: Iterable[str]) -> list[str]:
 
 
 def _check_file(path: str) -> None:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is no regular file; write the rows to a file first")
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
@@ -110,6 +112,13 @@ def _check_file(path: str) -> None:
             raise UserError(f"{path}: the file is empty")
     elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: the file is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    elif b"\r" in start and b"\n" not in start and os.path.getsize(path) <= len(start) * 64 and _has_no_newline(path):
+        raise UserError(f"{path}: lines end with a carriage return alone; convert them (tr '\\r' '\\n')")
+
+
+def _has_no_newline(path: str) -> bool:
+    with open(path, "rb") as file:
+        return not any(b"\n" in block for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def arrow_files(folder: str, flag: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamodules.byte_encoding import Tokens, tokens_of_lists
 from datamodules.cache import open_or_build
@@ -214,6 +215,9 @@ def _encode_chunk(chunk: RowChunk, work: _Work) -> tuple[EncodedRows, _Counts]:
     else:
         references, target_failures = render(work.target_template, chunk.columns, len(chunk))
         failures = {**target_failures, **failures}
+    if not work.read_options.keep_all:
+        for index in np.flatnonzero(pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0).tolist():
+            failures.setdefault(index, "empty source after -input_template")
     row_ids, lines = chunk.row_ids, chunk.lines
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)

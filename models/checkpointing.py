@@ -82,9 +82,9 @@ class Checkpointer(pl.Callback):
         """The optimizer step whose weights lie in best/."""
         try:
             state = json.loads((self.folder / "best" / STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return int(state["global_step"])
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        return int(state["global_step"])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,27 @@ TEMPORARY_SUFFIX = ".tmp"
 OLD_SUFFIX = ".old"
 FORMAT_VERSION = 1
 CONTENT_KEY = "s2s"
+MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
+    "state_dict": Mapping,
+    "s2s.model.model_config": str,
+    "s2s.model.untied": bool,
+    "s2s.tokenizer": Mapping,
+}
+RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
+    **MODEL_ENTRIES,
+    "s2s.flags.max_epoch": int,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "callbacks.Checkpointer.best_score": (float, int, type(None)),
+    "callbacks.Checkpointer.best_step": int,
+    "callbacks.Checkpointer.validations_without_gain": int,
+    "callbacks.Checkpointer.kept": Mapping,
+    "loops.fit_loop": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "Seq2SeqDataModule": Mapping,
+}
 
 
 def write_file(path: Path, write: Callable[[Any], None]) -> None:
@@ -159,33 +182,76 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: Any,
+    flag: str = "-resume_checkpoint",
+    mmap: bool = False,
+    needed: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> dict[str, Any]:
     """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
 
+    Args:
+        needed: the entries that must be there, `MODEL_ENTRIES` or `RUN_ENTRIES`, with their types.
+
     Raises:
-        UserError: missing, torn, holding pickled code (it is not run), or made by another program or version.
+        UserError: missing, torn (every byte is checked), holding pickled code (it is not run), or made by another
+            program or version.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
+    damage = _damage(path)
+    if damage:
+        raise UserError(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on files of other kinds: the error below tells enough
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: refused, it is torn or holds pickled objects that could run code"
             f" ({_reason(error)}); our checkpoints hold numbers, texts and tensors only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises any kind on bytes that are not its own
         raise UserError(f"{flag} {path}: the file is torn or no checkpoint ({_reason(error)})") from error
     if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
         raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    version = checkpoint[CONTENT_KEY].get("format_version")
-    if version != FORMAT_VERSION:
+    missing = _missing_entry(checkpoint, {CONTENT_KEY: Mapping})
+    version = None if missing else checkpoint[CONTENT_KEY].get("format_version")
+    if version is not None and version != FORMAT_VERSION:
         raise UserError(f"{flag} {path}: format version {version}; this program reads version {FORMAT_VERSION}")
+    missing = missing or _missing_entry(checkpoint, {f"{CONTENT_KEY}.format_version": int, **(needed or {})})
+    if missing:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
     return dict(checkpoint)
+
+
+def _damage(path: Path) -> str:
+    """Why the archive cannot be what was written; empty when every checksum is right (torch checks none)."""
+    if not zipfile.is_zipfile(path):
+        return "it is empty" if path.stat().st_size == 0 else "its format is not that of a checkpoint, or its end is lost"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged header can ask for a password, an unknown method, or bytes beyond the end
+        return _reason(error)
+    return f"the checksum of {damaged} is wrong" if damaged else ""
+
+
+def _missing_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
+    """The first of `needed` (names joined with dots) that is not there or of another type; empty when all are."""
+    for name, kind in needed.items():
+        value: Any = checkpoint
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return f"{name} is missing"
+            value = value[key]
+        if not isinstance(value, kind):
+            return f"{name} is of type {type(value).__name__}"
+    return ""
 
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "GLOBAL" in line or "global" in line]
+    telling = [line for line in lines if "GLOBAL" in line or "global" in line or "WeightsUnpickler error" in line]
     return (telling or lines or [type(error).__name__])[0][:200]

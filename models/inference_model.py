@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import UserError
+from errors import UserError, raise_if_any
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, model_weights, read_checkpoint
+from models.config_checks import error_reason
+from models.durable import CONTENT_KEY, MODEL_ENTRIES, model_weights, read_checkpoint
 from models.loading import (
     check_vocabulary,
-    config_from_dict,
+    checkpoint_config,
     from_checkpoint,
     from_pretrained,
     load_config,
@@ -24,12 +26,37 @@ from models.loading import (
     with_languages,
 )
 from models.run_folder import CHECKPOINT_FOLDER, STATE_NAME
+from task_utils import Task
+
+
+def _check_state(state: Mapping[str, Any], place: str) -> None:
+    """Refuse a saved state whose entries are not what `inference.py` takes from it."""
+    flags = state.get("flags", {})
+    typed: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        ("task", state.get("task"), (dict, type(None))),
+        ("label_map", state.get("label_map"), (dict, type(None))),
+        ("flags", flags, dict),
+    ]
+    if isinstance(flags, dict):
+        kinds = {"valid_data_proportions": (int, float), "tsv_escapes": bool, "max_seq_length": int}
+        typed += [(f"flags.{name}", flags[name], kind) for name, kind in kinds.items() if name in flags]
+    problems = [
+        f"{place} is damaged: {name} is {str(value)[:60]!r}, of type {type(value).__name__}"
+        for name, value, kind in typed
+        if not isinstance(value, kind)
+    ]
+    if not problems and state.get("task"):
+        try:
+            Task.from_dict(state["task"])
+        except (UserError, TypeError, AttributeError, ValueError) as error:
+            problems.append(f"{place} is damaged: {error_reason(error)}")
+    raise_if_any(problems)
 
 
 @lru_cache(maxsize=1)
 def _checkpoint(name: str) -> dict[str, Any]:
     """The .ckpt, opened once in each process; its tensors stay on the disk until they are used."""
-    return read_checkpoint(name, "-model", mmap=True)
+    return read_checkpoint(name, "-model", mmap=True, needed=MODEL_ENTRIES)
 
 
 @dataclass(frozen=True)
@@ -60,9 +87,15 @@ class InferenceModel:
             )
 
     def saved_state(self) -> dict[str, Any]:
-        """`task`, `label_map` and `flags` of the training; empty for a model that we did not train."""
+        """`task`, `label_map` and `flags` of the training; empty for a model that we did not train.
+
+        Raises:
+            UserError: torn, or entries of other types than ours.
+        """
         if self.is_checkpoint:
-            return dict(_checkpoint(self.name)[CONTENT_KEY])
+            state = dict(_checkpoint(self.name)[CONTENT_KEY])
+            _check_state(state, f"-model {self.name}")
+            return state
         path = Path(self.name) / STATE_NAME
         if not path.is_file():
             return {}
@@ -70,13 +103,16 @@ class InferenceModel:
             state = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"-model {self.name}: {path} is torn or no JSON ({error})") from error
-        return dict(state)
+        if not isinstance(state, dict):
+            raise UserError(f"-model {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")
+        _check_state(state, f"-model {self.name}: {path}")
+        return state
 
     def config_and_tokenizer(self) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         """What the data encoding needs, without loading weights."""
         if self.is_checkpoint:
             content = _checkpoint(self.name)[CONTENT_KEY]
-            config = config_from_dict(json.loads(content["model"]["model_config"]))
+            config = checkpoint_config(content["model"], f"-model {self.name}")
             languages = {"src_lang": self.source_language, "tgt_lang": self.target_language}
             tokenizer = self._named_tokenizer() or with_languages(unpack_tokenizer(content["tokenizer"]), **languages)
         else:
@@ -90,11 +126,21 @@ class InferenceModel:
         _, tokenizer = self.config_and_tokenizer()
         if self.is_checkpoint:
             checkpoint = _checkpoint(self.name)
-            model = from_checkpoint(checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint))
+            model = from_checkpoint(
+                checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"-model {self.name}"
+            )
         else:
             model = from_pretrained(self.name, "-model")
+        self._check_finite(model)
         accelerate(model)
         return model.eval(), tokenizer
+
+    def _check_finite(self, model: PreTrainedModel) -> None:
+        """Refuse weights that hold NaN or infinity: every prediction would be empty."""
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            # The sum is quick and not finite if a weight is not; it may overflow too, so that each is asked then.
+            if value.is_floating_point() and not value.sum().isfinite() and not bool(value.isfinite().all()):
+                raise UserError(f"-model {self.name}: the weights are not finite: {name} holds NaN or infinity")
 
     def _named_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self._tokenizer_of(self.tokenizer_name, "-tokenizer") if self.tokenizer_name else None

@@ -25,10 +25,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errors import UserError
+from errors import UserError, raise_if_any
+from models.config_checks import config_problems, error_reason
 from models.presets import TOKENIZER_KEY
 
 BYTES_TOKENIZER = "bytes"
+OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
 T5_FAMILY = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 FP16_UNSAFE = T5_FAMILY
 WITH_ROUTER_LOSS = ("switch_transformers", "nllb-moe")  # their training needs a loss that is not computed here
@@ -73,6 +75,7 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
     _refuse_router_loss(config, f"{flag} {name}")
+    _check_config(config, f"{flag} {name}")
     return config
 
 
@@ -89,11 +92,36 @@ def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
     load_config(name, flag)
     try:
         with _quiet_tying_warning():
-            model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32)
+            model, report = AutoModelForSeq2SeqLM.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # see load_tokenizer
-        raise UserError(f"{flag} {name}: the weights could not be loaded: {_first_line(error)}") from error
+        raise UserError(f"{flag} {name}: the weights could not be loaded: {error_reason(error)}") from error
+    _refuse_drawn_weights(report, f"{flag} {name}")
     settle_tying(model)
     return model
+
+
+def _refuse_drawn_weights(report: Mapping[str, Any], place: str) -> None:
+    """Refuse a model of which the library drew weights at random, since the files lack them or have other shapes."""
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    mismatched = sorted(f"{key} {list(stored)}, not {list(own)}" for key, stored, own in report["mismatched_keys"])
+    found = [
+        f"{title} {_shortened(keys)}"
+        for title, keys in (("missing:", missing), ("of another shape:", mismatched), ("left over:", unexpected))
+        if keys
+    ]
+    if missing or mismatched:
+        raise UserError(f"{place}: the weights do not fit the config.json; {'; '.join(found)}")
+
+
+def _shortened(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _check_config(config: PreTrainedConfig, place: str) -> None:
+    raise_if_any(f"{place}: not a valid {config.model_type} config: {problem}" for problem in config_problems(config))
 
 
 def _refuse_router_loss(config: PreTrainedConfig, place: str) -> None:
@@ -101,34 +129,50 @@ def _refuse_router_loss(config: PreTrainedConfig, place: str) -> None:
         raise UserError(f"{place}: a {config.model_type} model trains with a router loss, which is not supported")
 
 
-def config_from_dict(content: Mapping[str, Any]) -> PreTrainedConfig:
-    """A model config from its JSON; `s2s_tokenizer` (the preset's tokenizer) is left out."""
+def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") -> PreTrainedConfig:
+    """A model config from its JSON; `s2s_tokenizer` (the preset's tokenizer) is left out.
+
+    Args:
+        place: opens the error messages: the flag and its value.
+
+    Raises:
+        UserError: no encoder-decoder, or every size, token id, dropout and activation that cannot be.
+    """
     values = {key: value for key, value in content.items() if key not in (TOKENIZER_KEY, "model_type")}
     model_type = content["model_type"]
     try:
         config = AutoConfig.for_model(model_type, **values)
     except Exception as error:  # ValueError, TypeError or a strict dataclass error, by the key at fault
-        raise UserError(f"-config_path: not a valid {model_type} config: {_first_line(error)}") from error
+        raise UserError(f"{place}: not a valid {model_type} config: {error_reason(error)}") from error
     if not config.is_encoder_decoder:
-        raise UserError(
-            f"-config_path: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)"
-        )
-    _refuse_router_loss(config, "-config_path")
+        raise UserError(f"{place}: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)")
+    _refuse_router_loss(config, place)
+    _check_config(config, place)
     return config
 
 
-def from_config(content: Mapping[str, Any], seed: int) -> PreTrainedModel:
+def check_config_builds(config: PreTrainedConfig, place: str) -> None:
+    """Refuse a config that no model can be built from; takes no memory for weights."""
+    with torch.device("meta"):
+        _build(config, place)
+
+
+def _build(config: PreTrainedConfig, place: str) -> PreTrainedModel:
+    try:
+        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # any kind, by the key at fault
+        raise UserError(f"{place}: not a valid {config.model_type} config: {error_reason(error)}") from error
+
+
+def from_config(content: Mapping[str, Any], seed: int, place: str = "-config_path") -> PreTrainedModel:
     """A model with random weights drawn from `seed`.
 
     An explicit `tie_word_embeddings: false` gives the output embedding its own matrix, drawn with standard
     deviation `d_model ** -0.5`, so that the first logits have unit variance (T5 1.1, mT5 and ByT5 are untied).
     """
-    config = config_from_dict(content)
+    config = config_from_dict(content, place)
     torch.manual_seed(seed)
-    try:
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    except ValueError as error:
-        raise UserError(f"-config_path: {_first_line(error)}") from error
+    model = _build(config, place)
     if content.get("tie_word_embeddings") is False and not is_untied(model):
         untie(model)
         with torch.no_grad():
@@ -137,14 +181,36 @@ def from_config(content: Mapping[str, Any], seed: int) -> PreTrainedModel:
     return model
 
 
-def from_checkpoint(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The model of a .ckpt: `description` holds `model_config` and `untied`; `weights` are its parameters by name."""
-    content = json.loads(description["model_config"])
-    config = AutoConfig.for_model(content.pop("model_type"), **content)
-    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+def checkpoint_config(description: Mapping[str, Any], place: str) -> PreTrainedConfig:
+    """The model config of a .ckpt; `place` opens the error messages."""
+    try:
+        content = json.loads(description["model_config"])
+        return config_from_dict({**content, "model_type": content["model_type"]}, place)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: its model_config is no config") from error
+
+
+def from_checkpoint(
+    description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], place: str = "the checkpoint"
+) -> PreTrainedModel:
+    """The model of a .ckpt: `description` holds `model_config` and `untied`; `weights` are its parameters by name.
+
+    Raises:
+        UserError: a weight is missing, left over, or of another shape; `place` opens the message.
+    """
+    model = _build(checkpoint_config(description, place), place)
     if description["untied"] and not is_untied(model):
         untie(model)
-    model.load_state_dict(dict(weights), strict=True)
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {_shortened(missing)} {verb} missing")
+    try:
+        model.load_state_dict(dict(weights), strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:  # left over, of another shape, or no tensor
+        reason = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {reason}") from error
     settle_tying(model)
     return model
 
@@ -216,7 +282,11 @@ def _byte_tensor(content: bytes) -> torch.Tensor:
 
 
 def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBase:
-    """The inverse of `pack_tokenizer`."""
+    """The inverse of `pack_tokenizer`.
+
+    Raises:
+        UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, content in files.items():
@@ -224,8 +294,13 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBa
             if root.resolve() not in target.parents:
                 raise UserError(f"the checkpoint's tokenizer holds a file outside its folder: {name!r}")
             target.parent.mkdir(parents=True, exist_ok=True)
+            if not isinstance(content, torch.Tensor):
+                raise UserError(f"the checkpoint's tokenizer is damaged: {name!r} holds no bytes")
             target.write_bytes(content.numpy().tobytes())
-        return AutoTokenizer.from_pretrained(folder)
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # see load_tokenizer
+            raise UserError(f"the checkpoint's tokenizer is damaged: {error_reason(error)}") from error
 
 
 def check_vocabulary(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,9 +7,11 @@ every worker writes the texts of its batches to a part file; the parts are merge
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -101,9 +103,19 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
                 worker.join()
 
 
+def _leave_with_parent() -> None:
+    """End this worker when its parent is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
     """Predict the batches of one worker and write them to its part file."""
     quiet_libraries()
+    if multiprocessing.parent_process() is not None:
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
     devices = job.devices
     device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
     if devices.accelerator == "cpu" and devices.count > 1:

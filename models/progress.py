@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from console import tell
+
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -47,7 +49,7 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.set_postfix(figures)
         else:
-            print(self.line(**figures), flush=True)
+            tell(self.line(**figures))
 
     def line(self, **figures: str) -> str:
         """The progress as text."""

@@ -217,13 +217,15 @@ class RunLog(pl.Callback):
         """Drop what an interrupted run logged after the step it is resumed from."""
         step_log = self.folder / STEP_LOG
         if step_log.exists():
-            lines = [line for line in step_log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            text = "".join(f"{line}\n" for line in lines)
-            write_file(step_log, lambda file: file.write(text.encode("utf-8")))
+            lines = [line + b"\n" for line in step_log.read_bytes().split(b"\n") if _step_of(line) <= step]
+            write_file(step_log, lambda file: file.writelines(lines))
         epoch_log = self.folder / EPOCH_LOG
         if epoch_log.exists():
-            entries = json.loads(epoch_log.read_text(encoding="utf-8"))
-            self.epochs = [entry for entry in entries if entry["global_step"] <= step]
+            try:
+                entries = json.loads(epoch_log.read_text(encoding="utf-8"))
+                self.epochs = [entry for entry in entries if entry["global_step"] <= step and entry["epoch"] >= 0]
+            except (ValueError, TypeError, KeyError) as error:
+                print(f"{epoch_log} could not be read ({error}): it is begun anew")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
@@ -238,8 +240,8 @@ def step_rate(trainer: pl.Trainer, module: Any) -> float:
     return current_rate(trainer.optimizers[0]) if rate is None else rate
 
 
-def _step_of(line: str) -> float:
-    """The step of a metrics.jsonl line; a torn last line counts as never logged."""
+def _step_of(line: bytes) -> float:
+    """The step of a metrics.jsonl line; one that cannot be read counts as never logged."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -41,6 +42,6 @@ class StopSignal:
         self.received = self.received or signum
         if self.talk:
             name = signal.Signals(signum).name
-            os.write(
-                sys.stdout.fileno(), f"\n{name}: saving at the next optimizer step; Ctrl-C leaves at once\n".encode()
-            )
+            message = f"\n{name}: saving at the next optimizer step; Ctrl-C leaves at once\n"
+            with suppress(OSError):
+                os.write(sys.stdout.fileno(), message.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +12,11 @@ from errors import UserError
 from flag_parsing import to_dict
 from flags import TrainConfig
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, model_weights, read_checkpoint
+from models.durable import CONTENT_KEY, RUN_ENTRIES, model_weights, read_checkpoint
 from models.loading import (
+    check_config_builds,
     check_vocabulary,
+    checkpoint_config,
     config_from_dict,
     freeze_parts,
     from_checkpoint,
@@ -51,7 +52,7 @@ def load_resumed(config: TrainConfig) -> dict[str, Any] | None:
     if not config.run.resume_checkpoint:
         return None
     path = resumed_path(config)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
     saved = checkpoint[CONTENT_KEY]["flags"]
     now = to_dict(config)
     fixed = [name for name in asdict(config.optim) if name not in RESUME_FREE] + list(RESUME_FIXED)
@@ -94,10 +95,11 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
     if resumed is not None:
         content = resumed[CONTENT_KEY]
         weights = model_weights(resumed)
+        place = f"-resume_checkpoint {resumed['path']}"
         return ModelSource(
-            config=config_from_dict(json.loads(content["model"]["model_config"])),
+            config=checkpoint_config(content["model"], place),
             tokenizer=unpack_tokenizer(content["tokenizer"]),
-            build=lambda seed: _ready(from_checkpoint(content["model"], weights), config),  # noqa: ARG005
+            build=lambda seed: _ready(from_checkpoint(content["model"], weights, place), config),  # noqa: ARG005
         )
     if flags.config_path:
         content = read_config(flags.config_path)
@@ -105,9 +107,11 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
         if not spec:
             raise UserError(f"-config_path {flags.config_path}: give -tokenizer (a folder, a hub name, or 'bytes')")
         tokenizer = load_tokenizer(spec, **languages)
-        model_config = config_from_dict(content)
+        place = f"-config_path {flags.config_path}"
+        model_config = config_from_dict(content, place)
         check_vocabulary(model_config, tokenizer)
-        return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed), config))
+        check_config_builds(model_config, place)
+        return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config))
     model_config = load_config(flags.init_model)
     tokenizer = load_tokenizer(
         flags.tokenizer or flags.init_model, "-tokenizer" if flags.tokenizer else "-init_model", **languages

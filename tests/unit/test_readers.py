@@ -474,3 +474,18 @@ def test_nsmc_loses_no_row() -> None:
         assert report.rows_read == lines - 1
         assert len(rows) == lines - 1 - report.malformed_count
         assert {label for _, label in rows} <= {"0", "1"}
+
+
+def test_a_column_name_that_occurs_twice_needs_a_number(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tsv", b"source\ttarget\ttarget\na\tb\tc\n")
+    message = problems_of(rows_of, file, task=Task("pair", "", source_column="source", target_column="target"))
+    assert message == f"{file}: column 'target' occurs more than once (2, 3); give its number"
+
+
+def test_a_file_with_carriage_returns_alone_and_a_fifo_are_refused(tmp_path: Path) -> None:
+    old = write(tmp_path / "old.tsv", b"a\tb\rc\td\r")
+    assert "lines end with a carriage return alone" in check_data_paths("-train_data", [str(old)])[0]
+    os.mkfifo(tmp_path / "pipe.tsv")
+    problem = check_data_paths("-train_data", [str(tmp_path / "pipe.tsv")])[0]
+    assert "is no regular file" in problem
+    assert "must be a whole number from 1" in check_data_paths("-train_data", [f"{old}:{10**30}"])[0]

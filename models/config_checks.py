@@ -1,0 +1,79 @@
+"""What is wrong with a model config that the library takes but that fails, or trains nonsense, later on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+STARTS_WITHOUT_TOKEN = ("mbart", "plbart", "fsmt", "t5gemma", "t5gemma2")  # first decoder input: last token or bos
+SIZES = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "max_position_embeddings",
+)
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+ACTIVATIONS = {"activation_function": "activation_function", "dense_act_fn": "feed_forward_proj"}  # ours -> the file's
+
+
+def config_problems(config: PreTrainedConfig) -> list[str]:
+    """Every problem of an encoder-decoder's config, one line each; empty when there is none."""
+    return [*_sizes(config), *_tokens(config), *_dropouts(config), *_activations(config)]
+
+
+def error_reason(error: Exception) -> str:
+    """What `error` says, in one line; a line that ends in a colon is joined with the next, which holds the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return told if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {told}"
+
+
+def _sizes(config: PreTrainedConfig) -> Iterator[str]:
+    for name in SIZES:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            yield f"{name} is {value}, it must be at least 1"
+
+
+def _tokens(config: PreTrainedConfig) -> Iterator[str]:
+    vocabulary = getattr(config, "vocab_size", None)
+    for name in TOKENS:
+        value = getattr(config, name, None)
+        ids = value if isinstance(value, list | tuple) else [value]
+        if isinstance(vocabulary, int) and any(isinstance(i, int) and not 0 <= i < max(vocabulary, 1) for i in ids):
+            yield f"{name} is {value}, it must lie within the vocabulary, 0 to {vocabulary - 1}"
+    if not isinstance(vocabulary, int):
+        return  # a pair of models, each with a config of its own
+    needed = ["pad_token_id"]
+    if config.model_type not in STARTS_WITHOUT_TOKEN:
+        needed.append("decoder_start_token_id")
+    for name in needed:
+        if getattr(config, name, None) is None:
+            yield f"{name} is null or missing, training needs it"
+
+
+def _dropouts(config: PreTrainedConfig) -> Iterator[str]:
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or "layerdrop" in name) and isinstance(value, int | float) and not 0 <= value < 1:
+            yield f"{name} is {value}, it must be at least 0 and below 1"
+
+
+def _activations(config: PreTrainedConfig) -> Iterator[str]:
+    for name, shown in ACTIVATIONS.items():
+        value = getattr(config, name, None)
+        if isinstance(value, str) and value not in ACT2FN:
+            yield f"{shown} names the unknown activation {value!r}; known: {', '.join(ACT2FN)}"
