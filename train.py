@@ -20,6 +20,7 @@ from console import tell
 from errors import RunError, UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help, without_flags
 from flags import TrainConfig
+from models.run_folder import CACHE_FOLDER, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import LabelMap, Task, Template, evaluation_labels
 from validation import check_train, is_first_process
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> int:
     stop = StopSignal(talk=is_first_process())
     if not is_first_process():
         stop.install()  # the first process decides when all of them stop, also while they start
-    return run(with_seed(config), task, argv, stop)
+    with run_lock(Path(config.run.save_path)) if is_first_process() else nullcontext():
+        return run(with_seed(config), task, argv, stop)
 
 
 def with_seed(config: TrainConfig) -> TrainConfig:
@@ -84,7 +86,7 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
     from models.environment import quiet_libraries
 
     quiet_libraries()
-    from models.run_folder import TEST_REPORT
+    from models.durable import nothing_kept_on_user_error
     from models.signals import TrainingStopped
     from models.training_model import finished_words, load_resumed
 
@@ -95,7 +97,10 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
     if finished and (not config.data.test_data or (folder / TEST_REPORT).exists()):
         return 0
     try:
-        prepared = prepare(config, task, resumed)
+        with nothing_kept_on_user_error(folder / CACHE_FOLDER) if is_first_process() else nullcontext():
+            prepared = prepare(config, task, resumed)
+            if resumed and not finished:
+                build_data(prepared).check_resumable(resumed, prepared.devices.world_size)
         if not finished:
             fit(prepared, stop)
     except TrainingStopped as stopped:
@@ -113,11 +118,9 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
 
 
 def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None) -> Prepared:
-    """Devices, encoded rows, tokenizer and model; a `UserError` leaves nothing of it behind."""
+    """Devices, encoded rows, tokenizer and model."""
     from datamodules.splits import Encoder, training_splits
-    from models.durable import nothing_kept_on_user_error
     from models.loading import source_limit
-    from models.run_folder import CACHE_FOLDER
     from models.strategies import resolve_devices, use_threads
     from models.training_model import changed_words, model_source
 
@@ -127,14 +130,12 @@ def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None) 
     model_type = source.config.model_type
     devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
     use_threads(devices)
-    own_cache = Path(config.run.save_path) / CACHE_FOLDER
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else own_cache
+    cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     encoder = Encoder(config.data, config.length, task, source.tokenizer, source_limit(source.config), cache)
-    with nothing_kept_on_user_error(cache) if is_first_process() and cache == own_cache else nullcontext():
-        splits = training_splits(encoder)
-        say(*splits.lines)
-        labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-        model = source.build(config.run.seed)
+    splits = training_splits(encoder)
+    say(*splits.lines)
+    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    model = source.build(config.run.seed)
     return Prepared(config, task, labels, devices, splits, source.tokenizer, model, resumed)
 
 
@@ -167,8 +168,6 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     checkpointer = Checkpointer(config.run, folder, description, stop)
     callbacks = [RunLog(folder, config.run.log_every), checkpointer]
     trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks)
-    if resumed:
-        data.check_resumable(resumed, prepared.devices.world_size)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)

@@ -8,14 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.data_paths import check_data_paths
+from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError
 from flags import FREEZABLE, DataFlags, InferenceConfig, TrainConfig
 from models.presets import read_config
-from models.run_folder import holds_run, newest_checkpoint
+from models.run_folder import (
+    CHECKPOINT_FOLDER,
+    OVERWRITTEN,
+    check_unlocked,
+    foreign_names,
+    holds_run,
+    newest_checkpoint,
+    run_flags,
+)
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
 LOSS_MONITORS = ("val_loss", "token_accuracy")
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 
 def is_first_process() -> bool:
@@ -65,7 +74,7 @@ def check_data(data: DataFlags, problems: list[str]) -> None:
     for name in ("valid", "test"):
         if getattr(data, f"{name}_data") and getattr(data, f"{name}_data_proportions"):
             problems.append(f"-{name}_data and -{name}_data_proportions exclude each other; give one of them")
-    if data.cache_dir and Path(data.cache_dir).exists() and not Path(data.cache_dir).is_dir():
+    if data.cache_dir and os.path.exists(data.cache_dir) and not os.path.isdir(data.cache_dir):
         problems.append(f"-cache_dir {data.cache_dir}: exists and is no folder")
 
 
@@ -98,7 +107,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if config.run.seed < 0 and (config.device.num_nodes > 1 or launched):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     _check_monitor(config, task, problems)
-    _check_save_path(config, problems)
+    _check_save_path(config, given, problems)
     return task
 
 
@@ -149,41 +158,118 @@ def resumed_path(config: TrainConfig) -> Path:
     if "://" in value:
         raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
     path = newest_checkpoint(Path(config.run.save_path)) if value == "last" else Path(value)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = newest_checkpoint(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"-resume_checkpoint {value}: no such file: {path}")
     return path
 
 
-def _check_save_path(config: TrainConfig, problems: list[str]) -> None:
-    run = config.run
-    if not run.save_path:
+def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
+    run, folder = config.run, Path(config.run.save_path)
+    if not run.save_path.strip():
+        problems.extend(["-save_path is empty"] if "save_path" in given else [])
         return
-    folder = Path(run.save_path)
-    if folder.exists() and not folder.is_dir():
-        problems.append(f"-save_path {folder}: exists and is no folder")
+    if _is_too_long(folder):
+        problems.append(f"-save_path {folder}: the name is too long for a file system; choose a shorter one")
         return
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(parent):
+        words = "exists and is no folder" if parent == folder else f"{parent} is no folder"
+        problems.append(f"-save_path {folder}: {words}")
+        return
     if not os.access(parent, os.W_OK):
         problems.append(f"-save_path {folder}: no permission to write in {parent}")
-    if run.resume_checkpoint:
-        _collect(problems, lambda: resumed_path(config))
-        if run.overwrite:
-            problems.append("-overwrite and -resume_checkpoint exclude each other: delete the run or continue it")
+    path = _collect(problems, lambda: resumed_path(config)) if run.resume_checkpoint else None
+    if run.resume_checkpoint and run.overwrite:
+        problems.append("-overwrite and -resume_checkpoint exclude each other: delete the run or continue it")
+    elif is_first_process() and (path or not run.resume_checkpoint):  # the others come when the run has begun
+        _check_present_run(config, folder, path, problems)
+
+
+def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, problems: list[str]) -> None:
+    """Refuse to delete, replace or mix up what `folder` holds already."""
+    foreign = foreign_names(folder)
+    found = len(problems)
+    _collect(problems, lambda: check_unlocked(folder))
+    if len(problems) > found or (resumed and _is_of_run(resumed, folder)):
         return
-    if is_first_process() and holds_run(folder) and not run.overwrite:
+    if foreign:
         problems.append(
-            f"-save_path {folder}: already holds a run; continue it with -resume_checkpoint last, delete it with"
+            f"-save_path {folder}: holds files that are not of a run ({', '.join(foreign)}); choose another folder"
+        )
+    elif resumed:
+        if holds_run(folder) and not _began_from(folder, resumed):
+            problems.append(
+                f"-save_path {folder}: already holds another run than that of -resume_checkpoint {resumed}; choose"
+                " another folder"
+            )
+    elif config.run.overwrite:
+        _check_overwritten_inputs(config, folder, problems)
+    elif holds_run(folder):
+        checkpoints = sorted((folder / CHECKPOINT_FOLDER).glob("*.ckpt"), key=os.path.getmtime)
+        newest = "last" if newest_checkpoint(folder).is_file() else checkpoints[-1] if checkpoints else None
+        problems.append(
+            f"-save_path {folder}: already holds a run; continue it with -resume_checkpoint {newest}, delete it with"
             " -overwrite, or choose another folder"
+            if newest
+            else f"-save_path {folder}: holds a run that ended before its first checkpoint; -overwrite begins again"
         )
 
 
-def _input_files(data: DataFlags) -> list[tuple[str, str]]:
-    """(flag, path) of the data files, without the suffix :N."""
+def _is_of_run(checkpoint: Path, folder: Path) -> bool:
+    """Whether `checkpoint` lies in the run's folder, also where that is spread by symbolic links."""
+    real = Path(os.path.realpath(checkpoint))
+    return any(real.is_relative_to(os.path.realpath(place)) for place in (folder, folder / CHECKPOINT_FOLDER))
+
+
+def _began_from(folder: Path, checkpoint: Path) -> bool:
+    """Whether the run in `folder` was resumed from `checkpoint` and ended before a checkpoint of its own."""
+    value = (run_flags(folder) or {}).get("resume_checkpoint")
+    if not value or any((folder / CHECKPOINT_FOLDER).glob("*.ckpt")):
+        return False
+    before = newest_checkpoint(Path(value)) if os.path.isdir(value) else value
+    return os.path.realpath(before) == os.path.realpath(checkpoint)
+
+
+def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[str]) -> None:
+    model = config.model
+    others = {"init_model": model.init_model, "config_path": model.config_path, "tokenizer": model.tokenizer}
+    deleted = [folder / name for name in OVERWRITTEN if os.path.lexists(folder / name)]
+    for flag, value in _local_inputs(config.data, task=config.task.task, **others):
+        if _same_file(value, folder) or any(_lies_in(value, place) for place in deleted):
+            problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
+
+
+def _is_too_long(path: Path) -> bool:
+    parts = [len(os.fsencode(part)) for part in path.absolute().parts]
+    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
+
+
+def _local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
+    """(flag, path) of the files and folders on this machine that the flags read; data without the suffix :N."""
     names = ("train_data", "valid_data", "test_data")
-    values = [(f"-{name}", value) for name in names for value in getattr(data, name)]
-    return [(flag, value if Path(value).exists() else value.rpartition(":")[0] or value) for flag, value in values]
+    values = [(f"-{name}", _data_file(value)) for name in names for value in getattr(data, name)]
+    values += [("-label_map", data.label_map), *((f"-{name}", value) for name, value in others.items())]
+    return [(flag, value) for flag, value in values if value and os.path.exists(value)]
+
+
+def _data_file(value: str) -> str:
+    try:
+        return parse_data_path(value).path
+    except UserError:
+        return ""
+
+
+def _same_file(first: str | Path, second: str | Path) -> bool:
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
+def _lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
+    parent, name = os.path.split(os.path.abspath(path))
+    names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
+    return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)
 
 
 def check_inference(config: InferenceConfig, problems: list[str]) -> None:
@@ -198,24 +284,34 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
         problems.append("-test_data is required: a file, a folder or a hub name with the rows to predict")
     if data.label_map and not config.model.task:
         _collect(problems, lambda: LabelMap.parse(data.label_map))
-    outputs = [("-save_output", output.save_output), ("-save_label", output.save_label)]
-    outputs.append(("-save_report", output.save_report))
-    seen = {str(Path(path).absolute()): flag for flag, path in _input_files(data)}
-    for flag, value in outputs:
-        if not value:
-            continue
-        path = Path(value)
-        key = str(path.absolute())
-        if key in seen:
-            problems.append(f"{flag} {value}: the same file as {seen[key]}")
-            continue
-        seen[key] = flag
-        if path.is_dir():
-            problems.append(f"{flag} {value}: is a folder; give a file")
-        elif not path.absolute().parent.is_dir():
-            problems.append(f"{flag} {value}: the folder {path.absolute().parent} does not exist")
-        elif not os.access(path.absolute().parent, os.W_OK):
-            problems.append(f"{flag} {value}: no permission to write in {path.absolute().parent}")
-        elif path.exists() and not output.overwrite:
-            problems.append(f"{flag} {value}: exists; -overwrite replaces it")
+    model = config.model
+    inputs = _local_inputs(data, model=model.model, tokenizer=model.tokenizer, task=model.task)
+    seen: dict[str, str] = {}
+    for name in ("save_output", "save_label", "save_report"):
+        value = getattr(output, name)
+        if value:
+            same = seen.setdefault(os.path.realpath(value), f"-{name}")
+            problem = f"the same file as {same}" if same != f"-{name}" else _output_problem(value, inputs)
+            if not problem and os.path.lexists(value) and not output.overwrite:
+                problem = "exists; -overwrite replaces it"
+            problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     _check_devices(config.device.gpus, config.device.cpu_processes, problems)
+
+
+def _output_problem(value: str, inputs: list[tuple[str, str]]) -> str:
+    """Why no file can be written to `value`, whatever -overwrite says; empty when it can."""
+    path = Path(value).absolute()
+    if _is_too_long(path):
+        return "the name is too long for a file system; choose a shorter one"
+    for flag, source in inputs:
+        if _same_file(value, source):
+            return f"the same file as {flag}" if os.path.isfile(path) else "is a folder; give a file"
+        if os.path.isdir(source) and os.path.lexists(value) and _lies_in(value, source):
+            return f"is a file of {flag} {source}; choose another place"
+    if os.path.isdir(path):
+        return "is a folder; give a file"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "is no regular file (a device or a pipe)"
+    if not os.path.isdir(path.parent):
+        return f"the folder {path.parent} does not exist"
+    return "" if os.access(path.parent, os.W_OK) else f"no permission to write in {path.parent}"

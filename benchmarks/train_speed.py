@@ -52,7 +52,6 @@ def fresh_model(config: str) -> Any:
 
 def run_hf(options: argparse.Namespace, group_by_length: bool) -> dict[str, float]:
     """`Seq2SeqTrainer` on rows tokenized beforehand; timed from the first to the last optimizer step."""
-    import torch
     from datasets import Dataset
     from transformers import (
         ByT5Tokenizer,
@@ -100,22 +99,26 @@ def run_hf(options: argparse.Namespace, group_by_length: bool) -> dict[str, floa
     )
     trainer.train()
     seconds = Clock.times[-1] - Clock.times[options.warm_up - 1]
-    return {"rows_per_second": options.steps * options.batch_size / seconds, "threads": torch.get_num_threads()}
+    return {"rows_per_second": options.steps * options.batch_size / seconds}
 
 
 def run_ours(options: argparse.Namespace) -> dict[str, float]:
     """`train.py` itself, stopped after the same number of optimizer steps."""
     import train
+    from benchmarks.matmul_rate import rate, training_flops
     from models.checkpointing import Checkpointer
     from models.signals import TrainingStopped
 
     class Clock:
         times: list[float] = []  # noqa: RUF012
+        flops: list[float] = []  # noqa: RUF012
 
     plain = Checkpointer.on_train_batch_end
 
-    def timed(self: Any, trainer: Any, *rest: Any) -> None:
-        plain(self, trainer, *rest)
+    def timed(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        plain(self, trainer, module, outputs, batch, batch_idx)
+        rows, length = batch["input_ids"].shape
+        Clock.flops.append(training_flops(module.model, rows, length, batch["labels"].shape[1]))
         Clock.times.append(time.perf_counter())
         if len(Clock.times) == options.steps + options.warm_up:
             raise TrainingStopped(15)
@@ -132,7 +135,9 @@ def run_ours(options: argparse.Namespace) -> dict[str, float]:
     arguments += ["-overwrite", "-save_every_hour", "0", "-header", "false"]
     train.main(arguments)
     seconds = Clock.times[-1] - Clock.times[options.warm_up - 1]
-    return {"rows_per_second": options.steps * options.batch_size / seconds}
+    reached = sum(Clock.flops[options.warm_up :]) / seconds / 1e9
+    possible = rate(2048, 2048, 2048)
+    return {"rows_per_second": options.steps * options.batch_size / seconds, "matmul_share": reached / possible}
 
 
 def run_bare(options: argparse.Namespace) -> dict[str, float]:
@@ -201,9 +206,10 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
             found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if not found:
                 sys.exit(f"{peer} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-            rate = json.loads(found[0][7:])["rows_per_second"]
-            rates[peer].append(rate)
-            print(f"run {repeat + 1} {peer}: {rate:.1f} rows/s", flush=True)
+            figures = json.loads(found[0][7:])
+            rates[peer].append(figures.pop("rows_per_second"))
+            others = "".join(f", {name} {value:.3f}" for name, value in figures.items())
+            print(f"run {repeat + 1} {peer}: {rates[peer][-1]:.1f} rows/s{others}", flush=True)
     return rates
 
 

@@ -38,8 +38,11 @@ def error_reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return told if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {told}"
+    if lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return (
+        lines[0] if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {lines[0]}"
+    )
 
 
 def _sizes(config: PreTrainedConfig) -> Iterator[str]:
@@ -51,13 +54,13 @@ def _sizes(config: PreTrainedConfig) -> Iterator[str]:
 
 def _tokens(config: PreTrainedConfig) -> Iterator[str]:
     vocabulary = getattr(config, "vocab_size", None)
+    if not isinstance(vocabulary, int) or vocabulary < 1:
+        return  # a pair of models, each with a config of its own; or told as a size
     for name in TOKENS:
         value = getattr(config, name, None)
         ids = value if isinstance(value, list | tuple) else [value]
-        if isinstance(vocabulary, int) and any(isinstance(i, int) and not 0 <= i < max(vocabulary, 1) for i in ids):
+        if any(isinstance(i, int) and not 0 <= i < vocabulary for i in ids):
             yield f"{name} is {value}, it must lie within the vocabulary, 0 to {vocabulary - 1}"
-    if not isinstance(vocabulary, int):
-        return  # a pair of models, each with a config of its own
     needed = ["pad_token_id"]
     if config.model_type not in STARTS_WITHOUT_TOKEN:
         needed.append("decoder_start_token_id")

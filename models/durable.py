@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
 import zipfile
@@ -18,9 +19,11 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 
 from errors import RunError, UserError
+from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT
 
 TEMPORARY_SUFFIX = ".tmp"
 OLD_SUFFIX = ".old"
+LONGEST_NAME = 255  # bytes, of a file system's name
 FORMAT_VERSION = 1
 CONTENT_KEY = "s2s"
 MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
@@ -46,13 +49,20 @@ RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
 }
 
 
+def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
+    """`.NAME.PID.SUFFIX` beside `path`; a long name is cut, between characters, to what a file system takes."""
+    ending = f".{os.getpid()}{suffix}"
+    stem = os.fsencode(path.name)[: LONGEST_NAME - 1 - len(ending)].decode("utf-8", errors="ignore")
+    return path.with_name(f".{stem}{ending}")
+
+
 def write_file(path: Path, write: Callable[[Any], None]) -> None:
     """Make `path` appear with what `write(binary file)` writes, or not at all.
 
     Raises:
         RunError: the disk refused; names the path. The file that was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_sibling(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -62,10 +72,19 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {error}; earlier files are untouched") from error
+        reason = write_failure(error, path.parent)
+        raise RunError(f"{path} could not be written: {reason}; earlier files are untouched") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_failure(error: Exception, folder: Path) -> str:
+    """What to tell of a failed write below `folder`; torch's writer says nothing of the disk but an assertion."""
+    if not isinstance(error, RuntimeError) or not re.search("inline_container|PytorchStreamWriter", str(error)):
+        return str(error)
+    free = shutil.disk_usage(folder).free
+    return f"the disk is full or a file size limit was reached ({free:,} bytes are free)"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -76,7 +95,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def link_file(existing: Path, path: Path) -> None:
     """Make `path` a second name of `existing` (a copy where the file system has no links), replacing it whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_sibling(path)
     temporary.unlink(missing_ok=True)
     try:
         os.link(existing, temporary)
@@ -90,8 +109,7 @@ def link_file(existing: Path, path: Path) -> None:
 
 def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
     """Swap `folder` as a whole for one that `fill(temporary folder)` makes; the old one goes only after."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}{OLD_SUFFIX}")
+    temporary, old = temporary_sibling(folder), temporary_sibling(folder, OLD_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -143,18 +161,29 @@ def nothing_kept_on_user_error(folder: Path) -> Iterator[None]:
 
 
 def clean_leftovers(folder: Path) -> None:
-    """Remove what a killed write left behind, and put back a folder that was being swapped."""
-    for leftover in folder.glob(f".*{OLD_SUFFIX}"):
+    """Remove what a killed write of a run left behind in its folder, and put back a folder that was being swapped.
+
+    Files of anybody else, whatever their ending, stay.
+    """
+    for leftover in _leftovers(folder, "best|last", OLD_SUFFIX):
         original = folder / leftover.name[1:].rsplit(".", 2)[0]
         if original.exists():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             os.replace(leftover, original)
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        if leftover.is_dir():
+    names = "|".join(map(re.escape, ("best", "last", CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT)))
+    halves = _leftovers(folder, names, TEMPORARY_SUFFIX)
+    for leftover in [*halves, *_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
+    """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
+    pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
+    return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -229,7 +258,7 @@ def read_checkpoint(
 def _damage(path: Path) -> str:
     """Why the archive cannot be what was written; empty when every checksum is right (torch checks none)."""
     if not zipfile.is_zipfile(path):
-        return "it is empty" if path.stat().st_size == 0 else "its format is not that of a checkpoint, or its end is lost"
+        return "another format, or its end is lost" if path.stat().st_size else "it is empty"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

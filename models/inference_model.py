@@ -38,7 +38,11 @@ def _check_state(state: Mapping[str, Any], place: str) -> None:
         ("flags", flags, dict),
     ]
     if isinstance(flags, dict):
-        kinds = {"valid_data_proportions": (int, float), "tsv_escapes": bool, "max_seq_length": int}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "valid_data_proportions": (int, float),
+            "tsv_escapes": bool,
+            "max_seq_length": int,
+        }
         typed += [(f"flags.{name}", flags[name], kind) for name, kind in kinds.items() if name in flags]
     problems = [
         f"{place} is damaged: {name} is {str(value)[:60]!r}, of type {type(value).__name__}"
@@ -126,9 +130,7 @@ class InferenceModel:
         _, tokenizer = self.config_and_tokenizer()
         if self.is_checkpoint:
             checkpoint = _checkpoint(self.name)
-            model = from_checkpoint(
-                checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"-model {self.name}"
-            )
+            model = from_checkpoint(checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"-model {self.name}")
         else:
             model = from_pretrained(self.name, "-model")
         self._check_finite(model)

@@ -1,9 +1,18 @@
-"""Names of the files of a run, and whether a folder holds one. No torch import."""
+"""Names of the files of a run, whether a folder holds one, and the lock of one that trains. No torch import."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from console import tell
+from errors import UserError
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
 LAST_NAME = "last.ckpt"
@@ -13,6 +22,7 @@ CONFIG_NAME = "config.json"
 STATE_NAME = "training_state.json"
 TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
+LOCK_NAME = ".lock"
 RUN_NAMES = (
     CONFIG_NAME,
     CHECKPOINT_FOLDER,
@@ -24,6 +34,7 @@ RUN_NAMES = (
     "lightning_logs",
     CACHE_FOLDER,
 )
+OVERWRITTEN = tuple(name for name in RUN_NAMES if name != CACHE_FOLDER)  # what -overwrite deletes
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -31,7 +42,91 @@ def newest_checkpoint(folder: Path) -> Path:
     return folder / CHECKPOINT_FOLDER / LAST_NAME
 
 
+def run_flags(folder: Path) -> dict[str, Any] | None:
+    """The flags in the config.json that one of our runs wrote in `folder`; None when there is none of ours."""
+    try:
+        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and "save_path" in content and "train_data" in content
+    return content if ours else None
+
+
 def holds_run(folder: Path) -> bool:
-    """Whether `folder` already holds the files of a run."""
-    names = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", STEP_LOG, EPOCH_LOG)
-    return any(os.path.lexists(folder / name) for name in names)
+    """Whether `folder` bears the marks of a run: checkpoints, the log of steps, or a config.json with our flags."""
+    marks = os.path.isdir(folder / CHECKPOINT_FOLDER) or os.path.isfile(folder / STEP_LOG)
+    return marks or run_flags(folder) is not None
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Files in `folder` that have the name of a run's file and are not of a run: nobody may delete or replace them."""
+    there = [name for name in OVERWRITTEN if os.path.lexists(folder / name)]
+    if holds_run(folder):
+        return [CONFIG_NAME] if CONFIG_NAME in there and run_flags(folder) is None else []
+    return there
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`; folders that are made for the lock go if they stay empty.
+
+    The kernel gives the lock back when the process dies, so that a lock file that is left behind locks nothing.
+
+    Raises:
+        UserError: another process holds the lock, or the folder cannot be written.
+    """
+    made = [path for path in (folder, *folder.absolute().parents) if not os.path.exists(path)]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = _locked(folder)
+        except OSError as error:
+            raise UserError(f"-save_path {folder}: cannot be written ({error.strerror})") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / LOCK_NAME).unlink()
+            os.close(descriptor)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor of the lock file, locked; anew when the process that held it removed the file meanwhile."""
+    while True:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor, fcntl.LOCK_EX, folder)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK_NAME)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, folder: Path) -> None:
+    try:
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)  # not flock: loader processes would inherit it and outlive us
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"-save_path {folder}: another process trains in this folder") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        tell(f"-save_path {folder}: this file system has no locks; let no other process train there")
+
+
+def check_unlocked(folder: Path) -> None:
+    """Raise `UserError` when another process trains in `folder`; touches nothing."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        _lock(descriptor, fcntl.LOCK_SH, folder)
+    finally:
+        os.close(descriptor)

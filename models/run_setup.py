@@ -16,7 +16,7 @@ from flags import TrainConfig
 from models.checkpointing import Checkpointer
 from models.durable import clean_leftovers, write_folder, write_json
 from models.optim import resolve_warmup
-from models.run_folder import CACHE_FOLDER, CHECKPOINT_FOLDER, CONFIG_NAME, RUN_NAMES
+from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN
 from models.strategies import Devices
 from task_utils import Task
 
@@ -75,21 +75,22 @@ def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) 
 def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None, resolved: Any) -> None:
     """Make the run's folder ready: an overwritten run goes now, when everything else is known to be right.
 
+    What marks the folder as a run goes last, and config.json is replaced, so that a kill in between leaves a run.
     A run that is continued in another folder takes its best/ along: its best score goes on as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if config.run.overwrite:
-        for path in (folder / name for name in RUN_NAMES if name != CACHE_FOLDER):
+        for path in sorted((folder / name for name in OVERWRITTEN), key=lambda path: path.name == CHECKPOINT_FOLDER):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
+            elif path.name != CONFIG_NAME:
                 path.unlink(missing_ok=True)
     clean_leftovers(folder)
+    write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
     if resumed is not None:
         best = Path(resumed["path"]).parent.parent / "best"
         if best.is_dir() and not (folder / "best").exists():
             write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
-    write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
 
 
 def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[str]:

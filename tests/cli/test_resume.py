@@ -145,11 +145,12 @@ def test_resuming_into_a_new_folder_takes_the_best_along(whole_run: Path, letter
     assert [entry["epoch"] for entry in json.loads((tmp_path / "new" / "log.json").read_text())] == [2]
 
 
-def test_finished_run_says_so(whole_run: Path, letters: Path) -> None:
-    before = listing(whole_run / "run")
-    result = train_ok(*flag_list(flags_of(whole_run, letters)), "-resume_checkpoint", "last")
+def test_finished_run_says_so(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    before = listing(run)
+    result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run)), "-resume_checkpoint", "last")
     assert result.out == "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
-    assert listing(whole_run / "run") == before
+    assert listing(run) == before
 
 
 REFUSED = {
@@ -163,23 +164,29 @@ REFUSED = {
         "the run cannot be continued, it differs in -batch_size (checkpoint: 8, now: 16); "
         "-grad_acc (checkpoint: 2, now: 1); -seed (checkpoint: 123456, now: 1)",
     ),
-    "data": ({"train_data": "{}/valid.tsv"}, "the run cannot be continued, it differs in training data and encoding ("),
+    "data": (
+        {"train_data": "{}/valid.tsv:2"},
+        "the run cannot be continued, it differs in training data and encoding (",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_other_data_or_flags_are_refused(whole_run: Path, letters: Path, what: str) -> None:
+def test_other_data_or_flags_are_refused(whole_run: Path, letters: Path, tmp_path: Path, what: str) -> None:
+    """Nothing of the refused try stays: no encoded rows of the other data either."""
     changes, message = REFUSED[what]
     changes = {name: str(value).replace("{}", str(letters)) for name, value in changes.items()}
-    checkpoint = next((whole_run / "run" / "saved_checkpoints").glob("epoch00-global_step2.ckpt"))
-    before = listing(whole_run / "run")
-    result = train(*flag_list(flags_of(whole_run, letters, resume_checkpoint=checkpoint, **changes)))
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    checkpoint = next((run / "saved_checkpoints").glob("epoch00-global_step2.ckpt"))
+    before = listing(run)
+    changes |= {"save_path": run, "cache_dir": None, "resume_checkpoint": checkpoint}
+    result = train(*flag_list(flags_of(whole_run, letters, **changes)))
     assert result.code == 2
     assert len(result.errors) == 1
     assert message in result.errors[0]
     assert result.errors[0].startswith("-resume_checkpoint")
     assert "Traceback" not in result.err
-    assert listing(whole_run / "run") == before
+    assert listing(run) == before
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
