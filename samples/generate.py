@@ -18,14 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from anywhere
 
-from samples.sentences import OPENINGS, SHARES, TEMPLATES, WORDS
+from samples.sentences import SHARES, TEMPLATES, WORDS
 from samples.slots import SLOTS, UNITS, Pair, counted, pick, uniform
 
 FOLDER = "text_normalization"
 SPLITS = ("train", "valid", "test")
 MAX_SOURCE_BYTES = 60
 MAX_TARGET_BYTES = 110
-OPENING_SHARE = 0.1  # of the sentences begin with one of OPENINGS
 MAX_MISSES = 10_000  # sentences in a row that are there already: the templates are used up
 SLOT = re.compile(r"\{([^{}]+)\}")
 
@@ -58,9 +57,8 @@ def sentence(rng: random.Random) -> tuple[str, str, str]:
     """A random sentence: (category, as written, as read aloud), of any length."""
     categories = [category for category, share in SHARES.items() for _ in range(share)]
     category = pick(rng, categories)
-    opening = f"{pick(rng, OPENINGS)} " if rng.random() < OPENING_SHARE else ""
     written, read = fill(pick(rng, TEMPLATES[category]), rng)
-    return category, opening + written, opening + read
+    return category, written, read
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str, str]]:

@@ -58,8 +58,6 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-OPENINGS = ("그런데", "그래서", "사실", "아마")
-
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "clock": (
         "수업은 {시각}",
@@ -236,7 +234,7 @@ SHARES: dict[str, int] = {
     "native count": 20,
     "Sino-Korean count": 16,
     "price": 8,
-    "phone": 4,
+    "phone": 3,
     "percentage": 5,
     "two numbers": 8,
     "one number, two readings": 6,

@@ -274,6 +274,5 @@ def test_wrong_flags_end_with_exit_code_2(tmp_path: Path, capsys: pytest.Capture
 
 def test_more_rows_than_the_templates_yield_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "TEMPLATES", dict.fromkeys(TEMPLATES, ("{학년}에 다닌다.",)))
-    monkeypatch.setattr(generate, "OPENING_SHARE", 0.0)
     with pytest.raises(ValueError, match="the templates yield 6 different sentences, 20 were asked for"):
         generate.sentences(20, seed=1)
