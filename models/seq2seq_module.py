@@ -123,7 +123,12 @@ class Seq2SeqModule(pl.LightningModule):
         if rate is None and flags.optim == "adam":
             rate = 1e-4
         optimizer = build_optimizer(
-            self.model, flags.optim, rate, flags.weight_decay, fused=self.trainer.precision != "16-mixed"
+            self.model,
+            flags.optim,
+            rate,
+            flags.weight_decay,
+            betas=(0.9, flags.adam_beta2),
+            fused=self.trainer.precision != "16-mixed",
         )
         if rate is None:  # adafactor's own relative step
             return optimizer

@@ -230,13 +230,13 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 SHARES: dict[str, int] = {
     "clock": 15,
-    "date": 13,
+    "date": 14,
     "native count": 20,
     "Sino-Korean count": 16,
     "price": 8,
-    "phone": 3,
+    "phone": 1,
     "percentage": 5,
-    "two numbers": 8,
+    "two numbers": 6,
     "one number, two readings": 6,
     "no number": 5,
 }

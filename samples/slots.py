@@ -49,7 +49,7 @@ def _sino(unit: str, high: int, low: int = 1, read_as: str = "") -> Unit:
 
 
 UNITS: dict[str, Unit] = {
-    "명": _native("명", 60),
+    "명": _native("명", 50),
     "개": _native("개", 50),
     "살": _native("살", 99),
     "시간": _native("시간", 48),
@@ -106,7 +106,7 @@ def _clock(rng: random.Random) -> Pair:
     minute = 0 if rng.random() < 0.1 else uniform(rng, 1, 59)
     form = rng.random()
     if form < 0.55:
-        padded = not half_day and rng.random() < 0.2
+        padded = not half_day and rng.random() < 0.1
         return f"{half_day}{hour:{'02' if padded else ''}}:{minute:02}", half_day + korean.clock(hour, minute)
     if form < 0.7:
         return f"{half_day}{hour}시 반", f"{half_day}{korean.clock(hour)} 반"
@@ -120,26 +120,25 @@ def _date(rng: random.Random) -> Pair:
     day = uniform(rng, 1, korean.DAYS_IN_MONTH[month - 1])
     day = 28 if (month, day) == (2, 29) else day  # the year may be a common one
     form = rng.random()
-    if form < 0.45:
+    if form < 0.5:
         return f"{month}월 {day}일", korean.date(month, day)
-    if form < 0.7:
+    if form < 0.8:
         return f"{month}/{day}", korean.date(month, day)
-    year = uniform(rng, 1990, 2029)
-    written = f"{year}년 {month}월 {day}일" if form < 0.85 else f"{year}-{month:02}-{day:02}"
+    year = uniform(rng, 2000, 2029)
+    written = f"{year}년 {month}월 {day}일" if form < 0.95 else f"{year}-{month:02}-{day:02}"
     return written, korean.date(month, day, year)
 
 
 def _price(rng: random.Random) -> Pair:
     form = rng.random()
     if form < 0.7:
-        lead = uniform(rng, 1, 99) if rng.random() < 0.8 else uniform(rng, 100, 999)
-        won = lead * pick(rng, (100, 100, 1000, 1000, 10_000))
+        won = uniform(rng, 1, 99) * pick(rng, (100, 1000, 1000))
         written = pick(rng, (f"{won:,}원", f"{won:,}원", f"₩{won:,}"))
         return written, korean.price(won)
     thousands = uniform(rng, 1, 9)
     if form < 0.75:
         return f"{thousands}천 원", korean.price(thousands * 1000)
-    myriads = uniform(rng, 1, 20) if form < 0.95 else uniform(rng, 21, 500)
+    myriads = uniform(rng, 1, 20) if form < 0.95 else uniform(rng, 21, 99)
     if form < 0.87:
         return f"{myriads}만 {thousands}천 원", korean.price(myriads * 10_000 + thousands * 1000)
     if form < 0.98:
