@@ -129,12 +129,6 @@ class OptimFlags:
     optim_cosanneal_restarts: int = flag(4, "Cycles in the whole run (cosanneal, cyclic).", minimum=1)
     optim_cosanneal_min_lr: float = flag(1e-7, "Lowest rate of a cycle (cosanneal, cyclic).", minimum=0.0)
     weight_decay: float = flag(0.0, "Decoupled weight decay; biases and norms are left out; 0 = off.", minimum=0.0)
-    adam_beta2: float = flag(
-        0.999,
-        "Decay of adam's mean of squared gradients (Vaswani et al. 2017 use 0.98 from scratch).",
-        minimum=0.0,
-        maximum=0.99999,
-    )
     grad_clip: float = flag(
         1.0, "Largest gradient norm; adafactor clips by itself and ignores it; 0 = off.", minimum=0.0
     )

@@ -127,7 +127,6 @@ class Seq2SeqModule(pl.LightningModule):
             flags.optim,
             rate,
             flags.weight_decay,
-            betas=(0.9, flags.adam_beta2),
             fused=self.trainer.precision != "16-mixed",
         )
         if rate is None:  # adafactor's own relative step
