@@ -157,7 +157,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     folder = Path(config.run.save_path)
     data = build_data(prepared)
     plan = data.plan(0, prepared.devices.world_size)
-    module = build_module(config, prepared.model, prepared.tokenizer, labels, plan)
+    module = build_module(config, prepared.model, prepared.tokenizer, prepared.task, labels, plan)
     description = {
         "task": prepared.task.to_dict(),
         "label_map": labels.to_dict() if labels else None,

@@ -35,7 +35,7 @@ def resolved_settings(config: TrainConfig, task: Task, devices: Devices, plan: B
         "devices": devices.world_size,
         "precision": devices.precision,
         "threads": torch.get_num_threads(),
-        "learning_rate": "adafactor's relative step" if own_rate else optim.learning_rate or 1e-4,
+        "learning_rate": "its own relative step" if own_rate else optim.learning_rate or 1e-4,
         "lr_scheduler": None if own_rate else optim.lr_scheduler,
         "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, steps),
         "steps_per_epoch": plan.num_steps,

@@ -14,13 +14,14 @@ from models.durable import DurableCheckpointIO
 from models.generation import DecodingOptions, generation_config
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from models.strategies import Devices, lightning_strategy
-from task_utils import LabelMap
+from task_utils import LabelMap, Task
 
 
 def build_module(
     config: TrainConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    task: Task,
     labels: LabelMap | None,
     plan: BatchPlan,
 ) -> Seq2SeqModule:
@@ -32,6 +33,7 @@ def build_module(
         accumulate=config.batch.grad_acc,
         log_every=config.run.log_every,
         generate_rows=config.run.valid_generate_rows,
+        metric_names=task.metrics,
     )
     return Seq2SeqModule(model, tokenizer, config.optim, options, labels)
 

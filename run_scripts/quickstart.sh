@@ -9,7 +9,7 @@ data=samples/text_normalization
 out=runs/quickstart
 python train.py -task seq2seq -train_data "$data/train.tsv" -valid_data "$data/valid.tsv" \
     -config_path bart-mini -save_path "$out" -overwrite -gpus "${GPUS:--1}" -seed "${SEED:-1}" \
-    -batch_size 8 -max_epoch 6 -learning_rate 1.5e-3 -warmup_steps 500 -lr_scheduler linear -log_every 200
+    -batch_size 8 -max_epoch 5 -learning_rate 1.5e-3 -warmup_steps 500 -lr_scheduler linear -log_every 200
 python inference.py -model "$out/best" -test_data "$data/test.tsv" -gpus "${GPUS:--1}" -beam_size 4 \
     -save_output "$out/predictions.txt" -save_label "$out/references.txt" -save_report "$out/report.json" -overwrite
 echo "model: $out/best   predictions: $out/predictions.txt   report: $out/report.json"

@@ -229,14 +229,14 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 SHARES: dict[str, int] = {
-    "clock": 15,
+    "clock": 17,
     "date": 14,
     "native count": 20,
     "Sino-Korean count": 16,
-    "price": 8,
+    "price": 9,
     "phone": 1,
     "percentage": 5,
     "two numbers": 6,
     "one number, two readings": 6,
-    "no number": 5,
+    "no number": 6,
 }

@@ -17,7 +17,7 @@ from samples.slots import SLOTS, UNITS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "samples" / generate.FOLDER
-ROWS = {"train": 10_000, "valid": 500, "test": 500}
+ROWS = {"train": 12_000, "valid": 500, "test": 500}
 
 
 def rows_of(split: str) -> list[list[str]]:
