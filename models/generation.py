@@ -1,15 +1,28 @@
-"""Beam search and greedy decoding of batches into texts."""
+"""Decoding of batches into texts: greedy, beam search, sampling, and search among labels only.
+
+T5, mT5, UMT5, BART and mBART are decoded by our own search; any other encoder-decoder, and one whose decoder is not
+made of plain linear layers (adapters, quantised, sharded), by `generate` of `transformers`. Both give the same texts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.decoder_step import StepModel
+from models.decoder_weights import compute_dtype, supports
+from models.ensemble import start
 from models.forward import decoder_start_token
-from models.loading import source_limit
+from models.label_trie import LabelTrie
+from models.loading import target_limit
+from models.sampling import SamplingOptions, sample
+from models.score_rules import ScoreRules
+from models.search import FoundTokens, SearchOptions, beam_search
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256
@@ -17,12 +30,44 @@ BYTE_END = BYTE_OFFSET + 256
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How texts are decoded. `max_length` is in tokens, the end token included."""
+    """How texts are decoded; lengths are in tokens and count the end token.
+
+    Raises:
+        ValueError: options that exclude each other, all of them listed.
+    """
 
     beam_size: int = 1
     length_penalty: float = 1.0
     max_length: int = 512
     no_repeat_ngram_size: int = 0  # tokens; 0 = off
+    min_length: int = 0
+    repetition_penalty: float = 1.0  # 1 = off
+    num_return: int = 1
+    sampling: SamplingOptions | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.sampling is None and self.num_return > self.beam_size:
+            problems.append(f"num_return {self.num_return} is more than beam_size {self.beam_size}")
+        if self.sampling is not None and self.beam_size > 1:
+            problems.append(f"sampling draws num_return outputs and takes no beam_size {self.beam_size}")
+        if self.min_length > self.max_length:
+            problems.append(f"min_length {self.min_length} is more than max_length {self.max_length}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether the model's own scores are changed on the way."""
+        return bool(self.no_repeat_ngram_size or self.min_length) or self.repetition_penalty != 1.0
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An output: its text, and its log-probability over length ** length_penalty."""
+
+    text: str
+    score: float
 
 
 def generation_config(
@@ -34,61 +79,205 @@ def generation_config(
     that decoding begins as training did.
     """
     target = example_target(tokenizer)
-    limit = source_limit(model.config)
-    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
-    has_first = len(target) > 1 and target[: len(bare)] != bare
+    limit = target_limit(model.config)
     return GenerationConfig(
         max_new_tokens=min(options.max_length, limit - 1) if limit else options.max_length,
+        min_length=options.min_length,
         num_beams=options.beam_size,
+        num_return_sequences=options.num_return if options.beam_size > 1 else 1,
         length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
         no_repeat_ngram_size=options.no_repeat_ngram_size or None,
+        repetition_penalty=float(options.repetition_penalty),
         early_stopping=False,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=decoder_start_token(model, target),
-        forced_bos_token_id=target[0] if has_first else None,
+        forced_bos_token_id=fixed_first_token(tokenizer),
         use_cache=True,
     )
 
 
 class Decoder:
-    """Texts for batches of encoded sources, by greedy or beam search; leaves the model's own config as it was."""
+    """Texts for batches of encoded sources; the weights are those at the first call: make a new one after training on.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DecodingOptions) -> None:
+    Args:
+        labels: texts to choose from; no other text comes out, and `max_length` is that of the longest.
+        others: models with the same tokenizer whose log-probabilities are averaged with those of `model`.
+
+    Raises:
+        ValueError: labels, sampling or others for an architecture that only `generate` can decode; labels together with
+            n-gram blocking, repetition penalty, minimum length or sampling; labels longer than the model can write;
+            others with another vocabulary or start token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        options: DecodingOptions,
+        labels: Sequence[str] = (),
+        others: Sequence[PreTrainedModel] = (),
+    ) -> None:
+        self.models = [model, *others]
         self.model = model
         self.tokenizer = tokenizer
+        self.options = options
         self.config = generation_config(model, tokenizer, options)
+        self.own = all(supports(member) for member in self.models)
+        self.trie: LabelTrie | None = None
+        if not self.own and (labels or options.sampling or others):
+            names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
+            raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
+        sizes = [member.config.vocab_size for member in self.models]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"models that decode together need the same vocabulary; theirs have {sizes} tokens")
+        starts = [decoder_start_token(member, example_target(tokenizer)) for member in self.models]
+        if len(set(starts)) > 1:
+            raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
+        if labels:
+            self.trie = self._label_trie(labels)
+        self._step_models: dict[torch.dtype, list[StepModel]] = {}
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+        """The best text for each row of (batch, source_length) ids."""
+        if not self.own:
+            return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
+        found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.options.num_return > 1)
+        return decode_texts(self.tokenizer, [outputs[0].ids for outputs in found])
+
+    def decode(
+        self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int] | None = None
+    ) -> list[list[Hypothesis]]:
+        """The `num_return` best outputs for each row of (batch, source_length) ids, best first.
+
+        Fewer come back only where there are fewer labels. Samples depend on the options and on `row_ids`, by default
+        the places in the batch. The scores of beam search are the `sequences_scores` of `transformers`; those of greedy
+        search and of samples are the model's own, untouched by penalties and temperature.
+        """
+        if not self.own:
+            return self._generate(input_ids, attention_mask, with_scores=True)
+        row_ids = range(len(input_ids)) if row_ids is None else row_ids
+        found = self._search(input_ids, attention_mask, row_ids, with_scores=True)
+        texts = iter(decode_texts(self.tokenizer, [output.ids for outputs in found for output in outputs]))
+        return [[Hypothesis(next(texts), output.score) for output in outputs] for outputs in found]
 
     @torch.inference_mode()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """One text for each row of (batch, source_length) ids."""
+    def _search(
+        self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int], with_scores: bool
+    ) -> list[list[FoundTokens]]:
+        options, sampling = self.options, self.options.sampling
+        rules = ScoreRules(
+            end_token=self.config.eos_token_id,
+            repetition_penalty=options.repetition_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            min_length=options.min_length,
+            first_token=self.config.forced_bos_token_id,
+        )
+        search = SearchOptions(
+            start_token=self.config.decoder_start_token_id,
+            max_length=self.config.max_new_tokens,
+            rules=rules,
+            beams=options.num_return if sampling else options.beam_size,
+            length_penalty=options.length_penalty,
+            labels=None if self.trie is None else self.trie.to(input_ids.device),
+        )
+        device = input_ids.device
+        state = start(self.step_models(), input_ids, attention_mask, search.beams)
+        if options.beam_size > 1 or self.trie is not None:
+            found = beam_search(state, len(input_ids), search, device)
+            return [outputs[: options.num_return] for outputs in found]
+        return sample(state, list(row_ids), search, sampling, device, with_scores)
+
+    def step_models(self) -> list[StepModel]:
+        """The decoders that searches run on, in the precision in force."""
+        dtype = compute_dtype(self.model)
+        if dtype not in self._step_models:
+            self._step_models[dtype] = [StepModel(model, dtype) for model in self.models]
+        return self._step_models[dtype]
+
+    @torch.inference_mode()
+    def _generate(self, input_ids: Tensor, attention_mask: Tensor, with_scores: bool) -> list[list[Hypothesis]]:
+        """The same by `generate`; leaves the model's own generation config as it was. Scores of 0 unless asked for."""
         own = self.model.generation_config
         self.model.generation_config = self.config  # `generate` fills unset fields from it
+        beams = self.options.beam_size > 1
         try:
             output = self.model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=self.config
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=self.config,
+                output_scores=with_scores and beams,  # both are kept for every step
+                output_logits=with_scores and not beams,
+                return_dict_in_generate=True,
             )
+            scores = self._generate_scores(output) if with_scores else [0.0] * len(output.sequences)
         finally:
             self.model.generation_config = own
-        return decode_texts(self.tokenizer, output)
+        count = self.options.num_return
+        texts = decode_texts(self.tokenizer, output.sequences)
+        flat = [Hypothesis(text, score) for text, score in zip(texts, scores, strict=True)]
+        return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+    def _generate_scores(self, output: Any) -> list[float]:
+        if self.options.beam_size > 1:
+            return output.sequences_scores.tolist()  # type: ignore[no-any-return]
+        log_probs = self.model.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)
+        if self.config.forced_bos_token_id is not None:
+            log_probs[:, 0] = 0.0
+        written = output.sequences[:, 1:] != self.config.pad_token_id
+        total = log_probs.masked_fill(~written, 0.0).sum(1)
+        return (total / written.sum(1) ** self.options.length_penalty).tolist()  # type: ignore[no-any-return]
+
+    def _label_trie(self, labels: Sequence[str]) -> LabelTrie:
+        if self.options.has_rules or self.options.sampling:
+            raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
+        trie = label_trie(self.tokenizer, labels)
+        self.config.max_new_tokens = trie.longest + (self.config.forced_bos_token_id is not None)
+        limit = target_limit(self.model.config)
+        if limit and self.config.max_new_tokens > limit:
+            raise ValueError(f"the longest label has {trie.longest} tokens; the model writes at most {limit}")
+        return trie
 
 
-def example_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a one-letter target as the data encoding makes it: special tokens included, the end token at the end."""
-    ids: list[int] = tokenizer(text_target="a")["input_ids"]
+def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> LabelTrie:
+    """The tree of the token sequences of label texts, encoded as targets are, without a fixed first token."""
+    fixed = fixed_first_token(tokenizer)
+    sequences = []
+    for text in labels:
+        ids = encoded_target(tokenizer, text)
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+        sequences.append(ids[1:] if fixed is not None else ids)
+    return LabelTrie(sequences, tokenizer.eos_token_id)
+
+
+def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a target as the data encoding makes them: special tokens included, the end token at the end."""
+    ids: list[int] = tokenizer(text_target=text)["input_ids"]
     return ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id]
 
 
-def decode_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
-    """Texts of (batch, length) ids without special tokens."""
-    rows = ids.tolist()
+def example_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a one-letter target."""
+    return encoded_target(tokenizer, "a")
+
+
+def fixed_first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that every target begins with (BART's `<s>`, mBART's language), None where there is none."""
+    target = example_target(tokenizer)
+    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
+    return target[0] if len(target) > 1 and target[: len(bare)] != bare else None
+
+
+def decode_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+    """Texts of rows of ids without special tokens."""
+    rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     if isinstance(tokenizer, ByT5Tokenizer):
         return [_decode_bytes(row) for row in rows]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return texts
 
 
-def _decode_bytes(row: list[int]) -> str:
+def _decode_bytes(row: Sequence[int]) -> str:
     content = bytes(token - BYTE_OFFSET for token in row if BYTE_OFFSET <= token < BYTE_END)
     return content.decode("utf-8", errors="ignore")

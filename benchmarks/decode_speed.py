@@ -1,0 +1,202 @@
+"""Decoding speed against `generate` of transformers: same model, rows, batch size and threads; alternating runs.
+
+    python benchmarks/decode_speed.py                         # bart-mini, trained here on the sample first
+    python benchmarks/decode_speed.py -config t5-mini -batch_size 64 -repeats 5
+
+Text normalisation: the test rows of the bundled sample, greedy and with 4 beams, in file order and length-sorted. A
+label task of two labels ("does the sentence hold a digit?") on the same rows: scoring the labels, and searching among
+them only, against generating them. Both models are trained once under -work. A run decodes all rows in this process,
+ours and the peer's in turn; figures are medians, ratios are of medians, "same" is the share of rows with the very same
+text. The matmul rate of the machine, measured in the same run, stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SAMPLE = ROOT / "samples" / "text_normalization"
+LABELS = {"0": "숫자 없음", "1": "숫자 있음"}
+Batch = tuple[Any, Any]  # ids, mask
+
+
+def read_rows(path: Path) -> list[tuple[str, str]]:
+    return [tuple(line.split("\t")[:2]) for line in path.read_text(encoding="utf-8").splitlines()]  # type: ignore[misc]
+
+
+def trained(options: argparse.Namespace, name: str, data: Path, *flags: str) -> Path:
+    """The folder of the best model of a short training run, trained now if it is not there."""
+    best = Path(options.work) / f"{options.config}_{name}" / "best"
+    if not (best / "config.json").exists():
+        print(f"training {options.config} on {data} ...", flush=True)
+        command = [sys.executable, str(ROOT / "train.py"), "-task", "seq2seq", "-config_path", options.config]
+        command += ["-train_data", str(data), "-valid_data_proportions", "0.04", "-save_path", str(best.parent)]
+        command += ["-overwrite", "-gpus", "0", "-batch_size", "16", "-learning_rate", "1.5e-3", "-warmup_steps", "300"]
+        command += ["-lr_scheduler", "linear", "-header", "false", *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    return best
+
+
+def label_rows(options: argparse.Namespace) -> Path:
+    """The training rows with the answer to "does the source hold a digit?" as their label."""
+    path = Path(options.work) / "labels.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(source, str(int(any(map(str.isdigit, source))))) for source, _ in read_rows(SAMPLE / "train.tsv")]
+    path.write_text("".join(f"{source}\t{label}\n" for source, label in rows), encoding="utf-8")
+    return path
+
+
+def batches(tokenizer: Any, sources: list[str], size: int, by_length: bool) -> tuple[list[Batch], list[int]]:
+    """Padded batches, and the row of each of their rows."""
+    encoded = [tokenizer(source).input_ids for source in sources]
+    order = list(range(len(encoded)))
+    if by_length:
+        order.sort(key=lambda row: -len(encoded[row]))
+    made = []
+    for start in range(0, len(order), size):
+        rows = [encoded[row] for row in order[start : start + size]]
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        made.append((padded.input_ids, padded.attention_mask))
+    return made, order
+
+
+def measure(peers: dict[str, Callable[[], list[str]]], repeats: int) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Median seconds and texts of every peer, one after the other, `repeats` times over."""
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    texts = {}
+    for _ in range(repeats):
+        for name, run in peers.items():
+            began = time.perf_counter()
+            texts[name] = run()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}, texts
+
+
+def library_model(folder: Path) -> tuple[Any, Any]:
+    """The model as transformers alone loads it, untouched by us."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), tokenizer
+
+
+def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order: list[int]) -> list[str]:
+    texts = [""] * len(order)
+    decoded = [text for batch in made for text in decode(*batch)]
+    for row, text in zip(order, decoded, strict=True):
+        texts[row] = text
+    return texts
+
+
+def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> Callable[[Any, Any], list[str]]:
+    import torch
+
+    from models.generation import DecodingOptions, decode_texts, generation_config
+
+    config = generation_config(model, tokenizer, DecodingOptions(beam_size=beams, max_length=max_length))
+
+    def decode(ids: Any, mask: Any) -> list[str]:
+        with torch.inference_mode():
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        return decode_texts(tokenizer, output)
+
+    return decode
+
+
+def print_table(title: str, rows: int, seconds: dict[str, float], texts: dict[str, list[str]], peer: str) -> None:
+    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>24} {'same':>8}")
+    for name, value in seconds.items():
+        same = sum(a == b for a, b in zip(texts[name], texts[peer], strict=True)) / rows
+        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:24.2f} {same:8.1%}", flush=True)
+
+
+def text_normalisation(options: argparse.Namespace) -> None:
+    from models.generation import Decoder, DecodingOptions
+    from models.inference_model import InferenceModel
+
+    folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3")
+    sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
+    model, tokenizer = InferenceModel(str(folder))()
+    plain, _ = library_model(folder)
+    for beams in (4, 1):
+        settings = DecodingOptions(beam_size=beams, max_length=options.max_length)
+        decoders = {
+            "ours": Decoder(model, tokenizer, settings),
+            "generate": library_decode(plain, tokenizer, beams, options.max_length),
+        }
+        peers: dict[str, Callable[[], list[str]]] = {}
+        for order_name, by_length in (("file order", False), ("length-sorted", True)):
+            made, order = batches(tokenizer, sources, options.batch_size, by_length)
+            for name, decode in decoders.items():
+                peers[f"{name}, {order_name}"] = lambda decode=decode, made=made, order=order: decode_all(
+                    decode, made, order
+                )
+        seconds, texts = measure(peers, options.repeats)
+        for peer in ("generate, file order", "generate, length-sorted"):
+            print_table(f"text normalisation, {beams} beams", len(sources), seconds, texts, peer)
+
+
+def label_task(options: argparse.Namespace) -> None:
+    from models.generation import Decoder, DecodingOptions
+    from models.inference_model import InferenceModel
+    from models.label_scoring import LabelScorer
+
+    label_map = ",".join(f"{number}={text}" for number, text in LABELS.items())
+    folder = trained(options, "label", label_rows(options), "-label_map", label_map, "-max_epoch", "1")
+    sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
+    model, tokenizer = InferenceModel(str(folder))()
+    plain, _ = library_model(folder)
+    made, order = batches(tokenizer, sources, options.batch_size, by_length=True)
+    texts_of = list(LABELS.values())
+    scorer = LabelScorer(model, tokenizer, texts_of)
+    decoders = {
+        "ours: labels scored": lambda ids, mask: [texts_of[best] for best in scorer(ids, mask).argmax(1).tolist()],
+        "ours: greedy among labels": Decoder(model, tokenizer, DecodingOptions(), texts_of),
+        "ours: 4 beams among labels": Decoder(model, tokenizer, DecodingOptions(beam_size=4), texts_of),
+        "ours: greedy": Decoder(model, tokenizer, DecodingOptions(max_length=options.max_length)),
+        "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
+        "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),
+    }
+    peers = {
+        name: lambda decode=decode: decode_all(decode, made, order)  # type: ignore[misc]
+        for name, decode in decoders.items()
+    }
+    seconds, texts = measure(peers, options.repeats)
+    for peer in ("generate, greedy", "generate, 4 beams"):
+        print_table("two labels, length-sorted", len(sources), seconds, texts, peer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-config", default="bart-mini", help="preset or config file to train")
+    parser.add_argument("-batch_size", type=int, default=32)
+    parser.add_argument("-rows", type=int, default=500, help="of the test split")
+    parser.add_argument("-max_length", type=int, default=300, help="tokens of an output at most")
+    parser.add_argument("-repeats", type=int, default=3)
+    parser.add_argument("-threads", type=int, default=0, help="0 = PyTorch's choice")
+    parser.add_argument("-work", default="runs/benchmark_decode_speed")
+    options = parser.parse_args()
+
+    import torch
+
+    from benchmarks.matmul_rate import rate
+    from models.environment import quiet_libraries
+
+    quiet_libraries()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(f"threads {torch.get_num_threads()}, matmul {rate(2048, 2048, 2048):.0f} GFLOP/s (fp32, 2048^3)")
+    text_normalisation(options)
+    label_task(options)
+
+
+if __name__ == "__main__":
+    main()

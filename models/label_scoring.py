@@ -1,0 +1,103 @@
+"""Log-probabilities of every label for every source, in one pass of the decoder.
+
+The nodes of the label trie are the decoder's queries: each stands at its depth and sees its ancestors only, so that a
+prefix is computed once for all labels that share it. All nodes of a source attend to the same cross-attention keys and
+values. The log-probability of a label is the sum over its path of the log-probability of the next token at each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.decoder_step import NoMemory, StepModel
+from models.decoder_weights import compute_dtype, supports
+from models.forward import decoder_start_token
+from models.generation import example_target, fixed_first_token, label_trie
+from models.vocabulary import log_normaliser
+
+QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
+LOGITS_AT_ONCE = 2**22  # 16 MB of fp32: what is looked at while it is still in the cache
+
+
+class LabelScorer:
+    """Log-probabilities of label texts under a model; its weights are taken as they are at the first call.
+
+    Args:
+        labels: texts, encoded as targets are. A fixed first token (BART's `<s>`, mBART's language) counts 0, as it does
+            in generation; the end token counts.
+
+    Raises:
+        ValueError: an architecture or a kind of layers that `decoder_weights.supports` does not know; a label without
+            tokens, or two with the same ones.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> None:
+        if not supports(model):
+            raise ValueError(f"labels cannot be scored with {type(model).__name__}")
+        self.model = model
+        self.trie = label_trie(tokenizer, labels)
+        start = decoder_start_token(model, example_target(tokenizer))
+        first = fixed_first_token(tokenizer)
+        # Decoder inputs: what stands before the labels, then the token that each node was entered by.
+        self.before = [start] if first is None else [start, first]
+        self._step_models: dict[torch.dtype, StepModel] = {}
+        pairs = {pair: None for path in self.trie.paths for pair in path}
+        number = {pair: index for index, pair in enumerate(pairs)}
+        self.pair_nodes = torch.tensor([node for node, _ in pairs])
+        self.pair_tokens = torch.tensor([token for _, token in pairs])
+        # (labels, longest) pairs on a label's path, filled up with one that stands for nothing
+        self.steps = torch.full((len(labels), self.trie.longest), len(pairs))
+        for label, path in enumerate(self.trie.paths):
+            self.steps[label, : len(path)] = torch.tensor([number[pair] for pair in path])
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """fp32 (batch, labels) log-probabilities for (batch, source_length) ids."""
+        rows = max(1, QUERIES_AT_ONCE // (len(self.before) + len(self.trie.depths)))
+        parts = [slice(start, start + rows) for start in range(0, len(input_ids), rows)]
+        return torch.cat([self._scores(input_ids[part], attention_mask[part]) for part in parts])
+
+    def _scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        device = input_ids.device
+        model = self._step_model()
+        tokens, positions, visible = (part.to(device) for part in self._queries(model.dtype))
+        given = model.encode(input_ids, attention_mask)
+        biases = model.self_bias(positions.unsqueeze(2) - positions.unsqueeze(1), visible)
+        hidden = model.hidden(tokens.expand(len(input_ids), -1), positions, biases, NoMemory(), given)
+        hidden = hidden[:, len(self.before) - 1 :]  # (batch, nodes, width)
+        log_probs = functional.pad(self._pair_log_probs(model, hidden), (0, 1))
+        return log_probs[:, self.steps.to(device)].sum(2)
+
+    def _queries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and positions (1, queries) of the pass, and who sees whom (1, queries, queries)."""
+        extra = len(self.before) - 1
+        entered = self.trie.entered_by.cpu()
+        tokens = torch.cat((torch.tensor(self.before), entered[1:]))
+        positions = torch.cat((torch.arange(extra), self.trie.depths.cpu() + extra))
+        count = len(tokens)
+        seen = torch.ones(count, count, dtype=torch.bool).tril_()
+        seen[extra:, extra:] = self.trie.ancestors().cpu()
+        visible = torch.zeros(count, count, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        return tokens.unsqueeze(0), positions.unsqueeze(0), visible.unsqueeze(0)
+
+    def _pair_log_probs(self, model: StepModel, hidden: Tensor) -> Tensor:
+        """(batch, pairs) log-probability of each pair's token at its node, by parts of the batch."""
+        nodes, tokens = self.pair_nodes.to(hidden.device), self.pair_tokens.to(hidden.device)
+        parts = []
+        rows = max(1, LOGITS_AT_ONCE // (model.vocabulary * hidden.shape[1]))
+        for start in range(0, len(hidden), rows):
+            logits = model.logits(hidden[start : start + rows])
+            normaliser = log_normaliser(logits.view(-1, model.vocabulary)).view(logits.shape[:2])
+            parts.append(logits[:, nodes, tokens] - normaliser[:, nodes])
+        return torch.cat(parts)
+
+    def _step_model(self) -> StepModel:
+        dtype = compute_dtype(self.model)
+        if dtype not in self._step_models:
+            self._step_models[dtype] = StepModel(self.model, dtype)
+        return self._step_models[dtype]

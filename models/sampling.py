@@ -1,0 +1,155 @@
+"""Greedy search and sampling with the semantics of `generate` in `transformers`.
+
+each step: logits of all outputs at once; the best token of each, or one drawn from the warped distribution
+outputs that have ended wait until all of their source have; then the source leaves the batch
+
+Samples of a source run side by side as its beams do, but never meet. A row draws from a generator of its own, seeded by
+its row id, so that what is drawn does not depend on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
+from models.vocabulary import best_scores, log_normaliser
+
+SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the row ids of two seeds apart
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What is drawn from: logits over `temperature`, then the `top_k` best (0 = all), then the share `top_p`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def row_draws(row_ids: list[int], samples: int, length: int, seed: int) -> Tensor:
+    """Uniform numbers (rows, samples, length) in [0, 1) that depend on the seed and the row's id only."""
+    draws = []
+    for row_id in row_ids:
+        generator = torch.Generator().manual_seed((seed * SEED_STRIDE + row_id) % 2**63)
+        draws.append(torch.rand(samples, length, generator=generator))
+    return torch.stack(draws)
+
+
+def draw_tokens(logits: Tensor, draws: Tensor, options: SamplingOptions) -> Tensor:
+    """One token for each row of (rows, vocabulary) logits, by inversion at `draws` (rows,).
+
+    Top-p keeps the fewest best tokens that hold at least that probability (Holtzman et al. 2020, section 3.1).
+    """
+    width = logits.shape[1]
+    values, tokens = (logits / options.temperature).topk(min(options.top_k or width, width), 1)
+    probabilities = values.softmax(1)
+    before = probabilities.cumsum(1) - probabilities
+    probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
+    reached = probabilities.cumsum(1)
+    place = (reached <= draws.unsqueeze(1) * reached[:, -1:]).sum(1, keepdim=True)
+    place = place.clamp_(max=width - 1).minimum((probabilities > 0).sum(1, keepdim=True) - 1)
+    return tokens.gather(1, place).view(-1)
+
+
+@dataclass
+class _Runs:
+    """Outputs under way: decoder inputs (B, k, length), log-probabilities, lengths and whether ended, each (B, k)."""
+
+    rows: Tensor  # (B,) which source of the call each is
+    tokens: Tensor
+    scores: Tensor
+    lengths: Tensor
+    ended: Tensor
+    state: State
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.rows, self.tokens, self.scores, self.lengths, self.ended = (
+            part[rows] for part in (self.rows, self.tokens, self.scores, self.lengths, self.ended)
+        )
+        self.state.keep(rows)
+
+
+def sample(
+    state: State,
+    row_ids: list[int],
+    options: SearchOptions,
+    sampling: SamplingOptions | None,
+    device: torch.device,
+    with_scores: bool = True,
+) -> list[list[FoundTokens]]:
+    """`options.beams` samples for each source, best first; the greedy output when `sampling` is None.
+
+    A score is the model's own log-probability, whatever the temperature and the rules, over length ** penalty; a fixed
+    first token counts 0. Without `with_scores` it is 0.
+    """
+    count, samples = len(row_ids), options.beams
+    runs = _Runs(
+        rows=torch.arange(count, device=device),
+        tokens=torch.full((count, samples, 1), options.start_token, device=device),
+        scores=torch.zeros(count, samples, device=device),
+        lengths=torch.zeros(count, samples, dtype=torch.long, device=device),
+        ended=torch.zeros(count, samples, dtype=torch.bool, device=device),
+        state=state,
+    )
+    draws = None
+    if sampling is not None:
+        draws = row_draws(row_ids, samples, options.max_length, sampling.seed).to(device)
+    results: list[list[FoundTokens]] = [[] for _ in range(count)]
+    since_kept = 0
+    for step in range(options.max_length):
+        chosen = None if draws is None else draws[runs.rows, :, step]
+        _step(runs, step, options, sampling, chosen, with_scores)
+        since_kept += 1
+        finished = runs.ended.all(1)
+        done = int(finished.sum())
+        if done == len(finished):
+            break
+        if done > COMPACT_SHARE * len(finished) or (done and since_kept >= COMPACT_EVERY):
+            _collect(runs, finished, options, results)
+            runs.keep((~finished).nonzero().view(-1))
+            since_kept = 0
+    _collect(runs, torch.ones(len(runs.rows), dtype=torch.bool, device=device), options, results)
+    return results
+
+
+def _step(
+    runs: _Runs,
+    step: int,
+    options: SearchOptions,
+    sampling: SamplingOptions | None,
+    draws: Tensor | None,
+    with_scores: bool,
+) -> None:
+    """Lengthen every output that has not ended by a token."""
+    shape = runs.ended.shape
+    logits = runs.state.logits(runs.tokens[:, :, -1], step).view(shape.numel(), -1)
+    inputs = runs.tokens.view(len(logits), -1)
+    allowed = options.rules.apply(logits.clone() if with_scores else logits, inputs) if options.rules.active else logits
+    if sampling is None or draws is None:
+        tokens = best_scores(allowed, 1)[1].view(-1)
+    else:
+        tokens = draw_tokens(allowed, draws.reshape(-1), sampling)
+    if with_scores and not (step == 0 and options.rules.first_token is not None):
+        log_probs = logits.gather(1, tokens.unsqueeze(1)) - log_normaliser(logits)
+        runs.scores += log_probs.view(shape).masked_fill_(runs.ended, 0.0)
+    tokens = tokens.view(shape).masked_fill_(runs.ended, options.end_token)
+    runs.tokens = torch.cat((runs.tokens, tokens.unsqueeze(2)), 2)
+    runs.lengths += ~runs.ended
+    runs.ended = runs.ended | (tokens == options.end_token)
+
+
+def _collect(runs: _Runs, chosen: Tensor, options: SearchOptions, results: list[list[FoundTokens]]) -> None:
+    """Put the outputs of the chosen rows (B,) where their sources are."""
+    scores = (runs.scores / runs.lengths**options.length_penalty).tolist()
+    lengths = runs.lengths.tolist()
+    for row in chosen.nonzero().view(-1).tolist():
+        outputs = [
+            FoundTokens(runs.tokens[row, place, 1 : length + 1].tolist(), score)
+            for place, (score, length) in enumerate(zip(scores[row], lengths[row], strict=True))
+        ]
+        results[int(runs.rows[row])] = sorted(outputs, key=lambda output: -output.score)

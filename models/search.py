@@ -1,0 +1,231 @@
+"""Beam search with the semantics of `generate` in `transformers`.
+
+encode the sources; every beam holds the start token
+each step: hidden states and log-probabilities of all beams of all sources at once; the 2k best continuations of a
+    source; those that end, if among the k best, compete for its k finished places; the k best others go on
+a source is done when its k places are taken and its best beam, at its present length, is no better than the worst
+every few steps: sources that are done leave the batch, and cache columns that no beam sees any more are thrown out
+
+Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label trie).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.decoder_step import COLUMNS_TO_COME
+from models.label_trie import ROOT, LabelTrie
+from models.score_rules import ScoreRules
+from models.vocabulary import best_scores, log_normaliser
+
+COMPACT_EVERY = COLUMNS_TO_COME  # steps
+COMPACT_SHARE = 0.25  # of the batch that may be done before it shrinks at once
+NEVER = float("-inf")
+
+
+class State(Protocol):
+    """The running outputs under a model or several, as `StepState` describes it."""
+
+    def logits(self, tokens: Tensor, step: int) -> Tensor: ...
+
+    def follow(self, parents: Tensor) -> None: ...
+
+    def keep(self, rows: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a search proceeds; lengths are in tokens and count the end token."""
+
+    start_token: int
+    max_length: int
+    rules: ScoreRules
+    beams: int = 1
+    length_penalty: float = 1.0
+    labels: LabelTrie | None = None
+
+    @property
+    def end_token(self) -> int:
+        return self.rules.end_token
+
+
+@dataclass(frozen=True)
+class FoundTokens:
+    """A finished output: its tokens without the start token, and its log-probability over length ** penalty."""
+
+    ids: list[int]
+    score: float
+
+
+@dataclass
+class _Finished:
+    """The k best finished outputs of every source: scores (B, k), -inf where a place is free, tokens (B, k, length)."""
+
+    scores: Tensor
+    lengths: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def none(cls, sources: int, beams: int, device: torch.device) -> _Finished:
+        empty = torch.zeros(sources, beams, dtype=torch.long, device=device)
+        return cls(torch.full((sources, beams), NEVER, device=device), empty, empty.unsqueeze(2))
+
+    def add(self, rows: Tensor, scores: Tensor, tokens: Tensor) -> None:
+        """Let outputs of scores (rows, k) and tokens (rows, k, length) compete for the places of their sources."""
+        places = scores.shape[1]
+        length = tokens.shape[2]
+        if self.tokens.shape[2] < length:
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, 2 * length - self.tokens.shape[2]))
+        tokens = torch.nn.functional.pad(tokens, (0, self.tokens.shape[2] - length))
+        best, chosen = torch.cat((self.scores[rows], scores), 1).topk(places, 1)
+        lengths = torch.cat((self.lengths[rows], torch.full_like(self.lengths[rows], length)), 1)
+        all_tokens = torch.cat((self.tokens[rows], tokens), 1)
+        self.scores[rows] = best
+        self.lengths[rows] = lengths.gather(1, chosen)
+        self.tokens[rows] = all_tokens.gather(1, chosen.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+
+    def select(self, rows: Tensor) -> _Finished:
+        return _Finished(self.scores[rows], self.lengths[rows], self.tokens[rows])
+
+    def outputs(self, row: int) -> list[FoundTokens]:
+        """The finished outputs of a source, best first."""
+        scores, lengths = self.scores[row].tolist(), self.lengths[row].tolist()
+        return [
+            FoundTokens(self.tokens[row, place, :length].tolist(), score)
+            for place, (score, length) in enumerate(zip(scores, lengths, strict=True))
+            if score > NEVER
+        ]
+
+
+@dataclass
+class _Beams:
+    """The running beams: decoder inputs (B, k, length), log-probabilities (B, k), and where they stand in the trie."""
+
+    rows: Tensor  # (B,) which source of the call each is
+    tokens: Tensor
+    scores: Tensor
+    done: Tensor  # (B,)
+    state: State
+    finished: _Finished
+    nodes: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, and with the cache columns that are still seen."""
+        self.state.keep(rows)
+        if len(rows) == len(self.rows):
+            return
+        self.rows, self.tokens, self.scores, self.done = (
+            part[rows] for part in (self.rows, self.tokens, self.scores, self.done)
+        )
+        self.finished = self.finished.select(rows)
+        if self.nodes.numel():
+            self.nodes = self.nodes[rows]
+
+
+def beam_search(state: State, count: int, options: SearchOptions, device: torch.device) -> list[list[FoundTokens]]:
+    """For each of `count` sources its up to `beams` best outputs, best first.
+
+    Fewer come back only where a label trie has fewer labels. Beams of a source that has just begun are the start token
+    k times over, all but one at a log-probability of -inf.
+    """
+    scores = torch.full((count, options.beams), NEVER, device=device)
+    scores[:, 0] = 0.0
+    beams = _Beams(
+        rows=torch.arange(count, device=device),
+        tokens=torch.full((count, options.beams, 1), options.start_token, device=device),
+        scores=scores,
+        done=torch.zeros(count, dtype=torch.bool, device=device),
+        state=state,
+        finished=_Finished.none(count, options.beams, device),
+    )
+    if options.labels is not None:
+        beams.nodes = torch.full((count, options.beams), ROOT, device=device)
+    results: list[list[FoundTokens]] = [[] for _ in range(count)]
+    since_compacted = 0
+    for step in range(options.max_length):
+        _step(beams, step, options)
+        since_compacted += 1
+        done = int(beams.done.sum())
+        if done == len(beams.rows):
+            break
+        if since_compacted == COMPACT_EVERY or done > COMPACT_SHARE * len(beams.rows):
+            _collect(beams, beams.done, results)
+            beams.keep((~beams.done).nonzero().view(-1))
+            since_compacted = 0
+    _collect(beams, torch.ones_like(beams.done), results)
+    return results
+
+
+def _collect(beams: _Beams, chosen: Tensor, results: list[list[FoundTokens]]) -> None:
+    for row in chosen.nonzero().view(-1).tolist():
+        results[int(beams.rows[row])] = beams.finished.outputs(row)
+
+
+def _step(beams: _Beams, step: int, options: SearchOptions) -> None:
+    """Lengthen every beam by a token."""
+    length = step + 1
+    logits = beams.state.logits(beams.tokens[:, :, -1], step)
+    scores, parents, tokens, nodes = _continuations(logits, beams, step, options)
+    ended = tokens == options.end_token
+    if length == options.max_length:
+        ended = torch.ones_like(ended)
+    _finish(beams, scores, parents, tokens, ended, options)
+
+    beams.scores, best = scores.masked_fill(ended, NEVER).topk(options.beams, 1)
+    parents, tokens = parents.gather(1, best), tokens.gather(1, best)
+    if options.labels is not None:
+        beams.nodes = nodes.gather(1, best)
+    beams.tokens = torch.cat((_by_beam(beams.tokens, parents), tokens.unsqueeze(2)), 2)
+    beams.state.follow(parents)
+    # Early stopping as in `transformers` with `early_stopping=False`: the best beam's score at its present length.
+    hope = beams.scores[:, 0] / length**options.length_penalty
+    beams.done |= (hope <= beams.finished.scores[:, -1]) | (hope == NEVER)
+
+
+def _by_beam(values: Tensor, beams: Tensor) -> Tensor:
+    """`values` (B, k, length) of the beams (B, n) of every source."""
+    return values.gather(1, beams.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
+
+def _continuations(
+    logits: Tensor, running: _Beams, step: int, options: SearchOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The 2k best continuations of every source: log-probability, parent beam, token and trie node, each (B, 2k)."""
+    sources, beams, vocabulary = logits.shape
+    labels = options.labels
+    if step == 0 and options.rules.first_token is not None:
+        labels = None  # a fixed first token stands before the labels
+    normaliser = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
+    if labels is not None:
+        log_probs = logits[:, :, labels.tokens] - normaliser + labels.blocked[running.nodes]
+    else:
+        log_probs = logits.sub_(normaliser)
+        options.rules.apply(log_probs.view(-1, vocabulary), running.tokens.view(sources * beams, -1))
+    choices = log_probs.shape[2]
+    flat = log_probs.add_(running.scores.unsqueeze(2)).view(sources, -1)
+    scores, index = best_scores(flat, min(2 * beams, flat.shape[1]))
+    parents, tokens = index // choices, index % choices
+    nodes = torch.full_like(tokens, ROOT)
+    if labels is not None:
+        nodes = labels.following[running.nodes.gather(1, parents), tokens]
+        tokens = labels.tokens[tokens]
+    return scores, parents, tokens, nodes
+
+
+def _finish(
+    running: _Beams, scores: Tensor, parents: Tensor, tokens: Tensor, ended: Tensor, options: SearchOptions
+) -> None:
+    """Hand over the ended ones of the k best continuations; the outputs of sources that are done stay as they are."""
+    beams = options.beams
+    ended = ended[:, :beams] & (scores[:, :beams] > NEVER) & ~running.done.unsqueeze(1)
+    rows = ended.any(1).nonzero().view(-1)
+    if not len(rows):
+        return
+    sequences = _by_beam(running.tokens[rows, :, 1:], parents[rows, :beams])
+    sequences = torch.cat((sequences, tokens[rows, :beams].unsqueeze(2)), 2)
+    normalised = scores[rows, :beams] / sequences.shape[2] ** options.length_penalty
+    running.finished.add(rows, normalised.masked_fill_(~ended[rows], NEVER), sequences)

@@ -1,0 +1,99 @@
+"""Label log-probabilities equal the sum of token log-probabilities of the library's model, label by label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from models.generation import encoded_target
+from models.label_scoring import LabelScorer
+from models.loading import from_config
+from tests.small_configs import config_of
+from tests.small_models import bart_tokenizer
+from tests.trained_models import TOKENIZER, encoded, half_trained, words
+
+LABELS = ["긍정", "부정", "a", "ab", "abc", "중립입니다", "b"]
+
+
+def brute_force(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, target: list[int]) -> torch.Tensor:
+    """(batch,) sum of log-probabilities of a target under the plain model."""
+    labels = torch.tensor([target] * len(ids))
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, labels=labels).logits
+    return logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2).sum(1)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-untied", "mt5", "umt5", "bart", "mbart"])
+def test_scores_are_sums_of_token_log_probabilities(name: str) -> None:
+    model = half_trained(name)
+    ids, mask = encoded(words(9, seed=2))
+    scores = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
+    assert scores.shape == (9, len(LABELS))
+    for label, text in enumerate(LABELS):
+        expected = brute_force(model, ids, mask, encoded_target(TOKENIZER, text))
+        # Relative: a label that the model holds for impossible has a log-probability of some -70.
+        torch.testing.assert_close(scores[:, label], expected, rtol=1e-6, atol=1e-5)
+
+
+def test_the_probabilities_of_all_that_can_be_said_sum_to_one() -> None:
+    model = from_config(config_of("t5", vocab_size=384), seed=1).eval()
+    ids, mask = encoded(["abc", "x"])
+    letters = [chr(code) for code in range(32, 127)]
+    scores = LabelScorer(model, TOKENIZER, letters)(ids, mask).exp()
+    assert bool((scores > 0).all())
+    assert bool((scores.sum(1) < 1).all())
+
+
+@pytest.mark.parametrize("limit", ["LOGITS_AT_ONCE", "QUERIES_AT_ONCE"])
+def test_a_large_batch_is_done_in_parts_without_a_difference(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    model = half_trained("bart")
+    ids, mask = encoded(words(12, seed=6))
+    whole = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
+    monkeypatch.setattr(f"models.label_scoring.{limit}", 1)
+    torch.testing.assert_close(LabelScorer(model, TOKENIZER, LABELS)(ids, mask), whole, rtol=0, atol=1e-5)
+
+
+def test_a_fixed_first_token_counts_nothing(tmp_path: Path) -> None:
+    tokenizer = bart_tokenizer(tmp_path / "bart")
+    model = from_config(config_of("bart", vocab_size=500), seed=3).eval()
+    ids, mask = encoded(["abc", "defgh"])
+    texts = ["영화", "재미있었어요"]
+    scores = LabelScorer(model, tokenizer, texts)(ids, mask)
+    for label, text in enumerate(texts):
+        target = encoded_target(tokenizer, text)
+        assert target[0] == tokenizer.bos_token_id
+        first = brute_force(model, ids, mask, target[:1])
+        expected = brute_force(model, ids, mask, target) - first
+        torch.testing.assert_close(scores[:, label], expected, rtol=0, atol=1e-5)
+
+
+def test_the_pass_holds_each_shared_prefix_once() -> None:
+    scorer = LabelScorer(half_trained("bart"), TOKENIZER, ["abcdef", "abcdeg", "abc"])
+    tokens, positions, _ = scorer._queries(torch.float32)
+    assert tokens.shape == (1, 8)  # the start token, a b c d e f, g
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6]]
+
+
+def test_scores_under_autocast_are_close() -> None:
+    model = half_trained("t5-untied")
+    ids, mask = encoded(words(9, seed=2))
+    scorer = LabelScorer(model, TOKENIZER, LABELS)
+    exact = scorer(ids, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        close = scorer(ids, mask)
+    assert close.dtype == torch.float32
+    torch.testing.assert_close(close, exact, rtol=0.05, atol=0.3)
+
+
+def test_unknown_decoders_are_refused() -> None:
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+    config = PegasusConfig(
+        vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="labels cannot be scored with PegasusForConditionalGeneration"):
+        LabelScorer(PegasusForConditionalGeneration(config), TOKENIZER, ["a"])

@@ -1,0 +1,136 @@
+"""The label trie: only labels come out, prefixes of each other included, and the best one is found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer
+
+from models.decoder_step import StepModel
+from models.generation import Decoder, DecodingOptions, label_trie
+from models.label_scoring import LabelScorer
+from models.label_trie import ROOT, LabelTrie
+from models.sampling import SamplingOptions
+from models.score_rules import ScoreRules
+from models.search import SearchOptions, beam_search
+from tests.small_models import bart_tokenizer
+from tests.trained_models import TOKENIZER, encoded, half_trained, words
+
+END = 1
+LABELS = ["a", "aa", "aab", "b", "bcd", "bce", "dddddd", "hgfedcba"]
+
+
+def allowed(trie: LabelTrie, node: int) -> dict[int, int]:
+    """Tokens that may follow a node, and where they lead."""
+    return {
+        int(token): int(trie.following[node, place])
+        for place, token in enumerate(trie.tokens)
+        if trie.blocked[node, place] == 0
+    }
+
+
+def test_a_label_that_begins_another_may_end_or_go_on() -> None:
+    trie = LabelTrie([[5], [5, 7], [6, 7]], END)
+    assert trie.tokens.tolist() == [END, 5, 6, 7]
+    assert allowed(trie, ROOT) == {5: 1, 6: 3}
+    assert allowed(trie, 1) == {END: ROOT, 7: 2}
+    assert allowed(trie, 2) == {END: ROOT}
+    assert trie.paths == [[(0, 5), (1, END)], [(0, 5), (1, 7), (2, END)], [(0, 6), (3, 7), (4, END)]]
+    assert trie.depths.tolist() == [0, 1, 2, 1, 2]
+    assert trie.longest == 3
+    assert trie.ancestors().int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "no labels"),
+        ([[5], []], "label 1 is empty"),
+        ([[5, END, 6]], "label 0 is empty or holds the end token"),
+        ([[5, 6], [7], [5, 6]], "labels 0 and 2 have the same tokens"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelTrie(labels, END)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_ten_thousand_outputs_are_all_labels(beams: int) -> None:
+    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodingOptions(beam_size=beams), LABELS)
+    rows = words(10_000, seed=7)
+    texts: list[str] = []
+    for start in range(0, len(rows), 500):
+        texts += decoder(*encoded(rows[start : start + 500]))
+    assert len(texts) == 10_000
+    assert set(texts) <= set(LABELS)
+    assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("name", ["t5-untied", "umt5", "bart", "mbart"])
+def test_as_many_beams_as_labels_give_every_label_by_its_probability(name: str) -> None:
+    model = half_trained(name)
+    ids, mask = encoded(words(20, seed=3))
+    options = DecodingOptions(beam_size=len(LABELS), num_return=len(LABELS), length_penalty=0.0)
+    log_probs = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
+    for outputs, expected in zip(Decoder(model, TOKENIZER, options, LABELS).decode(ids, mask), log_probs, strict=True):
+        order = expected.argsort(descending=True).tolist()
+        assert [output.text for output in outputs] == [LABELS[label] for label in order]
+        assert [output.score for output in outputs] == pytest.approx(expected[order].tolist(), abs=1e-4)
+
+
+def test_more_beams_than_labels_return_each_label_once() -> None:
+    options = DecodingOptions(beam_size=8, num_return=8)
+    outputs = Decoder(half_trained("t5"), TOKENIZER, options, ["ab", "abc", "d"]).decode(*encoded(words(10, seed=1)))
+    assert [sorted(output.text for output in row) for row in outputs] == [["ab", "abc", "d"]] * 10
+
+
+def test_the_best_label_agrees_with_the_library_s_constrained_search() -> None:
+    model = half_trained("bart")
+    ids, mask = encoded(words(30, seed=5))
+    trie = label_trie(TOKENIZER, LABELS)
+    by_prefix: dict[tuple[int, ...], list[int]] = {}
+    for path in trie.paths:
+        tokens = [token for _, token in path]
+        for length in range(len(tokens)):
+            by_prefix.setdefault(tuple(tokens[:length]), []).append(tokens[length])
+    decoder = Decoder(model, TOKENIZER, DecodingOptions(beam_size=4), LABELS)
+    expected = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=decoder.config,
+        prefix_allowed_tokens_fn=lambda _, prefix: by_prefix.get(tuple(prefix[1:].tolist()), [END]),
+    )
+    assert decoder(ids, mask) == TOKENIZER.batch_decode(expected, skip_special_tokens=True)
+
+
+def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
+    tokenizer = bart_tokenizer(f"{tmp_path}/bart")
+    trie = label_trie(tokenizer, ["재미있다", "재미없다"])
+    assert tokenizer.bos_token_id not in trie.tokens
+    rules = ScoreRules(end_token=END, first_token=9)
+    options = SearchOptions(start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie([[5, 6], [7]], END))
+    with torch.inference_mode():
+        state = StepModel(half_trained("bart"), torch.float32).start(*encoded(["abc"]), beams=2)
+        found = beam_search(state, 1, options, torch.device("cpu"))
+    assert sorted(output.ids for output in found[0]) == [[9, 5, 6, END], [9, 7, END]]
+
+
+def test_rules_that_could_block_every_label_are_refused() -> None:
+    model = half_trained("bart")
+    for options in (
+        DecodingOptions(no_repeat_ngram_size=2),
+        DecodingOptions(min_length=3),
+        DecodingOptions(repetition_penalty=1.2),
+        DecodingOptions(sampling=SamplingOptions()),
+    ):
+        with pytest.raises(ValueError, match="labels exclude"):
+            Decoder(model, ByT5Tokenizer(), options, ["a"])
+    with pytest.raises(ValueError, match="the longest label has 201 tokens; the model writes at most"):
+        Decoder(model, ByT5Tokenizer(), DecodingOptions(), ["a" * 200])
