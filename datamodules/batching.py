@@ -12,9 +12,7 @@ carries no such promise and would let a resume on another NumPy train on other b
 
 from __future__ import annotations
 
-import hashlib
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -79,11 +77,6 @@ class BatchPlan:
         number = index * self.world_size + rank
         return self.rows[self.offsets[number] : self.offsets[number + 1]]
 
-    def rank_batches(self, rank: int, start: int = 0) -> Iterator[IntArray]:
-        """Give the micro-batches of `rank` in order, from number `start` on."""
-        self._check_rank(rank)
-        return (self.batch(rank, index) for index in range(start, self.batches_per_rank))
-
     def step_of(self, index: int) -> int:
         """Give the optimizer step that micro-batch `index` of each rank belongs to."""
         return index // self.accumulate
@@ -96,13 +89,6 @@ class BatchPlan:
         """Give the share of padding in all tokens that the epoch computes, 0 to 1."""
         padded = int(self.padded_tokens.sum())
         return 1.0 - int(self.tokens.sum()) / padded if padded else 0.0
-
-    def digest(self) -> str:
-        """Give a hash of the whole plan: equal digests mean equal batches in equal order on every rank."""
-        state = hashlib.blake2b(f"{self.world_size} {self.accumulate}".encode(), digest_size=16)
-        for array in (self.rows, self.offsets, self.step_target_tokens, self.padded_tokens):
-            state.update(len(array).to_bytes(8, "little") + array.astype("<i8").tobytes())
-        return state.hexdigest()
 
     def _check_rank(self, rank: int) -> None:
         if not 0 <= rank < self.world_size:

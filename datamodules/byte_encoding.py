@@ -30,6 +30,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.full_lengths)
 
+    def row(self, index: int) -> np.ndarray:
+        """The ids of one row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
     def rows(self, indices: np.ndarray) -> Tokens:
         """The rows at `indices`, which may repeat."""
         starts, lengths = self.offsets[:-1][indices], np.diff(self.offsets)[indices]

@@ -1,15 +1,18 @@
 """One file per key, built once by whichever process comes first; a torn or foreign file is built anew.
 
 A key has two files: `<key>.arrow` with the data and `<key>.json` with its size, its checksum and a report. The JSON
-file is written last, so a key without it is not there. While building, `<key>.lock` is held (flock).
+file is written last, so a key without it is not there. While building, `<key>.lock` is held (flock), where the file
+system can.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from errors import UserError
 
 _BLOCK = 4 << 20
 _MOST_REFUSALS = 100
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def open_or_build(
@@ -34,12 +38,12 @@ def open_or_build(
     report = _read_whole(data, sidecar, is_whole)
     if report is not None:
         return data, report
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
-        with _locked(folder, key):
+        with _locked(folder, key) as alone:
             report = _read_whole(data, sidecar, is_whole)
             if report is None:
-                report = _build(folder, key, build)
+                report = _build(folder, key, build, alone)
     except BaseException as error:
         for path in new_folders:
             with contextlib.suppress(OSError):  # not empty: another process uses it
@@ -50,11 +54,11 @@ def open_or_build(
     return data, report
 
 
-def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    for leftover in folder.glob(f"{key}.*.tmp"):  # of a killed process: we hold the lock, nobody writes it now
+def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alone: bool) -> dict[str, Any]:
+    for leftover in folder.glob(f"{key}.*.tmp") if alone else ():  # of a killed process: nobody writes it now
         leftover.unlink()
-    temporary = folder / f"{key}.{os.getpid()}.tmp"
-    sidecar = folder / f"{key}.{os.getpid()}.json.tmp"
+    own = f"{key}.{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, sidecar = folder / f"{own}.tmp", folder / f"{own}.json.tmp"
     try:
         report = build(temporary)
         _sync(temporary)
@@ -100,10 +104,15 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, key: str) -> Iterator[None]:
-    """Hold the lock of a key. The lock file goes when it is given back; a waiter that held the old one tries again."""
+def _locked(folder: Path, key: str) -> Iterator[bool]:
+    """Hold the lock of a key. The lock file goes when it is given back; a waiter that held the old one tries again.
+
+    Gives whether there is a lock at all: some network file systems have none. Two processes may then build the same
+    file, and the one that ends last puts its own, which has the same content, in place.
+    """
     path = folder / f"{key}.lock"
     refusals = 0
+    locked = True
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +122,19 @@ def _locked(folder: Path, key: str) -> Iterator[None]:
             if refusals > _MOST_REFUSALS:
                 raise
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            locked = False
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
     try:
-        yield
+        yield locked
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)

@@ -118,7 +118,7 @@ def is_header(cells: Sequence[str], wanted: Wanted, header: str, path: str) -> b
         raise UserError(no_column(path, names[0], cells))
     assert isinstance(wanted.source, int)
     source = _cell(cells, wanted.source)
-    if len(cells) == 1:
+    if len(cells) == 1 or wanted.target == wanted.source:
         return source in _SOURCE_NAMES
     target = _cell(cells, wanted.target) if isinstance(wanted.target, int) else None
     return source in _SOURCE_NAMES and (target in _TARGET_NAMES or target in _SOURCE_NAMES) and source != target
@@ -136,6 +136,8 @@ def no_column(path: str, name: str | int, columns: Sequence[str]) -> str:
 
 def locate(wanted: Wanted, names: Sequence[str] | None, width: int, path: str) -> dict[str, int | None]:
     """0-based position of `source`, `target` and every extra column; None for a target that is not there.
+
+    A target that may lack is not there either when the source is asked for at its place (unlabelled rows).
 
     `names` is None for a file without a header of `width` columns. Raises `UserError` naming each column that is
     missing, with those there are.
@@ -158,4 +160,6 @@ def locate(wanted: Wanted, names: Sequence[str] | None, width: int, path: str) -
         found[variable] = position
     if problems:
         raise UserError(*problems)
+    if "target" in wanted.may_lack and found["target"] == found["source"]:
+        found["target"] = None
     return found

@@ -59,13 +59,15 @@ class EncodedRows:
     too_long: np.ndarray
 
 
-def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> None:
-    """Write the chunks, one record batch each, as an Arrow file."""
+def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> str:
+    """Write the chunks, one record batch each, as an Arrow file; returns a digest of all token ids, row by row."""
     ids = pa.large_list(pa.from_numpy_dtype(dtype))
     kinds = (ids, ids, pa.large_string(), pa.large_string(), pa.int64(), pa.uint8())
     schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    digest = _TokenDigest()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for chunk in chunks:
+            digest.add(chunk)
             writer.write_batch(
                 pa.record_batch(
                     [
@@ -79,6 +81,23 @@ def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> None:
                     schema=schema,
                 )
             )
+    return digest.value()
+
+
+class _TokenDigest:
+    """A digest of lengths and token ids, whatever the chunks, the type of the ids, and the version of the file."""
+
+    def __init__(self) -> None:
+        self.parts = [hashlib.blake2b(digest_size=20) for _ in range(5)]
+
+    def add(self, chunk: EncodedRows) -> None:
+        for side, tokens in enumerate((chunk.source, chunk.target)):
+            self.parts[2 * side].update(np.diff(tokens.offsets).astype("<i8").data)
+            self.parts[2 * side + 1].update(tokens.values.astype("<i4").data)
+        self.parts[4].update(chunk.too_long.astype(np.uint8).data)
+
+    def value(self) -> str:
+        return hashlib.blake2b(b"".join(part.digest() for part in self.parts), digest_size=20).hexdigest()
 
 
 class _Store:

@@ -40,7 +40,7 @@ from task_utils import LabelMap, Task, Template, evaluation_labels
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
-FORMAT_VERSION = 1  # of the cache: raised whenever the same input would be encoded or stored in another way
+FORMAT_VERSION = 3  # of the cache: raised whenever the same input would be encoded or stored in another way
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,17 @@ def encode_rows(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our threads are the parallelism; and forks stay silent
     task = replace(task, label_map=encode_options.label_map, metrics=())
     work = _Work(flag, task, replace(read_options, flag=flag), encode_options, make_encoder(tokenizer))
+    if not read_options.keep_all:
+        raise_if_any(_unlearnable_labels(work, tokenizer))
     key = _key(paths, work, tokenizer)
 
     def build(path: Path) -> dict[str, Any]:
         report = EncodeReport(notes=list(work.encoder.notes))
-        write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
-        return {"paths": _file_names(paths), **report.to_dict()}
+        content = write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
+        return {"paths": _file_names(paths), "content": content, **report.to_dict()}
 
     path, state = open_or_build(Path(cache_dir), key, build, can_open)
-    return EncodedSplit.open(path, _report_for(state, paths), key)
+    return EncodedSplit.open(path, _report_for(state, paths), state["content"])
 
 
 def _key(paths: Sequence[str], work: _Work, tokenizer: Any) -> str:
@@ -163,6 +165,23 @@ class _Work:
             if limit and length > limit
         )
         return tokens
+
+
+def _unlearnable_labels(work: _Work, tokenizer: Any) -> Iterator[str]:
+    """Labels that the model could not write: two with the same tokens, or one that holds the unknown token."""
+    if work.label_texts is None or work.label_tokens is None:
+        return
+    way_out = "choose other label texts, or a -tokenizer that knows them"
+    other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    unknown = None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
+    first: dict[bytes, str] = {}
+    for row, text in enumerate(work.label_texts.to_pylist()):
+        ids = work.label_tokens.row(row)
+        if unknown is not None and unknown in ids:
+            yield f"-label_map: label {text!r} holds the unknown token {tokenizer.unk_token}; {way_out}"
+        same = first.setdefault(ids.tobytes(), text)
+        if same != text:
+            yield f"-label_map: labels {same!r} and {text!r} have the same tokens with this tokenizer; {way_out}"
 
 
 def _encoded(paths: Sequence[str], work: _Work, report: EncodeReport, workers: int) -> Iterator[EncodedRows]:

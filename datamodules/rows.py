@@ -67,11 +67,6 @@ class RowReport:
             kept.append(place)
         self.malformed[reason] = (before + count, kept)
 
-    @property
-    def malformed_count(self) -> int:
-        """Malformed rows of every reason together."""
-        return sum(count for count, _ in self.malformed.values())
-
 
 @dataclass(frozen=True)
 class RowChunk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
 from datamodules.collate import collate
 from datamodules.encoded_split import EncodedSplit
-from errors import UserError
 from task_utils import LabelMap
 
 
@@ -112,6 +111,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
         self._resumed: tuple[int, int] | None = None
 
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
@@ -162,11 +162,15 @@ class Seq2SeqDataModule(pl.LightningDataModule):
     # ---- position
 
     def position(self) -> tuple[int, int]:
-        """(epoch, micro-batches of it that are done on each rank); the end of an epoch is (epoch + 1, 0)."""
+        """(epoch, micro-batches of it that are done on each rank).
+
+        The end of an epoch is (epoch + 1, 0), or all of its micro-batches while its validation is to come.
+        """
         fit_loop = self._trainer.fit_loop
         epoch = max(fit_loop.epoch_progress.current.ready - 1, 0)
         done = fit_loop.epoch_loop.batch_progress.current.ready
-        return (epoch + 1, 0) if done >= self._trainer.num_training_batches else (epoch, done)
+        ended = done >= self._trainer.num_training_batches and not self.validation_pending
+        return (epoch + 1, 0) if ended else (epoch, done)
 
     def fingerprint(self, world_size: int) -> dict[str, Any]:
         """What must be equal for a resume to continue the same run, by the name a user knows."""
@@ -174,6 +178,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         return {
             "training data and encoding": self.train.fingerprint,
             "training rows": len(self.train),
+            "validation data and encoding": self.valid.fingerprint if self.valid else "none",
             "-batch_size": options.batch_size,
             "-max_tokens": options.max_tokens,
             "-grad_acc": options.accumulate,
@@ -184,17 +189,17 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self.position()
-        return {"epoch": epoch, "batches": batches, "fingerprint": self.fingerprint(self._world_size)}
-
-    def check_resumable(self, checkpoint: Mapping[str, Any], world_size: int) -> None:
-        """Raise `UserError` with the differences when `checkpoint` is of other data or another batch plan."""
-        saved = checkpoint[type(self).__qualname__]["fingerprint"]
-        differences = fingerprint_differences(saved, self.fingerprint(world_size))
-        if differences:
-            raise UserError("-resume_checkpoint: the run cannot be continued, it differs in " + "; ".join(differences))
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "batches_per_epoch": int(self._trainer.num_training_batches),
+            "validation_pending": self.validation_pending,
+            "fingerprint": self.fingerprint(self._world_size),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = (state_dict["epoch"], state_dict["batches"])
+        self.validation_pending = state_dict["validation_pending"]
 
     @property
     def _trainer(self) -> pl.Trainer:
@@ -209,12 +214,3 @@ class Seq2SeqDataModule(pl.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self._trainer.global_rank
-
-
-def fingerprint_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """One phrase for each entry that differs, with both values."""
-    return [
-        f"{name} (checkpoint: {saved.get(name)}, now: {present[name]})"
-        for name in present
-        if saved.get(name) != present[name]
-    ]

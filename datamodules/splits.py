@@ -32,7 +32,8 @@ class Splits:
 class Encoder:
     """Encodes the rows of one data flag; the flags, the task and the tokenizer are the same for all of them.
 
-    `position_limit` is the model's own (tokens; 0 = none).
+    `position_limit` is the model's own for sources, `target_position_limit` that for targets (tokens; 0 = none,
+    None = the same).
     """
 
     data: DataFlags
@@ -41,10 +42,12 @@ class Encoder:
     tokenizer: Any
     position_limit: int
     cache_dir: Path
+    target_position_limit: int | None = None
 
     def encode(self, flag: str, paths: Sequence[str], keep_all: bool) -> EncodedSplit:
         """The rows of `paths`; with `keep_all` (prediction) every row of the input, with or without a target."""
         task = self.task
+        target_limit = self.position_limit if self.target_position_limit is None else self.target_position_limit
         read = ReadOptions(
             source_column=self.data.source_column,
             target_column=self.data.target_column,
@@ -60,7 +63,7 @@ class Encoder:
             target_template=task.target_template,
             label_map=task.label_map,
             max_source_length=_tighter(self.lengths.max_seq_length or task.max_seq_length, self.position_limit),
-            max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, self.position_limit),
+            max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, target_limit),
             truncate=self.lengths.do_truncate,
         )
         return encode_rows(flag, paths, task, read, encode, self.tokenizer, self.cache_dir)
@@ -107,8 +110,8 @@ def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:
     """The rows that `inference.py` predicts: -test_data, else the test share of -train_data, else -valid_data."""
     data = encoder.data
     if not data.test_data and data.test_data_proportions:
-        whole = encoder.encode("-train_data", data.train_data, keep_all=False)
-        _, _, rows = split_rows(len(whole), validation_share(data, encoder.task), data.test_data_proportions)
+        whole = encoder.encode("-train_data", data.train_data or (encoder.task.hub_dataset,), keep_all=False)
+        _, _, rows = split_rows(len(whole), 0.0, data.test_data_proportions)
         return whole.subset(rows), (
             *report_lines("-train_data", whole.report),
             f"{len(rows):,} of them are the test rows",
@@ -130,10 +133,13 @@ def validation_share(data: DataFlags, task: Task) -> float:
 
 
 def split_rows(rows: int, valid_share: float, test_share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Disjoint row numbers (train, valid, test), each in file order; a share above 0 gets at least one row."""
+    """Disjoint row numbers (train, valid, test), each in file order; a share above 0 gets at least one row.
+
+    The test rows depend on `rows` and `test_share` alone: `inference.py` finds them without the validation share.
+    """
     order = np.argsort(np.random.PCG64(SPLIT_SEED).random_raw(rows), kind="stable")
-    sizes = [max(1, round(rows * share)) if share else 0 for share in (valid_share, test_share)]
-    valid, test, train = np.split(order, np.cumsum(sizes))
+    sizes = [max(1, round(rows * share)) if share else 0 for share in (test_share, valid_share)]
+    test, valid, train = np.split(order, np.cumsum(sizes))
     return np.sort(train), np.sort(valid), np.sort(test)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ ROWS_A_CHUNK = 8192
 CHUNK_CHARACTERS = 4 << 20
 _SCOUT_ROWS = 1000
 _BOM = b"\xef\xbb\xbf"
+
+Item = TypeVar("Item")
 
 # One row: its line, its values by variable (None = missing) and the reason why it is malformed ("" = it is not).
 Record = tuple[int, Mapping[str, str | None], str]
@@ -86,17 +88,23 @@ def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
         header = is_header(first[1], wanted, options.header, path)
         names = [cell.strip() for cell in first[1]]
         report.headers[path] = f"header: {', '.join(names)}" if header else "no header"
-        positions = locate(wanted, names if header else None, len(names), path)
-        records = (_csv_record(row, positions, wanted) for row in (rows if header else _chain(first, rows)))
+        scouted = [] if header else _scouted(first, rows)
+        width = max((len(cells) for _, cells, _ in scouted), default=len(names))
+        positions = locate(wanted, names if header else None, width, path)
+        records = (_csv_record(row, positions, wanted) for row in _chain_items(scouted, rows))
         yield from collect(path, records, list(positions), options)
 
 
 CsvRow = tuple[int, list[str], str]
 
 
-def _chain(first: CsvRow, rest: Iterator[CsvRow]) -> Iterator[CsvRow]:
-    yield first
-    yield from rest
+def _scouted(first: CsvRow, rows: Iterator[CsvRow]) -> list[CsvRow]:
+    """The first row and some more: a blank or short first row does not tell how many columns there are."""
+    scouted, size = [first], 0
+    while len(scouted) < _SCOUT_ROWS and size < CHUNK_CHARACTERS and (row := next(rows, None)) is not None:
+        scouted.append(row)
+        size += sum(map(len, row[1]))
+    return scouted
 
 
 def _csv_rows(path: str, file: Iterable[str]) -> Iterator[CsvRow]:
@@ -145,7 +153,7 @@ def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport
 JsonItem = tuple[int, Any, str]  # line, value, problem
 
 
-def _chain_items(first: list[JsonItem], rest: Iterator[JsonItem]) -> Iterator[JsonItem]:
+def _chain_items(first: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
     yield from first
     first.clear()
     yield from rest

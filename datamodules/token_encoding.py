@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,10 +116,15 @@ def framed(
 
 
 class StockEncoder:
-    """Encodes by calling the tokenizer, row by row; for tokenizers written in Python."""
+    """Encodes by calling the tokenizer, row by row; for tokenizers written in Python.
+
+    One thread at a time: a call for targets switches the tokenizer itself (Marian, M2M100) until it ends, and a source
+    that is encoded meanwhile would get the ids of a target.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()
         self._eos = tokenizer.eos_token_id
         self._add_eos = self._eos is not None and self._eos not in tokenizer("a")["input_ids"]
         self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
@@ -128,7 +134,8 @@ class StockEncoder:
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
         room = limit - self._add_eos if limit else 0
-        tokens = stock_tokens(self._tokenizer, texts.to_pylist(), room, as_target, self.dtype)
+        with self._lock:
+            tokens = stock_tokens(self._tokenizer, texts.to_pylist(), room, as_target, self.dtype)
         if not self._add_eos:
             return tokens
         lengths = np.diff(tokens.offsets)
@@ -165,8 +172,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
         added = {str(index): repr(token) for index, token in tokenizer.added_tokens_decoder.items()}
         settings += [tokenizer.get_vocab(), added, getattr(tokenizer, "offset", 0)]
         settings += [tokenizer(text="a b1가")["input_ids"], tokenizer(text_target="a b1가")["input_ids"]]
-        model = getattr(tokenizer, "sp_model", None)
-        if model is not None:
+        models = (getattr(tokenizer, name, None) for name in ("sp_model", "spm_source", "spm_target"))
+        for model in filter(None, models):
             digest.update(model.serialized_model_proto())
     digest.update(json.dumps(settings, sort_keys=True, default=repr).encode())
     return digest.hexdigest()

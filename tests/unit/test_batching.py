@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import replace
@@ -50,10 +51,22 @@ def nsmc_like_lengths(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return source, np.full(rows, 9, np.int32)
 
 
+def rank_batches(plan: BatchPlan, rank: int) -> list[list[int]]:
+    """The rows of each micro-batch of `rank`, in order."""
+    return [plan.batch(rank, index).tolist() for index in range(plan.batches_per_rank)]
+
+
+def digest(plan: BatchPlan) -> str:
+    """A hash of the whole plan: equal digests mean equal batches in equal order on every rank."""
+    state = hashlib.blake2b(f"{plan.world_size} {plan.accumulate}".encode(), digest_size=16)
+    for array in (plan.rows, plan.offsets, plan.step_target_tokens, plan.padded_tokens):
+        state.update(len(array).to_bytes(8, "little") + array.astype("<i8").tobytes())
+    return state.hexdigest()
+
+
 def check_each_row_once(plan: BatchPlan, rows: int) -> None:
-    seen = [row for rank in range(plan.world_size) for batch in plan.rank_batches(rank) for row in batch.tolist()]
+    seen = [row for rank in range(plan.world_size) for batch in rank_batches(plan, rank) for row in batch]
     assert sorted(seen) == list(range(rows))
-    assert {len(list(plan.rank_batches(rank))) for rank in range(plan.world_size)} == {plan.batches_per_rank}
 
 
 def check_sizes(plan: BatchPlan, source: np.ndarray, target: np.ndarray, options: BatchOptions) -> None:
@@ -122,7 +135,7 @@ def test_plan_is_a_pure_function(pairs, options, world_size):
     first = training_plan(source, target, options, 3, 1, world_size)
     np.random.seed(0)
     second = training_plan(source.astype(np.int64), target.copy(), replace(options), 3, 1, world_size)
-    assert first.digest() == second.digest()
+    assert digest(first) == digest(second)
     assert steps(first) == steps(second)
 
 
@@ -179,7 +192,7 @@ def test_epochs_differ_in_steps_and_in_their_order():
     options = BatchOptions(batch_size=16)
     first, second = (training_plan(source, target, options, 1, epoch, 1) for epoch in (0, 1))
     other_seed = training_plan(source, target, options, 2, 0, 1)
-    assert len({first.digest(), second.digest(), other_seed.digest()}) == 3
+    assert len({digest(first), digest(second), digest(other_seed)}) == 3
     as_sets = [{frozenset(rows) for rows in steps(plan)} for plan in (first, second)]
     assert len(as_sets[0] & as_sets[1]) < 30  # of 125: rows of equal length are dealt anew
     means = [source[rows].mean() for rows in steps(first)]
@@ -208,7 +221,7 @@ def test_tokens_budget_counts_rows_that_alone_exceed_it():
     source, target = np.array([3, 90, 4, 5, 80]), np.array([2, 20, 2, 2, 20])
     plan = training_plan(source, target, BatchOptions(max_tokens=21), 0, 0, 1)
     assert plan.oversized_rows == 2
-    assert Counter(tuple(sorted(batch.tolist())) for batch in plan.rank_batches(0)) == Counter([(0, 2, 3), (4,), (1,)])
+    assert Counter(tuple(sorted(batch)) for batch in rank_batches(plan, 0)) == Counter([(0, 2, 3), (4,), (1,)])
     assert Counter(plan.padded_tokens.tolist()) == Counter([21, 100, 110])
 
 
@@ -233,7 +246,7 @@ def test_plan_stays_the_same_between_releases():
     """A resume depends on it: a change of this digest needs a refusal to resume older checkpoints."""
     source, target = np.arange(50, dtype=np.int64) * 7 % 23 + 1, np.arange(50, dtype=np.int64) % 4 + 1
     plan = training_plan(source, target, BatchOptions(batch_size=4, accumulate=2), 123456, 1, 2)
-    assert plan.digest() == "4a34bdb34cb3694ddb653da3fb0b1ecb"
+    assert digest(plan) == "4a34bdb34cb3694ddb653da3fb0b1ecb"
 
 
 def test_plan_cannot_be_changed_and_refuses_positions_outside():
@@ -243,8 +256,6 @@ def test_plan_cannot_be_changed_and_refuses_positions_outside():
     for rank, index in ((2, 0), (-1, 0), (0, 2), (0, -1)):
         with pytest.raises(IndexError):
             plan.batch(rank, index)
-    rest = [batch.tolist() for batch in plan.rank_batches(1, start=1)]
-    assert rest == [plan.batch(1, 1).tolist()]
 
 
 @pytest.mark.parametrize(

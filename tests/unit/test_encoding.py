@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import encoding, tsv
+from datamodules import cache, encoding, tsv
 from datamodules.encoded_split import EncodedSplit
 from datamodules.encoding import EncodeOptions, encode_rows
 from datamodules.readers import ReadOptions
@@ -144,6 +145,35 @@ def test_a_tokenizer_written_in_python(bench: Bench) -> None:
     assert split.report.truncated_sources == 1
 
 
+def test_threads_share_a_tokenizer_that_is_switched_for_targets(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Marian's and M2M100's: the call itself switches the tokenizer, to the language code 5 and back to 4."""
+    from transformers import ByT5Tokenizer
+
+    class TwoModes(ByT5Tokenizer):
+        code = 4
+
+        def _switch_to_input_mode(self) -> None:
+            self.code = 4
+
+        def _switch_to_target_mode(self) -> None:
+            self.code = 5
+
+        def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: Any = None) -> list[int]:  # noqa: ARG002
+            return [self.code, *token_ids_0, 1]
+
+    monkeypatch.setattr(tsv, "BLOCK_BYTES", 400)
+    file = bench.file("".join(f"source {n}\ttarget {n}\n" for n in range(3_000)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # another thread's turn comes within every call
+    try:
+        split = bench.encode(file, tokenizer=TwoModes(), workers=4)
+    finally:
+        sys.setswitchinterval(interval)
+    rows = range(3_000)
+    assert [split.source_ids(row).tolist() for row in rows] == [[4, *b(f"source {row}")] for row in rows]
+    assert [split.target_ids(row).tolist() for row in rows] == [[5, *b(f"target {row}")] for row in rows]
+
+
 def test_templates(bench: Bench) -> None:
     task = Task("t", "", source_column="q", target_column="a")
     file = bench.file('{"q": "Q", "a": "A", "c": "C"}\n{"q": "q", "a": "x", "c": null}\n', "a.jsonl")
@@ -193,6 +223,28 @@ def test_a_target_outside_the_label_map(bench: Bench) -> None:
     )
     assert bench.problem(file, label_map=LABELS).endswith("column 2 is not in the label map; known: 0=부정, 1=긍정")
     assert "'2'" in bench.problem(file, label_map=LABELS, read=PREDICT)
+
+
+def test_labels_that_the_model_could_not_write(bench: Bench, tokenizers: dict[str, Any]) -> None:
+    """The Korean tokenizer knows no Thai, so both labels are the same unknown token; bytes know every text."""
+    file = bench.file("a\t0\nb\t1\n")
+    way_out = "choose other label texts, or a -tokenizer that knows them"
+    thai = LabelMap.parse("0=ดี,1=ไม่,2=영화")
+    assert bench.problem(file, label_map=thai, tokenizer=tokenizers["unigram"]).splitlines() == [
+        f"-label_map: label 'ดี' holds the unknown token <unk>; {way_out}",
+        f"-label_map: label 'ไม่' holds the unknown token <unk>; {way_out}",
+        f"-label_map: labels 'ดี' and 'ไม่' have the same tokens with this tokenizer; {way_out}",
+    ]
+    assert len(bench.encode(file, label_map=thai, tokenizer=tokenizers["unigram"], read=PREDICT)) == 2
+    blanks = LabelMap.parse("0=정말 영화,1=정말  영화")
+    assert bench.problem(file, label_map=blanks, tokenizer=tokenizers["unigram"]) == (
+        f"-label_map: labels '정말 영화' and '정말  영화' have the same tokens with this tokenizer; {way_out}"
+    )
+    for name in ("byt5", "bart", "kobart"):
+        assert len(bench.encode(file, label_map=thai, tokenizer=tokenizers[name])) == 2
+    tokenizer = kobart_tokenizer(bench.folder / "no_unknown")
+    tokenizer.unk_token = tokenizer.eos_token  # as GPT-2's: no text is unknown
+    assert len(bench.encode(file, label_map=thai, tokenizer=tokenizer)) == 2
 
 
 def test_labels_are_never_cut(bench: Bench) -> None:
@@ -312,10 +364,17 @@ def cache_files(bench: Bench) -> list[str]:
     return sorted(path.name for path in (bench.folder / "new" / "cache").iterdir())
 
 
+def data_file(bench: Bench) -> Path:
+    """The one data file in the cache."""
+    (path,) = (bench.folder / "new" / "cache").glob("*.arrow")
+    return path
+
+
 def test_a_second_call_reads_the_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     file = bench.file("a\tb\n\nabcdef\td\n")
     first = bench.encode(file, max_source_length=4)
-    assert cache_files(bench) == [f"{first.fingerprint}.arrow", f"{first.fingerprint}.json"]
+    key = data_file(bench).stem
+    assert cache_files(bench) == [f"{key}.arrow", f"{key}.json"]
     monkeypatch.setattr(encoding, "write_rows", None)
     second = bench.encode(file, max_source_length=4)
     assert second.report == first.report
@@ -346,18 +405,30 @@ def test_whatever_changes_the_ids_changes_the_key(bench: Bench, tokenizers: dict
         {"task": replace(TASK, source_column=2, target_column=1)},
         *({"tokenizer": tokenizers[name]} for name in ("unigram", "bart", "kobart")),
     ]
-    keys = [bench.encode(file, **variant).fingerprint for variant in variants]
-    keys.append(bench.encode(bench.file("1\t0\n0\t0\n", "b.tsv")).fingerprint)
-    keys.append(bench.encode(f"{file}:2").fingerprint)
-    assert len(set(keys)) == len(variants) + 2
-    assert bench.encode(file).fingerprint == keys[0]
+    for variant in variants:
+        bench.encode(file, **variant)
+    bench.encode(bench.file("1\t0\n0\t0\n", "b.tsv"))
+    bench.encode(f"{file}:2")
+    assert len(cache_files(bench)) == 2 * (len(variants) + 2)
+    bench.encode(file)
+    assert len(cache_files(bench)) == 2 * (len(variants) + 2)
+
+
+def test_the_fingerprint_is_of_the_token_ids(bench: Bench) -> None:
+    """Another way to read the same rows is the same training data; other rows, or another order, are not."""
+    first = bench.encode(bench.file("a\tb\nc\td\n"))
+    columns = ReadOptions(source_column="2", target_column="1")
+    assert bench.encode(bench.file("b,a\nd,c\n", "a.csv"), read=columns).fingerprint == first.fingerprint
+    others = ["c\td\na\tb\n", "a\tb\nc\te\n", "a\tb\nc\td\nc\td\n", "ac\tb\n\td\n", "ab\t\nc\td\n"]
+    fingerprints = {bench.encode(bench.file(text, f"{n}.tsv")).fingerprint for n, text in enumerate(others)}
+    assert len(fingerprints | {first.fingerprint}) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "foreign", "no report", "torn report", "other report", "gone"])
 def test_a_damaged_cache_is_built_anew(bench: Bench, damage: str) -> None:
     file = bench.file("a\tb\nc\td\n")
-    split = bench.encode(file)
-    data = bench.folder / "new" / "cache" / f"{split.fingerprint}.arrow"
+    bench.encode(file)
+    data = data_file(bench)
     report = data.with_suffix(".json")
     whole, said = data.read_bytes(), report.read_bytes()
     if damage == "cut":
@@ -375,7 +446,7 @@ def test_a_damaged_cache_is_built_anew(bench: Bench, damage: str) -> None:
         report.write_text("[1]")
     else:
         data.unlink()
-    (data.parent / f"{split.fingerprint}.999999.tmp").write_bytes(b"of a killed process")
+    (data.parent / f"{data.stem}.999999.tmp").write_bytes(b"of a killed process")
     again = bench.encode(file)
     assert again.source_ids(1).tolist() == b("c")
     assert (data.read_bytes(), report.read_bytes()) == (whole, said)
@@ -392,7 +463,7 @@ from datamodules import encoding
 from task_utils import Task
 built = []
 write = encoding.write_rows
-encoding.write_rows = lambda *given: (built.append(1), write(*given))
+encoding.write_rows = lambda *given: (built.append(1), write(*given))[1]
 tokenizer = ByT5Tokenizer()
 sys.stdin.readline()
 split = encoding.encode_rows("-train_data", [{file!r}], Task("t", ""), encoding.ReadOptions(),
@@ -412,6 +483,35 @@ print(len(built), len(split), split.source_text(19_999))
     assert sorted(built for built, _, _ in output) == ["0", "0", "1"]
     assert {(rows, text.strip()) for _, rows, text in output} == {("20000", "source 19999")}
     assert len(list((bench.folder / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Two processes may build at the same time: what the other one is writing is left alone."""
+
+    def refused(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    file = bench.file("a\tb\n")
+    bench.encode(file)
+    key = data_file(bench).stem
+    folder = bench.folder / "new" / "cache"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / f"{key}.1.tmp").write_bytes(b"of another process")
+    monkeypatch.setattr(cache.fcntl, "flock", refused)
+    assert bench.encode(file).source_ids(0).tolist() == b("a")
+    assert cache_files(bench) == [f"{key}{end}" for end in (".1.tmp", ".arrow", ".json")]
+
+
+def test_a_lock_that_fails_otherwise_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(cache.fcntl, "flock", refused)
+    file = bench.file("a\tb\n")
+    with pytest.raises(UserError, match=r"-cache_dir .*: cannot be written \(Input/output error\)"):
+        bench.encode(file)
 
 
 # ---- the split

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
@@ -12,6 +14,7 @@ from datamodules.splits import Encoder, prediction_split, split_rows, training_s
 from errors import UserError
 from flags import DataFlags, LengthFlags
 from task_utils import Task, get_task
+from validation import override_task
 
 
 def encoder(tmp_path: Path, data: DataFlags, lengths: LengthFlags | None = None, task: Task | None = None) -> Encoder:
@@ -27,11 +30,23 @@ def test_proportions_are_disjoint_complete_and_always_the_same() -> None:
     train, valid, test = split_rows(1000, 0.1, 0.25)
     assert (len(train), len(valid), len(test)) == (650, 100, 250)
     assert sorted([*train, *valid, *test]) == list(range(1000))
-    again = split_rows(1000, 0.1, 0.25)
-    assert all(np.array_equal(one, other) for one, other in zip((train, valid, test), again, strict=True))
-    assert list(valid[:5]) == sorted(valid[:5])
+    for part in (train, valid, test):
+        assert list(part) == sorted(part)
+    # A version that chose other rows would test on rows that an older run was trained on.
+    assert [part.tolist() for part in split_rows(10, 0.2, 0.3)] == [[1, 3, 5, 6, 8], [2, 9], [0, 4, 7]]
     assert [len(part) for part in split_rows(10, 0.01, 0.0)] == [9, 1, 0]
     assert [len(part) for part in split_rows(10, 0.0, 0.0)] == [10, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [3, 10, 997])
+@pytest.mark.parametrize("test_share", [0.05, 0.3])
+def test_the_test_rows_do_not_depend_on_the_validation_share(rows: int, test_share: float) -> None:
+    """Else a prediction without that share, or with another one, would be on rows that were trained on."""
+    expected = split_rows(rows, 0.0, test_share)[2]
+    for valid_share in (0.01, 0.1, 0.5, 0.69):
+        train, valid, test = split_rows(rows, valid_share, test_share)
+        assert test.tolist() == expected.tolist()
+        assert sorted([*train, *valid, *test]) == list(range(rows))
 
 
 def test_rows_set_apart_are_the_ones_inference_predicts(tmp_path: Path) -> None:
@@ -45,9 +60,11 @@ def test_rows_set_apart_are_the_ones_inference_predicts(tmp_path: Path) -> None:
     ]
     assert [len(part) for part in texts] == [35, 10, 5]
     assert len(set.union(*texts)) == 50
-    predicted, lines = prediction_split(encoder(tmp_path, data))
-    assert {predicted.source_text(row) for row in range(len(predicted))} == texts[2]
-    assert lines[-1] == "5 of them are the test rows"
+    for share in (0.2, 0.0, 0.5):  # the prediction finds them without the validation share of the training
+        flags = replace(data, valid_data_proportions=share)
+        predicted, lines = prediction_split(encoder(tmp_path, flags))
+        assert {predicted.source_text(row) for row in range(len(predicted))} == texts[2]
+        assert lines[-1] == "5 of them are the test rows"
     assert splits.lines[-1] == "35 training rows, 10 validation rows, 5 test rows"
 
 
@@ -65,6 +82,16 @@ def test_too_long_rows_are_discarded_from_training_only(tmp_path: Path) -> None:
     assert len(cut.train) == 3
     assert list(cut.train.source_ids(1)) == [*(ord("x") + 3 for _ in range(9)), 1]
     assert any("1 sources truncated" in line and f"{path}:2" in line for line in cut.lines)
+
+
+def test_source_and_target_have_limits_of_their_own(tmp_path: Path) -> None:
+    """As LED's: 16,384 positions for the source and 1,024 for the target."""
+    path = write_rows(tmp_path / "a.tsv", 1, "x" * 50)
+    data = DataFlags(train_data=(path,))
+    flags = replace(encoder(tmp_path, data), position_limit=40)
+    for target, lengths in ((None, (40, 9)), (5, (40, 5)), (0, (40, 9))):
+        split = replace(flags, target_position_limit=target).encode("-train_data", (path,), keep_all=False)
+        assert (split.source_lengths[0], split.target_lengths[0]) == lengths
 
 
 def test_the_task_s_own_validation_share_is_used_when_none_is_given(tmp_path: Path) -> None:
@@ -93,3 +120,32 @@ def test_a_split_without_rows_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.tsv", 1)
     with pytest.raises(UserError, match="no training row is left"):
         training_splits(encoder(tmp_path, DataFlags(train_data=(path,), valid_data_proportions=0.5)))
+
+
+def test_the_test_share_of_a_task_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without -train_data the rows are those of the task's data set, in training and in prediction."""
+    path = write_rows(tmp_path / "a.tsv", 20)
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    encode = Encoder.encode
+
+    def of_the_hub(self: Encoder, flag: str, paths: Sequence[str], keep_all: bool) -> Any:
+        asked.append((flag, tuple(paths)))
+        return encode(self, flag, (path,), keep_all)
+
+    monkeypatch.setattr(Encoder, "encode", of_the_hub)
+    task = replace(get_task("seq2seq"), hub_dataset="someone/data")
+    flags = encoder(tmp_path, DataFlags(test_data_proportions=0.2), task=task)
+    expected = training_splits(flags).test
+    predicted, _ = prediction_split(flags)
+    assert expected is not None
+    assert [predicted.reference(row) for row in range(4)] == [expected.reference(row) for row in range(4)]
+    assert asked == [("-train_data", ("someone/data",))] * 2
+
+
+def test_unlabelled_rows_of_another_column(tmp_path: Path) -> None:
+    """-source_column 2 in prediction, where the target of the task would be column 2 as well."""
+    path = tmp_path / "a.tsv"
+    path.write_text("1\tgood\n2\tbad\n", encoding="utf-8")
+    data = DataFlags(test_data=(str(path),), source_column="2")
+    split, _ = prediction_split(encoder(tmp_path, data, task=override_task(get_task("seq2seq"), data)))
+    assert [(split.source_text(row), split.reference(row)) for row in range(2)] == [("good", None), ("bad", None)]
