@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn
@@ -14,6 +16,7 @@ EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+SECONDS_FOR_THE_FIRST = 10.0
 
 
 class UserError(Exception):
@@ -41,6 +44,11 @@ def raise_if_any(problems: Iterable[str]) -> None:
 
 def exit_with(error: UserError) -> NoReturn:
     """Print the problems of `error` on standard error and leave with exit code 2."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        # Every process that torchrun started finds the same problems: the first one tells, and torchrun ends the
+        # others while they wait. One that is not ended has a problem of its own, and tells it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_FOR_THE_FIRST)
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

@@ -14,8 +14,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_type_hints
 
-from errors import UserError
-
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 
@@ -265,21 +263,3 @@ def to_dict(config: Any) -> dict[str, Any]:
         for name, value in dataclasses.asdict(getattr(config, group_field.name)).items():
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def from_dict(config_class: type[Config], flat: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; names that are unknown to this version raise `UserError`."""
-    parts: dict[str, Any] = {}
-    known: set[str] = set()
-    group_types = get_type_hints(config_class)
-    for group, specs in flag_groups(config_class).items():
-        names = [spec.name for spec in specs]
-        known.update(names)
-        values = {
-            name: tuple(flat[name]) if isinstance(flat[name], list) else flat[name] for name in names if name in flat
-        }
-        parts[group] = group_types[group](**values)
-    unknown = sorted(set(flat) - known)
-    if unknown:
-        raise UserError(f"the saved flags hold names that this version does not know: {', '.join(unknown)}")
-    return config_class(**parts)

@@ -9,6 +9,7 @@ from flag_parsing import flag
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 STRATEGIES = ("auto", "ddp")
+ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("32", "16", "bf16", "fp16")
 FREEZABLE = ("embedding", "encoder", "decoder")
 
@@ -142,8 +143,11 @@ class RunFlags:
     save_path: str = flag("", "Folder of this run: checkpoints, logs, config.json.", required=True, metavar="FOLDER")
     overwrite: bool = flag(False, "Delete the run that -save_path already holds.")
     resume_checkpoint: str = flag(
-        "", "Continue a run: a .ckpt file, a run's folder, or 'last' for -save_path's newest; empty = start afresh."
+        "",
+        "Continue a run: 'last' (-save_path's newest checkpoint), 'best', 'auto' (the newest if there is one, else a"
+        " fresh start), a .ckpt file, or a run's folder; empty = start afresh.",
     )
+    resume_force: bool = flag(False, "Resume although data or flags differ from the saved run; says what is not exact.")
     seed: int = flag(
         123456, "Seed of weights, dropout and row order; below 0 = drawn at random and printed.", maximum=2**31 - 1
     )
@@ -161,6 +165,16 @@ class RunFlags:
         "What 'best' means: val_loss, token_accuracy, or a metric of the generated rows, e.g. exact_match.",
     )
     early_stopping_patience: int = flag(0, "Validations without a better score before stopping; 0 = off.", minimum=0)
+    max_steps: int = flag(
+        0,
+        "Optimizer steps of the whole run after which it is saved and stops; 0 = off. No schedule follows it.",
+        minimum=0,
+    )
+    max_hours: float = flag(0.0, "Hours after which this process saves and stops; 0 = off.", minimum=0.0)
+    requeue: bool = flag(
+        False,
+        "SLURM: on SIGUSR1 or after -max_hours, save, stop and requeue the job; goes with -resume_checkpoint auto.",
+    )
     log_every: int = flag(20, "Optimizer steps between log entries and printed lines.", minimum=1)
 
 

@@ -1,4 +1,4 @@
-"""Predict with a trained encoder-decoder: flags -> load -> predict -> score -> write.
+"""Predict with a trained encoder-decoder: flags -> load -> predict -> write -> score -> report.
 
 One prediction for each input row, in input order, on one or several GPUs or CPU processes. `-h` lists the flags.
 """
@@ -39,7 +39,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     from datamodules.splits import Encoder, prediction_split
     from models.generation import DecodingOptions
     from models.inference_model import InferenceModel
-    from models.loading import source_limit
+    from models.loading import source_limit, target_limit
     from models.prediction import predict
     from models.strategies import resolve_devices, use_threads
 
@@ -58,7 +58,8 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     use_threads(devices)
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(data.cache_dir or temporary)
-        encoder = Encoder(data, config.length, task, tokenizer, source_limit(model_config), cache)
+        limits = source_limit(model_config), target_limit(model_config)
+        encoder = Encoder(data, config.length, task, tokenizer, limits[0], cache, limits[1])
         split, lines = prediction_split(encoder)
         tell(*lines, f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
         options = DecodingOptions(
@@ -91,7 +92,7 @@ def with_trained_settings(config: InferenceConfig, given: frozenset[str], state:
     def taken(*names: str) -> dict[str, Any]:
         return {name: saved[name] for name in names if name not in given and name in saved}
 
-    data = replace(config.data, **taken("valid_data_proportions", "tsv_escapes"))
+    data = replace(config.data, **taken("tsv_escapes"))
     return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
 
 
@@ -102,15 +103,16 @@ def finish(
     references: Sequence[str | None],
     texts: Sequence[str],
 ) -> None:
-    """Score, print, and write the files that were asked for."""
+    """Write the predictions and references that were asked for; then score them, print, and write the report.
+
+    Scoring comes last: whatever happens there, hours of prediction are not lost.
+    """
     from metrics import score
     from models.durable import write_json
     from reporting import report_dict, report_text
 
     output = config.output
     max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
-    scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
-    tell(report_text(scores).rstrip("\n"))
     if output.save_output:
         answers = list(texts)
         if labels and output.label_correction == "nearest":
@@ -121,6 +123,8 @@ def finish(
     if output.save_label:
         write_lines(Path(output.save_label), [text or "" for text in references], config.data.tsv_escapes)
         tell(f"references: {output.save_label}")
+    scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
+    tell(report_text(scores).rstrip("\n"))
     if output.save_report:
         write_json(Path(output.save_report), report_dict(scores, to_dict(config)))
         tell(f"report: {output.save_report}")

@@ -12,7 +12,7 @@ from metrics import INVALID, Scores
 LIST_LIMIT = 20  # lines of a list of unique texts
 TEXT_WIDTH = 60  # cells of a text in a list
 MATRIX_LIMIT = 20  # labels of a printed confusion matrix
-POINTS = frozenset({"bleu", "chrf", "ter"})  # metrics from 0 to 100; all others are fractions
+POINTS = frozenset({"bleu", "chrf"})  # metrics from 0 to 100; all others are fractions
 
 
 def report_text(scores: Scores) -> str:

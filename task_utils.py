@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class LabelMap:
 
         The file holds a mapping from id to text, or a list of texts (their ids are then 0, 1, ...).
         """
-        if value.endswith(FILE_SUFFIXES) and ("=" not in value or Path(value).exists()):
+        if value.endswith(FILE_SUFFIXES) and ("=" not in value or os.path.exists(value)):
             return cls._of(read_mapping_file("-label_map", value), f"-label_map {value}")
         pairs = []
         for number, item in enumerate(value.split(","), 1):
@@ -260,8 +261,6 @@ class Task:
             column = getattr(self, key)
             if column == "" or (isinstance(column, int) and column < 1):
                 problems.append(f"task {self.name}: {key} {column!r} is no column; give a name, or a number from 1")
-        if self.source_column == self.target_column:
-            problems.append(f"task {self.name}: source_column and target_column are both {self.source_column!r}")
         for metric in self.metrics:
             if metric not in METRIC_NAMES:
                 problems.append(f"task {self.name}: unknown metric {metric!r}; known: {', '.join(METRIC_NAMES)}")

@@ -9,28 +9,27 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import tell
-from errors import RunError, UserError, raise_if_any, run_command
-from flag_parsing import help_text, parse_flags, to_dict, wants_help, without_flags
+from errors import RunError, Terminated, UserError, raise_if_any, run_command
+from flag_parsing import help_text, parse_flags, wants_help, without_flags
 from flags import TrainConfig
 from models.run_folder import CACHE_FOLDER, TEST_REPORT, run_lock
 from models.signals import StopSignal
-from task_utils import LabelMap, Task, Template, evaluation_labels
-from validation import check_train, is_first_process
+from task_utils import Task
+from validation import check_train, is_first_process, resume_candidates
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-    from datamodules.splits import Splits
-    from models.strategies import Devices
+    from datamodules.encoded_split import EncodedSplit
+    from models.signals import TrainingStopped
+    from preparation import Prepared
 
 USAGE = "usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]"
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
@@ -45,17 +44,20 @@ def main(argv: list[str]) -> int:
     raise_if_any(problems)
     if task is None:
         raise UserError("-task could not be resolved")
-    stop = StopSignal(talk=is_first_process())
+    stop = StopSignal(talk=is_first_process(), requeue=config.run.requeue)
+    stop.watch_saves()
     if not is_first_process():
         stop.install()  # the first process decides when all of them stop, also while they start
     with run_lock(Path(config.run.save_path)) if is_first_process() else nullcontext():
-        return run(with_seed(config), task, argv, stop)
+        return run(config, task, argv, stop)
 
 
-def with_seed(config: TrainConfig) -> TrainConfig:
-    """The config with a seed drawn at random in place of one below 0, the same in every process."""
+def with_seed(config: TrainConfig, resumed: Mapping[str, Any] | None) -> TrainConfig:
+    """The config with a seed below 0 replaced: by the resumed run's, or one drawn at random for every process."""
     if config.run.seed >= 0:
         return config
+    if resumed:
+        return replace(config, run=replace(config.run, seed=resumed["s2s"]["flags"]["seed"]))
     if SEED_VARIABLE not in os.environ:
         os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**31))
     return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
@@ -67,107 +69,112 @@ def say(*lines: str) -> None:
         tell(*lines)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that a run is made of, before the first step."""
-
-    config: TrainConfig
-    task: Task
-    labels: LabelMap | None  # as they are predicted
-    devices: Devices
-    splits: Splits
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    resumed: Mapping[str, Any] | None  # the checkpoint
-
-
 def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> int:
     """Prepare, fit, and predict the test rows; returns the exit code."""
     from models.environment import quiet_libraries
 
     quiet_libraries()
+    from datamodules.splits import hub_test_rows
     from models.durable import nothing_kept_on_user_error
+    from models.resuming import check_same, finished_words, flag_differences, limit_words, read_newest
+    from models.run_setup import complete_finished_run
     from models.signals import TrainingStopped
-    from models.training_model import finished_words, load_resumed
+    from preparation import prepare
 
     folder = Path(config.run.save_path)
-    resumed = load_resumed(config)
-    finished = finished_words(resumed, config) if resumed else ""
-    say(*([finished] if finished else []))
-    if finished and (not config.data.test_data or (folder / TEST_REPORT).exists()):
-        return 0
+    resumed = read_newest(resume_candidates(config), say)
+    config = with_seed(config, resumed)
+    finished = ""
+    if resumed:
+        check_same(flag_differences(resumed, config, task), config)
+        finished = finished_words(resumed, config)
+        ended = finished or limit_words(resumed, config)
+        if ended:
+            say(ended)
+            if is_first_process():
+                complete_finished_run(folder, resumed)
+            data = config.data
+            tested = data.test_data or data.test_data_proportions or hub_test_rows(data, task)
+            if not finished or not tested or (folder / TEST_REPORT).exists():
+                return 0
     try:
         with nothing_kept_on_user_error(folder / CACHE_FOLDER) if is_first_process() else nullcontext():
-            prepared = prepare(config, task, resumed)
-            if resumed and not finished:
-                build_data(prepared).check_resumable(resumed, prepared.devices.world_size)
+            prepared = prepare(config, task, resumed, say)
         if not finished:
             fit(prepared, stop)
     except TrainingStopped as stopped:
-        say("stopped and saved; this resumes it:", "  " + resume_command(argv, config.run.seed))
-        return 128 + stopped.signum if is_first_process() else 0
+        return after_stop(stopped, config, argv)
     except RunError:
         if is_first_process():
             raise
         return 0  # every rank stops alike, and the first one tells
     if is_first_process() and not stop.received and prepared.splits.test is not None:
-        from models.test_report import report_test_split
-
-        say(*report_test_split(folder, prepared.splits.test, task, prepared.labels, config, prepared.devices))
+        score_test_rows(prepared, prepared.splits.test, argv)
     return 128 + stop.received if stop.received and is_first_process() else 0
 
 
-def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None) -> Prepared:
-    """Devices, encoded rows, tokenizer and model."""
-    from datamodules.splits import Encoder, training_splits
-    from models.loading import source_limit
-    from models.strategies import resolve_devices, use_threads
-    from models.training_model import changed_words, model_source
+def score_test_rows(prepared: Prepared, test: EncodedSplit, argv: list[str]) -> None:
+    """Predict the test rows with best/ and print their report."""
+    from models.test_report import report_test_split
 
-    say(*changed_words(resumed, config))
-    source = model_source(config, resumed)
-    flags = config.device
-    model_type = source.config.model_type
-    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
-    use_threads(devices)
-    cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
-    encoder = Encoder(config.data, config.length, task, source.tokenizer, source_limit(source.config), cache)
-    splits = training_splits(encoder)
-    say(*splits.lines)
-    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    model = source.build(config.run.seed)
-    return Prepared(config, task, labels, devices, splits, source.tokenizer, model, resumed)
+    config = prepared.config
+    folder = Path(config.run.save_path)
+    try:
+        say(*report_test_split(folder, test, prepared.task, prepared.labels, config, prepared.devices))
+    except (KeyboardInterrupt, Terminated):
+        say("the training is complete; this scores the test rows:", "  " + resume_command(argv, config.run.seed))
+        raise
+
+
+def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -> int:
+    """Say how to go on, or put the job into the queue again; returns the exit code."""
+    if not is_first_process():
+        return 0
+    say(f"{stopped}; this resumes it:", "  " + resume_command(argv, config.run.seed))
+    if config.run.requeue and stopped.signum in (0, signal.SIGUSR1):
+        from models.slurm import requeue
+
+        say(requeue())
+    return stopped.exit_code
 
 
 def fit(prepared: Prepared, stop: StopSignal) -> None:
     """Train to the end.
 
     Raises:
-        TrainingStopped: a signal; the run was saved at a step boundary.
+        TrainingStopped: a signal or a limit; the run was saved at a step boundary.
         RunError: a NaN, or the disk refused.
     """
     from models.checkpointing import Checkpointer
     from models.durable import CONTENT_KEY
     from models.loading import pack_tokenizer
+    from models.resuming import adapt, environment, kept_flags
     from models.run_log import RunLog
     from models.run_setup import closing_lines, open_run_folder, resolved_settings, summary_lines
-    from models.trainer import build_module, build_trainer
+    from models.signals import TrainingStopped
+    from models.trainer import build_module, build_trainer, end_other_processes
 
     config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
     folder = Path(config.run.save_path)
-    data = build_data(prepared)
+    data = prepared.data_module()
     plan = data.plan(0, prepared.devices.world_size)
-    module = build_module(config, prepared.model, prepared.tokenizer, prepared.task, labels, plan)
+    total_steps = plan.num_steps * config.optim.max_epoch
+    if resumed:
+        adapted = adapt(resumed, prepared.differences, config, plan)
+        resumed, total_steps = adapted.checkpoint, adapted.total_steps
+        say(*adapted.lines)
+    module = build_module(config, prepared.model, prepared.tokenizer, prepared.task, labels, total_steps)
     description = {
         "task": prepared.task.to_dict(),
         "label_map": labels.to_dict() if labels else None,
-        "flags": to_dict(config),
+        "flags": kept_flags(resumed, config),
         "tokenizer": resumed[CONTENT_KEY]["tokenizer"] if resumed else pack_tokenizer(prepared.tokenizer),
         "monitor": config.run.monitor,
+        "environment": environment(prepared.devices),
     }
     checkpointer = Checkpointer(config.run, folder, description, stop)
     callbacks = [RunLog(folder, config.run.log_every), checkpointer]
-    trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks)
+    trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks, resumed)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
@@ -175,38 +182,19 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     stop.install()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resumed["path"] if resumed else None, weights_only=True)
+    except TrainingStopped:
+        raise  # on every rank alike
+    except BaseException as error:
+        end_other_processes(trainer, error)
+        raise
     finally:
         stop.release()
     say(*closing_lines(folder, checkpointer, trainer.global_step))
 
 
-def build_data(prepared: Prepared) -> Seq2SeqDataModule:
-    """The data module over the encoded rows."""
-    from datamodules.batching import BatchOptions
-    from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-
-    batch, on_gpu = prepared.config.batch, prepared.devices.accelerator == "cuda"
-    options = BatchOptions(
-        batch_size=0 if batch.max_tokens else batch.batch_size,
-        max_tokens=batch.max_tokens,
-        accumulate=batch.grad_acc,
-        pad_to_multiple_of=8 if on_gpu else 1,
-    )
-    return Seq2SeqDataModule(
-        prepared.splits.train,
-        prepared.splits.valid,
-        label_map=prepared.labels,
-        pad_token_id=prepared.tokenizer.pad_token_id,
-        batch_options=options,
-        seed=prepared.config.run.seed,
-        num_workers=batch.num_workers,
-        pin_memory=on_gpu,
-    )
-
-
 def resume_command(argv: list[str], seed: int) -> str:
     """The command line that continues this run; `seed` is the one in force where -seed below 0 drew one."""
-    kept = without_flags(argv, ("resume_checkpoint", "overwrite", "seed"))
+    kept = without_flags(argv, ("resume_checkpoint", "resume_force", "overwrite", "seed"))
     return shlex.join(["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError
-from flags import FREEZABLE, DataFlags, InferenceConfig, TrainConfig
+from flags import ADAM_RATE, FREEZABLE, DataFlags, InferenceConfig, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
+    LAST_NAME,
     OVERWRITTEN,
     check_unlocked,
+    checkpoints_of,
+    exported_step,
     foreign_names,
     holds_run,
-    newest_checkpoint,
     run_flags,
+    validated_checkpoint,
 )
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
@@ -29,10 +33,11 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the file systems of Linux take 
 
 def is_first_process() -> bool:
     """Whether this is the process of global rank 0, or a command that has not started others yet."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    # A process that Lightning started inside one SLURM task has that task's SLURM_PROCID, and a LOCAL_RANK of its own.
+    names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def override_task(task: Task, data: DataFlags) -> Task:
@@ -82,8 +87,13 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     """Every problem of a `train.py` command line, appended to `problems`; returns the resolved task."""
     task: Task | None = _collect(problems, lambda: override_task(get_task(config.task.task), config.data))
     check_data(config.data, problems)
+    if task and task.source_column == task.target_column:
+        problems.append(
+            f"-source_column and -target_column (or those of -task {task.name}) are both {task.source_column!r};"
+            " give two columns"
+        )
     model, batch = config.model, config.batch
-    resuming = bool(config.run.resume_checkpoint)
+    resuming = config.run.resume_checkpoint not in ("", "auto")  # auto may have to start afresh
     if model.init_model and model.config_path:
         problems.append("-init_model and -config_path exclude each other: give pretrained weights or a config")
     if not model.init_model and not model.config_path and not resuming:
@@ -108,6 +118,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     _check_monitor(config, task, problems)
     _check_save_path(config, given, problems)
+    _check_requeue(config, problems)
     return task
 
 
@@ -124,10 +135,10 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
             f"-lr_scheduler {optim.lr_scheduler} has no effect on adafactor's own rate; give -learning_rate as well"
         )
     cycles = optim.lr_scheduler in ("cosanneal", "cyclic")
-    if cycles and optim.learning_rate and optim.optim_cosanneal_min_lr > optim.learning_rate:
-        problems.append(
-            f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above -learning_rate {optim.learning_rate}"
-        )
+    rate = optim.learning_rate or (ADAM_RATE if optim.optim == "adam" else None)
+    if cycles and rate and optim.optim_cosanneal_min_lr > rate:
+        highest = f"-learning_rate {rate}" if optim.learning_rate else f"adam's rate {rate}; give -learning_rate"
+        problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")
 
 
 def _check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
@@ -148,21 +159,60 @@ def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) 
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
 
 
-def resumed_path(config: TrainConfig) -> Path:
-    """The file that -resume_checkpoint names: itself, or the newest of the run's folder that it (or `last`) names.
+def _check_requeue(config: TrainConfig, problems: list[str]) -> None:
+    run = config.run
+    if run.resume_force and not run.resume_checkpoint:
+        problems.append("-resume_force has an effect with -resume_checkpoint only; leave it out or name a checkpoint")
+    if not run.requeue:
+        return
+    if run.resume_checkpoint != "auto":
+        problems.append(
+            f"-requeue runs this same command again, so that it needs -resume_checkpoint auto, not"
+            f" {run.resume_checkpoint or 'a start afresh'}"
+        )
+    if "SLURM_JOB_ID" not in os.environ or not shutil.which("scontrol"):
+        problems.append("-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out")
+
+
+def resume_candidates(config: TrainConfig) -> list[Path]:
+    """The checkpoints that -resume_checkpoint stands for, the one to try first in front; none = start afresh.
 
     Raises:
-        UserError: a URL, or no such file.
+        UserError: nothing there to resume, or a URL.
     """
-    value = config.run.resume_checkpoint
+    value, folder = config.run.resume_checkpoint, Path(config.run.save_path)
+    if not value:
+        return []
     if "://" in value:
         raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
-    path = newest_checkpoint(Path(config.run.save_path)) if value == "last" else Path(value)
-    if os.path.isdir(path):
-        path = newest_checkpoint(path)
-    if not os.path.isfile(path):
-        raise UserError(f"-resume_checkpoint {value}: no such file: {path}")
-    return path
+    place = folder if value in ("last", "auto", "best") else Path(value)
+    found = checkpoints_of(place) if os.path.isdir(place) else []
+    if value == "best":
+        best = validated_checkpoint(folder, exported_step(folder, "best"))
+        if best is None:
+            raise UserError(
+                f"-resume_checkpoint best: no checkpoint of {folder / 'best'} in {folder / CHECKPOINT_FOLDER};"
+                " -resume_checkpoint last continues from the newest"
+            )
+        return [best]
+    if value == "auto" and not found:
+        models = [name for name in ("best", "last") if os.path.lexists(folder / name)]
+        if models and holds_run(folder):
+            raise UserError(
+                f"-resume_checkpoint auto: {folder} holds a model ({', '.join(models)}) and no checkpoint to continue"
+                " from; -overwrite in its place begins again, or choose another -save_path"
+            )
+        return []
+    if found:
+        return found
+    if value == "last" or os.path.isdir(place):
+        raise UserError(
+            f"-resume_checkpoint {value}: no such file: {place / CHECKPOINT_FOLDER / LAST_NAME}, nor any other"
+            " checkpoint there"
+        )
+    if not os.path.isfile(place):
+        raise UserError(f"-resume_checkpoint {value}: no such file: {place}")
+    return [place]
 
 
 def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
@@ -180,11 +230,11 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
         return
     if not os.access(parent, os.W_OK):
         problems.append(f"-save_path {folder}: no permission to write in {parent}")
-    path = _collect(problems, lambda: resumed_path(config)) if run.resume_checkpoint else None
+    candidates = _collect(problems, lambda: resume_candidates(config))
     if run.resume_checkpoint and run.overwrite:
         problems.append("-overwrite and -resume_checkpoint exclude each other: delete the run or continue it")
-    elif is_first_process() and (path or not run.resume_checkpoint):  # the others come when the run has begun
-        _check_present_run(config, folder, path, problems)
+    elif is_first_process() and candidates is not None:  # the other processes come when the run has begun
+        _check_present_run(config, folder, candidates[0] if candidates else None, problems)
 
 
 def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, problems: list[str]) -> None:
@@ -206,13 +256,11 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
             )
     elif config.run.overwrite:
         _check_overwritten_inputs(config, folder, problems)
-    elif holds_run(folder):
-        checkpoints = sorted((folder / CHECKPOINT_FOLDER).glob("*.ckpt"), key=os.path.getmtime)
-        newest = "last" if newest_checkpoint(folder).is_file() else checkpoints[-1] if checkpoints else None
+    elif holds_run(folder) and config.run.resume_checkpoint != "auto":
         problems.append(
-            f"-save_path {folder}: already holds a run; continue it with -resume_checkpoint {newest}, delete it with"
+            f"-save_path {folder}: already holds a run; continue it with -resume_checkpoint last, delete it with"
             " -overwrite, or choose another folder"
-            if newest
+            if checkpoints_of(folder)
             else f"-save_path {folder}: holds a run that ended before its first checkpoint; -overwrite begins again"
         )
 
@@ -228,8 +276,8 @@ def _began_from(folder: Path, checkpoint: Path) -> bool:
     value = (run_flags(folder) or {}).get("resume_checkpoint")
     if not value or any((folder / CHECKPOINT_FOLDER).glob("*.ckpt")):
         return False
-    before = newest_checkpoint(Path(value)) if os.path.isdir(value) else value
-    return os.path.realpath(before) == os.path.realpath(checkpoint)
+    before = checkpoints_of(Path(value))[:1] if os.path.isdir(value) else [Path(value)]
+    return bool(before) and os.path.realpath(before[0]) == os.path.realpath(checkpoint)
 
 
 def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[str]) -> None:
@@ -280,7 +328,12 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     if config.model.task:
         task = _collect(problems, lambda: override_task(get_task(config.model.task), data))
     hub = bool(task and task.hub_dataset) and not data.train_data
-    if not (data.test_data or data.valid_data or (data.train_data and data.test_data_proportions) or hub):
+    if data.test_data_proportions and not data.train_data and not hub:
+        problems.append(
+            f"-test_data_proportions {data.test_data_proportions}: a share of the rows of -train_data, which is not"
+            " given; give it, or leave the share out and give -test_data"
+        )
+    elif not (data.test_data or data.valid_data or (data.train_data and data.test_data_proportions) or hub):
         problems.append("-test_data is required: a file, a folder or a hub name with the rows to predict")
     if data.label_map and not config.model.task:
         _collect(problems, lambda: LabelMap.parse(data.label_map))

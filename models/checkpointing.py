@@ -3,27 +3,31 @@
 after each optimizer step:  do the ranks agree to stop or to save? -> save (after a validation that is due)
 after each validation:      better than before? -> best/; checkpoint of the best five; last.ckpt and last/
 at the end of an epoch without validation rows: the same with no score
+a stop in a validation:     last.ckpt says that the validation is still to come; a resumed run begins with it
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from console import tell
 from errors import RunError
 from flags import RunFlags
-from models.durable import CONTENT_KEY, FORMAT_VERSION, link_file, write_folder, write_json
+from models.durable import CONTENT_KEY, FORMAT_VERSION, link_file
+from models.exports import Exported, write_export
 from models.loading import describe
-from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, STATE_NAME
+from models.loop_state import at_step_boundary, epoch_complete, has_validation, set_position, validation_due
+from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
 from models.seq2seq_module import Seq2SeqModule
-from models.signals import StopSignal, TrainingStopped
+from models.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
 
 KEEP_BEST = 5
 
@@ -31,6 +35,24 @@ KEEP_BEST = 5
 def lower_is_better(monitor: str) -> bool:
     """Whether a smaller value of the monitored figure is better."""
     return "loss" in monitor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the ranks agreed on after an optimizer step, or between two batches of a validation."""
+
+    signum: int = 0  # to stop on
+    out_of_time: bool = False  # -max_hours
+    timed_save: bool = False
+    save: bool = False  # SIGUSR1
+
+    def __or__(self, other: Request) -> Request:
+        return Request(
+            self.signum or other.signum,
+            self.out_of_time or other.out_of_time,
+            self.timed_save or other.timed_save,
+            self.save or other.save,
+        )
 
 
 class Checkpointer(pl.Callback):
@@ -53,14 +75,16 @@ class Checkpointer(pl.Callback):
         self.best_step = 0
         self.validations_without_gain = 0
         self.kept: dict[str, list[tuple[float, str]]] = {"best": [], "step": [], "hour": []}
-        self._pending = (0, False)
+        self.validation: dict[str, float] = {}  # figures of the latest validation
+        self._request = Request()
         self._saved_at = time.monotonic()
         self._control_group: Any = None
 
     # ---- hooks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        del pl_module
+        module = _ours(pl_module)
+        module.between_batches = lambda: self._stop_in_validation(trainer, module)
         if trainer.world_size > 1:
             # A group of its own on the CPU: agreeing on a stop never waits for the device.
             self._control_group = torch.distributed.new_group(backend="gloo")
@@ -69,22 +93,14 @@ class Checkpointer(pl.Callback):
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a resume: forget a best score whose weights are not in best/ (resumed from an older checkpoint)."""
-        del pl_module
-        known = self.best_score is None or trainer.strategy.broadcast(self._step_of_best()) == self.best_step
-        if known:
+        """After a resume: forget a best score whose weights are lost (resumed from an older checkpoint)."""
+        _ours(pl_module).validation = dict(self.validation)
+        held = exported_step(self.folder, "best") if trainer.is_global_zero else None
+        if self.best_score is None or trainer.strategy.broadcast(held) == self.best_step:
             return
         if trainer.is_global_zero:
-            print(f"best/ does not hold step {self.best_step}, the best so far: the next validation begins anew")
+            tell(f"best/ does not hold step {self.best_step}, the best so far: the next validation begins anew")
         self.best_score, self.best_step, self.validations_without_gain = None, 0, 0
-
-    def _step_of_best(self) -> int | None:
-        """The optimizer step whose weights lie in best/."""
-        try:
-            state = json.loads((self.folder / "best" / STATE_NAME).read_text(encoding="utf-8"))
-            return int(state["global_step"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,14 +108,15 @@ class Checkpointer(pl.Callback):
         del outputs, batch
         if not at_step_boundary(trainer, batch_idx):
             return
-        self._pending = self._agree()
-        if not validation_due(trainer) and not _epoch_complete(trainer):
+        self._request |= self._agree(trainer)
+        if not validation_due(trainer) and not epoch_complete(trainer):
             self._act(trainer, _ours(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         module = _ours(pl_module)
+        self.validation = dict(module.validation)
         score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
         self._save_validated(trainer, module, better, module.validation["val_loss"])
@@ -108,8 +125,9 @@ class Checkpointer(pl.Callback):
         self._act(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if _has_validation(trainer) or not _epoch_complete(trainer):
+        if has_validation(trainer) or not epoch_complete(trainer):
             return
+        self.best_step = trainer.global_step
         self._save_validated(trainer, _ours(pl_module), better=True, val_loss=None)
         self._act(trainer, _ours(pl_module))
 
@@ -117,7 +135,9 @@ class Checkpointer(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
-        checkpoint["loops"] = {"fit_loop": canonical_loop_state(trainer, epoch, batches)}
+        fit_loop = trainer.fit_loop.state_dict()
+        set_position(fit_loop, epoch, batches, int(trainer.num_training_batches), trainer.global_step)
+        checkpoint["loops"] = {"fit_loop": fit_loop}
         checkpoint["epoch"] = epoch
         checkpoint[CONTENT_KEY] = {
             "format_version": FORMAT_VERSION,
@@ -130,6 +150,7 @@ class Checkpointer(pl.Callback):
             "best_score": self.best_score,
             "best_step": self.best_step,
             "validations_without_gain": self.validations_without_gain,
+            "validation": self.validation,
             "kept": {kind: [list(entry) for entry in entries] for kind, entries in self.kept.items()},
         }
 
@@ -137,6 +158,7 @@ class Checkpointer(pl.Callback):
         self.best_score = state_dict["best_score"]
         self.best_step = state_dict["best_step"]
         self.validations_without_gain = state_dict["validations_without_gain"]
+        self.validation = state_dict["validation"]
         self.kept = {
             kind: [(score, name) for score, name in entries if (self.checkpoints / name).exists()]
             for kind, entries in state_dict["kept"].items()
@@ -144,15 +166,19 @@ class Checkpointer(pl.Callback):
 
     # ---- decisions
 
-    def _agree(self) -> tuple[int, bool]:
-        """(signal to stop on or 0, timed save is due), the same on every rank; the first rank's clock counts."""
-        hours = (time.monotonic() - self._saved_at) / 3600
-        timed = bool(self.flags.save_every_hour) and hours >= self.flags.save_every_hour
-        if self._control_group is None:
-            return self.stop.received, timed
-        mine = torch.tensor([self.stop.received, int(timed and torch.distributed.get_rank() == 0)])
-        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self._control_group)
-        return int(mine[0]), bool(mine[1])
+    def _agree(self, trainer: pl.Trainer) -> Request:
+        """What is asked for now, the same on every rank; the first rank's clock counts."""
+        flags, now = self.flags, time.monotonic()
+        timed = bool(flags.save_every_hour) and now - self._saved_at >= flags.save_every_hour * 3600
+        out_of_time = bool(flags.max_hours) and now - PROCESS_BEGAN >= flags.max_hours * 3600
+        save, self.stop.save_requested = self.stop.save_requested, False
+        first = trainer.is_global_zero
+        answers = [self.stop.received, int(out_of_time and first), int(timed and first), int(save)]
+        if self._control_group is not None:
+            mine = torch.tensor(answers)
+            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self._control_group)
+            answers = mine.tolist()
+        return Request(answers[0], *map(bool, answers[1:]))
 
     def _note_score(self, score: float, step: int) -> bool:
         """Whether `score` is the best so far; remembers it."""
@@ -169,19 +195,42 @@ class Checkpointer(pl.Callback):
 
     def _act(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
         """Do what is due after this optimizer step: step save, timed save, stop."""
-        signum, timed = self._pending
-        self._pending = (0, False)
+        request, self._request = self._request, Request()
         step = trainer.global_step
         epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
         stem = f"epoch{epoch if batches else epoch - 1:02d}-global_step{step}"
         if self.flags.save_every and step % self.flags.save_every == 0:
             self._save(trainer, pl_module, f"{stem}.ckpt", "step")
-        if timed:
+        if request.timed_save:
             self._save(trainer, pl_module, f"{stem}-by-hour.ckpt", "hour")
             self._saved_at = time.monotonic()
-        if signum:
+        limit = self._limit(trainer, request)
+        finished = trainer.should_stop or epoch >= (trainer.max_epochs or 0)
+        if request.signum or (limit and not finished):
+            self._stop(trainer, pl_module, request.signum, limit)
+        if request.save:
             self._save_last(trainer, pl_module)
-            raise TrainingStopped(signum)
+            if trainer.is_global_zero:
+                tell(f"saved at optimizer step {step}: {self.checkpoints / LAST_NAME}")
+
+    def _limit(self, trainer: pl.Trainer, request: Request) -> str:
+        """The flag whose limit is reached; empty when none is."""
+        if 0 < self.flags.max_steps <= trainer.global_step:
+            return f"-max_steps {self.flags.max_steps}"
+        return f"-max_hours {self.flags.max_hours:g}" if request.out_of_time else ""
+
+    def _stop_in_validation(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
+        """Between two batches of a validation: stop at once if asked to; a resumed run begins it anew."""
+        self._request |= self._agree(trainer)
+        if self._request.signum or self._request.out_of_time:
+            trainer.datamodule.validation_pending = True  # type: ignore[attr-defined]
+            limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
+            self._stop(trainer, pl_module, self._request.signum, limit)
+
+    def _stop(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, signum: int, limit: str) -> None:
+        self._save_last(trainer, pl_module)
+        reached = "" if signum else f"{limit} is reached: "
+        raise TrainingStopped(signum, f"{reached}stopped at optimizer step {trainer.global_step} and saved")
 
     # ---- writing
 
@@ -224,27 +273,20 @@ class Checkpointer(pl.Callback):
                 (self.checkpoints / old).unlink(missing_ok=True)
 
     def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str) -> None:
-        """Write `best/` or `last/`: a from_pretrained folder with the state of the training beside it."""
+        """Write `best/` or `last/`."""
         if not trainer.is_global_zero:
             return
         epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
-        state = {
-            "epoch": epoch,
-            "micro_batches_of_epoch": batches,
-            "global_step": trainer.global_step,
-            "monitor": self.flags.monitor,
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "validation": pl_module.validation,
-            **{key: self.description[key] for key in ("task", "label_map", "flags")},
-        }
-
-        def fill(folder: Path) -> None:
-            pl_module.model.save_pretrained(folder)
-            pl_module.tokenizer.save_pretrained(folder)
-            write_json(folder / STATE_NAME, state)
-
-        write_folder(self.folder / name, fill)
+        exported = Exported(
+            epoch=epoch,
+            micro_batches_of_epoch=batches,
+            global_step=trainer.global_step,
+            monitor=self.flags.monitor,
+            best_score=self.best_score,
+            best_step=self.best_step,
+            validation=self.validation,
+        )
+        write_export(self.folder / name, pl_module.model, pl_module.tokenizer, exported, self.description)
 
     @staticmethod
     def _check_finite(pl_module: Seq2SeqModule) -> None:
@@ -261,75 +303,3 @@ class Checkpointer(pl.Callback):
 def _ours(module: pl.LightningModule) -> Seq2SeqModule:
     assert isinstance(module, Seq2SeqModule)
     return module
-
-
-# ---- the loop
-
-
-def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer stepped after this micro-batch."""
-    done = batch_idx + 1
-    return done % trainer.accumulate_grad_batches == 0 or done >= trainer.num_training_batches
-
-
-def _has_validation(trainer: pl.Trainer) -> bool:
-    return trainer.datamodule.valid is not None  # type: ignore[attr-defined]
-
-
-def _epoch_complete(trainer: pl.Trainer) -> bool:
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
-
-
-def validation_due(trainer: pl.Trainer) -> bool:
-    """Whether a validation follows the micro-batch just done: at the interval, and always at the epoch's end."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    if not _has_validation(trainer) or done == 0:
-        return False
-    return done >= trainer.num_training_batches or done % int(trainer.val_check_interval) == 0
-
-
-def take_over_loop(trainer: pl.Trainer) -> None:
-    """Put our rules in the place of three of Lightning's (2.6.6, pinned).
-
-    Validation is due when `validation_due` says so (Lightning would skip the end of an epoch whose last step is
-    short, and would validate once more when it is told to stop); signals are ours; and no flag is broadcast before
-    each batch, since `Checkpointer` agrees on a stop once a step without waiting for the device.
-    """
-    epoch_loop = trainer.fit_loop.epoch_loop
-    epoch_loop._should_check_val_fx = lambda data_fetcher: validation_due(trainer)  # type: ignore[method-assign] # noqa: ARG005
-    epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-
-
-def canonical_loop_state(trainer: pl.Trainer, epoch: int, batches: int) -> dict[str, Any]:
-    """Lightning's loop counters for 'epoch `epoch`, `batches` micro-batches done', however the save came about.
-
-    Lightning guesses from its counters in which hook a checkpoint was written and corrects them on loading. Written
-    this way there is nothing to guess: a whole number of batches is done, and validation, if due, is behind us.
-    """
-    state = trainer.fit_loop.state_dict()
-    total = epoch * int(trainer.num_training_batches) + batches
-    step = trainer.global_step
-
-    def counters(value: int, *names: str) -> dict[str, int]:
-        return dict.fromkeys(names or ("ready", "started", "processed", "completed"), value)
-
-    begun = epoch + 1 if batches else epoch
-    epochs = {**counters(epoch), "ready": begun, "started": begun}
-    state["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}
-    state["epoch_loop.state_dict"] = {"_batches_that_stepped": step}
-    state["epoch_loop.batch_progress"] = {
-        "total": counters(total),
-        "current": counters(batches),
-        "is_last_batch": False,
-    }
-    state["epoch_loop.scheduler_progress"] = {
-        "total": counters(step, "ready", "completed"),
-        "current": counters(0, "ready", "completed"),
-    }
-    state["epoch_loop.val_loop.batch_progress"] = {
-        "total": counters(0),
-        "current": counters(0),
-        "is_last_batch": False,
-    }
-    return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import pickle
@@ -42,10 +44,17 @@ RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
     "callbacks.Checkpointer.best_step": int,
     "callbacks.Checkpointer.validations_without_gain": int,
     "callbacks.Checkpointer.kept": Mapping,
+    "callbacks.Checkpointer.validation": Mapping,
     "loops.fit_loop": Mapping,
     "optimizer_states": list,
     "lr_schedulers": list,
-    "Seq2SeqDataModule": Mapping,
+    "Seq2SeqDataModule.epoch": int,
+    "Seq2SeqDataModule.batches": int,
+    "Seq2SeqDataModule.batches_per_epoch": int,
+    "Seq2SeqDataModule.validation_pending": bool,
+    "Seq2SeqDataModule.fingerprint": Mapping,
+    "s2s.environment": Mapping,
+    "s2s.monitor": str,
 }
 
 
@@ -56,8 +65,11 @@ def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
     return path.with_name(f".{stem}{ending}")
 
 
-def write_file(path: Path, write: Callable[[Any], None]) -> None:
+def write_file(path: Path, write: Callable[[Any], None], needed: int = 0) -> None:
     """Make `path` appear with what `write(binary file)` writes, or not at all.
+
+    Args:
+        needed: about how many bytes it takes, to be told when the disk is full; 0 = unknown.
 
     Raises:
         RunError: the disk refused; names the path. The file that was there before is untouched.
@@ -72,19 +84,21 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
         temporary.unlink(missing_ok=True)
-        reason = write_failure(error, path.parent)
+        reason = write_failure(error, path.parent, needed)
         raise RunError(f"{path} could not be written: {reason}; earlier files are untouched") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_failure(error: Exception, folder: Path) -> str:
-    """What to tell of a failed write below `folder`; torch's writer says nothing of the disk but an assertion."""
-    if not isinstance(error, RuntimeError) or not re.search("inline_container|PytorchStreamWriter", str(error)):
+def write_failure(error: Exception, folder: Path, needed: int = 0) -> str:
+    """What to tell of a failed write below `folder`, with the bytes that are needed and free when there are too few."""
+    libraries = re.search("inline_container|PytorchStreamWriter|No space left|File too large", str(error))
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not libraries:
         return str(error)
     free = shutil.disk_usage(folder).free
-    return f"the disk is full or a file size limit was reached ({free:,} bytes are free)"
+    amount = f"about {needed:,} bytes are needed, {free:,} are free" if needed else f"{free:,} bytes are free"
+    return f"the disk is full, or a limit of file sizes or a quota is reached ({amount})"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -104,11 +118,21 @@ def link_file(existing: Path, path: Path) -> None:
             write_file(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
         return
     os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # renaming one name of a file to another of the same file does nothing
     sync_folder(path.parent)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
-    """Swap `folder` as a whole for one that `fill(temporary folder)` makes; the old one goes only after."""
+def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> None:
+    """Swap `folder` as a whole for one that `fill(temporary folder)` makes; the old one goes only after.
+
+    Where the system can exchange two names (Linux), there is a whole folder under its name at every moment.
+
+    Args:
+        needed: about how many bytes it takes, to be told when the disk is full; 0 = unknown.
+
+    Raises:
+        RunError: the disk refused; names the folder. The one that was there before is untouched.
+    """
     temporary, old = temporary_sibling(folder), temporary_sibling(folder, OLD_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -117,16 +141,35 @@ def write_folder(folder: Path, fill: Callable[[Path], Any]) -> None:
         for path in temporary.rglob("*"):
             sync_path(path)
         sync_path(temporary)
-        if folder.exists():
+        if not folder.exists():
+            os.replace(temporary, folder)
+        elif exchange(temporary, folder):
+            os.replace(temporary, old)
+        else:
             os.replace(folder, old)
-        os.replace(temporary, folder)
+            os.replace(temporary, folder)
         sync_folder(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has a full disk of its own kind
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
-        raise RunError(f"{folder} could not be written: {error}; earlier files are untouched") from error
+        reason = write_failure(error, folder.parent, needed)
+        raise RunError(f"{folder} could not be written: {reason}; earlier files are untouched") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two files or folders in one instant; False where the system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_cwd, exchange_names = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    done: int = rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange_names)
+    return done == 0
 
 
 def sync_path(path: Path) -> None:
@@ -187,20 +230,37 @@ def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint files, written durably and loaded with `weights_only=True` only."""
+    """Lightning's checkpoint files, written durably.
+
+    Args:
+        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded.
+    """
+
+    def __init__(self, resumed: Mapping[str, Any] | None = None) -> None:
+        self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         del storage_options
-        write_file(Path(path), lambda file: torch.save(checkpoint, file))
+        write_file(Path(path), lambda file: torch.save(checkpoint, file), needed=_tensor_bytes(checkpoint))
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         del map_location, weights_only
-        return read_checkpoint(path)
+        if self.resumed is None:
+            raise RuntimeError(f"{path}: this run continues no checkpoint")
+        return dict(self.resumed)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

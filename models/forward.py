@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from datamodules.collate import IGNORE_INDEX
+from errors import UserError
+
 T5_LIKE = ("t5", "mt5", "umt5")
 BART_LIKE = ("bart", "mbart")
+# Their logits are the product of hidden states and output embedding, plus a bias; tests/unit/test_architectures.py.
+PLAIN_LOGITS = frozenset(
+    (*T5_LIKE, *BART_LIKE, "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100")
+) | {"marian", "mvp", "pegasus", "pegasus_x", "plbart", "seamless_m4t", "seamless_m4t_v2"}
+LAST_TOKEN_FIRST = ("mbart", "plbart", "fsmt")  # the first decoder input is the target's own last token
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ def decode_teacher_forced(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> DecoderOutput:
     """One pass over (batch, source_length) sources and (batch, target_length) labels padded with -100."""
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    decoder_input_ids = shift_right(model, labels)
     kind = model.config.model_type
     if kind in T5_LIKE:
         encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
@@ -39,9 +48,7 @@ def decode_teacher_forced(
             encoder_attention_mask=attention_mask,
             use_cache=False,
         )[0]
-        scaled = getattr(model.config, "scale_decoder_outputs", kind == "umt5" and model.config.tie_word_embeddings)
-        scale = model.config.d_model**-0.5 if scaled else 1.0
-        return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=scale)
+        return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
     if kind in BART_LIKE:
         hidden = model.model(**inputs, use_cache=False)[0]
@@ -49,9 +56,18 @@ def decode_teacher_forced(
     return _other_architecture(model, inputs)
 
 
+def logit_scale(model: PreTrainedModel) -> float:
+    """What a T5's decoder states are multiplied by before the output embedding; 1 for BART."""
+    config = model.config
+    if config.model_type not in T5_LIKE:
+        return 1.0
+    tied = config.model_type == "umt5" and config.tie_word_embeddings
+    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", tied) else 1.0
+
+
 def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> DecoderOutput:
-    """The hidden states as they enter the output embedding; its logits are computed as well and dropped."""
-    head = model.get_output_embeddings()
+    """The hidden states as they enter the output layer; its logits are computed as well and dropped."""
+    head = _output_layer(model)
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     try:
@@ -59,10 +75,61 @@ def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> De
     finally:
         hook.remove()
     bias = getattr(model, "final_logits_bias", None)
-    return DecoderOutput(hidden=seen[0], weight=head.weight, bias=bias if bias is not None else head.bias)
+    bias = getattr(head, "bias", None) if bias is None else bias
+    return DecoderOutput(hidden=seen[0], weight=head.weight, bias=bias)
+
+
+def _output_layer(model: PreTrainedModel) -> Any:
+    """The layer that makes the logits. (FSMT calls the decoder's input embedding its output embedding.)"""
+    if model.config.model_type == "fsmt":
+        return model.model.decoder.output_projection
+    return model.get_output_embeddings()
+
+
+def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """Decoder inputs of (batch, target_length) labels: one place to the right, padding in place of -100.
+
+    In front stands `decoder_start_token_id`, or the target's own last token where the architecture has it so; a row
+    without a label gets padding there (the library's shift of mBART fails on it, that of FSMT changes the labels).
+    """
+    config = model.config
+    if config.model_type in LAST_TOKEN_FIRST:
+        last = (labels != IGNORE_INDEX).sum(1, keepdim=True) - 1
+        first = labels.gather(1, last.clamp(min=0))
+    elif hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted: Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return shifted
+    else:  # M2M100, NLLB, Blenderbot
+        first = labels.new_full((len(labels), 1), config.decoder_start_token_id)
+    shifted = torch.cat((first, labels[:, :-1]), 1)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, config.pad_token_id)
 
 
 def decoder_start_token(model: PreTrainedModel, example_target: list[int]) -> int:
     """The first decoder input that training used, found by shifting an example target."""
-    labels = torch.tensor([example_target], device=model.device)
-    return int(model.prepare_decoder_input_ids_from_labels(labels=labels)[0, 0])
+    return int(shift_right(model, torch.tensor([example_target], device=model.device))[0, 0])
+
+
+def check_logits(model: PreTrainedModel, place: str) -> None:
+    """Refuse an architecture that is not known and does more to its logits: it would train on a wrong loss.
+
+    Raises:
+        UserError: its logits for two tokens are other ones; `place` (the flag and its value) opens the message.
+    """
+    kind = model.config.model_type
+    if kind in PLAIN_LOGITS:
+        return
+    training = model.training
+    ids = torch.tensor([[2, 3]], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        own = model.eval()(**inputs, decoder_input_ids=shift_right(model, ids), use_cache=False).logits
+        output = decode_teacher_forced(model, **inputs, labels=ids)
+    model.train(training)
+    logits = output.scale * output.hidden @ output.weight.T
+    logits = logits if output.bias is None else logits + output.bias
+    if not bool(((logits - own).abs() <= 1e-5 * own.abs().max()).all()):
+        raise UserError(
+            f"{place}: a {kind} model changes its logits behind the output embedding, which is not supported; choose"
+            f" an architecture of {', '.join(sorted(PLAIN_LOGITS))}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,8 @@ from models.acceleration import accelerate
 from models.config_checks import error_reason
 from models.durable import CONTENT_KEY, MODEL_ENTRIES, model_weights, read_checkpoint
 from models.loading import (
-    check_vocabulary,
     checkpoint_config,
+    fitting_tokenizer,
     from_checkpoint,
     from_pretrained,
     load_config,
@@ -39,7 +40,6 @@ def _check_state(state: Mapping[str, Any], place: str) -> None:
     ]
     if isinstance(flags, dict):
         kinds: dict[str, type | tuple[type, ...]] = {
-            "valid_data_proportions": (int, float),
             "tsv_escapes": bool,
             "max_seq_length": int,
         }
@@ -75,16 +75,16 @@ class InferenceModel:
     @property
     def is_checkpoint(self) -> bool:
         """Whether the name is a file (a .ckpt) rather than a folder or hub name."""
-        return Path(self.name).is_file() or self.name.endswith(".ckpt")
+        return os.path.isfile(self.name) or self.name.endswith(".ckpt")
 
     def check(self) -> None:
         """Cheap problems of the name, before anything is loaded."""
         folder = Path(self.name)
         if "://" in self.name:
             raise UserError(f"-model {self.name}: a file, a folder or a hub name is expected, not a URL")
-        if self.name.endswith(".ckpt") and not folder.is_file():
+        if self.name.endswith(".ckpt") and not os.path.isfile(folder):
             raise UserError(f"-model {self.name}: no such file")
-        if folder.is_dir() and (folder / CHECKPOINT_FOLDER).is_dir():
+        if os.path.isdir(folder / CHECKPOINT_FOLDER):
             choices = [str(folder / name) for name in ("best", "last") if (folder / name).is_dir()]
             raise UserError(
                 f"-model {self.name}: this is a run's folder; give {' or '.join(choices) or 'a .ckpt of it'}"
@@ -101,7 +101,7 @@ class InferenceModel:
             _check_state(state, f"-model {self.name}")
             return state
         path = Path(self.name) / STATE_NAME
-        if not path.is_file():
+        if not os.path.isfile(path):
             return {}
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -122,8 +122,7 @@ class InferenceModel:
         else:
             config = load_config(self.name, "-model")
             tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, "-model")
-        check_vocabulary(config, tokenizer)
-        return config, tokenizer
+        return config, fitting_tokenizer(config, tokenizer)
 
     def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in evaluation mode on the CPU, and its tokenizer."""

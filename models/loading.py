@@ -27,11 +27,13 @@ from transformers import (
 
 from errors import UserError, raise_if_any
 from models.config_checks import config_problems, error_reason
+from models.forward import T5_LIKE
 from models.presets import TOKENIZER_KEY
 
 BYTES_TOKENIZER = "bytes"
+BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
-T5_FAMILY = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+T5_FAMILY = (*T5_LIKE, "longt5", "switch_transformers")
 FP16_UNSAFE = T5_FAMILY
 WITH_ROUTER_LOSS = ("switch_transformers", "nllb-moe")  # their training needs a loss that is not computed here
 
@@ -74,17 +76,27 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
         raise UserError(f"{flag} {name}: no model could be loaded: {_first_line(error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
-    _refuse_router_loss(config, f"{flag} {name}")
+    _refuse_other_losses(config, f"{flag} {name}")
     _check_config(config, f"{flag} {name}")
     return config
 
 
 def source_limit(config: PreTrainedConfig) -> int:
-    """Longest source and target in tokens that the model has positions for; 0 = no limit (T5's relative bias)."""
+    """Longest source in tokens that the model has positions for; 0 = no limit (T5's relative bias)."""
+    return _positions(config, "encoder")
+
+
+def target_limit(config: PreTrainedConfig) -> int:
+    """Longest target in tokens that the model has positions for; 0 = no limit. LED's is below its `source_limit`."""
+    return _positions(config, "decoder")
+
+
+def _positions(config: PreTrainedConfig, side: str) -> int:
     if config.model_type in T5_FAMILY:
         return 0
-    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "max_encoder_position_embeddings")]
-    return min((int(value) for value in positions if value), default=0)
+    part = getattr(config, side, None) if config.model_type == "encoder-decoder" else config
+    found = (getattr(part, name, None) for name in ("max_position_embeddings", f"max_{side}_position_embeddings"))
+    return min((int(value) for value in found if value), default=0)
 
 
 def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
@@ -124,9 +136,19 @@ def _check_config(config: PreTrainedConfig, place: str) -> None:
     raise_if_any(f"{place}: not a valid {config.model_type} config: {problem}" for problem in config_problems(config))
 
 
-def _refuse_router_loss(config: PreTrainedConfig, place: str) -> None:
-    if config.model_type in WITH_ROUTER_LOSS:
-        raise UserError(f"{place}: a {config.model_type} model trains with a router loss, which is not supported")
+def _refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
+    """Refuse a model whose loss is more than the cross-entropy of a product of hidden states and output embedding."""
+    kind = config.model_type
+    if kind in WITH_ROUTER_LOSS:
+        raise UserError(f"{place}: a {kind} model trains with a router loss, which is not supported")
+    if kind == "prophetnet":
+        raise UserError(f"{place}: a {kind} model trains with a loss of several future tokens, which is not supported")
+    for part in (config, getattr(config, "decoder", None)):
+        if getattr(part, "final_logit_softcapping", None) is not None:
+            raise UserError(
+                f"{place}: a {kind} model with final_logit_softcapping changes its logits before the loss, which is not"
+                " supported; choose a model without it (T5, mT5, UMT5, ByT5, BART, mBART, Pegasus, M2M100, ...)"
+            )
 
 
 def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") -> PreTrainedConfig:
@@ -146,7 +168,7 @@ def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") ->
         raise UserError(f"{place}: not a valid {model_type} config: {error_reason(error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{place}: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)")
-    _refuse_router_loss(config, place)
+    _refuse_other_losses(config, place)
     _check_config(config, place)
     return config
 
@@ -303,17 +325,33 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBa
             raise UserError(f"the checkpoint's tokenizer is damaged: {error_reason(error)}") from error
 
 
-def check_vocabulary(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose ids go beyond the model's embedding."""
-    if len(tokenizer) > model_config.vocab_size and not isinstance(tokenizer, ByT5Tokenizer):
+def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer` for a model of that vocabulary; ByT5's is made without sentinels where there is no room for them.
+
+    Raises:
+        UserError: its ids go beyond the model's embedding.
+    """
+    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
+    size = next(size for part in parts if (size := getattr(part, "vocab_size", None)))
+    if len(tokenizer) <= size:
+        return tokenizer
+    if not isinstance(tokenizer, ByT5Tokenizer):
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {model_config.vocab_size}; "
+            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {size}; "
             "give the model's own -tokenizer"
         )
-    if isinstance(tokenizer, ByT5Tokenizer) and model_config.vocab_size < 259:
+    if size < BYTE_VOCABULARY:
         raise UserError(
-            f"the byte tokenizer needs a vocabulary of at least 259, the model has {model_config.vocab_size}"
+            f"the byte tokenizer needs a vocabulary of at least {BYTE_VOCABULARY}, the model has {size}; "
+            "give another -tokenizer or another model"
         )
+    added = sorted(tokenizer.get_vocab().keys() - ByT5Tokenizer().get_vocab().keys())
+    if added:
+        raise UserError(
+            f"the byte tokenizer has {len(tokenizer)} tokens ({_shortened(added)} of its own) but the model's "
+            f"vocabulary only {size}; give the model's own -tokenizer"
+        )
+    return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
 
 
 def _first_line(error: Exception) -> str:

@@ -21,38 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = -100  # the label of a padded position
+from datamodules.collate import IGNORE_INDEX
+
 MAX_LOGITS_CPU = 2**25  # logits alive at a time: 128 MiB in fp32
 MAX_LOGITS_ACCELERATOR = 2**28  # 1 GiB; a chunk also costs a pass over the gradient of the output embedding
 
 
-def token_loss_sum(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    *,
-    target_index: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    label_smoothing: float = 0.0,
-    max_logits: int | None = None,
-) -> Tensor:
-    """Give the cross-entropy summed over the labels that are not -100, a scalar in fp32 (fp64 for fp64 input).
-
-    Logits are `scale * hidden @ weight.T + bias`; T5 with `config.scale_decoder_outputs` needs `scale=d_model**-0.5`,
-    BART has `bias=final_logits_bias`. Without any label the loss is exactly 0, and so are the gradients.
-
-    Args:
-        hidden: (batch, target_length, d_model) the decoder's last hidden states.
-        weight: (vocabulary, d_model) the output embedding.
-        labels: (batch, target_length) target ids, -100 where there is none.
-        target_index: (target tokens,) flat places of the labels that are not -100; without it they are searched for,
-            which synchronises with a GPU.
-        bias: (vocabulary,) or (1, vocabulary).
-        label_smoothing: share of the uniform distribution, 0 = off.
-        max_logits: tokens * vocabulary above which the work is done in chunks of that size; None = by device.
-    """
-    return _loss_and_correct(hidden, weight, labels, target_index, bias, scale, label_smoothing, max_logits, False)[0]
+def token_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """Give the loss of `token_loss_and_correct`, which has the same options, without counting."""
+    return token_loss_and_correct(hidden, weight, labels, count_correct=False, **options)[0]
 
 
 def token_loss_and_correct(
@@ -65,22 +42,25 @@ def token_loss_and_correct(
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     max_logits: int | None = None,
+    count_correct: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Give `token_loss_sum` and, for validation, the number of tokens whose logit is the largest (int64 scalar)."""
-    return _loss_and_correct(hidden, weight, labels, target_index, bias, scale, label_smoothing, max_logits, True)
+    """Give the cross-entropy summed over the labels that are not -100, and how many of them have the largest logit.
 
+    The loss is a scalar in fp32 (fp64 for fp64 input), the count an int64 scalar. Logits are
+    `scale * hidden @ weight.T + bias`; T5 with `config.scale_decoder_outputs` needs `scale=d_model**-0.5`, BART has
+    `bias=final_logits_bias`. Without any label the loss is exactly 0, and so are the gradients.
 
-def _loss_and_correct(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    target_index: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    label_smoothing: float,
-    max_logits: int | None,
-    count_correct: bool,
-) -> tuple[Tensor, Tensor]:
+    Args:
+        hidden: (batch, target_length, d_model) the decoder's last hidden states.
+        weight: (vocabulary, d_model) the output embedding.
+        labels: (batch, target_length) target ids, -100 where there is none.
+        target_index: (target tokens,) flat places of the labels that are not -100; without it they are searched for,
+            which synchronises with a GPU.
+        bias: (vocabulary,) or (1, vocabulary).
+        label_smoothing: share of the uniform distribution, 0 = off.
+        max_logits: tokens * vocabulary above which the work is done in chunks of that size; None = by device.
+        count_correct: for validation; without it the count is 0.
+    """
     labels = labels.reshape(-1)
     if target_index is None:
         target_index = torch.nonzero(labels != IGNORE_INDEX).squeeze(1)
@@ -116,7 +96,7 @@ def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The loss of `token_loss_sum` over chunks of tokens; the gradient is computed along with the loss.
+    """The loss of `token_loss_and_correct` over chunks of tokens; the gradient is computed along with the loss.
 
     The loss is the root of the graph but for a factor, so its gradient is known up to that factor in the forward
     pass: d loss / d logits = softmax - target distribution. `backward` only multiplies.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-OPTIMIZERS = ("adam", "adafactor")
+from flags import OPTIMIZERS, SCHEDULES
+
 FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
 
 
@@ -143,9 +144,6 @@ def cyclic(step: int, total_steps: int, warmup: int, restarts: int, floor: float
     first, end = (number * total_steps // cycles for number in (cycle, cycle + 1))
     share = (step - first + 0.5) / (end - first)
     return min(floor + (1 - floor) * (1 - abs(2 * share - 1)), _warmup(step, warmup))
-
-
-SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 
 
 def schedule(

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -18,14 +19,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.encoded_split import EncodedSplit
-from errors import RunError
+from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from models.environment import quiet_libraries
 from models.generation import Decoder, DecodingOptions
 from models.progress import ProgressLine
@@ -64,7 +65,8 @@ def predict(
         load: gives the model and tokenizer; called once in each worker, so it must be picklable for several.
 
     Raises:
-        RunError: a worker died; nothing is returned then.
+        UserError: the model cannot be loaded; in a worker as in this process.
+        RunError: a worker cannot go on, or died; nothing is returned then.
     """
     job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +80,8 @@ def predict(
 def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
     """Run one worker a device; any that fails ends the whole prediction."""
     context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(rank, load, job, folder)) for rank in range(job.devices.count)]
+    arguments = [(rank, load, job, folder) for rank in range(job.devices.count)]
+    workers = [context.Process(target=_work_in_process, args=given) for given in arguments]
     resource_tracker.ensure_running()  # started later, it would unblock the signal again
     # Workers inherit the block: Ctrl-C is for the parent, which ends them. One that comes meanwhile waits, not lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -88,19 +91,45 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
                 worker.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        while any(worker.is_alive() for worker in workers):
+        running = True
+        while running:
             for worker in workers:
                 worker.join(0.2)
-            failed = [rank for rank, worker in enumerate(workers) if worker.exitcode not in (None, 0)]
-            if failed:
-                code = workers[failed[0]].exitcode
-                raise RunError(f"prediction process {failed[0]} ended with code {code}; nothing was written")
+            codes = [worker.exitcode for worker in workers]
+            for rank, code in enumerate(codes):
+                if code:
+                    _raise_problem(rank, code, folder)
+            running = None in codes
     finally:
         for worker in workers:
             if worker.is_alive():
                 worker.terminate()
             if worker.pid is not None:
                 worker.join()
+
+
+def _work_in_process(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
+    """`_work` in a process of its own: a problem goes to a file and the exit code tells its kind (`_raise_problem`)."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        _work(rank, load, job, folder)
+    except (UserError, RunError) as error:
+        told = error.problems if isinstance(error, UserError) else (str(error),)
+        _problem_path(folder, rank).write_text(json.dumps(told), encoding="utf-8")
+        sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_ERROR)
+
+
+def _raise_problem(rank: int, code: int, folder: str) -> NoReturn:
+    """Raise what a failed worker told, as if it had happened here; of one that told nothing, say how it ended."""
+    path = _problem_path(folder, rank)
+    if not path.exists():
+        raise RunError(f"prediction process {rank} ended with code {code}; nothing was written")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    raise UserError(*told) if code == EXIT_USER_ERROR else RunError(*told)
+
+
+def _problem_path(folder: str, rank: int) -> Path:
+    return Path(folder) / f"problem{rank}.json"
 
 
 def _leave_with_parent() -> None:
@@ -114,8 +143,6 @@ def _leave_with_parent() -> None:
 def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
     """Predict the batches of one worker and write them to its part file."""
     quiet_libraries()
-    if multiprocessing.parent_process() is not None:
-        threading.Thread(target=_leave_with_parent, daemon=True).start()
     devices = job.devices
     device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
     if devices.accelerator == "cpu" and devices.count > 1:

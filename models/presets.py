@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ def read_config(config_path: str) -> dict[str, Any]:
         UserError: no such file or preset, not JSON, or no `model_type`.
     """
     path = Path(config_path)
-    if not path.is_file() and not path.suffix:
+    if not os.path.isfile(path) and not path.suffix:  # unlike Path.is_file, no error for a name that is too long
         path = CONFIG_FOLDER / f"{config_path}.json"
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"-config_path {config_path}: no such file; presets: {', '.join(preset_names())}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,9 +38,40 @@ RUN_NAMES = (
 OVERWRITTEN = tuple(name for name in RUN_NAMES if name != CACHE_FOLDER)  # what -overwrite deletes
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """`last.ckpt` of a run's folder."""
-    return folder / CHECKPOINT_FOLDER / LAST_NAME
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the one to continue from first: `last.ckpt`, then the others from the latest step on.
+
+    A second name of the same file (`last.ckpt` is one, as a rule) is left out.
+    """
+    files = [path for path in (folder / CHECKPOINT_FOLDER).glob("*.ckpt") if path.is_file()]
+    files.sort(key=lambda path: (path.name != LAST_NAME, -step_of(path), path.name))
+    distinct: dict[tuple[int, int], Path] = {}
+    for path in files:
+        status = path.stat()
+        distinct.setdefault((status.st_dev, status.st_ino), path)
+    return list(distinct.values())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in a checkpoint's name; -1 when there is none."""
+    found = re.search(r"global_step(\d+)", checkpoint.name)
+    return int(found[1]) if found else -1
+
+
+def exported_step(folder: Path, name: str) -> int | None:
+    """The optimizer step whose weights lie in the run's `best` or `last`; None when that cannot be told."""
+    try:
+        state = json.loads((folder / name / STATE_NAME).read_text(encoding="utf-8"))
+        return int(state["global_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def validated_checkpoint(folder: Path, step: int | None) -> Path | None:
+    """The checkpoint that the validation (or the end of an epoch) at `step` left; None when it is gone."""
+    files = sorted((folder / CHECKPOINT_FOLDER).glob(f"epoch*-global_step{step}-val_loss*.ckpt"))
+    files += sorted((folder / CHECKPOINT_FOLDER).glob(f"epoch*-global_step{step}_endofepoch.ckpt"))
+    return files[0] if files else None
 
 
 def run_flags(folder: Path) -> dict[str, Any] | None:

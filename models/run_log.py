@@ -12,8 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from models.checkpointing import at_step_boundary
-from models.durable import write_file, write_json
+from console import tell
+from errors import RunError
+from models.durable import sync_path, write_failure, write_file, write_json
+from models.loop_state import at_step_boundary
 from models.meter import Totals
 from models.optim import current_rate
 from models.progress import ProgressLine
@@ -63,10 +65,15 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         del batch
-        if self.progress is None:  # resumed in the middle of an epoch: its start is not announced again
-            assert isinstance(pl_module, Seq2SeqModule)
-            self._begin_epoch(trainer, pl_module, batch_idx // trainer.accumulate_grad_batches)
-            self._take_up(trainer, pl_module)
+        self._begin_resumed(trainer, pl_module, batch_idx)
+
+    def _begin_resumed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: int) -> None:
+        """Resumed in the middle of an epoch, its start is not announced again."""
+        if self.progress is not None:
+            return
+        assert isinstance(pl_module, Seq2SeqModule)
+        self._begin_epoch(trainer, pl_module, -(-batches // trainer.accumulate_grad_batches))
+        self._take_up(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,7 +117,12 @@ class RunLog(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Everything logged so far reaches the disk before the checkpoint that counts on it."""
         assert isinstance(pl_module, Seq2SeqModule)
+        if self.writer is not None:
+            self.writer.flush()
+        if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
+            sync_path(self.folder / STEP_LOG)
         meters = [pl_module.meter.state()]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -120,6 +132,7 @@ class RunLog(pl.Callback):
             "meters": meters,  # by rank
             "epoch_totals": [asdict(totals) for totals in self._epoch_totals],
             "epoch_seconds": time.monotonic() - self._epoch_began,
+            "learning_rate": pl_module.step_learning_rate,
         }
 
     def on_load_checkpoint(
@@ -130,17 +143,19 @@ class RunLog(pl.Callback):
 
     def _take_up(self, trainer: pl.Trainer, module: Seq2SeqModule) -> None:
         """Go on measuring where the resumed checkpoint was: its next log lines say what they would have said."""
-        if self._resumed is None:
+        if self._resumed is None or len(self._resumed["meters"]) != trainer.world_size:
             return
         module.meter.restore(self._resumed["meters"][trainer.global_rank], module.device)
         self._epoch_totals = [Totals(**totals) for totals in self._resumed["epoch_totals"]]
         self._epoch_began = time.monotonic() - self._resumed["epoch_seconds"]
+        module.step_learning_rate = self._resumed["learning_rate"]
         self._resumed = None
 
     # ---- validation
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Seq2SeqModule)
+        self._begin_resumed(trainer, pl_module, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         if pl_module.meter.has_batches:
             self._log_step(trainer, pl_module, trainer.global_step)
         total = sum(int(count) for count in trainer.num_val_batches)
@@ -207,11 +222,15 @@ class RunLog(pl.Callback):
         if not trainer.is_global_zero:
             return
         line = {"step": step, "epoch": trainer.current_epoch, "phase": phase, **figures}
-        with open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if self.writer is not None:
-            for name, value in figures.items():
-                self.writer.add_scalar(f"{phase}/{name}", value, step)
+        try:
+            with open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if self.writer is not None:
+                for name, value in figures.items():
+                    self.writer.add_scalar(f"{phase}/{name}", value, step)
+        except OSError as error:
+            reason = write_failure(error, self.folder)
+            raise RunError(f"the logs in {self.folder} could not be written: {reason}") from error
 
     def _cut_logs(self, step: int) -> None:
         """Drop what an interrupted run logged after the step it is resumed from."""
@@ -225,7 +244,7 @@ class RunLog(pl.Callback):
                 entries = json.loads(epoch_log.read_text(encoding="utf-8"))
                 self.epochs = [entry for entry in entries if entry["global_step"] <= step and entry["epoch"] >= 0]
             except (ValueError, TypeError, KeyError) as error:
-                print(f"{epoch_log} could not be read ({error}): it is begun anew")
+                tell(f"{epoch_log} could not be read ({error}): it is begun anew")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage

@@ -12,9 +12,10 @@ import transformers
 
 from datamodules.batching import BatchPlan
 from flag_parsing import to_dict
-from flags import TrainConfig
+from flags import ADAM_RATE, TrainConfig
 from models.checkpointing import Checkpointer
 from models.durable import clean_leftovers, write_folder, write_json
+from models.exports import complete_exports
 from models.optim import resolve_warmup
 from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN
 from models.strategies import Devices
@@ -35,7 +36,7 @@ def resolved_settings(config: TrainConfig, task: Task, devices: Devices, plan: B
         "devices": devices.world_size,
         "precision": devices.precision,
         "threads": torch.get_num_threads(),
-        "learning_rate": "its own relative step" if own_rate else optim.learning_rate or 1e-4,
+        "learning_rate": "its own relative step" if own_rate else optim.learning_rate or ADAM_RATE,
         "lr_scheduler": None if own_rate else optim.lr_scheduler,
         "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, steps),
         "steps_per_epoch": plan.num_steps,
@@ -75,11 +76,14 @@ def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) 
 def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None, resolved: Any) -> None:
     """Make the run's folder ready: an overwritten run goes now, when everything else is known to be right.
 
+    So does what a run left that was killed before its first checkpoint, where -resume_checkpoint auto starts afresh.
+
     What marks the folder as a run goes last, and config.json is replaced, so that a kill in between leaves a run.
     A run that is continued in another folder takes its best/ along: its best score goes on as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if config.run.overwrite:
+    anew = config.run.resume_checkpoint == "auto" and resumed is None  # a run that ended before its first checkpoint
+    if config.run.overwrite or anew:
         for path in sorted((folder / name for name in OVERWRITTEN), key=lambda path: path.name == CHECKPOINT_FOLDER):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -91,6 +95,17 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any
         best = Path(resumed["path"]).parent.parent / "best"
         if best.is_dir() and not (folder / "best").exists():
             write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
+        complete_exports(folder, resumed, finished=False)
+
+
+def complete_finished_run(folder: Path, resumed: Mapping[str, Any]) -> None:
+    """Tidy up after a kill in the last writes of a run: what is left over goes, best/ and last/ are written if need be.
+
+    A finished run that lies in another folder is left alone.
+    """
+    if Path(resumed["path"]).resolve().parent.parent == folder.resolve():
+        clean_leftovers(folder)
+        complete_exports(folder, resumed, finished=True)
 
 
 def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[str]:

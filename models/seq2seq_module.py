@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import RunError
-from flags import OptimFlags
+from flags import ADAM_RATE, OptimFlags
 from models.forward import decode_teacher_forced
 from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
@@ -68,6 +68,8 @@ class Seq2SeqModule(pl.LightningModule):
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
         self.samples: list[tuple[str, str, str]] = []  # (source, reference, prediction) of the latest validation
         self.step_learning_rate: float | None = None  # of the latest step; None = adafactor's own
+        self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
+        self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
 
     # ---- training
 
@@ -80,12 +82,15 @@ class Seq2SeqModule(pl.LightningModule):
         return loss_sum * share
 
     def on_train_start(self) -> None:
-        """After a resume with more epochs the schedule is another one: the next step takes its rate, not the old."""
+        """After a resume: rates and decay are those of the flags (more epochs, -resume_force), not the saved ones."""
+        optimizer = self.trainer.optimizers[0]
+        for group, hyperparameters in zip(optimizer.param_groups, self._hyperparameters, strict=True):
+            group.update(hyperparameters)
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-            rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-            for group, base, factor in rates:
-                group["lr"] = base * factor(scheduler.last_epoch)
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
@@ -121,7 +126,7 @@ class Seq2SeqModule(pl.LightningModule):
         flags = self.optim
         rate = flags.learning_rate
         if rate is None and flags.optim == "adam":
-            rate = 1e-4
+            rate = ADAM_RATE
         optimizer = build_optimizer(
             self.model,
             flags.optim,
@@ -129,8 +134,6 @@ class Seq2SeqModule(pl.LightningModule):
             flags.weight_decay,
             fused=self.trainer.precision != "16-mixed",
         )
-        if rate is None:  # adafactor's own relative step
-            return optimizer
         scheduler = build_scheduler(
             optimizer,
             flags.lr_scheduler,
@@ -141,6 +144,11 @@ class Seq2SeqModule(pl.LightningModule):
             min_lr=flags.optim_cosanneal_min_lr,
             learning_rate=rate,
         )
+        self._hyperparameters = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        if scheduler is None:  # adafactor's own relative step
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- validation
@@ -150,6 +158,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.raise_if_not_finite()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        self.between_batches()
         loss_sum, correct = self._loss_sum(batch, count_correct=True)
         self.validation_meter.add_batch(batch, loss_sum, correct)
 
@@ -175,8 +184,11 @@ class Seq2SeqModule(pl.LightningModule):
         limit = int(split.target_lengths.max()) * 3 // 2 + 8
         decoder = Decoder(self.model, self.tokenizer, DecodingOptions(max_length=limit))
         predicted: dict[int, str] = {}
-        for start in range(0, len(mine), 32):
+        for start in range(0, -(-len(rows) // world_size), 32):
+            self.between_batches()
             chunk = mine[start : start + 32]
+            if not chunk:
+                continue
             ids, mask = pad_sources([split.source_ids(row) for row in chunk], self.tokenizer.pad_token_id, self.device)
             predicted.update(zip(chunk, decoder(ids, mask), strict=True))
         if world_size > 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from transformers import PreTrainedConfig
 
 from errors import UserError
 from models.loading import FP16_UNSAFE
@@ -50,6 +51,20 @@ def resolve_devices(
     return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision)
 
 
+def check_launcher(devices: Devices) -> None:
+    """Refuse a run whose launcher (torchrun) started another number of processes than the flags ask for.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    launched = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
+    if launched is not None and launched != str(devices.world_size):
+        raise UserError(
+            f"the launcher started {launched} processes (WORLD_SIZE), and -gpus, -cpu_processes and -num_nodes make"
+            f" {devices.world_size}: give the same number"
+        )
+
+
 def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
     if float_precision == "32":
         return "32-true"
@@ -73,12 +88,35 @@ def lightning_strategy(devices: Devices, strategy: str) -> Any:
         return "auto"
     backend = "gloo" if devices.accelerator == "cpu" else "nccl"
     # No buffer of an encoder-decoder changes in training: there is nothing to synchronise before a forward pass.
-    return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return _DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
-def use_threads(devices: Devices) -> int:
-    """Share the processors of this machine among its processes; returns the threads of each."""
-    if "OMP_NUM_THREADS" in os.environ and devices.count == 1:
+class _DDPStrategy(DDPStrategy):
+    """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so."""
+
+    def configure_ddp(self) -> None:
+        module: Any = self.lightning_module
+        if leaves_out_parameters(module.model.config):
+            self._ddp_kwargs["find_unused_parameters"] = True
+        super().configure_ddp()
+
+
+def leaves_out_parameters(config: PreTrainedConfig) -> bool:
+    """Whether a training step may use a part of the parameters only: layers dropped at random, or a BERT's pooler."""
+    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
+    drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
+    return drops or config.model_type == "encoder-decoder"
+
+
+def use_threads(devices: Devices, resumed: int = 0) -> int:
+    """Share the processors of this machine among its processes; returns the threads of each.
+
+    Args:
+        resumed: the threads of the run that is continued on a CPU: with another number sums are rounded differently.
+    """
+    if resumed:
+        torch.set_num_threads(resumed)
+    if resumed or ("OMP_NUM_THREADS" in os.environ and devices.count == 1):
         return torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // devices.count) if devices.accelerator == "cpu" else torch.get_num_threads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.encoded_split import EncodedSplit
-from flags import TrainConfig
+from flags import BatchFlags, DecodeFlags, TrainConfig
 from metrics import score
 from models.durable import write_json
 from models.generation import DecodingOptions
@@ -17,13 +17,25 @@ from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
 
 
+def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:
+    """Rows of a batch that fit where the training's batches fit: -batch_size, or what -max_tokens holds of the longest.
+
+    Short rows are not put together without end: the caches of decoding grow with the rows, however short the sources.
+    """
+    if not batch.max_tokens:
+        return batch.batch_size
+    longest = int(split.source_lengths.max(initial=1)) + int(split.target_lengths.max(initial=0))
+    return min(max(1, batch.max_tokens // longest), DecodeFlags().batch_size)
+
+
 def report_test_split(
     folder: Path, split: EncodedSplit, task: Task, labels: LabelMap | None, config: TrainConfig, devices: Devices
 ) -> list[str]:
     """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
-    texts = predict(InferenceModel(str(best)), split, config.batch.batch_size, DecodingOptions(), one_device)
+    rows = prediction_rows(split, config.batch)
+    texts = predict(InferenceModel(str(best)), split, rows, DecodingOptions(), one_device)
     references = [split.reference(row) for row in range(len(split))]
     scores = score(references, texts, labels, names=task.metrics)
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.batching import BatchPlan
+from errors import RunError, UserError
 from flags import TrainConfig
-from models.checkpointing import take_over_loop
 from models.durable import DurableCheckpointIO
 from models.generation import DecodingOptions, generation_config
+from models.loop_state import take_over_loop
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from models.strategies import Devices, lightning_strategy
 from task_utils import LabelMap, Task
+
+SECONDS_TO_DIE = 3.0  # between the closing of a process's connections and its end
 
 
 def build_module(
@@ -23,13 +29,18 @@ def build_module(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     labels: LabelMap | None,
-    plan: BatchPlan,
+    total_steps: int,
 ) -> Seq2SeqModule:
-    """The module around `model`; sets the generation config that exported folders carry."""
+    """The module around `model`; sets the generation config that exported folders carry.
+
+    Args:
+        labels: as they are predicted.
+        total_steps: optimizer steps of the whole run, for the schedule.
+    """
     model.generation_config = generation_config(model, tokenizer, DecodingOptions())
     options = ModuleOptions(
         seed=config.run.seed,
-        total_steps=plan.num_steps * config.optim.max_epoch,
+        total_steps=total_steps,
         accumulate=config.batch.grad_acc,
         log_every=config.run.log_every,
         generate_rows=config.run.valid_generate_rows,
@@ -39,9 +50,19 @@ def build_module(
 
 
 def build_trainer(
-    config: TrainConfig, devices: Devices, plan: BatchPlan, validates: bool, callbacks: list[pl.Callback]
+    config: TrainConfig,
+    devices: Devices,
+    plan: BatchPlan,
+    validates: bool,
+    callbacks: list[pl.Callback],
+    resumed: Mapping[str, Any] | None,
 ) -> pl.Trainer:
-    """Lightning's trainer with its own logging, checkpoints and samplers switched off: ours take their place."""
+    """Lightning's trainer with its own logging, checkpoints and samplers switched off: ours take their place.
+
+    Args:
+        validates: whether there are validation rows.
+        resumed: the checkpoint that the run continues.
+    """
     accumulate = config.batch.grad_acc
     interval = max(1, round(plan.num_steps * config.run.valid_check_interval)) * accumulate
     settings: dict[str, Any] = {
@@ -61,9 +82,33 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "default_root_dir": config.run.save_path,
-        "plugins": [DurableCheckpointIO()],
+        "plugins": [DurableCheckpointIO(resumed)],
         "callbacks": callbacks,
     }
     trainer = pl.Trainer(**settings)
     take_over_loop(trainer)
     return trainer
+
+
+def end_other_processes(trainer: pl.Trainer, error: BaseException) -> None:
+    """Kill the processes that this one started, since they may wait in a collective for one that failed.
+
+    Raises:
+        RunError: one of them had died by itself, and `error` came of it.
+    """
+    processes = getattr(trainer.strategy.launcher, "procs", None) or []
+    died: list[tuple[int, int]] = []  # (rank, exit code)
+    if isinstance(error, Exception) and not isinstance(error, RunError | UserError):
+        until = time.monotonic() + SECONDS_TO_DIE
+        while processes and not died and time.monotonic() < until:
+            died = [(rank, process.returncode) for rank, process in enumerate(processes, 1) if process.poll()]
+            time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    if died:
+        rank, code = died[0]
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        raise RunError(
+            f"process {rank} of {len(processes) + 1} {how} (out of memory, perhaps); what was saved is whole, and"
+            " -resume_checkpoint last goes on from it"
+        ) from error

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import UserError
-from flag_parsing import to_dict
 from flags import TrainConfig
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, RUN_ENTRIES, model_weights, read_checkpoint
+from models.durable import CONTENT_KEY, model_weights
+from models.forward import check_logits
 from models.loading import (
     check_config_builds,
-    check_vocabulary,
     checkpoint_config,
     config_from_dict,
+    fitting_tokenizer,
     freeze_parts,
     from_checkpoint,
     from_config,
@@ -27,11 +27,6 @@ from models.loading import (
     unpack_tokenizer,
 )
 from models.presets import TOKENIZER_KEY, read_config
-from validation import resumed_path
-
-RESUME_FREE = ("max_epoch",)  # optimization flags that may change on a resume
-RESUME_FIXED = ("freeze", "float_precision", "monitor")  # other flags that may not
-RESUME_MODEL = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
 
 
 @dataclass(frozen=True)
@@ -41,51 +36,6 @@ class ModelSource:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     build: Callable[[int], PreTrainedModel]  # seed -> model, ready to train
-
-
-def load_resumed(config: TrainConfig) -> dict[str, Any] | None:
-    """The checkpoint that -resume_checkpoint names, with its `path`; None when it names none.
-
-    Raises:
-        UserError: nothing there, torn, of another kind, or of a run with other optimization flags.
-    """
-    if not config.run.resume_checkpoint:
-        return None
-    path = resumed_path(config)
-    checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
-    saved = checkpoint[CONTENT_KEY]["flags"]
-    now = to_dict(config)
-    fixed = [name for name in asdict(config.optim) if name not in RESUME_FREE] + list(RESUME_FIXED)
-    fixed += [name for name in RESUME_MODEL if now[name]]
-    differences = [
-        f"-{name} (checkpoint: {saved.get(name)}, now: {now[name]})" for name in fixed if saved.get(name) != now[name]
-    ]
-    if differences:
-        raise UserError(f"-resume_checkpoint {path}: the run was made with other settings: {'; '.join(differences)}")
-    return {**checkpoint, "path": str(path)}
-
-
-def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
-    """Why there is nothing left to train after `resumed`; empty when there is."""
-    epochs, step = resumed["epoch"], resumed["global_step"]
-    patience = config.run.early_stopping_patience
-    without_gain = resumed["callbacks"]["Checkpointer"]["validations_without_gain"]
-    if epochs >= config.optim.max_epoch:
-        return f"the run is finished: {epochs} epochs, optimizer step {step}; a larger -max_epoch trains on"
-    if patience and without_gain >= patience:
-        return f"the run is finished: stopped early at optimizer step {step}; -early_stopping_patience 0 trains on"
-    return ""
-
-
-def changed_words(resumed: Mapping[str, Any] | None, config: TrainConfig) -> list[str]:
-    """What differs from the run before in a way that changes its result, though it is allowed."""
-    if resumed is None or resumed[CONTENT_KEY]["flags"]["max_epoch"] == config.optim.max_epoch:
-        return []
-    before = resumed[CONTENT_KEY]["flags"]["max_epoch"]
-    return [
-        f"-max_epoch was {before} and is {config.optim.max_epoch} now: the learning rate follows the longer"
-        " or shorter course from here"
-    ]
 
 
 def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> ModelSource:
@@ -109,19 +59,23 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
         tokenizer = load_tokenizer(spec, **languages)
         place = f"-config_path {flags.config_path}"
         model_config = config_from_dict(content, place)
-        check_vocabulary(model_config, tokenizer)
+        tokenizer = fitting_tokenizer(model_config, tokenizer)
         check_config_builds(model_config, place)
         return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config))
     model_config = load_config(flags.init_model)
     tokenizer = load_tokenizer(
         flags.tokenizer or flags.init_model, "-tokenizer" if flags.tokenizer else "-init_model", **languages
     )
-    check_vocabulary(model_config, tokenizer)
+    tokenizer = fitting_tokenizer(model_config, tokenizer)
     return ModelSource(model_config, tokenizer, lambda seed: _ready(from_pretrained(flags.init_model), config))  # noqa: ARG005
 
 
 def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     """The model in training mode with the parts that -freeze names left alone."""
+    flags = config.model
+    places = {"-config_path": flags.config_path, "-init_model": flags.init_model}
+    given = [f"{flag} {value}" for flag, value in places.items() if value]
+    check_logits(model, (given or [f"-resume_checkpoint {config.run.resume_checkpoint}"])[0])
     freeze_parts(model, config.model.freeze)
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -94,6 +94,12 @@ BAD_TRAIN = {
     "negative": (["-warmup_steps", "-1"], "-warmup_steps -1: at least 0 expected"),
     "fraction": (["-warmup_steps", "1.5"], "-warmup_steps 1.5: whole steps, or a share below 1, expected"),
     "rate 0": (["-learning_rate", "0"], "-learning_rate 0: above 0 expected"),
+    "long config": (["-config_path", "c" * 300], f"-config_path {'c' * 300}: no such file; presets: "),
+    "lowest rate": (
+        ["-optim_cosanneal_min_lr", "0.001"],
+        "-optim_cosanneal_min_lr 0.001 is above adam's rate 0.0001; give -learning_rate",
+    ),
+    "one column": (["-source_column", "2"], "-source_column and -target_column (or those of -task seq2seq) are both 2"),
     "nan": (["-learning_rate", "nan"], "-learning_rate nan: a number expected"),
     "no generation": (["-monitor", "bleu", "-valid_generate_rows", "0"], "-monitor bleu needs generated rows"),
     "resume nothing": (
@@ -172,6 +178,15 @@ def test_bad_inference_flags(place: Path, name: str) -> None:
     refused(result, result.errors[0])
     assert message.replace("{}", str(place)) in result.errors[0]
     assert listing(place) == before
+
+
+def test_a_share_of_rows_that_are_not_given(place: Path) -> None:
+    result = infer("-model", "m.ckpt", "-valid_data", place / "good.tsv", "-test_data_proportions", 0.2)
+    refused(
+        result,
+        "-test_data_proportions 0.2: a share of the rows of -train_data, which is not given; give it, or leave the"
+        " share out and give -test_data",
+    )
 
 
 def test_required_inference_flags() -> None:
@@ -276,6 +291,13 @@ def test_a_runs_folder_is_no_model(copy_run: Path, letters: Path) -> None:
     run = copy_run / "run"
     result = infer("-model", run, "-test_data", letters / "test.tsv")
     refused(result, f"-model {run}: this is a run's folder; give {run}/best or {run}/last")
+
+
+def test_a_model_name_that_no_file_can_have(place: Path) -> None:
+    name = "m" * 300
+    result = infer("-model", name, "-test_data", place / "good.tsv")
+    refused(result, *result.errors)
+    assert result.errors[0].startswith(f"-model {name}: no model could be loaded: ")
 
 
 def test_no_such_hub_model_offline(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,25 @@ def test_two_processes_write_the_same_bytes(
     assert reports[0] == reports[1]
 
 
+def test_a_mistake_that_only_a_worker_sees_is_told_as_one(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    """The weights are read by the workers only; both find the same NaN, and it is told once."""
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(copy_run / "run" / "best", tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.shared.weight"][5, 0] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    results = tmp_path / "results"
+    results.mkdir()
+    test_data = ("-test_data", letters / "test.tsv")
+    told = infer("-model", model, *test_data, "-cpu_processes", 2, *outputs(results))
+    assert told.code == 2
+    assert told.err == (
+        f"error: -model {model}: the weights are not finite: model.shared.weight holds NaN or infinity\n"
+    )
+    assert list(results.iterdir()) == []
+
+
 def test_beams_and_a_folder_that_is_none_of_ours(copy_run: Path, tmp_path: Path) -> None:
     """A plain from_pretrained folder in bf16, columns by number, every second row, a template from the flags."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -150,6 +170,26 @@ def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> N
     assert (tmp_path / "escaped.txt").read_bytes().decode() == ("one\\ntwo\ntab\\there\nback\\\\slash\n\\r\n\n한글\n")
     write_lines(tmp_path / "flat.txt", texts, escapes=False)
     assert (tmp_path / "flat.txt").read_bytes().decode() == "one two\ntab here\nback\\slash\n \n\n한글\n"
+
+
+def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
+    import metrics
+    from flags import InferenceConfig, OutputFlags
+    from inference import finish
+    from task_utils import LabelMap, get_task
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(metrics, "score", failing)
+    names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
+    config = InferenceConfig(output=OutputFlags(**names))
+    with pytest.raises(MemoryError):
+        finish(config, get_task("seq2seq"), LabelMap.parse("0=no,1=yes"), ["no", "yes"], ["noo", "yes"])
+    assert (tmp_path / "save_output").read_text() == "no\nyes\n"
+    assert (tmp_path / "save_label").read_text() == "no\nyes\n"
+    assert not (tmp_path / "save_report").exists()
 
 
 # ---- labels
@@ -184,45 +224,52 @@ def test_label_task_comes_from_the_checkpoint(label_run: Path, tmp_path: Path) -
     assert ["macro", "1.0000", "1.0000", "1.0000", "40"] in [line.split() for line in lines]
 
 
-@pytest.fixture(scope="module")
-def misfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows for the letters model, whose answers a and d are no labels of the map below."""
-    folder = tmp_path_factory.mktemp("misfit")
-    return write_tsv(folder / "misfit.tsv", [("ab", "1"), ("b", "2"), ("ca", "3"), ("db", "4"), ("da", "4")])
-
-
-LABELS = ("-label_map", "1=aaaa,2=b,3=c,4=dd")
-# distances: a is 3 from aaaa, 1 from b and c, 2 from dd -> b (the first declared); d is 1 from b, c and dd -> b
-KEPT = (["a", "b", "c", "d", "d"], [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 2]])
+# The letters model answers a, b, c, d, d to five rows of the labels 1, 2, 3, 4, 4.
+# NEAR: a is 1 from each of aa, b and c, d is 1 from b, c and dd; the first declared wins: aa is right, b is wrong.
+# FAR: within 1 there is aa for a alone; without a limit bbb would be right for b, and c and d get a wrong label.
+NEAR, FAR = "1=aa, 2=b, 3=c, 4=dd", "2=bbb, 1=aa, 3=cccc, 4=dddd"
+# label map, flags, answers, accuracy and corrected accuracy, confusion matrix (a column for each label, and invalid)
 CORRECTIONS: dict[str, Any] = {
-    "nearest": ((), ["b", "b", "c", "b", "b"], [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 2, 0, 0, 0]]),
-    "distance": (("-label_max_distance", 0), *KEPT),
-    "none": (("-label_correction", "none"), *KEPT),
+    "nearest": (NEAR, (), "aa b c b b", (0.4, 0.6), "10000 01000 00100 02000"),
+    "distance 1": (FAR, ("-label_max_distance", 1), "aa b c d d", (0.0, 0.2), "00001 01000 00001 00002"),
+    "distance 0": (NEAR, ("-label_max_distance", 0), "a b c d d", (0.4, 0.4), "00001 01000 00100 00002"),
+    "none": (NEAR, ("-label_correction", "none"), "a b c d d", (0.4, 0.4), "00001 01000 00100 00002"),
 }
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
-def test_label_correction(copy_run: Path, misfit: Path, tmp_path: Path, name: str) -> None:
-    flags, answers, matrix = CORRECTIONS[name]
+def test_label_correction(copy_run: Path, tmp_path: Path, name: str) -> None:
+    labels, flags, answers, accuracies, matrix = CORRECTIONS[name]
+    data = write_tsv(tmp_path / "data.tsv", [("ab", "1"), ("b", "2"), ("ca", "3"), ("db", "4"), ("da", "4")])
     best = copy_run / "run" / "best"
-    result = infer_ok("-model", best, "-test_data", misfit, *LABELS, *flags, *outputs(tmp_path))
+    given = ("-test_data", data, "-label_map", labels.replace(" ", ""), *flags)
+    result = infer_ok("-model", best, *given, *outputs(tmp_path))
     report = read_json(tmp_path / "report.json")
-    assert (tmp_path / "label.txt").read_text().split() == ["aaaa", "b", "c", "dd", "dd"]
-    assert (tmp_path / "out.txt").read_text().split() == answers
-    assert report["invalid_outputs"] == 3
-    assert (report["metrics"]["accuracy"], report["metrics"]["accuracy_corrected"]) == (0.4, 0.4)
-    assert report["confusion_matrix"]["rows"] == matrix
-    assert "invalid outputs (no label text): 3 of 5" in result.out
-    assert "labels: 1=aaaa, 2=b, 3=c, 4=dd" in result.out
+    texts = dict(label.split("=") for label in labels.split(", "))
+    assert (tmp_path / "label.txt").read_text().split() == [texts[label] for label in "12344"]
+    assert (tmp_path / "out.txt").read_text().split() == answers.split()
+    assert (report["metrics"]["accuracy"], report["metrics"]["accuracy_corrected"]) == accuracies
+    assert ["".join(map(str, row)) for row in report["confusion_matrix"]["rows"]] == matrix.split()
+    invalid = 3 if labels == NEAR else 5
+    assert report["invalid_outputs"] == invalid
+    assert f"invalid outputs (no label text): {invalid} of 5" in result.out
+    assert f"labels: {labels}" in result.out
 
 
-def test_test_share_of_the_training_file(copy_run: Path, letters: Path, tmp_path: Path) -> None:
-    """-train_data with -test_data_proportions predicts the rows that training set apart; the shares are disjoint."""
-    shares = ("-train_data", letters / "train.tsv", "-valid_data_proportions", 0.2, "-test_data_proportions", 0.1)
+def test_test_share_of_the_training_file(copy_run: Path, tmp_path: Path) -> None:
+    """-train_data with -test_data_proportions predicts the rows that training set apart, and no others.
+
+    The rows are pinned: a version that chose others would test on rows that an older run was trained on.
+    """
+    data = write_tsv(tmp_path / "rows.tsv", [("abcd"[row % 4] * (1 + row % 3), str(row)) for row in range(50)])
+    shares = ("-train_data", data, "-valid_data_proportions", 0.2, "-test_data_proportions", 0.1)
     result = infer_ok("-model", copy_run / "run" / "best", *shares, *outputs(tmp_path))
-    assert "-train_data: 200 rows read, 200 kept" in result.out
-    assert "20 of them are the test rows" in result.out
-    assert read_json(tmp_path / "report.json")["rows"] == 20
+    rows = [4, 32, 38, 43, 49]
+    assert (tmp_path / "label.txt").read_text().split() == [str(row) for row in rows]
+    assert (tmp_path / "out.txt").read_text().split() == ["abcd"[row % 4] for row in rows]
+    assert "-train_data: 50 rows read, 50 kept" in result.out
+    assert "5 of them are the test rows" in result.out
+    assert read_json(tmp_path / "report.json")["rows"] == 5
 
 
 def test_ctrl_c_ends_all_processes_and_writes_nothing(copy_run: Path, letters: Path, tmp_path: Path) -> None:

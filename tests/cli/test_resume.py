@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.cli.command import listing, run, train, train_ok, train_until
 from tests.cli.tiny import BART, flag_list, json_lines, write_config
+from tests.faults.harness import assert_same_end, start
 
 KEPT_STEPS = {2, 4, 6, 7, 8, 10, 12, 13, 14}  # every second one, the five best validations, ends of epochs
-CLOCK = ("tokens_per_second", "rows_per_second", "seconds")  # figures that time decides
 
 
 def flags_of(folder: Path, letters: Path, **changes: Any) -> dict[str, Any]:
@@ -51,46 +52,6 @@ def whole_run(once: Callable[[str, Callable[[Path], None]], Path], letters: Path
         train_ok(*flag_list(flags_of(folder, letters)))
 
     return once("whole_run", make)
-
-
-def without_clock(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in entries]
-
-
-def assert_same(one: Any, other: Any, place: str = "") -> None:
-    """Equal bit for bit, tensors included."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    elif isinstance(one, dict):
-        assert list(one) == list(other), place
-        for key in one:
-            assert_same(one[key], other[key], f"{place}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_same(left, right, f"{place}/{index}")
-    else:
-        assert one == other, place
-
-
-def assert_same_end(run_folder: Path, whole: Path) -> None:
-    """Weights, optimizer, schedule, loop position, best score, exported folders and logs."""
-    mine, reference = (
-        torch.load(folder / "saved_checkpoints" / "last.ckpt", weights_only=True) for folder in (run_folder, whole)
-    )
-    for part in (mine, reference):
-        part["s2s"].pop("flags")
-        part["s2s_log"] = {"meters": part["s2s_log"]["meters"][0][:-1]}
-        part["callbacks"]["Checkpointer"].pop("kept")
-    assert_same(mine, reference)
-    for name in ("best", "last"):
-        assert (run_folder / name / "model.safetensors").read_bytes() == (
-            whole / name / "model.safetensors"
-        ).read_bytes()
-    logs = [json.loads((folder / "log.json").read_text(encoding="utf-8")) for folder in (run_folder, whole)]
-    assert without_clock(logs[0]) == without_clock(logs[1])
-    lines = [json_lines(folder / "metrics.jsonl") for folder in (run_folder, whole)]
-    assert without_clock(lines[0]) == without_clock(lines[1])
 
 
 def test_the_whole_run_saved_at_every_kind_of_moment(whole_run: Path) -> None:
@@ -156,18 +117,37 @@ def test_finished_run_says_so(whole_run: Path, letters: Path, tmp_path: Path) ->
 REFUSED = {
     "flags": (
         {"learning_rate": 1e-3, "label_smoothing": 0.1, "float_precision": "bf16"},
-        "the run was made with other settings: -learning_rate (checkpoint: 0.002, now: 0.001); "
-        "-label_smoothing (checkpoint: 0.0, now: 0.1); -float_precision (checkpoint: 32, now: bf16)",
+        """\
+  what              checkpoint  now
+  -learning_rate    0.002       0.001
+  -label_smoothing  0.0         0.1
+  -float_precision  32          bf16
+""",
     ),
     "plan": (
         {"batch_size": 16, "grad_acc": 1, "seed": 1},
-        "the run cannot be continued, it differs in -batch_size (checkpoint: 8, now: 16); "
-        "-grad_acc (checkpoint: 2, now: 1); -seed (checkpoint: 123456, now: 1)",
+        """\
+  what         checkpoint  now
+  -batch_size  8           16
+  -grad_acc    2           1
+  -seed        123456      1
+""",
     ),
-    "data": (
-        {"train_data": "{}/valid.tsv:2"},
-        "the run cannot be continued, it differs in training data and encoding (",
+    "label map": (
+        {"label_map": "a=A,b=B,c=C,d=D"},
+        """\
+  what        checkpoint  now
+  -label_map  None        a=A, b=B, c=C, d=D
+""",
     ),
+    "devices": (
+        {"cpu_processes": 2},
+        """\
+  what               checkpoint  now
+  number of devices  1           2
+""",
+    ),
+    "data": ({"train_data": "{}/valid.tsv:2"}, "\n  training rows               100"),
 }
 
 
@@ -182,9 +162,11 @@ def test_other_data_or_flags_are_refused(whole_run: Path, letters: Path, tmp_pat
     changes |= {"save_path": run, "cache_dir": None, "resume_checkpoint": checkpoint}
     result = train(*flag_list(flags_of(whole_run, letters, **changes)))
     assert result.code == 2
-    assert len(result.errors) == 1
-    assert message in result.errors[0]
-    assert result.errors[0].startswith("-resume_checkpoint")
+    assert result.errors == [
+        f"-resume_checkpoint {checkpoint}: the run was saved with other settings; give those, or -resume_force to go on"
+        " all the same, though not exactly"
+    ]
+    assert message in result.err
     assert "Traceback" not in result.err
     assert listing(run) == before
 
@@ -202,7 +184,7 @@ def test_stopped_run_prints_the_command_that_resumes_it(
     assert f"{signum.name}: saving at the next optimizer step; Ctrl-C leaves at once\n" in stopped.out
     assert "Traceback" not in stopped.out
     lines = stopped.out.splitlines()
-    told = lines.index("stopped and saved; this resumes it:")
+    told = next(index for index, line in enumerate(lines) if line.endswith("and saved; this resumes it:"))
     command = shlex.split(lines[told + 1])
     assert command[:2] == ["python", "train.py"]
     assert "-overwrite" not in command
@@ -228,3 +210,231 @@ def test_seed_drawn_at_random_is_in_the_resume_command() -> None:
     assert shlex.split(command)[2:] == [
         *("-save_path", "a b", "-batch_size", "8", "-seed", "77", "-resume_checkpoint", "last")
     ]
+
+
+# ---- stops in a validation
+
+IN_A_VALIDATION = {
+    "inside an epoch": ("validation_step", 3, 3),
+    "inside an epoch, in generation": ("on_validation_epoch_end", 2, 6),
+    "at the end of an epoch": ("validation_step", 12, 7),
+    "at the end of the run, in generation": ("on_validation_epoch_end", 6, 14),
+}
+
+
+@pytest.mark.parametrize("moment", IN_A_VALIDATION)
+def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, tmp_path: Path, moment: str) -> None:
+    """The stop waits for no validation to end, and the resumed run ends as if there had been none."""
+    event, count, step = IN_A_VALIDATION[moment]
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
+    stopped = start(flags, {"FAULT_ON": event, "FAULT_AT": str(count), "FAULT_SIGNAL": str(int(signal.SIGTERM))})
+    assert stopped.returncode == 143, stopped.stdout
+    assert f"stopped at optimizer step {step} and saved; this resumes it:" in stopped.stdout
+    valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
+    assert valid == [done for done in (3, 6, 7, 10, 13, 14) if done < step]
+    train_ok(*flag_list(flags), "-resume_checkpoint", "last")
+    assert_same_end(tmp_path / "run", whole_run / "run")
+
+
+# ---- which checkpoint
+
+
+def test_torn_newest_checkpoint_is_passed_over(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    """Torn, then missing: the one before is taken, that is said, and the end is the same."""
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    checkpoints = run / "saved_checkpoints"
+    for path in [*checkpoints.glob("epoch01-global_step1[34]*"), checkpoints / "last.ckpt"]:
+        content = path.read_bytes()
+        path.unlink()
+        if path.name != "epoch01-global_step14.ckpt":
+            path.write_bytes(content[: len(content) // 2])
+    result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint="last")))
+    lines = result.out.splitlines()
+    assert lines[0].startswith(f"passed over: -resume_checkpoint {checkpoints / 'last.ckpt'}: the file is torn")
+    assert f"continuing from the one before: {checkpoints / 'epoch01-global_step12.ckpt'}, optimizer step 12" in lines
+    assert_same_end(run, whole_run / "run")
+
+
+def test_no_whole_checkpoint_is_an_error(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    for path in (run / "saved_checkpoints").iterdir():
+        path.write_bytes(b"torn")
+    before = listing(run)
+    for value in ("last", "auto"):
+        result = train(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint=value)))
+        assert result.code == 2
+        assert all("the file is torn or no checkpoint" in error for error in result.errors)
+        assert listing(run) == before
+
+
+def test_best_continues_from_the_best_validation(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    best = json.loads((run / "best" / "training_state.json").read_text())["best_step"]
+    first = flags_of(whole_run, letters, save_path=run, resume_checkpoint="best", max_steps=best)
+    assert train_ok(*flag_list(first)).out.splitlines()[0] == (
+        f"-max_steps {best} is reached: the run is at optimizer step {best}"
+        if best < 14
+        else "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on"
+    )
+    shutil.rmtree(run / "best")
+    result = train(*flag_list({**first, "max_steps": 0}))
+    assert result.code == 2
+    assert result.errors == [
+        f"-resume_checkpoint best: no checkpoint of {run / 'best'} in {run / 'saved_checkpoints'};"
+        " -resume_checkpoint last continues from the newest"
+    ]
+
+
+def test_auto_starts_afresh_resumes_and_ends(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    """One command line for ever: also after a kill before the first checkpoint, whose logs are dropped."""
+    run = tmp_path / "run"
+    flags = flags_of(whole_run, letters, save_path=run, resume_checkpoint="auto")
+    killed = start(flags, {"FAULT_ON": "training_step", "FAULT_AT": "4"})
+    assert killed.returncode == -9
+    assert (run / "config.json").is_file()
+    assert list((run / "saved_checkpoints").glob("*.ckpt")) == []
+    last = train(*flag_list({**flags, "resume_checkpoint": "last"}))
+    assert last.code == 2
+    assert last.errors[0].startswith("-resume_checkpoint last: no such file: ")
+    train_ok(*flag_list(flags))
+    assert_same_end(run, whole_run / "run")
+    before = listing(run)
+    assert "the run is finished: 2 epochs" in train_ok(*flag_list(flags)).out
+    assert listing(run) == before
+    shutil.rmtree(run / "saved_checkpoints")
+    result = train(*flag_list(flags))
+    assert result.code == 2
+    assert (
+        f"-resume_checkpoint auto: {run} holds a model (best, last) and no checkpoint to continue" in result.errors[0]
+    )
+    assert (run / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_kill_between_the_last_checkpoint_and_its_folder_is_mended(
+    whole_run: Path, letters: Path, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    shutil.rmtree(run / name)
+    result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint="auto")))
+    assert f"{run / name} was not finished: written anew from the checkpoint of optimizer step" in result.out
+    assert_same_end(run, whole_run / "run")
+    names = [sorted(path.name for path in (folder / name).iterdir()) for folder in (run, whole_run / "run")]
+    assert names[0] == names[1]
+
+
+# ---- limits, saves on request, SLURM
+
+
+def test_max_steps_and_max_hours_stop_and_are_resumed(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = flags_of(whole_run, letters, save_path=run, resume_checkpoint="auto", test_data=letters / "test.tsv")
+    result = train_ok(*flag_list({**flags, "max_steps": 5}))
+    assert "-max_steps 5 is reached: stopped at optimizer step 5 and saved; this resumes it:\n" in result.out
+    assert not (run / "test_report.json").exists()
+    before = listing(run)
+    result = train_ok(*flag_list({**flags, "max_steps": 5}))
+    assert result.out == "-max_steps 5 is reached: the run is at optimizer step 5\n"
+    assert listing(run) == before
+    result = train_ok(*flag_list({**flags, "max_hours": 1e-9}))
+    assert "-max_hours 1e-09 is reached: stopped at optimizer step 6 and saved; this resumes it:\n" in result.out
+    train_ok(*flag_list(flags))
+    assert_same_end(run, whole_run / "run")
+    assert json.loads((run / "test_report.json").read_text())["rows"] == 30
+
+
+def test_sigusr1_saves_and_goes_on(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
+    faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
+    result = start(flags, faults)
+    assert result.returncode == 0, result.stdout
+    assert f"saved at optimizer step 5: {tmp_path / 'run' / 'saved_checkpoints' / 'last.ckpt'}\n" in result.stdout
+    assert_same_end(tmp_path / "run", whole_run / "run")
+
+
+def test_requeue_on_slurm(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    """SLURM's signal ahead of the time limit: saved, stopped, and scontrol called with the number of this job."""
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "run", requeue="true")
+    result = train(*flag_list(flags))
+    assert result.code == 2
+    assert result.errors == [
+        "-requeue runs this same command again, so that it needs -resume_checkpoint auto, not a start afresh",
+        "-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out",
+    ]
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NAME": "bash"}
+    faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
+    path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
+    flags["resume_checkpoint"] = "auto"
+    result = start(flags, {**slurm, **faults, "PATH": path})
+    assert result.returncode == 128 + signal.SIGUSR1, result.stdout
+    assert "requeued: scontrol requeue 70_3\n" in result.stdout
+    assert (tmp_path / "called").read_text() == "requeue 70_3\n"
+    assert start(flags, {**slurm, "PATH": path}).returncode == 0
+    assert (tmp_path / "called").read_text() == "requeue 70_3\n"
+    assert_same_end(tmp_path / "run", whole_run / "run")
+
+
+# ---- -resume_force
+
+
+def test_forced_resume_says_what_is_not_exact(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    """Other batches, optimizer, rate and validation rows: the run ends, at the number of steps that was told."""
+    changes = {"batch_size": 16, "grad_acc": 1, "optim": "adafactor", "learning_rate": 1e-3}
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "new", resume_force="true", **changes)
+    flags["valid_data"] = f"{letters / 'valid.tsv'}:2"
+    flags["resume_checkpoint"] = next((whole_run / "run" / "saved_checkpoints").glob("epoch00-global_step4.ckpt"))
+    result = train_ok(*flag_list(flags))
+    told = result.out[result.out.index("-resume_force: ") :]
+    expected = """\
+-resume_force: the run goes on with other settings, so its result is not that of either alone
+  what                          checkpoint"""
+    assert told.startswith(expected)
+    assert "the batches are others: epoch 0 goes on at batch 4 of 7 (it was batch 8 of 13); rows of this epoch" in told
+    assert "the optimizer begins with an empty state\n" in told
+    assert "the learning rate is that of step 4 of 14 in the schedule of the flags\n" in told
+    assert "the best score so far is of another measure: the next validation begins anew\n" in told
+    assert "trained to optimizer step 14; best val_loss" in told
+    rates = {line["learning_rate"] for line in json_lines(tmp_path / "new" / "metrics.jsonl") if "loss" in line}
+    assert max(rates) <= 1e-3
+    # Stopped and resumed by plain flags, the forced run keeps its own course.
+    stopped = {**flags, "save_path": tmp_path / "stopped", "max_steps": 9}
+    train_ok(*flag_list(stopped))
+    train_ok(*flag_list({**stopped, "max_steps": 0, "resume_force": None, "resume_checkpoint": "last"}))
+    assert_same_end(tmp_path / "stopped", tmp_path / "new")
+
+
+# ---- the disk
+
+
+def test_disk_that_refuses_a_checkpoint(whole_run: Path, letters: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands for a full disk: the path, the bytes, and everything earlier is whole."""
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "run", max_steps=3)
+    train_ok(*flag_list(flags))
+    size = max(path.stat().st_size for path in (tmp_path / "run" / "saved_checkpoints").iterdir())
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "saved_checkpoints").iterdir()}
+    flags |= {"max_steps": 0, "resume_checkpoint": "last"}
+    command = shlex.join(["python", "train.py", *flag_list(flags)])
+    result = run("bash", "-c", f"ulimit -f {size // 2048}; {command}")
+    assert result.code == 1
+    assert re.fullmatch(
+        rf"{tmp_path}/run/saved_checkpoints/epoch00-global_step4\.ckpt could not be written: the disk is full, or a"
+        r" limit of file sizes or a quota is reached \(about [\d,]+ bytes are needed, [\d,]+ are free\); earlier files"
+        r" are untouched",
+        result.errors[0],
+    )
+    assert "Traceback" not in result.err
+    after = {path: path.read_bytes() for path in (tmp_path / "run" / "saved_checkpoints").iterdir()}
+    assert after == before
+    train_ok(*flag_list(flags))
+    assert_same_end(tmp_path / "run", whole_run / "run")
+
+
+def test_folder_that_cannot_be_written(whole_run: Path, letters: Path) -> None:
+    result = train(*flag_list(flags_of(whole_run, letters, save_path="/proc/run")))
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert result.errors[0].startswith("-save_path /proc/run: ")

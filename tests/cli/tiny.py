@@ -7,43 +7,20 @@ import random
 from pathlib import Path
 from typing import Any
 
-BART: dict[str, Any] = {
-    "model_type": "bart",
-    "vocab_size": 384,
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 64,
-    "dropout": 0.0,
-    "init_std": 0.1,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-    "forced_eos_token_id": None,
-    "s2s_tokenizer": "bytes",
-}
-T5: dict[str, Any] = {
-    "model_type": "t5",
-    "vocab_size": 384,
-    "d_model": 32,
-    "d_kv": 16,
-    "d_ff": 64,
-    "num_layers": 1,
-    "num_decoder_layers": 1,
-    "num_heads": 2,
-    "dropout_rate": 0.0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-    "s2s_tokenizer": "bytes",
-}
+from tests.small_configs import config_of
+
+BART = config_of(
+    "bart",
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=64,
+    decoder_ffn_dim=64,
+    max_position_embeddings=64,
+    init_std=0.1,
+)
+T5 = config_of("t5-untied", d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2)
 
 
 def write_config(path: Path, config: dict[str, Any], **changes: Any) -> Path:

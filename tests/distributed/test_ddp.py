@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.command import run, train_ok, train_until
-from tests.cli.tiny import T5, flag_list, json_lines, write_config
+from tests.cli.command import listing, run, train, train_ok, train_until
+from tests.cli.tiny import T5, flag_list, json_lines, letter_rows, write_config, write_tsv
 
 
 def flags_of(folder: Path, letters: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, le
     assert "Traceback" not in stopped.out
     assert stopped.out.count("SIGINT: saving at the next optimizer step; Ctrl-C leaves at once\n") == 1
     lines = stopped.out.splitlines()
-    resumed = run(*shlex.split(lines[lines.index("stopped and saved; this resumes it:") + 1]))
+    told = next(index for index, line in enumerate(lines) if line.endswith("and saved; this resumes it:"))
+    resumed = run(*shlex.split(lines[told + 1]))
     assert resumed.code == 0, resumed.out + resumed.err
     mine, reference = last_checkpoint(tmp_path / "run"), last_checkpoint(two_processes / "two")
     for name, value in mine["state_dict"].items():
@@ -110,3 +111,27 @@ def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, le
             for name in clock:
                 line.pop(name, None)
     assert logs[0] == logs[1]
+
+
+def test_nan_on_one_rank_stops_both_and_harms_nothing(letters: Path, tmp_path: Path) -> None:
+    """A finished epoch is trained on with a NaN in the embedding of one letter, which one row of rank 1 holds."""
+    write_tsv(tmp_path / "train.tsv", [*letter_rows(39, 3), ("zz", "z")])
+    write_config(tmp_path / "t5.json", T5)
+    changes = {"train_data": tmp_path / "train.tsv", "valid_generate_rows": 0, "save_every": 0, "grad_clip": 0}
+    flags = flags_of(tmp_path, letters, "run", **changes, max_epoch=1, log_every=4)
+    train_ok(*flag_list(flags))
+    run_folder = tmp_path / "run"
+    checkpoint = last_checkpoint(run_folder)
+    for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
+        checkpoint["state_dict"][f"model.{name}.weight"][ord("z") + 3] = float("nan")
+    torch.save(checkpoint, run_folder / "saved_checkpoints" / "last.ckpt")
+    kept = ("best", "last", "saved_checkpoints")
+    before = [listing(run_folder / name) for name in kept]
+    result = train(*flag_list({**flags, "max_epoch": 2, "resume_checkpoint": "last"}))
+    assert result.code == 1
+    # Rank 0 sees nothing before step 8: the weights that step 7 spoiled.
+    start = "the loss or the gradient became NaN or infinite at optimizer step 7; best/, last/ and the checkpoints are"
+    assert [error.startswith(start) for error in result.errors] == [True], result.err
+    assert len(result.err.splitlines()) == 1
+    assert "Traceback" not in result.out
+    assert [listing(run_folder / name) for name in kept] == before

@@ -7,15 +7,13 @@ import json
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from transformers import ByT5Tokenizer
 
 from errors import UserError
-from flags import RunFlags
-from models.checkpointing import Checkpointer
 from models.durable import CONTENT_KEY, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import (
@@ -28,6 +26,7 @@ from models.loading import (
     pack_tokenizer,
     unpack_tokenizer,
 )
+from models.run_folder import exported_step
 from models.run_log import RunLog
 from tests.small_configs import CONFIGS, config_of
 
@@ -56,17 +55,31 @@ def whole_checkpoint() -> dict[str, Any]:
             "model": describe(model),
             "tokenizer": pack_tokenizer(ByT5Tokenizer()),
             "flags": {"max_epoch": 1},
+            "environment": {"threads": 1},
+            "monitor": "val_loss",
         },
         "epoch": 1,
         "global_step": 5,
         "pytorch-lightning_version": "2.6.6",
         "callbacks": {
-            "Checkpointer": {"best_score": None, "best_step": 0, "validations_without_gain": 0, "kept": {}},
+            "Checkpointer": {
+                "best_score": None,
+                "best_step": 0,
+                "validations_without_gain": 0,
+                "validation": {},
+                "kept": {},
+            },
         },
         "loops": {"fit_loop": {}},
         "optimizer_states": [],
         "lr_schedulers": [],
-        "Seq2SeqDataModule": {},
+        "Seq2SeqDataModule": {
+            "epoch": 1,
+            "batches": 0,
+            "batches_per_epoch": 5,
+            "validation_pending": False,
+            "fingerprint": {},
+        },
     }
 
 
@@ -299,7 +312,7 @@ def test_a_damaged_training_state_is_told(content: str, told: str, tmp_path: Pat
 def test_a_damaged_state_of_best_is_no_known_best(content: str, tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "training_state.json").write_text(content)
-    assert Checkpointer(RunFlags(), tmp_path, {}, cast(Any, None))._step_of_best() is None
+    assert exported_step(tmp_path, "best") is None
 
 
 def test_lines_of_metrics_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         file.write(b"{")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match=r"a\.json could not be written: .*No space left.*earlier files are untouched"):
+    with pytest.raises(
+        RunError, match=r"a\.json could not be written: the disk is full, .*earlier files are untouched"
+    ):
         write_file(target, half_a_write)
     assert target.read_text(encoding="utf-8") == '{\n  "가": 1\n}\n'
     assert names(tmp_path) == ["a.json"]
@@ -128,7 +130,9 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:
     good = tmp_path / "good.ckpt"
     content = {CONTENT_KEY: {"format_version": 1}, "state_dict": {"w": torch.arange(1000.0)}}
     DurableCheckpointIO().save_checkpoint(content, good)
-    assert torch.equal(DurableCheckpointIO().load_checkpoint(good)["state_dict"]["w"], torch.arange(1000.0))
+    checkpoint = read_checkpoint(good)
+    assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(1000.0))
+    assert DurableCheckpointIO(checkpoint).load_checkpoint(good) == checkpoint
 
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(good.read_bytes()[:-500])

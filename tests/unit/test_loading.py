@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, BertConfig, ByT5Tokenizer, EncoderDecoderConfig, LEDConfig
 
 from errors import UserError
 from models.acceleration import accelerate
 from models.forward import decode_teacher_forced
 from models.loading import (
-    check_vocabulary,
     describe,
+    fitting_tokenizer,
     freeze_parts,
     from_checkpoint,
     from_config,
@@ -24,6 +24,7 @@ from models.loading import (
     load_tokenizer,
     pack_tokenizer,
     source_limit,
+    target_limit,
     unpack_tokenizer,
 )
 from models.loss import token_loss_sum
@@ -118,14 +119,15 @@ def test_the_seed_decides_the_weights() -> None:
 @pytest.mark.parametrize("name", ["t5-untied", "bart"])
 def test_freezing_the_encoder_leaves_the_embedding_trained(name: str) -> None:
     model = from_config(config_of(name), seed=1)
+    parameters = dict(model.named_parameters())
+    start = "model." if name == "bart" else ""
+    encoder = {key for key in parameters if key.startswith(f"{start}encoder.")}  # its embedding is the shared one
     frozen = freeze_parts(model, ("encoder",))
-    assert model.get_input_embeddings().weight.requires_grad
-    names = {key for key, value in model.named_parameters() if not value.requires_grad}
-    assert names
-    assert all("encoder" in key and "embed_tokens" not in key for key in names)
-    assert frozen == sum(value.numel() for value in model.parameters() if not value.requires_grad)
+    assert {key for key, value in parameters.items() if not value.requires_grad} == encoder
+    assert frozen == sum(parameters[key].numel() for key in encoder)
     freeze_parts(model, ("embedding", "decoder"))
-    assert not model.get_input_embeddings().weight.requires_grad
+    trained = {key for key, value in parameters.items() if value.requires_grad}
+    assert trained == ({"lm_head.weight"} if name == "t5-untied" else set())
 
 
 def test_tokenizer_survives_the_checkpoint() -> None:
@@ -135,9 +137,42 @@ def test_tokenizer_survives_the_checkpoint() -> None:
         unpack_tokenizer({"../evil": torch.zeros(1, dtype=torch.uint8)})
 
 
+@pytest.mark.parametrize(("vocabulary", "sentinel"), [(259, False), (383, False), (384, True)])
+def test_bytes_fit_every_vocabulary_of_at_least_259(vocabulary: int, sentinel: bool) -> None:
+    """The text of a sentinel is read as bytes where the embedding has no row for it."""
+    model = from_config(config_of("t5", vocab_size=vocabulary), seed=1)
+    tokenizer = fitting_tokenizer(model.config, ByT5Tokenizer())
+    for kept in (tokenizer, unpack_tokenizer(pack_tokenizer(tokenizer))):
+        ids = kept("a <extra_id_0>").input_ids
+        assert ids == ([100, 35, 259, 1] if sentinel else [*(byte + 3 for byte in b"a <extra_id_0>"), 1])
+        assert model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.isfinite()
+
+
+def test_a_byte_tokenizer_with_tokens_of_its_own_keeps_them() -> None:
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer.add_tokens(["<name>"])
+    config = from_config(config_of("t5", vocab_size=260), seed=1).config
+    assert fitting_tokenizer(config, tokenizer) is tokenizer
+    config.vocab_size = 259
+    with pytest.raises(UserError, match=r"byte tokenizer has 260 tokens \(<name> of its own\) but the .* only 259;"):
+        fitting_tokenizer(config, tokenizer)
+
+
+def test_a_pair_of_models_has_the_vocabulary_of_its_parts() -> None:
+    config = EncoderDecoderConfig(encoder=BertConfig(vocab_size=384), decoder=BertConfig(vocab_size=384))
+    assert len(fitting_tokenizer(config, ByT5Tokenizer())) == 384
+
+
 def test_limits_of_positions() -> None:
-    assert source_limit(from_config(config_of("bart"), 1).config) == 128
-    assert source_limit(from_config(config_of("mt5"), 1).config) == 0
+    led = LEDConfig(max_encoder_position_embeddings=4096, max_decoder_position_embeddings=512)
+    encoder, decoder = BertConfig(max_position_embeddings=256), BertConfig(max_position_embeddings=64)
+    for config, limits in (
+        (from_config(config_of("bart"), 1).config, (128, 128)),
+        (from_config(config_of("mt5"), 1).config, (0, 0)),
+        (led, (4096, 512)),
+        (EncoderDecoderConfig(encoder=encoder, decoder=decoder), (256, 64)),
+    ):
+        assert (source_limit(config), target_limit(config)) == limits
 
 
 def test_presets_are_listed_and_build() -> None:
@@ -171,4 +206,4 @@ def test_refusals_name_the_flag_and_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"-tokenizer .*no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path / "missing"))
     with pytest.raises(UserError, match="at least 259"):
-        check_vocabulary(from_config(config_of("t5", vocab_size=100), 1).config, ByT5Tokenizer())
+        fitting_tokenizer(from_config(config_of("t5", vocab_size=100), 1).config, ByT5Tokenizer())

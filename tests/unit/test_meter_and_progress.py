@@ -34,7 +34,11 @@ def test_totals_are_the_sums_of_the_micro_batches() -> None:
     assert totals.token_accuracy == 0.5
     assert totals.padding_share == pytest.approx(1 - 15 / (2 * 7 + 7))
     meter.reset()
-    assert meter.totals(torch.device("cpu"), 1).loss_sum == 0.0
+    assert not meter.has_batches
+    meter.add_batch(batch(1, 4, 2, 5), torch.tensor(3.0))
+    totals = meter.totals(torch.device("cpu"), 1)
+    assert (totals.rows, totals.tokens, totals.target_tokens, totals.padded_tokens) == (1, 6, 2, 7)
+    assert (totals.loss_sum, totals.correct_tokens) == (3.0, 0)
 
 
 def test_sums_survive_a_checkpoint() -> None:

@@ -287,7 +287,6 @@ def test_every_mistake_in_a_task_file_is_told_at_once(tmp_path):
     [
         ("source_column: 0\n", "source_column 0 is no column; give a name, or a number from 1"),
         ("source_column: ''\n", "source_column '' is no column"),
-        ("target_column: 1\n", "source_column and target_column are both 1"),
         ("label_map: 3\n", "expected a mapping from id to text, or a list of texts, not '3'"),
         ("label_map: {0: {a: b}}\n", "the text of label '0' must be plain text"),
         ("metrics: [f1]\n", "unknown metric 'f1'; known: exact_match"),

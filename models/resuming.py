@@ -1,0 +1,260 @@
+"""Continuing a run: which checkpoint, whether it is the same run, and what -resume_force makes of another one.
+
+read the newest whole checkpoint -> compare the flags, before any data is read -> compare data and plan -> adapt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.batching import BatchPlan
+from errors import UserError
+from flag_parsing import to_dict
+from flags import TrainConfig
+from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
+from models.loop_state import set_position
+from models.strategies import Devices
+from task_utils import Task
+
+FREE = ("max_epoch",)  # optimization flags that may change
+FIXED = (  # other flags that may not
+    *("freeze", "float_precision", "monitor"),
+    *("batch_size", "max_tokens", "grad_acc", "seed"),
+    *("max_seq_length", "max_target_length", "do_truncate"),
+)
+MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
+TASK_PARTS = ("input_template", "target_template", "label_map")
+VALIDATION_DATA = "validation data and encoding"
+NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the saved run and this one do not share."""
+
+    name: str
+    saved: Any
+    now: Any
+
+
+def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
+    """The first whole checkpoint of `candidates` with its `path`; says which were passed over. None of none.
+
+    Args:
+        say: prints a line for the user.
+
+    Raises:
+        UserError: none of them is whole.
+    """
+    problems: list[str] = []
+    for path in candidates:
+        try:
+            checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
+        except UserError as error:
+            problems.extend(error.problems)
+            continue
+        for problem in problems:
+            say(f"passed over: {problem}")
+        if problems:
+            say(f"continuing from the one before: {path}, optimizer step {checkpoint['global_step']}")
+        return {**checkpoint, "path": str(path)}
+    if problems:
+        raise UserError(*problems)
+    return None
+
+
+def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task) -> list[Difference]:
+    """Flags that would make another run of it; seen without reading any data."""
+    content = resumed[CONTENT_KEY]
+    saved, now = content["flags"], to_dict(config)
+    names = [*(name for name in asdict(config.optim) if name not in FREE), *FIXED]
+    names += [name for name in MODEL_FLAGS if now[name]]
+    found = [Difference(f"-{name}", saved.get(name), now[name]) for name in names if saved.get(name) != now[name]]
+    present = task.to_dict()
+    return found + [
+        Difference(f"-{name}", content["task"].get(name), present[name])
+        for name in TASK_PARTS
+        if content["task"].get(name) != present[name]
+    ]
+
+
+def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Difference]:
+    """What makes another course of batches: other rows, encoding, or devices.
+
+    Args:
+        fingerprint: what the data module says of this run.
+    """
+    saved = resumed["Seq2SeqDataModule"]["fingerprint"]
+    return [Difference(name, saved.get(name), value) for name, value in fingerprint.items() if saved.get(name) != value]
+
+
+def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
+    """Do nothing when there is no difference or -resume_force is given.
+
+    Raises:
+        UserError: with a table of the differences.
+    """
+    if differences and not config.run.resume_force:
+        raise UserError(
+            f"-resume_checkpoint {config.run.resume_checkpoint}: the run was saved with other settings; give those, or"
+            f" -resume_force to go on all the same, though not exactly\n{difference_table(differences)}"
+        )
+
+
+def difference_table(differences: Sequence[Difference]) -> str:
+    """Lines of name, saved value and present value, in columns."""
+    rows = [("what", "checkpoint", "now")]
+    rows += [(difference.name, _shown(difference.saved), _shown(difference.now)) for difference in differences]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def kept_flags(resumed: Mapping[str, Any] | None, config: TrainConfig) -> dict[str, Any]:
+    """The flags for the next checkpoint: what named the model at first stays, though a resume need not repeat it."""
+    flags = to_dict(config)
+    if resumed is None:
+        return flags
+    saved = resumed[CONTENT_KEY]["flags"]
+    return flags | {name: saved.get(name) for name in MODEL_FLAGS if not flags[name]}
+
+
+def environment(devices: Devices) -> dict[str, Any]:
+    """What else decides how sums are rounded: threads, library and processor."""
+    name = torch.cuda.get_device_name() if devices.accelerator == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": name}
+
+
+def saved_threads(resumed: Mapping[str, Any] | None, config: TrainConfig, devices: Devices) -> int:
+    """The threads of each process that a resumed run on the CPU takes over; 0 = this machine's own number."""
+    if resumed is None or config.run.resume_force or devices.accelerator != "cpu":
+        return 0
+    return int(resumed[CONTENT_KEY]["environment"].get("threads", 0))
+
+
+def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devices) -> list[str]:
+    """What differs from the run before in a way that changes its result, though it is allowed."""
+    lines = []
+    before = resumed[CONTENT_KEY]["flags"]["max_epoch"]
+    if before != config.optim.max_epoch:
+        lines.append(
+            f"-max_epoch was {before} and is {config.optim.max_epoch} now: the learning rate follows the longer"
+            " or shorter course from here"
+        )
+    interval = resumed[CONTENT_KEY]["flags"]["valid_check_interval"]
+    if interval != config.run.valid_check_interval:
+        lines.append(f"-valid_check_interval was {interval} and is {config.run.valid_check_interval} now")
+    saved = resumed[CONTENT_KEY]["environment"]
+    lines += [
+        f"{name} was {saved.get(name)} and is {value} now: sums may be rounded differently from here, so that the"
+        " weights need not be those of an uninterrupted run, bit for bit"
+        for name, value in environment(devices).items()
+        if saved.get(name) != value
+    ]
+    return lines
+
+
+def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
+    """Why there is nothing left to train after `resumed`; empty when there is."""
+    epochs, step = resumed["epoch"], resumed["global_step"]
+    patience = config.run.early_stopping_patience
+    without_gain = resumed["callbacks"]["Checkpointer"]["validations_without_gain"]
+    if epochs >= config.optim.max_epoch:
+        return f"the run is finished: {epochs} epochs, optimizer step {step}; a larger -max_epoch trains on"
+    if patience and without_gain >= patience:
+        return f"the run is finished: stopped early at optimizer step {step}; -early_stopping_patience 0 trains on"
+    return ""
+
+
+def limit_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
+    """Why -max_steps leaves nothing to do after `resumed`; empty when it does not."""
+    step, limit = resumed["global_step"], config.run.max_steps
+    return f"-max_steps {limit} is reached: the run is at optimizer step {step}" if 0 < limit <= step else ""
+
+
+# ---- -resume_force
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A checkpoint made to fit the flags and the plan of this run, and what is not exact any more."""
+
+    checkpoint: dict[str, Any]
+    total_steps: int  # optimizer steps of the whole run: done before, and to come
+    lines: list[str]
+
+
+def adapt(
+    resumed: Mapping[str, Any], differences: Sequence[Difference], config: TrainConfig, plan: BatchPlan
+) -> Adapted:
+    """`resumed` for this run; as it is when nothing differs."""
+    if not differences:
+        return Adapted(dict(resumed), _total_steps(resumed, config, plan), [])
+    names = {difference.name for difference in differences}
+    checkpoint, step = dict(resumed), resumed["global_step"]
+    lines = ["-resume_force: the run goes on with other settings, so its result is not that of either alone"]
+    lines.append(difference_table(differences))
+    if _other_plan(names):
+        lines.append(_moved(checkpoint, plan, step))
+    total_steps = _total_steps(checkpoint, config, plan)
+    if names & set(NEW_OPTIMIZER):
+        checkpoint["optimizer_states"] = []
+        lines.append("the optimizer begins with an empty state")
+    checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
+    lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
+    if names & {"-monitor", VALIDATION_DATA}:
+        state = dict(checkpoint["callbacks"]["Checkpointer"])
+        state |= {"best_score": None, "best_step": 0, "validations_without_gain": 0}
+        checkpoint["callbacks"] = {**checkpoint["callbacks"], "Checkpointer": state}
+        lines.append("the best score so far is of another measure: the next validation begins anew")
+    return Adapted(checkpoint, total_steps, lines)
+
+
+def _total_steps(checkpoint: Mapping[str, Any], config: TrainConfig, plan: BatchPlan) -> int:
+    """Optimizer steps done and to come: also those of a run that was once forced to go on with other batches."""
+    position = checkpoint["Seq2SeqDataModule"]
+    to_come: int = (config.optim.max_epoch - position["epoch"]) * plan.num_steps
+    done: int = -(-position["batches"] // plan.accumulate)
+    return int(checkpoint["global_step"]) + to_come - done
+
+
+def _other_plan(names: set[str]) -> bool:
+    """Whether the micro-batches of an epoch are others, so that the saved position means nothing."""
+    same = {"-optim", "-freeze", "-float_precision", "-monitor", VALIDATION_DATA}
+    plan = {"-batch_size", "-max_tokens", "-grad_acc", "-seed", "number of devices"}
+    return any(name in plan or not name.startswith("-") for name in names - same)
+
+
+def _moved(checkpoint: dict[str, Any], plan: BatchPlan, step: int) -> str:
+    """Put the position at the same share of the new plan's epoch, down to an optimizer step; returns it in words."""
+    position = checkpoint["Seq2SeqDataModule"]
+    epoch, before, of = position["epoch"], position["batches"], position["batches_per_epoch"]
+    batches = before * plan.num_steps // of * plan.accumulate
+    if batches >= plan.batches_per_rank:
+        epoch, batches = epoch + 1, 0
+    checkpoint["Seq2SeqDataModule"] = {
+        **position,
+        "epoch": epoch,
+        "batches": batches,
+        "batches_per_epoch": plan.batches_per_rank,
+        "validation_pending": False,
+    }
+    checkpoint["epoch"] = epoch
+    fit_loop = dict(checkpoint["loops"]["fit_loop"])
+    set_position(fit_loop, epoch, batches, plan.batches_per_rank, step)
+    checkpoint["loops"] = {"fit_loop": fit_loop}
+    return (
+        f"the batches are others: epoch {epoch} goes on at batch {batches} of {plan.batches_per_rank} (it was batch"
+        f" {before} of {of}); rows of this epoch may be seen twice or not at all"
+        if batches
+        else f"the batches are others: the run goes on with the beginning of epoch {epoch}"
+    )

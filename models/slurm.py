@@ -1,0 +1,30 @@
+"""The SLURM job that a run is part of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from errors import RunError
+
+
+def job_id() -> str:
+    """The number that scontrol knows this job by; that of one task of an array is ARRAY_TASK."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def requeue() -> str:
+    """Put this job into the queue once more; returns what to tell.
+
+    Raises:
+        RunError: scontrol refused; with its reason.
+    """
+    command = ["scontrol", "requeue", job_id()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RunError(f"-requeue: {' '.join(command)} could not be run ({error}); the run is saved") from error
+    if done.returncode:
+        raise RunError(f"-requeue: {' '.join(command)} failed: {done.stderr.strip()}; the run is saved")
+    return f"requeued: {' '.join(command)}"

@@ -1,0 +1,89 @@
+"""Everything that a training run is made of before its first step: devices, rows, tokenizer, model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from datamodules.batching import BatchOptions
+from datamodules.seq2seq_datamodule import Seq2SeqDataModule
+from datamodules.splits import Encoder, Splits, training_splits
+from flags import TrainConfig
+from models.loading import source_limit, target_limit
+from models.resuming import Difference, changed_words, check_same, flag_differences, plan_differences, saved_threads
+from models.run_folder import CACHE_FOLDER
+from models.strategies import Devices, check_launcher, resolve_devices, use_threads
+from models.training_model import model_source
+from task_utils import LabelMap, Task, Template, evaluation_labels
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `fit` needs."""
+
+    config: TrainConfig
+    task: Task
+    labels: LabelMap | None  # as they are predicted
+    devices: Devices
+    splits: Splits
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    resumed: Mapping[str, Any] | None  # the checkpoint
+    differences: Sequence[Difference] = ()  # between it and this run; -resume_force allows them
+
+    def data_module(self) -> Seq2SeqDataModule:
+        """A data module over the encoded rows."""
+        batch, on_gpu = self.config.batch, self.devices.accelerator == "cuda"
+        options = BatchOptions(
+            batch_size=0 if batch.max_tokens else batch.batch_size,
+            max_tokens=batch.max_tokens,
+            accumulate=batch.grad_acc,
+            pad_to_multiple_of=8 if on_gpu else 1,
+        )
+        return Seq2SeqDataModule(
+            self.splits.train,
+            self.splits.valid,
+            label_map=self.labels,
+            pad_token_id=self.tokenizer.pad_token_id,
+            batch_options=options,
+            seed=self.config.run.seed,
+            num_workers=batch.num_workers,
+            pin_memory=on_gpu,
+        )
+
+
+def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None, say: Callable[..., None]) -> Prepared:
+    """Devices, encoded rows, tokenizer and model.
+
+    Args:
+        say: prints lines for the user.
+
+    Raises:
+        UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
+    """
+    source = model_source(config, resumed)
+    flags = config.device
+    model_type = source.config.model_type
+    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
+    check_launcher(devices)
+    use_threads(devices, saved_threads(resumed, config, devices))
+    say(*(changed_words(resumed, config, devices) if resumed else []))
+    cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
+    limits = source_limit(source.config), target_limit(source.config)
+    encoder = Encoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
+    splits = training_splits(encoder)
+    say(*splits.lines)
+    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    prepared = Prepared(config, task, labels, devices, splits, source.tokenizer, source.build(config.run.seed), resumed)
+    if resumed is None:
+        return prepared
+    differences = flag_differences(resumed, config, task)
+    names = {difference.name for difference in differences}
+    fingerprint = prepared.data_module().fingerprint(devices.world_size)
+    differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]
+    check_same(differences, config)
+    return replace(prepared, differences=differences)

@@ -1,0 +1,89 @@
+"""Killed with SIGKILL at random moments, inside writes as well, and resumed: the end is that of the run nobody killed.
+
+The long form is `benchmarks/kill_resume.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.tiny import write_config
+from tests.faults.harness import assert_same_end, events_of, run_under_fire, start
+from tests.small_configs import with_dropout
+
+CASES = {
+    "t5, adam": {"model": "t5-untied", "optim": "adam", "grad_acc": 1},
+    "bart, adafactor, accumulation, two loader processes": {
+        "model": "bart",
+        "optim": "adafactor",
+        "grad_acc": 4,
+        "num_workers": 2,
+    },
+    "t5, adafactor, two processes": {"model": "t5-untied", "optim": "adafactor", "grad_acc": 1, "cpu_processes": 2},
+    "bart, adam, two processes, accumulation, loaders": {
+        "model": "bart",
+        "optim": "adam",
+        "grad_acc": 4,
+        "num_workers": 2,
+        "cpu_processes": 2,
+    },
+}
+KILLS = 3
+
+
+def flags_of(folder: Path, letters: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:
+    """100 rows in two epochs, validated twice in each and saved at every second step; dropout on."""
+    options = {key: value for key, value in case.items() if key != "model"}
+    config = write_config(folder / "model.json", with_dropout(case["model"], 0.2))
+    return {
+        "train_data": f"{letters / 'train.tsv'}:2",
+        "valid_data": letters / "valid.tsv",
+        "config_path": config,
+        "save_path": folder / name,
+        "cache_dir": folder / "cache",
+        "batch_size": 4,
+        "max_epoch": 2,
+        "learning_rate": 2e-3,
+        "valid_check_interval": 0.4,
+        "valid_generate_rows": 10,
+        "save_every": 2,
+        "log_every": 3,
+        **options,
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_resumed_ends_the_same(letters: Path, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    events = events_of(flags_of(tmp_path, letters, "whole", case), tmp_path / "events.txt")
+    assert events > 50
+    flags = flags_of(tmp_path, letters, "killed", case)
+    result = run_under_fire(flags, events // 3, random.Random(name), KILLS)
+    assert result.kills == KILLS
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    left = [path.name for path in (tmp_path / "killed").rglob("*") if path.name.endswith((".tmp", ".old"))]
+    assert left == []
+    again = start({**flags, "resume_checkpoint": "auto"}, {})  # the same command line for ever
+    assert again.returncode == 0
+    assert "the run is finished: 2 epochs, optimizer step" in again.stdout
+
+
+def test_one_process_that_dies_ends_the_run_in_plain_words(letters: Path, tmp_path: Path) -> None:
+    """The other one, which would wait for it, is not left behind; what was saved is continued."""
+    case = CASES["t5, adafactor, two processes"]
+    flags = flags_of(tmp_path, letters, "run", case)
+    dies = {"FAULT_RANK": "1", "FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": "9"}
+    done = start(flags, dies)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "error: process 1 of 2 was ended by SIGKILL (out of memory, perhaps); what was saved is whole, and"
+        " -resume_checkpoint last goes on from it"
+    )
+    assert "Traceback" not in done.stdout
+    resumed = start({**flags, "resume_checkpoint": "last"}, {})
+    assert resumed.returncode == 0, resumed.stdout
+    assert "trained to optimizer step 26; " in resumed.stdout

@@ -1,0 +1,155 @@
+"""Runs that are killed again and again until they are done, and the comparison with the run nobody killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+from tests.cli.command import ROOT, environment
+from tests.cli.tiny import flag_list, json_lines
+
+CLOCK = ("tokens_per_second", "rows_per_second", "seconds")  # figures that time decides
+TIMEOUT = 240  # seconds of one attempt
+KILLED, TERMINATED = -9, 143  # exit codes
+SHARE_OF_SIGTERM = 0.25
+
+
+@dataclass
+class Killed:
+    """What became of a run under fire."""
+
+    kills: int = 0  # SIGTERMs among them
+    attempts: int = 0
+    events: list[int] = field(default_factory=list)  # at which each attempt was killed
+
+
+def start(flags: dict[str, Any], faults: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`train.py` to its end, or to its kill, in a process group of its own."""
+    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *flag_list(flags)],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=path, **faults),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    out, _ = process.communicate(timeout=TIMEOUT)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, "")
+
+
+def events_of(flags: dict[str, Any], log: Path) -> int:
+    """Run without a kill; the number of moments at which it could have been killed."""
+    done = start(flags, {"FAULT_LOG": str(log)})
+    assert done.returncode == 0, done.stdout
+    return int(log.read_text(encoding="utf-8"))
+
+
+def run_under_fire(flags: dict[str, Any], events: int, draw: random.Random, max_kills: int) -> Killed:
+    """Start, kill at a random event, resume with the same command line, and so on until the run is done.
+
+    Every fourth kill, about, is a SIGTERM. After each there must be a whole checkpoint, once there has been one.
+    """
+    result = Killed()
+    folder = Path(flags["save_path"])
+    flags = {**flags, "resume_checkpoint": "auto"}
+    had_one = False
+    while True:
+        faults = {"FAULT_SLOW": "0.02"}
+        if result.kills < max_kills:
+            faults["FAULT_AT"] = str(draw.randint(1, max(2, events)))
+            if draw.random() < SHARE_OF_SIGTERM:
+                faults["FAULT_SIGNAL"] = str(int(signal.SIGTERM))
+        done = start(flags, faults)
+        result.attempts += 1
+        if done.returncode == 0:
+            return result
+        expected = TERMINATED if "FAULT_SIGNAL" in faults else KILLED
+        assert done.returncode == expected, done.stdout
+        assert "Traceback" not in done.stdout, done.stdout
+        result.kills += 1
+        result.events.append(int(faults["FAULT_AT"]))
+        there = whole_checkpoint(folder)
+        assert there or not had_one, f"no whole checkpoint is left after a kill at event {faults['FAULT_AT']}"
+        had_one = had_one or there
+
+
+def whole_checkpoint(folder: Path) -> bool:
+    """Whether at least one checkpoint of the run can be loaded."""
+    for path in (folder / "saved_checkpoints").glob("*.ckpt"):
+        try:
+            torch.load(path, weights_only=True)
+        except Exception:
+            continue
+        return True
+    return False
+
+
+# ---- comparison
+
+
+def without_clock(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in entries]
+
+
+def assert_same(one: Any, other: Any, place: str = "") -> None:
+    """Equal bit for bit, tensors included."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert list(one) == list(other), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{place}/{index}")
+    else:
+        assert one == other, place
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every TensorBoard curve that time does not decide, as TensorBoard itself reads them."""
+    reader = EventAccumulator(str(folder / "lightning_logs"), size_guidance={SCALARS: 0}).Reload()
+    return {
+        tag: [(entry.step, entry.value) for entry in reader.Scalars(tag)]
+        for tag in sorted(reader.Tags()["scalars"])
+        if not tag.endswith(CLOCK)
+    }
+
+
+def assert_same_end(run_folder: Path, whole: Path) -> None:
+    """Weights, optimizer, schedule, loop position, best score, exported folders and logs."""
+    mine, reference = (
+        torch.load(folder / "saved_checkpoints" / "last.ckpt", weights_only=True) for folder in (run_folder, whole)
+    )
+    for part in (mine, reference):
+        part["s2s"].pop("flags")
+        part["s2s_log"] = {"meters": [meter[:-1] for meter in part["s2s_log"]["meters"]]}  # less the seconds
+        part["callbacks"]["Checkpointer"].pop("kept")
+    assert_same(mine, reference)
+    for name in ("best", "last"):
+        weights = [(folder / name / "model.safetensors").read_bytes() for folder in (run_folder, whole)]
+        assert weights[0] == weights[1]
+        states = [json.loads((folder / name / "training_state.json").read_text()) for folder in (run_folder, whole)]
+        for state in states:
+            state.pop("flags")
+        assert states[0] == states[1]
+    logs = [json.loads((folder / "log.json").read_text(encoding="utf-8")) for folder in (run_folder, whole)]
+    assert without_clock(logs[0]) == without_clock(logs[1])
+    lines = [json_lines(folder / "metrics.jsonl") for folder in (run_folder, whole)]
+    assert without_clock(lines[0]) == without_clock(lines[1])
+    curves = [scalars(folder) for folder in (run_folder, whole)]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) >= 4

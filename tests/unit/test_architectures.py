@@ -1,0 +1,151 @@
+"""Every encoder-decoder of the library for text: trained on its own loss, or refused before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from errors import UserError
+from models.forward import (
+    LAST_TOKEN_FIRST,
+    PLAIN_LOGITS,
+    check_logits,
+    decode_teacher_forced,
+    decoder_start_token,
+    shift_right,
+)
+from models.loading import from_config
+from models.loss import token_loss_sum
+from tests.small_configs import config_of
+
+VOCABULARY = 384
+BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
+GEMMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "final_logit_softcapping": 30.0,
+}
+UNITS = ("speech_encoder_layers", "t2u_encoder_layers", "t2u_decoder_layers")  # not for text; as few as can be
+SEAMLESS = {**config_of("bart"), "hidden_size": 32, **dict.fromkeys(UNITS, 1)}
+OWN_KEYS: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {
+        "encoder": BERT,
+        "decoder": {**BERT, "is_decoder": True, "add_cross_attention": True},
+        "decoder_start_token_id": 3,
+        "pad_token_id": 0,
+    },
+    "fsmt": {**config_of("bart"), "src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "langs": ["ko", "en"]},
+    "led": {
+        **config_of("bart"),
+        "max_encoder_position_embeddings": 128,
+        "max_decoder_position_embeddings": 64,
+        "attention_window": 4,
+    },
+    "seamless_m4t": SEAMLESS,
+    "seamless_m4t_v2": SEAMLESS,
+    "t5gemma": {"encoder": GEMMA, "decoder": GEMMA, "vocab_size": VOCABULARY, "decoder_start_token_id": 2},
+    "prophetnet": {"pad_token_id": 0, "decoder_start_token_id": 2},
+    "nllb-moe": {**config_of("bart"), "num_experts": 2},
+    **{kind: config_of("t5") for kind in ("t5", "mt5", "umt5", "longt5", "switch_transformers")},
+}
+REFUSED = {
+    "nllb-moe": "trains with a router loss",
+    "switch_transformers": "trains with a router loss",
+    "prophetnet": "trains with a loss of several future tokens",
+    "t5gemma": "final_logit_softcapping changes its logits",
+}
+NOT_FOR_TEXT = ("t5gemma2",)  # its encoder takes a vision model's config
+
+
+def text_types() -> list[str]:
+    """Model types that the library counts as sequence to sequence, without those that are no encoder-decoder."""
+    kinds = sorted(set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) - {"encoder-decoder"})
+    pairs = [kind for kind in kinds if kind not in NOT_FOR_TEXT and AutoConfig.for_model(kind).is_encoder_decoder]
+    return [*pairs, "encoder-decoder"]
+
+
+def build(kind: str, **changes: Any) -> PreTrainedModel:
+    model = from_config({**OWN_KEYS.get(kind, config_of("bart")), "model_type": kind, **changes}, seed=4).eval()
+    with torch.no_grad():
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if value.ndim > 1 and value.is_floating_point():
+                value.copy_(torch.randn_like(value)) if "final_logits_bias" in name else value.mul_(4)
+    return model
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(3, 259, (3, 5), generator=generator)
+    labels[0, 3:] = -100
+    return {
+        "input_ids": torch.randint(3, 259, (3, 9), generator=generator),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
+        "labels": labels,
+    }
+
+
+@pytest.mark.parametrize("kind", text_types())
+def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> None:
+    if kind in REFUSED:
+        with pytest.raises(UserError, match=f"^-config_path: a {kind} model .*{REFUSED[kind]}"):
+            build(kind)
+        return
+    model = build(kind)
+    inputs = batch()
+    labels = inputs["labels"].clone()
+    with torch.no_grad():
+        output = decode_teacher_forced(model, **inputs)
+        ours = token_loss_sum(output.hidden, output.weight, labels, bias=output.bias, scale=output.scale)
+        decoder_inputs = shift_right(model, labels)
+        sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        own = model(**sources, decoder_input_ids=decoder_inputs, use_cache=False).logits
+    assert torch.equal(inputs["labels"], labels)
+    assert decoder_inputs[:, 1:].tolist() == labels[:, :-1].clamp(min=0).tolist()  # 0 = padding
+    starts = labels[[0, 1, 2], [2, 4, 4]] if kind in LAST_TOKEN_FIRST else model.config.decoder_start_token_id
+    assert (decoder_inputs[:, 0] == starts).all()
+    expected = F.cross_entropy(own.flatten(0, 1), labels.flatten(), reduction="sum")
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+    check_logits(model, "-init_model X")
+
+
+def test_known_architectures_are_those_tested() -> None:
+    assert set(text_types()) >= PLAIN_LOGITS
+
+
+@pytest.mark.parametrize("kind", LAST_TOKEN_FIRST)
+def test_the_last_token_of_the_target_comes_first(kind: str) -> None:
+    labels = torch.tensor([[5, 6, 7], [8, 9, -100], [-100, -100, -100]])
+    model = build(kind)
+    assert shift_right(model, labels).tolist() == [[7, 5, 6], [9, 8, 9], [0, 0, 0]]
+    assert labels.tolist() == [[5, 6, 7], [8, 9, -100], [-100, -100, -100]]
+    assert decoder_start_token(model, [250, 97, 1]) == 1
+
+
+def test_an_unknown_architecture_that_changes_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import forward
+
+    model = build("pegasus")
+    monkeypatch.setattr(forward, "PLAIN_LOGITS", frozenset())
+    check_logits(model, "-init_model X")
+    own = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: torch.tanh(own(hidden))
+    with pytest.raises(UserError, match=r"^-init_model X: a pegasus model changes its logits behind the output emb"):
+        check_logits(model, "-init_model X")
