@@ -121,7 +121,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, float]:
         Clock.flops.append(training_flops(module.model, rows, length, batch["labels"].shape[1]))
         Clock.times.append(time.perf_counter())
         if len(Clock.times) == options.steps + options.warm_up:
-            raise TrainingStopped(15)
+            raise TrainingStopped(0, "timed")
 
     Checkpointer.on_train_batch_end = timed  # type: ignore[method-assign]
     shard = Path(options.work) / "rows.tsv"
@@ -168,7 +168,8 @@ def run_bare(options: argparse.Namespace) -> dict[str, float]:
     optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
     schedule = build_scheduler(optimizer, "cosanneal", plan.num_steps * 4, 0, 4, 0.75, 1e-7, 1e-3)
     times = []
-    for step, chosen in enumerate(plan.rank_batches(0)):
+    for step in range(plan.batches_per_rank):
+        chosen = plan.batch(0, step)
         batch = collate([encoded[row] for row in chosen], chosen, 0)
         output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         loss = token_loss_sum(

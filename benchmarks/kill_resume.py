@@ -1,0 +1,251 @@
+"""Runs that are killed again and again, compared with runs that nobody killed; and what stopping and saving cost.
+
+    python benchmarks/kill_resume.py -part kills -kills 100      SIGKILL at random events, inside writes as well
+    python benchmarks/kill_resume.py -part stop                  time from SIGTERM to the saved checkpoint and the exit
+    python benchmarks/kill_resume.py -part save                  seconds of a checkpoint, share with -save_every 100
+    python benchmarks/kill_resume.py -part start -data F.txt     time to the first step: fresh, and at batch 10,000
+
+The faults come from `tests/faults`: the product has no hook for them. Results are printed and, with -output, written
+as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.cli.command import ROOT, environment
+from tests.cli.tiny import flag_list, letter_rows, write_config, write_tsv
+from tests.faults.harness import assert_same_end, events_of, run_under_fire
+from tests.small_configs import with_dropout
+
+SAMPLE = ROOT / "samples" / "text_normalization"
+CASES = list(itertools.product(("t5-untied", "bart"), ("adam", "adafactor"), (1, 4), (1, 2), (0, 2)))
+KILLS_OF_A_RUN = 6
+
+
+def case_flags(folder: Path, case: tuple[str, str, int, int, int], name: str) -> dict[str, Any]:
+    """100 rows in two epochs, two validations in each, saved at every second step, dropout on."""
+    model, optimizer, accumulate, ranks, workers = case
+    return {
+        "train_data": folder / "train.tsv",
+        "valid_data": folder / "valid.tsv",
+        "config_path": write_config(folder / "model.json", with_dropout(model, 0.2)),
+        "save_path": folder / name,
+        "cache_dir": folder / "cache",
+        "optim": optimizer,
+        "grad_acc": accumulate,
+        "num_workers": workers,
+        "cpu_processes": ranks if ranks > 1 else 0,
+        "batch_size": 4,
+        "max_epoch": 2,
+        "learning_rate": 2e-3,
+        "valid_check_interval": 0.4,
+        "valid_generate_rows": 10,
+        "save_every": 2,
+        "log_every": 3,
+    }
+
+
+def kills(options: argparse.Namespace) -> dict[str, Any]:
+    """How many kills there were, and how many of the runs under fire ended bit for bit as the others."""
+    draw = random.Random(options.seed)
+    done, runs, identical, failures = 0, 0, 0, []
+    cases = CASES.copy()
+    draw.shuffle(cases)
+    for case in itertools.cycle(cases):
+        if done >= options.kills:
+            break
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_tsv(folder / "train.tsv", letter_rows(100, 1))
+            write_tsv(folder / "valid.tsv", letter_rows(40, 2))
+            events = events_of(case_flags(folder, case, "whole"), folder / "events.txt")
+            flags = case_flags(folder, case, "killed")
+            wanted = min(KILLS_OF_A_RUN, options.kills - done)
+            runs += 1
+            try:
+                result = run_under_fire(flags, events // 4, draw, wanted)
+                done += result.kills
+                assert_same_end(folder / "killed", folder / "whole")
+                identical += 1
+            except AssertionError as error:
+                failures.append({"case": case, "error": str(error)[:2000]})
+                done += wanted
+            print(f"{case}: kills so far {done}, runs {runs}, bit-identical {identical}", flush=True)
+    return {"kills": done, "runs": runs, "identical": identical, "failures": failures}
+
+
+def sample_flags(folder: Path) -> dict[str, Any]:
+    """byt5-mini on the bundled sample, batches of 32 rows."""
+    return {
+        "train_data": SAMPLE / "train.tsv",
+        "config_path": "byt5-mini",
+        "save_path": folder / "run",
+        "cache_dir": folder / "cache",
+        "batch_size": 32,
+        "max_epoch": 4,
+        "log_every": 1,
+        "gpus": 0,
+    }
+
+
+def stop(options: argparse.Namespace) -> dict[str, Any]:
+    """From SIGTERM to the line that says the run is saved, in steps, and to the exit, in seconds."""
+    draw = random.Random(options.seed)
+    waits = []
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as name:
+            flags = sample_flags(Path(name))
+            process = subprocess.Popen(
+                [sys.executable, "train.py", *flag_list(flags)],
+                cwd=ROOT,
+                env=environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2")),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdout is not None
+            times = []
+            for line in process.stdout:
+                if "[TRAIN]" in line:
+                    times.append(time.monotonic())
+                if len(times) == 12:
+                    break
+            time.sleep(draw.random())
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            saved = next(time.monotonic() for line in process.stdout if "and saved" in line)
+            process.communicate()
+            step = statistics.median(after - before for before, after in itertools.pairwise(times[2:]))
+            waits.append({"step": step, "saved": saved - began, "exit": time.monotonic() - began})
+            print(waits[-1], flush=True)
+    return {
+        "step_seconds": statistics.median(wait["step"] for wait in waits),
+        "longest_to_saved_steps": max(wait["saved"] / wait["step"] for wait in waits),
+        "longest_to_saved_seconds": max(wait["saved"] for wait in waits),
+        "longest_to_exit_seconds": max(wait["exit"] for wait in waits),
+    }
+
+
+def save(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a step checkpoint (fsync included), and its share of 100 steps; in this process."""
+    del options
+    import train
+    from models.checkpointing import Checkpointer
+
+    seconds: list[float] = []
+    write = Checkpointer._save
+
+    def timed(*arguments: Any, **settings: Any) -> None:
+        began = time.monotonic()
+        write(*arguments, **settings)
+        seconds.append(time.monotonic() - began)
+
+    Checkpointer._save = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as name:
+        flags = {**sample_flags(Path(name)), "save_every": 100, "max_steps": 300, "log_every": 100}
+        began = time.monotonic()
+        train.main(flag_list(flags))
+        checkpoint = max(path.stat().st_size for path in (Path(name) / "run" / "saved_checkpoints").iterdir())
+        lines = [json.loads(line) for line in (Path(name) / "run" / "metrics.jsonl").read_text().splitlines()]
+        hundred = statistics.median(100 * 32 / line["rows_per_second"] for line in lines)
+    mean = statistics.mean(seconds)
+    return {
+        "checkpoint_bytes": checkpoint,
+        "seconds": mean,
+        "seconds_of_100_steps": hundred,
+        "share": mean / (mean + hundred),
+        "whole_run_seconds": time.monotonic() - began,
+    }
+
+
+def start(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from the start of the process to its first optimizer step, the rows encoded before."""
+    import torch
+
+    from models.loop_state import set_position
+
+    def first_step(flags: dict[str, Any]) -> float:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *flag_list(flags)],
+            cwd=ROOT,
+            env=environment(OMP_NUM_THREADS="2"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        seconds = next(time.monotonic() - began for line in process.stdout if "[TRAIN]" in line)
+        process.communicate()
+        return seconds
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        flags = {
+            "task": "nsmc-prompted",
+            "train_data": options.data,
+            "config_path": "byt5-mini",
+            "cache_dir": folder / "cache",
+            "batch_size": 8,
+            "valid_data_proportions": 0.001,
+            "log_every": 1,
+            "gpus": 0,
+        }
+        first_step({**flags, "save_path": folder / "encoded", "max_steps": 1})
+        path = folder / "encoded" / "saved_checkpoints" / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        state = checkpoint["Seq2SeqDataModule"]
+        set_position(checkpoint["loops"]["fit_loop"], 0, options.batch, state["batches_per_epoch"], options.batch)
+        state["batches"] = checkpoint["global_step"] = options.batch
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+        progress["optimizer"]["step"]["total"] = {"ready": options.batch, "completed": options.batch}
+        moved = folder / "moved.ckpt"
+        torch.save(checkpoint, moved)
+        fresh, resumed = [], []
+        for repeat in range(options.repeats):
+            fresh.append(first_step({**flags, "save_path": folder / f"fresh{repeat}", "max_steps": 1}))
+            more = {"resume_checkpoint": moved, "max_steps": options.batch + 1}
+            resumed.append(first_step({**flags, "save_path": folder / f"resumed{repeat}", **more}))
+            print(f"fresh {fresh[-1]:.2f} s, resumed {resumed[-1]:.2f} s", flush=True)
+    return {
+        "batch": options.batch,
+        "batches_per_epoch": state["batches_per_epoch"],
+        "fresh_seconds": statistics.median(fresh),
+        "resumed_seconds": statistics.median(resumed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parts = {"kills": kills, "stop": stop, "save": save, "start": start}
+    parser.add_argument("-part", choices=sorted(parts), default="kills")
+    parser.add_argument("-kills", type=int, default=100)
+    parser.add_argument("-repeats", type=int, default=5)
+    parser.add_argument("-batch", type=int, default=10_000, help="where in the epoch -part start resumes")
+    parser.add_argument("-data", default="", help="NSMC's ratings_train.txt, for -part start")
+    parser.add_argument("-seed", type=int, default=1)
+    parser.add_argument("-output", default="", help="JSON file of the results")
+    options = parser.parse_args()
+    if options.part == "start" and not options.data:
+        parser.error("-part start needs -data")
+    result = parts[options.part](options)
+    print(json.dumps(result, indent=2))
+    if options.output:
+        Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
