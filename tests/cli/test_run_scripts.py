@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 
 from tests.cli.command import ROOT, Result, run
 from tests.cli.tiny import BART, T5, letter_rows, write_tsv
-from tests.small_models import byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+from tests.small_models import KOREAN_CORPUS, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 
+CORPUS = (*KOREAN_CORPUS, "negative positive")
 SET_UP_THEMSELVES = {"environment.sh", "quickstart.sh", "test.sh"}
 MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     "kobart": ({**BART, "vocab_size": 512}, kobart_tokenizer),
     "byt5": (T5, byte_tokenizer),
-    "mt5": ({**T5, "model_type": "mt5", "vocab_size": 512}, unigram_tokenizer),
+    "mt5": ({**T5, "model_type": "mt5", "vocab_size": 512}, partial(unigram_tokenizer, corpus=CORPUS)),
 }
 TRAIN_NSMC = {
     "train_nsmc_skt-kobart-v2.sh": "kobart",
