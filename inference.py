@@ -37,11 +37,11 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
 
     quiet_libraries()
     from datamodules.splits import Encoder, prediction_split
+    from models.devices import resolve_devices, use_threads
     from models.generation import DecodingOptions
     from models.inference_model import InferenceModel
     from models.loading import source_limit, target_limit
     from models.prediction import predict
-    from models.strategies import resolve_devices, use_threads
 
     data, decode = config.data, config.decode
     model = InferenceModel(config.model.model, config.model.tokenizer, data.source_language, data.target_language)

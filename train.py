@@ -73,7 +73,7 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
     """Prepare, fit, and predict the test rows; returns the exit code."""
     from models.environment import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(training=True)
     from datamodules.splits import hub_test_rows
     from models.durable import nothing_kept_on_user_error
     from models.resuming import check_same, finished_words, flag_differences, limit_words, read_newest

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 
 from errors import RunError, UserError
@@ -227,40 +226,6 @@ def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
     return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))
-
-
-class DurableCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint files, written durably.
-
-    Args:
-        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded.
-    """
-
-    def __init__(self, resumed: Mapping[str, Any] | None = None) -> None:
-        self.resumed = resumed
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        del storage_options
-        write_file(Path(path), lambda file: torch.save(checkpoint, file), needed=_tensor_bytes(checkpoint))
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        del map_location, weights_only
-        if self.resumed is None:
-            raise RuntimeError(f"{path}: this run continues no checkpoint")
-        return dict(self.resumed)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-def _tensor_bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(_tensor_bytes, value.values()))
-    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

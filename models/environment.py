@@ -7,12 +7,17 @@ import os
 import warnings
 
 
-def quiet_libraries() -> None:
-    """Silence progress bars and advice of the libraries; errors still show. Call before importing them."""
+def quiet_libraries(training: bool = False) -> None:
+    """Silence progress bars and advice of the libraries; errors still show. Call before importing them.
+
+    Args:
+        training: for Lightning too, which takes seconds to import and sets its loggers' levels when it is.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import pytorch_lightning  # noqa: F401 (it sets its loggers' levels when it is imported)
+    if training:
+        import pytorch_lightning  # noqa: F401
     import torch
     from transformers.utils import logging as transformers_logging
 

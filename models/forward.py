@@ -1,10 +1,12 @@
-"""Hidden states of the decoder, without the logits: so that the loss can take them in chunks."""
+"""Padded batches of sources, and hidden states of the decoder without the logits, for a loss that takes chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,6 +34,17 @@ class DecoderOutput:
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
+
+
+def pad_sources(sources: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(batch, source_length) ids and attention mask of encoded sources."""
+    lengths = np.array([len(ids) for ids in sources])
+    width = int(lengths.max())
+    ids = np.full((len(sources), width), pad_token_id, dtype=np.int64)
+    for row, source in enumerate(sources):
+        ids[row, : len(source)] = source
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 def decode_teacher_forced(

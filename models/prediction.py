@@ -27,11 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
+from models.devices import Devices
 from models.environment import quiet_libraries
+from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions
 from models.progress import ProgressLine
-from models.seq2seq_module import pad_sources
-from models.strategies import Devices
 
 REPORT_SECONDS = 5.0
 

@@ -16,9 +16,9 @@ from datamodules.batching import BatchPlan
 from errors import UserError
 from flag_parsing import to_dict
 from flags import TrainConfig
+from models.devices import Devices
 from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
 from models.loop_state import set_position
-from models.strategies import Devices
 from task_utils import Task
 
 FREE = ("max_epoch",)  # optimization flags that may change

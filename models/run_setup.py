@@ -14,11 +14,11 @@ from datamodules.batching import BatchPlan
 from flag_parsing import to_dict
 from flags import ADAM_RATE, TrainConfig
 from models.checkpointing import Checkpointer
+from models.devices import Devices
 from models.durable import clean_leftovers, write_folder, write_json
 from models.exports import complete_exports
 from models.optim import resolve_warmup
 from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN
-from models.strategies import Devices
 from task_utils import Task
 
 

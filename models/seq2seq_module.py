@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import RunError
 from flags import ADAM_RATE, OptimFlags
-from models.forward import decode_teacher_forced
+from models.forward import decode_teacher_forced, pad_sources
 from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
@@ -216,14 +216,3 @@ class Seq2SeqModule(pl.LightningModule):
             " -learning_rate, or -warmup_steps), fp16 arithmetic (use -float_precision bf16 or 32), or a damaged"
             " -init_model."
         )
-
-
-def pad_sources(sources: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(batch, source_length) ids and attention mask of encoded sources."""
-    lengths = np.array([len(ids) for ids in sources])
-    width = int(lengths.max())
-    ids = np.full((len(sources), width), pad_token_id, dtype=np.int64)
-    for row, source in enumerate(sources):
-        ids[row, : len(source)] = source
-    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

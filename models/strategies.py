@@ -1,85 +1,13 @@
-"""Which devices a run uses, in what arithmetic, and how they share the work."""
+"""How the processes of a training run share its work."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pytorch_lightning.strategies import DDPStrategy
 from transformers import PreTrainedConfig
 
-from errors import UserError
-from models.loading import FP16_UNSAFE
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What Lightning is told: `precision` is its word (32-true, bf16-mixed, 16-mixed)."""
-
-    accelerator: str  # cpu or cuda
-    count: int  # processes on this machine
-    num_nodes: int
-    precision: str
-
-    @property
-    def world_size(self) -> int:
-        """Processes over all machines."""
-        return self.count * self.num_nodes
-
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """The type of the arithmetic, or None for plain fp32."""
-        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
-
-
-def resolve_devices(
-    gpus: int, cpu_processes: int, float_precision: str, model_type: str, num_nodes: int = 1
-) -> Devices:
-    """The devices that the flags ask for.
-
-    Raises:
-        UserError: more GPUs than are visible; fp16 on a T5 (its activations overflow) or on a CPU.
-    """
-    visible = torch.cuda.device_count()
-    if gpus > visible:
-        raise UserError(f"-gpus {gpus}: {visible} GPUs are visible here; -gpus 0 uses the CPU")
-    count = visible if gpus < 0 and not cpu_processes else max(gpus, 0)
-    accelerator = "cuda" if count else "cpu"
-    precision = _precision(float_precision, accelerator, model_type)
-    return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision)
-
-
-def check_launcher(devices: Devices) -> None:
-    """Refuse a run whose launcher (torchrun) started another number of processes than the flags ask for.
-
-    Raises:
-        UserError: names both numbers.
-    """
-    launched = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    if launched is not None and launched != str(devices.world_size):
-        raise UserError(
-            f"the launcher started {launched} processes (WORLD_SIZE), and -gpus, -cpu_processes and -num_nodes make"
-            f" {devices.world_size}: give the same number"
-        )
-
-
-def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
-    if float_precision == "32":
-        return "32-true"
-    bf16 = accelerator == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if float_precision == "bf16" and not bf16:
-        raise UserError("-float_precision bf16: this GPU has no bf16; use 32")
-    if float_precision == "bf16" or (float_precision == "16" and bf16):
-        return "bf16-mixed"
-    if model_type in FP16_UNSAFE:
-        raise UserError(
-            f"-float_precision {float_precision}: a {model_type} model overflows in fp16 and gives NaN; use bf16 or 32"
-        )
-    if accelerator == "cpu":
-        raise UserError("-float_precision fp16: there is no fp16 training on the CPU; use bf16 or 32")
-    return "16-mixed"
+from models.devices import Devices
 
 
 def lightning_strategy(devices: Devices, strategy: str) -> Any:
@@ -106,19 +34,3 @@ def leaves_out_parameters(config: PreTrainedConfig) -> bool:
     parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
     drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
     return drops or config.model_type == "encoder-decoder"
-
-
-def use_threads(devices: Devices, resumed: int = 0) -> int:
-    """Share the processors of this machine among its processes; returns the threads of each.
-
-    Args:
-        resumed: the threads of the run that is continued on a CPU: with another number sums are rounded differently.
-    """
-    if resumed:
-        torch.set_num_threads(resumed)
-    if resumed or ("OMP_NUM_THREADS" in os.environ and devices.count == 1):
-        return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // devices.count) if devices.accelerator == "cpu" else torch.get_num_threads()
-    torch.set_num_threads(threads)
-    return threads

@@ -7,12 +7,12 @@ from pathlib import Path
 from datamodules.encoded_split import EncodedSplit
 from flags import BatchFlags, DecodeFlags, TrainConfig
 from metrics import score
+from models.devices import Devices
 from models.durable import write_json
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel
 from models.prediction import predict
 from models.run_folder import TEST_REPORT
-from models.strategies import Devices
 from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
 

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from datamodules.batching import BatchPlan
 from errors import RunError, UserError
 from flags import TrainConfig
-from models.durable import DurableCheckpointIO
+from models.checkpoint_io import DurableCheckpointIO
+from models.devices import Devices
 from models.generation import DecodingOptions, generation_config
 from models.loop_state import take_over_loop
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
-from models.strategies import Devices, lightning_strategy
+from models.strategies import lightning_strategy
 from task_utils import LabelMap, Task
 
 SECONDS_TO_DIE = 3.0  # between the closing of a process's connections and its end

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedModel
 
 from models.acceleration import accelerate
-from models.forward import decode_teacher_forced
+from models.forward import decode_teacher_forced, pad_sources
 from models.loading import from_config
 from models.loss import token_loss_sum
-from models.seq2seq_module import pad_sources
 from tests.small_configs import config_of
 
 LETTERS = "abcdefgh"

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from errors import RunError, UserError
+from models.checkpoint_io import DurableCheckpointIO
 from models.durable import (
     CONTENT_KEY,
-    DurableCheckpointIO,
     clean_leftovers,
     link_file,
     nothing_kept_on_user_error,

@@ -9,9 +9,9 @@ import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
 from models.acceleration import accelerate
+from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions, decode_texts, example_target, generation_config
 from models.loading import from_config
-from models.seq2seq_module import pad_sources
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer
 

@@ -14,9 +14,9 @@ from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
 from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
+from models.devices import Devices
 from models.generation import DecodingOptions
 from models.prediction import predict
-from models.strategies import Devices
 from task_utils import get_task
 
 
