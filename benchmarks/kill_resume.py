@@ -28,9 +28,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.cli.command import ROOT, environment
-from tests.cli.tiny import flag_list, letter_rows, write_config, write_tsv
-from tests.faults.harness import assert_same_end, events_of, run_under_fire
-from tests.small_configs import with_dropout
+from tests.cli.tiny import flag_list, letter_rows, write_tsv
+from tests.faults.harness import assert_same_end, events_of, run_flags, run_under_fire
 
 SAMPLE = ROOT / "samples" / "text_normalization"
 CASES = list(itertools.product(("t5-untied", "bart"), ("adam", "adafactor"), (1, 4), (1, 2), (0, 2)))
@@ -38,26 +37,19 @@ KILLS_OF_A_RUN = 6
 
 
 def case_flags(folder: Path, case: tuple[str, str, int, int, int], name: str) -> dict[str, Any]:
-    """100 rows in two epochs, two validations in each, saved at every second step, dropout on."""
+    """100 rows under the flags of a case."""
     model, optimizer, accumulate, ranks, workers = case
-    return {
-        "train_data": folder / "train.tsv",
-        "valid_data": folder / "valid.tsv",
-        "config_path": write_config(folder / "model.json", with_dropout(model, 0.2)),
-        "save_path": folder / name,
-        "cache_dir": folder / "cache",
-        "optim": optimizer,
-        "grad_acc": accumulate,
-        "num_workers": workers,
-        "cpu_processes": ranks if ranks > 1 else 0,
-        "batch_size": 4,
-        "max_epoch": 2,
-        "learning_rate": 2e-3,
-        "valid_check_interval": 0.4,
-        "valid_generate_rows": 10,
-        "save_every": 2,
-        "log_every": 3,
-    }
+    return run_flags(
+        folder,
+        name,
+        model,
+        folder / "train.tsv",
+        valid_data=folder / "valid.tsv",
+        optim=optimizer,
+        grad_acc=accumulate,
+        num_workers=workers,
+        cpu_processes=ranks if ranks > 1 else 0,
+    )
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:

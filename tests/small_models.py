@@ -102,3 +102,17 @@ def _reloaded(tokenizer: Any, folder: str | Path) -> Any:
 
     tokenizer.save_pretrained(str(folder))
     return AutoTokenizer.from_pretrained(str(folder))
+
+
+def example_batch() -> dict[str, Any]:
+    """Three rows of ids below 259: 9, 7 and 4 source tokens, 3, 5 and 5 target tokens."""
+    import torch
+
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(3, 259, (3, 5), generator=generator)
+    labels[0, 3:] = -100
+    return {
+        "input_ids": torch.randint(3, 259, (3, 9), generator=generator),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
+        "labels": labels,
+    }

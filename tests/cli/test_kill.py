@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.tiny import write_config
-from tests.faults.harness import assert_same_end, events_of, run_under_fire, start
-from tests.small_configs import with_dropout
+from tests.faults.harness import assert_same_end, events_of, run_flags, run_under_fire, start
 
 CASES = {
     "t5, adam": {"model": "t5-untied", "optim": "adam", "grad_acc": 1},
@@ -36,24 +34,9 @@ KILLS = 3
 
 
 def flags_of(folder: Path, letters: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:
-    """100 rows in two epochs, validated twice in each and saved at every second step; dropout on."""
-    options = {key: value for key, value in case.items() if key != "model"}
-    config = write_config(folder / "model.json", with_dropout(case["model"], 0.2))
-    return {
-        "train_data": f"{letters / 'train.tsv'}:2",
-        "valid_data": letters / "valid.tsv",
-        "config_path": config,
-        "save_path": folder / name,
-        "cache_dir": folder / "cache",
-        "batch_size": 4,
-        "max_epoch": 2,
-        "learning_rate": 2e-3,
-        "valid_check_interval": 0.4,
-        "valid_generate_rows": 10,
-        "save_every": 2,
-        "log_every": 3,
-        **options,
-    }
+    """100 rows under the flags of a case."""
+    data = {"train_data": f"{letters / 'train.tsv'}:2", "valid_data": letters / "valid.tsv"}
+    return run_flags(folder, name, **data, **case)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,7 +16,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from tests.cli.command import ROOT, environment
-from tests.cli.tiny import flag_list, json_lines
+from tests.cli.tiny import flag_list, json_lines, write_config
+from tests.small_configs import with_dropout
 
 CLOCK = ("tokens_per_second", "rows_per_second", "seconds")  # figures that time decides
 TIMEOUT = 240  # seconds of one attempt
@@ -31,6 +32,27 @@ class Killed:
     kills: int = 0  # SIGTERMs among them
     attempts: int = 0
     events: list[int] = field(default_factory=list)  # at which each attempt was killed
+
+
+def run_flags(folder: Path, name: str, model: str, train_data: str | Path, **flags: Any) -> dict[str, Any]:
+    """A run `name` in `folder`: 25 batches in each of two epochs, two validations in each, saved at every second step.
+
+    `model` is one of `tests.small_configs.CONFIGS`; dropout is on.
+    """
+    return {
+        "train_data": train_data,
+        "config_path": write_config(folder / "model.json", with_dropout(model, 0.2)),
+        "save_path": folder / name,
+        "cache_dir": folder / "cache",
+        "batch_size": 4,
+        "max_epoch": 2,
+        "learning_rate": 2e-3,
+        "valid_check_interval": 0.4,
+        "valid_generate_rows": 10,
+        "save_every": 2,
+        "log_every": 3,
+        **flags,
+    }
 
 
 def start(flags: dict[str, Any], faults: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from models.forward import (
 from models.loading import from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of
+from tests.small_models import example_batch
 
 VOCABULARY = 384
 BERT = {
@@ -91,17 +92,6 @@ def build(kind: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    labels = torch.randint(3, 259, (3, 5), generator=generator)
-    labels[0, 3:] = -100
-    return {
-        "input_ids": torch.randint(3, 259, (3, 9), generator=generator),
-        "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
-        "labels": labels,
-    }
-
-
 @pytest.mark.parametrize("kind", text_types())
 def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> None:
     if kind in REFUSED:
@@ -109,7 +99,7 @@ def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> N
             build(kind)
         return
     model = build(kind)
-    inputs = batch()
+    inputs = example_batch()
     labels = inputs["labels"].clone()
     with torch.no_grad():
         output = decode_teacher_forced(model, **inputs)

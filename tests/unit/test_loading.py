@@ -30,19 +30,9 @@ from models.loading import (
 from models.loss import token_loss_sum
 from models.presets import preset_names, read_config
 from tests.small_configs import CONFIGS, config_of
+from tests.small_models import example_batch
 
 UNTIED = ("t5-untied", "mt5", "umt5")
-
-
-def example_batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    labels = torch.randint(3, 259, (3, 5), generator=generator)
-    labels[0, 3:] = -100
-    return {
-        "input_ids": torch.randint(3, 259, (3, 9), generator=generator),
-        "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
-        "labels": labels,
-    }
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
