@@ -209,7 +209,12 @@ class TrainConfig:
 class InferenceModelFlags:
     """Model and task"""
 
-    model: str = flag("", "A .ckpt file, a from_pretrained folder (best/, last/) or a hub name.", required=True)
+    model: tuple[str, ...] = flag(
+        (),
+        "A .ckpt file, a from_pretrained folder (best/, last/) or a hub name; several decode together (an ensemble).",
+        required=True,
+        metavar="MODEL",
+    )
     tokenizer: str = flag("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
     task: str = flag("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
 
@@ -218,10 +223,16 @@ class InferenceModelFlags:
 class OutputFlags:
     """Output"""
 
-    save_output: str = flag("", "File of predictions, one line a row in input order; empty = none.", metavar="FILE")
+    save_output: str = flag(
+        "",
+        "File of predictions in input order: a line a row, or .jsonl / .tsv with source, reference and score;"
+        " empty = none.",
+        metavar="FILE",
+    )
     save_label: str = flag("", "File of references, one line a row in input order; empty = none.", metavar="FILE")
     save_report: str = flag("", "JSON file of metrics, per-class figures and settings; empty = none.", metavar="FILE")
-    overwrite: bool = flag(False, "Replace output files that exist.")
+    overwrite: bool = flag(False, "Replace output files that exist, and throw away finished parts of another command.")
+    keep_fields: bool = flag(False, "Copy each record of a JSON input to the .jsonl output, under the key input.")
     label_correction: str = flag(
         "nearest", "What becomes of a predicted text that is no label.", choices=("nearest", "none")
     )
@@ -240,8 +251,20 @@ class DecodeFlags:
         1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"
     )
     max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
+    min_predict_length: int = flag(0, "Shortest prediction in tokens, the end token counted; 0 = off.", minimum=0)
     no_repeat_ngram_size: int = flag(0, "No n-gram of this many tokens occurs twice; 0 = off.", minimum=0)
-    seed: int = flag(123456, "Seed; beam search draws nothing, so it changes no prediction.")
+    repetition_penalty: float = flag(
+        1.0, "Scores of tokens that were written are divided (or, below 0, multiplied) by it; 1 = off.", minimum=1e-6
+    )
+    num_return: int = flag(1, "Outputs of a row, best first: at most -beam_size, or that many samples.", minimum=1)
+    do_sample: bool = flag(False, "Draw the tokens at random; each row from -seed and its number, in any batch.")
+    temperature: float = flag(1.0, "Sampling: logits are divided by it; 1 = off.", minimum=1e-6)
+    top_k: int = flag(0, "Sampling: only the K best tokens are drawn from; 0 = all.", minimum=0)
+    top_p: float = flag(
+        1.0, "Sampling: only the fewest tokens that hold this probability are drawn from; 1 = all.",
+        minimum=1e-6, maximum=1.0,
+    )  # fmt: skip
+    seed: int = flag(123456, "Seed of -do_sample; beam search draws nothing.")
 
 
 @dataclasses.dataclass(frozen=True)

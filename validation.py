@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError
-from flags import ADAM_RATE, FREEZABLE, DataFlags, InferenceConfig, TrainConfig
+from flags import ADAM_RATE, FREEZABLE, DataFlags, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -59,7 +59,7 @@ def override_task(task: Task, data: DataFlags) -> Task:
     return task
 
 
-def _collect(problems: list[str], action: Callable[[], Any]) -> Any:
+def collect(problems: list[str], action: Callable[[], Any]) -> Any:
     try:
         return action()
     except UserError as error:
@@ -85,7 +85,7 @@ def check_data(data: DataFlags, problems: list[str]) -> None:
 
 def check_train(config: TrainConfig, given: frozenset[str], problems: list[str]) -> Task | None:
     """Every problem of a `train.py` command line, appended to `problems`; returns the resolved task."""
-    task: Task | None = _collect(problems, lambda: override_task(get_task(config.task.task), config.data))
+    task: Task | None = collect(problems, lambda: override_task(get_task(config.task.task), config.data))
     check_data(config.data, problems)
     if task and task.source_column == task.target_column:
         problems.append(
@@ -99,7 +99,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if not model.init_model and not model.config_path and not resuming:
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:
-        _collect(problems, lambda: read_config(model.config_path))
+        collect(problems, lambda: read_config(model.config_path))
     if not config.data.train_data and not (task and task.hub_dataset):
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
     if "batch_size" in given and batch.max_tokens:
@@ -110,7 +110,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
     _check_optimization(config, given, problems)
-    _check_devices(config.device.gpus, config.device.cpu_processes, problems)
+    check_devices(config.device.gpus, config.device.cpu_processes, problems)
     if config.device.num_nodes > 1 and (config.device.cpu_processes or config.device.gpus == 0):
         problems.append("-num_nodes above 1 goes with GPUs; -gpus 0 and -cpu_processes are for one machine")
     launched = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
@@ -141,7 +141,7 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
         problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")
 
 
-def _check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
+def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
     if cpu_processes and gpus > 0:
         problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; give -gpus 0 or leave it")
     if cpu_processes > (os.cpu_count() or 1) * 4:
@@ -220,7 +220,7 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
     if not run.save_path.strip():
         problems.extend(["-save_path is empty"] if "save_path" in given else [])
         return
-    if _is_too_long(folder):
+    if is_too_long(folder):
         problems.append(f"-save_path {folder}: the name is too long for a file system; choose a shorter one")
         return
     parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
@@ -230,7 +230,7 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
         return
     if not os.access(parent, os.W_OK):
         problems.append(f"-save_path {folder}: no permission to write in {parent}")
-    candidates = _collect(problems, lambda: resume_candidates(config))
+    candidates = collect(problems, lambda: resume_candidates(config))
     if run.resume_checkpoint and run.overwrite:
         problems.append("-overwrite and -resume_checkpoint exclude each other: delete the run or continue it")
     elif is_first_process() and candidates is not None:  # the other processes come when the run has begun
@@ -241,7 +241,7 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
     """Refuse to delete, replace or mix up what `folder` holds already."""
     foreign = foreign_names(folder)
     found = len(problems)
-    _collect(problems, lambda: check_unlocked(folder))
+    collect(problems, lambda: check_unlocked(folder))
     if len(problems) > found or (resumed and _is_of_run(resumed, folder)):
         return
     if foreign:
@@ -284,17 +284,17 @@ def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[
     model = config.model
     others = {"init_model": model.init_model, "config_path": model.config_path, "tokenizer": model.tokenizer}
     deleted = [folder / name for name in OVERWRITTEN if os.path.lexists(folder / name)]
-    for flag, value in _local_inputs(config.data, task=config.task.task, **others):
-        if _same_file(value, folder) or any(_lies_in(value, place) for place in deleted):
+    for flag, value in local_inputs(config.data, task=config.task.task, **others):
+        if same_file(value, folder) or any(lies_in(value, place) for place in deleted):
             problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
 
 
-def _is_too_long(path: Path) -> bool:
+def is_too_long(path: Path) -> bool:
     parts = [len(os.fsencode(part)) for part in path.absolute().parts]
     return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
 
 
-def _local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
+def local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
     """(flag, path) of the files and folders on this machine that the flags read; data without the suffix :N."""
     names = ("train_data", "valid_data", "test_data")
     values = [(f"-{name}", _data_file(value)) for name in names for value in getattr(data, name)]
@@ -309,62 +309,13 @@ def _data_file(value: str) -> str:
         return ""
 
 
-def _same_file(first: str | Path, second: str | Path) -> bool:
+def same_file(first: str | Path, second: str | Path) -> bool:
+    """Whether both are there and one file, under whatever names."""
     return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
 
 
-def _lies_in(path: str | Path, folder: str | Path) -> bool:
+def lies_in(path: str | Path, folder: str | Path) -> bool:
     """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
     parent, name = os.path.split(os.path.abspath(path))
     names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
     return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)
-
-
-def check_inference(config: InferenceConfig, problems: list[str]) -> None:
-    """Every problem of an `inference.py` command line, appended to `problems`."""
-    check_data(config.data, problems)
-    data, output = config.data, config.output
-    task: Task | None = None
-    if config.model.task:
-        task = _collect(problems, lambda: override_task(get_task(config.model.task), data))
-    hub = bool(task and task.hub_dataset) and not data.train_data
-    if data.test_data_proportions and not data.train_data and not hub:
-        problems.append(
-            f"-test_data_proportions {data.test_data_proportions}: a share of the rows of -train_data, which is not"
-            " given; give it, or leave the share out and give -test_data"
-        )
-    elif not (data.test_data or data.valid_data or (data.train_data and data.test_data_proportions) or hub):
-        problems.append("-test_data is required: a file, a folder or a hub name with the rows to predict")
-    if data.label_map and not config.model.task:
-        _collect(problems, lambda: LabelMap.parse(data.label_map))
-    model = config.model
-    inputs = _local_inputs(data, model=model.model, tokenizer=model.tokenizer, task=model.task)
-    seen: dict[str, str] = {}
-    for name in ("save_output", "save_label", "save_report"):
-        value = getattr(output, name)
-        if value:
-            same = seen.setdefault(os.path.realpath(value), f"-{name}")
-            problem = f"the same file as {same}" if same != f"-{name}" else _output_problem(value, inputs)
-            if not problem and os.path.lexists(value) and not output.overwrite:
-                problem = "exists; -overwrite replaces it"
-            problems.extend([f"-{name} {value}: {problem}"] if problem else [])
-    _check_devices(config.device.gpus, config.device.cpu_processes, problems)
-
-
-def _output_problem(value: str, inputs: list[tuple[str, str]]) -> str:
-    """Why no file can be written to `value`, whatever -overwrite says; empty when it can."""
-    path = Path(value).absolute()
-    if _is_too_long(path):
-        return "the name is too long for a file system; choose a shorter one"
-    for flag, source in inputs:
-        if _same_file(value, source):
-            return f"the same file as {flag}" if os.path.isfile(path) else "is a folder; give a file"
-        if os.path.isdir(source) and os.path.lexists(value) and _lies_in(value, source):
-            return f"is a file of {flag} {source}; choose another place"
-    if os.path.isdir(path):
-        return "is a folder; give a file"
-    if os.path.exists(path) and not os.path.isfile(path):
-        return "is no regular file (a device or a pipe)"
-    if not os.path.isdir(path.parent):
-        return f"the folder {path.parent} does not exist"
-    return "" if os.access(path.parent, os.W_OK) else f"no permission to write in {path.parent}"

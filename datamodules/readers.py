@@ -6,13 +6,15 @@ column is a `UserError`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datamodules.arrow_records import read_folder, read_hub, read_parquet
 from datamodules.columns import wanted_columns
 from datamodules.data_paths import DataPath, check_data_paths, content_digest, parse_data_path
 from datamodules.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
-from datamodules.text_records import read_csv, read_json
+from datamodules.text_records import json_records, read_csv, read_json
 from datamodules.tsv import read_tsv
 from errors import UserError
 from task_utils import Task
@@ -24,6 +26,7 @@ __all__ = [
     "RowReport",
     "check_data_paths",
     "content_digest",
+    "input_records",
     "parse_data_path",
     "read_rows",
 ]
@@ -46,6 +49,13 @@ def read_rows(
             if len(selected.lines):
                 yield finish_rows(selected, options, report, next_id)
                 next_id += len(selected.lines)
+
+
+def input_records(paths: Sequence[str]) -> Iterator[Any]:
+    """The JSON record of every row that prediction reads from `paths` (.jsonl, .json), in its order."""
+    for value in paths:
+        data_path = parse_data_path(value)
+        yield from itertools.islice(json_records(data_path.path), 0, None, data_path.shard)
 
 
 def _raw_rows(

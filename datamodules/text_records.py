@@ -141,7 +141,7 @@ def _csv_record(row: CsvRow, positions: dict[str, int | None], wanted: Wanted) -
 
 def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
     """Rows of a file with a JSON object on each line; a .json file may be one array of objects instead."""
-    values = _json_lines(path, options)
+    values = _json_lines(path, options.keep_all)
     if path.lower().endswith(".json") and _starts_with_bracket(path):
         values = _json_array(path)
     keys, scouted = _json_keys(path, values, wanted)
@@ -171,7 +171,15 @@ def _starts_with_bracket(path: str) -> bool:
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
 
 
-def _json_lines(path: str, options: ReadOptions) -> Iterator[JsonItem]:
+def json_records(path: str) -> Iterator[Any]:
+    """The record of every row of a .jsonl or .json file, as it stands; None of a broken line."""
+    decoder = json.JSONDecoder()
+    is_array = path.lower().endswith(".json") and _starts_with_bracket(path)
+    items = _json_array(path, decoder) if is_array else _json_lines(path, True, decoder)
+    return (value for _, value, _ in items)
+
+
+def _json_lines(path: str, keep_all: bool, decoder: json.JSONDecoder = _DECODER) -> Iterator[JsonItem]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             raw = raw.removeprefix(_BOM) if number == 1 else raw
@@ -180,17 +188,17 @@ def _json_lines(path: str, options: ReadOptions) -> Iterator[JsonItem]:
                 text = raw.decode("utf-8").strip()
             except UnicodeDecodeError:
                 problem = "invalid UTF-8"
-                text = raw.decode("utf-8", "replace").strip() if options.keep_all else ""
+                text = raw.decode("utf-8", "replace").strip() if keep_all else ""
             if not text:
                 yield number, None, problem or "empty line"
                 continue
             try:
-                yield number, _DECODER.decode(text), problem
+                yield number, decoder.decode(text), problem
             except (ValueError, RecursionError):
                 yield number, None, problem or "broken JSON"
 
 
-def _json_array(path: str) -> Iterator[JsonItem]:
+def _json_array(path: str, decoder: json.JSONDecoder = _DECODER) -> Iterator[JsonItem]:
     """Elements of the array, with the line where each starts. Raises `UserError` at broken JSON: no way to go on."""
     with open(path, "rb") as file:
         raw = file.read()
@@ -216,7 +224,7 @@ def _json_array(path: str) -> Iterator[JsonItem]:
             position, expected = position + 1, "value"
             continue
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise UserError(f"{path}:{line}: broken JSON in the array that starts here or later: {reason}") from None

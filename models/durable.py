@@ -222,6 +222,12 @@ def clean_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def clean_temporary(path: Path) -> None:
+    """Remove what killed writes of the file `path` left behind."""
+    for leftover in _leftovers(path.parent, re.escape(path.name), TEMPORARY_SUFFIX):
+        leftover.unlink(missing_ok=True)
+
+
 def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from datamodules.token_encoding import tokenizer_digest
 from errors import UserError, raise_if_any
 from models.acceleration import accelerate
 from models.config_checks import error_reason
@@ -23,6 +24,8 @@ from models.loading import (
     from_pretrained,
     load_config,
     load_tokenizer,
+    source_limit,
+    target_limit,
     unpack_tokenizer,
     with_languages,
 )
@@ -57,7 +60,7 @@ def _check_state(state: Mapping[str, Any], place: str) -> None:
     raise_if_any(problems)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _checkpoint(name: str) -> dict[str, Any]:
     """The .ckpt, opened once in each process; its tensors stay on the disk until they are used."""
     return read_checkpoint(name, "-model", mmap=True, needed=MODEL_ENTRIES)
@@ -148,3 +151,32 @@ class InferenceModel:
 
     def _tokenizer_of(self, name: str, flag: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(name, flag, src_lang=self.source_language, tgt_lang=self.target_language)
+
+
+def inference_models(
+    names: Sequence[str], tokenizer_name: str = "", source_language: str = "", target_language: str = ""
+) -> tuple[InferenceModel, ...]:
+    """The models of -model, checked as far as that is cheap.
+
+    Raises:
+        UserError: what `InferenceModel.check` raises; several that have not the same tokenizer.
+    """
+    models = tuple(InferenceModel(name, tokenizer_name, source_language, target_language) for name in names)
+    for model in models:
+        model.check()
+    if len(models) > 1:
+        first, *others = [tokenizer_digest(model.config_and_tokenizer()[1]) for model in models]
+        raise_if_any(
+            f"-model {model.name}: its tokenizer is not that of {models[0].name}; models that decode together need the"
+            " same"
+            for model, digest in zip(models[1:], others, strict=True)
+            if digest != first
+        )
+    return models
+
+
+def shared_limits(models: Sequence[InferenceModel]) -> tuple[int, int]:
+    """Tokens of a source, and of a target, that all the models can hold; 0 = no limit."""
+    configs = [model.config_and_tokenizer()[0] for model in models]
+    sources, targets = [source_limit(config) for config in configs], [target_limit(config) for config in configs]
+    return min(filter(None, sources), default=0), min(filter(None, targets), default=0)

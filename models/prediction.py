@@ -1,7 +1,6 @@
-"""Predictions for encoded rows: one text a row, in the order of the rows, on one or several processes.
+"""Predictions for encoded rows, exactly one each, on one or several processes; what is finished is never done again.
 
-sort the rows by length, longest first; cut them into batches; worker k of n takes the batches k, k + n, ...
-every worker writes the texts of its batches to a part file; the parts are merged by row and counted
+chunks of rows, longest first -> each process claims one after the other -> a part file each -> read by row number
 """
 
 from __future__ import annotations
@@ -19,168 +18,184 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from console import tell
 from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from models.devices import Devices
 from models.environment import quiet_libraries
-from models.forward import pad_sources
-from models.generation import Decoder, DecodingOptions
+from models.part_files import Chunks, Claims, Parts, finished_chunks, part_path, write_part
+from models.predictions import BatchPredictor, Prediction
 from models.progress import ProgressLine
 
 REPORT_SECONDS = 5.0
 
+Engine = Callable[[torch.device], BatchPredictor]  # called once in each process: picklable where there are several
+
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """Everything a worker needs besides the model: the rows, their order, and how to decode them."""
+    """What is predicted, by which processes, and where the part files go."""
 
     split: EncodedSplit
-    batches: Sequence[np.ndarray]  # row numbers, longest rows first
-    options: DecodingOptions
+    chunks: Chunks
+    batch_size: int
     devices: Devices
+    folder: Path
 
 
-def length_sorted_batches(split: EncodedSplit, batch_size: int) -> list[np.ndarray]:
-    """Every row once, like lengths together, longest first."""
-    order = np.argsort(-split.source_lengths.astype(np.int64), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def predict(
-    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
-    split: EncodedSplit,
-    batch_size: int,
-    options: DecodingOptions,
-    devices: Devices,
-) -> list[str]:
-    """One text for each row of `split`, in its order.
-
-    Args:
-        load: gives the model and tokenizer; called once in each worker, so it must be picklable for several.
+def predict(engine: Engine, split: EncodedSplit, batch_size: int, devices: Devices, folder: Path) -> Parts:
+    """A prediction for each row of `split`, by row number; the parts that are in `folder` already are kept.
 
     Raises:
-        UserError: the model cannot be loaded; in a worker as in this process.
-        RunError: a worker cannot go on, or died; nothing is returned then.
+        UserError: the model cannot be loaded; in a process of its own as in this one.
+        RunError: a process cannot go on, or died. What was finished stays in `folder`.
     """
-    job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices)
-    with tempfile.TemporaryDirectory() as folder:
+    job = PredictionJob(split, Chunks.of(split.source_lengths, batch_size), batch_size, devices, folder)
+    finished, torn = finished_chunks(folder, job.chunks)
+    for path in torn:
+        tell(f"{path} was torn and is made again")
+    if finished:
+        tell(f"{_rows_of(job, finished):,} of {len(split):,} rows were finished before, in {folder}")
+    if len(finished) < len(job.chunks):
         if devices.count == 1:
-            _work(0, load, job, folder)
+            _work(0, engine, job)
         else:
-            _work_together(load, job, folder)
-        return _merge(folder, len(split))
+            _work_together(engine, job)
+    return Parts(folder, job.chunks)
 
 
-def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
-    """Run one worker a device; any that fails ends the whole prediction."""
+def finished_rows(split: EncodedSplit, batch_size: int, folder: Path) -> int:
+    """How many rows of a prediction that was stopped are finished."""
+    chunks = Chunks.of(split.source_lengths, batch_size)
+    return sum(len(chunks.rows(chunk)) for chunk in finished_chunks(folder, chunks)[0])
+
+
+def _rows_of(job: PredictionJob, chunks: Sequence[int]) -> int:
+    return sum(len(job.chunks.rows(chunk)) for chunk in chunks)
+
+
+def _work_together(engine: Engine, job: PredictionJob) -> None:
+    """Run one process a device. A problem that one of them tells ends all; of one that dies the others do the work."""
     context = torch.multiprocessing.get_context("spawn")
-    arguments = [(rank, load, job, folder) for rank in range(job.devices.count)]
-    workers = [context.Process(target=_work_in_process, args=given) for given in arguments]
-    resource_tracker.ensure_running()  # started later, it would unblock the signal again
-    # Workers inherit the block: Ctrl-C is for the parent, which ends them. One that comes meanwhile waits, not lost.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with tempfile.TemporaryDirectory() as problems:
+        arguments = [(rank, engine, job, problems) for rank in range(job.devices.count)]
+        workers = [context.Process(target=_work_in_process, args=given) for given in arguments]
+        resource_tracker.ensure_running()  # started later, it would unblock the signal again
+        # They inherit the block: Ctrl-C is for the parent, which ends them. One that comes meanwhile waits, not lost.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for worker in workers:
-                worker.start()
+            try:
+                for worker in workers:
+                    worker.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            codes: list[int | None] = [None]
+            while None in codes:
+                for worker in workers:
+                    worker.join(0.2)
+                codes = [worker.exitcode for worker in workers]
+                for rank in range(len(codes)):
+                    _raise_problem(rank, problems)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        running = True
-        while running:
             for worker in workers:
-                worker.join(0.2)
-            codes = [worker.exitcode for worker in workers]
-            for rank, code in enumerate(codes):
-                if code:
-                    _raise_problem(rank, code, folder)
-            running = None in codes
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-            if worker.pid is not None:
-                worker.join()
+                if worker.is_alive():
+                    worker.terminate()
+                if worker.pid is not None:
+                    worker.join()
+        for rank, code in enumerate(codes):
+            if code:
+                raise RunError(_death(rank, code, len(codes)))
 
 
-def _work_in_process(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
-    """`_work` in a process of its own: a problem goes to a file and the exit code tells its kind (`_raise_problem`)."""
+def _death(rank: int, code: int, count: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"prediction process {rank} of {count} was ended by {name} (out of memory, perhaps)"
+    return f"prediction process {rank} of {count} ended with code {code}"
+
+
+def _work_in_process(rank: int, engine: Engine, job: PredictionJob, problems: str) -> None:
+    """`_work` in a process of its own: what it has to tell goes to a file (`_raise_problem`)."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        _work(rank, load, job, folder)
+        _work(rank, engine, job)
     except (UserError, RunError) as error:
         told = error.problems if isinstance(error, UserError) else (str(error),)
-        _problem_path(folder, rank).write_text(json.dumps(told), encoding="utf-8")
-        sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_ERROR)
+        code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_RUN_ERROR
+        path = _problem_path(problems, rank)
+        path.with_suffix(".tmp").write_text(json.dumps([code, *told]), encoding="utf-8")
+        path.with_suffix(".tmp").replace(path)
+        sys.exit(code)
 
 
-def _raise_problem(rank: int, code: int, folder: str) -> NoReturn:
-    """Raise what a failed worker told, as if it had happened here; of one that told nothing, say how it ended."""
-    path = _problem_path(folder, rank)
-    if not path.exists():
-        raise RunError(f"prediction process {rank} ended with code {code}; nothing was written")
-    told = json.loads(path.read_text(encoding="utf-8"))
-    raise UserError(*told) if code == EXIT_USER_ERROR else RunError(*told)
+def _raise_problem(rank: int, problems: str) -> None:
+    """Raise what a process told, if it did, as if it had happened here."""
+    path = _problem_path(problems, rank)
+    if path.exists():
+        code, *told = json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(*told) if code == EXIT_USER_ERROR else RunError(*told)
 
 
-def _problem_path(folder: str, rank: int) -> Path:
-    return Path(folder) / f"problem{rank}.json"
+def _problem_path(problems: str, rank: int) -> Path:
+    return Path(problems) / f"problem{rank}.json"
 
 
-def _leave_with_parent() -> None:
-    """End this worker when its parent is gone, however it went."""
+def _leave_with_parent() -> NoReturn:
+    """End this process when its parent is gone, however it went."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
-    """Predict the batches of one worker and write them to its part file."""
+def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
+    """Predict chunk after chunk until none is left that nobody works on."""
     quiet_libraries()
     devices = job.devices
     device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
     if devices.accelerator == "cpu" and devices.count > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // devices.count))
-    model, tokenizer = load()
-    model.to(device).eval()
-    decoder = Decoder(model, tokenizer, job.options)
+    predictor = engine(device)
     autocast = torch.autocast(device.type, devices.autocast_dtype) if devices.autocast_dtype else nullcontext()
-    progress = ProgressLine("[PREDICT]", len(job.split), unit="row", enabled=rank == 0)
-    told = time.monotonic()
-    done = 0
-    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part, autocast:
-        for rows in job.batches[rank :: devices.count]:
-            sources = [job.split.source_ids(int(row)) for row in rows]
-            texts = decoder(*pad_sources(sources, tokenizer.pad_token_id, device))
-            for row, text in zip(rows.tolist(), texts, strict=True):
-                part.write(json.dumps([row, text]) + "\n")
-            done = min(done + len(rows) * devices.count, len(job.split))
-            progress.advance_to(done)
-            if time.monotonic() - told > REPORT_SECONDS:
-                progress.report()
-                told = time.monotonic()
-    progress.report()
-    progress.close()
+    progress = _Progress(job, enabled=rank == 0)
+    with Claims(job.folder, rank, devices.count) as claims, autocast:
+        for chunk in claims.open_chunks(job.chunks):
+            rows = job.chunks.rows(chunk).tolist()
+            predictions: list[Prediction] = []
+            for start in range(0, len(rows), job.batch_size):
+                batch = rows[start : start + job.batch_size]
+                predictions += predictor(batch, [job.split.source_ids(row) for row in batch])
+                progress.advance(len(predictions))
+            write_part(job.folder, chunk, rows, predictions)
+    progress.end()
 
 
-def _merge(folder: str, count: int) -> list[str]:
-    """The texts of all part files by row; every row exactly once."""
-    texts: list[str | None] = [None] * count
-    for part in sorted(Path(folder).glob("part*.jsonl")):
-        with open(part, encoding="utf-8") as lines:
-            for line in lines:
-                row, text = json.loads(line)
-                if texts[row] is not None:
-                    raise RunError(f"row {row} was predicted twice; nothing was written")
-                texts[row] = text
-    missing = sum(text is None for text in texts)
-    if missing:
-        raise RunError(f"{missing} of {count} rows got no prediction; nothing was written")
-    return [text for text in texts if text is not None]
+class _Progress:
+    """Rows that all processes have finished, and those of this one's chunk; told every few seconds."""
+
+    def __init__(self, job: PredictionJob, enabled: bool) -> None:
+        self.job = job
+        self.enabled = enabled
+        self.line = ProgressLine("[PREDICT]", len(job.split), done=self._finished(), unit="row", enabled=enabled)
+        self.told = time.monotonic()
+
+    def _finished(self) -> int:
+        parts = sum(part_path(self.job.folder, chunk).exists() for chunk in range(len(self.job.chunks)))
+        return min(parts * self.job.chunks.size, len(self.job.split))
+
+    def advance(self, of_this_chunk: int) -> None:
+        if self.enabled and time.monotonic() - self.told > REPORT_SECONDS:
+            self.line.advance_to(min(self._finished() + of_this_chunk, len(self.job.split)))
+            self.line.report()
+            self.told = time.monotonic()
+
+    def end(self) -> None:
+        if self.enabled:
+            self.line.advance_to(self._finished())
+        self.line.report()
+        self.line.close()

@@ -17,6 +17,7 @@ from errors import UserError
 from flag_parsing import to_dict
 from flags import TrainConfig
 from models.devices import Devices
+from models.differences import Difference, difference_table, differences_of
 from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
 from models.loop_state import set_position
 from task_utils import Task
@@ -31,15 +32,6 @@ MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "tar
 TASK_PARTS = ("input_template", "target_template", "label_map")
 VALIDATION_DATA = "validation data and encoding"
 NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that the saved run and this one do not share."""
-
-    name: str
-    saved: Any
-    now: Any
 
 
 def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
@@ -74,13 +66,9 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     saved, now = content["flags"], to_dict(config)
     names = [*(name for name in asdict(config.optim) if name not in FREE), *FIXED]
     names += [name for name in MODEL_FLAGS if now[name]]
-    found = [Difference(f"-{name}", saved.get(name), now[name]) for name in names if saved.get(name) != now[name]]
+    found = differences_of(saved, {name: now[name] for name in names}, "-")
     present = task.to_dict()
-    return found + [
-        Difference(f"-{name}", content["task"].get(name), present[name])
-        for name in TASK_PARTS
-        if content["task"].get(name) != present[name]
-    ]
+    return found + differences_of(content["task"], {name: present[name] for name in TASK_PARTS}, "-")
 
 
 def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Difference]:
@@ -90,7 +78,7 @@ def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any])
         fingerprint: what the data module says of this run.
     """
     saved = resumed["Seq2SeqDataModule"]["fingerprint"]
-    return [Difference(name, saved.get(name), value) for name, value in fingerprint.items() if saved.get(name) != value]
+    return differences_of(saved, fingerprint)
 
 
 def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
@@ -104,19 +92,6 @@ def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
             f"-resume_checkpoint {config.run.resume_checkpoint}: the run was saved with other settings; give those, or"
             f" -resume_force to go on all the same, though not exactly\n{difference_table(differences)}"
         )
-
-
-def difference_table(differences: Sequence[Difference]) -> str:
-    """Lines of name, saved value and present value, in columns."""
-    rows = [("what", "checkpoint", "now")]
-    rows += [(difference.name, _shown(difference.saved), _shown(difference.now)) for difference in differences]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
-
-
-def _shown(value: Any) -> str:
-    text = ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def kept_flags(resumed: Mapping[str, Any] | None, config: TrainConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names of the files of a run, whether a folder holds one, and the lock of one that trains. No torch import."""
+"""Names of the files of a run, whether a folder holds one, and the lock of a folder in use. No torch import."""
 
 from __future__ import annotations
 
@@ -99,21 +99,26 @@ def foreign_names(folder: Path) -> list[str]:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder`; folders that are made for the lock go if they stay empty.
+def run_lock(folder: Path, place: str = "", use: str = "trains in this folder") -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made if need be; one that stays empty goes again.
 
     The kernel gives the lock back when the process dies, so that a lock file that is left behind locks nothing.
+
+    Args:
+        place: the flag and its value that name the folder; by default that of a training.
+        use: what a process that has the lock does.
 
     Raises:
         UserError: another process holds the lock, or the folder cannot be written.
     """
+    place = place or f"-save_path {folder}"
     made = [path for path in (folder, *folder.absolute().parents) if not os.path.exists(path)]
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = _locked(folder)
+            descriptor = _locked(folder, place, use)
         except OSError as error:
-            raise UserError(f"-save_path {folder}: cannot be written ({error.strerror})") from error
+            raise UserError(f"{place}: cannot be written ({error.strerror})") from error
         try:
             yield
         finally:
@@ -126,12 +131,12 @@ def run_lock(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path, place: str, use: str) -> int:
     """The descriptor of the lock file, locked; anew when the process that held it removed the file meanwhile."""
     while True:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(descriptor, fcntl.LOCK_EX, folder)
+            _lock(descriptor, fcntl.LOCK_EX, place, use)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK_NAME)):
                     return descriptor
@@ -141,15 +146,15 @@ def _locked(folder: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, kind: int, folder: Path) -> None:
+def _lock(descriptor: int, kind: int, place: str, use: str) -> None:
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)  # not flock: loader processes would inherit it and outlive us
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"-save_path {folder}: another process trains in this folder") from error
+            raise UserError(f"{place}: another process {use}") from error
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        tell(f"-save_path {folder}: this file system has no locks; let no other process train there")
+        tell(f"{place}: this file system has no locks; see to it that no other process {use}")
 
 
 def check_unlocked(folder: Path) -> None:
@@ -159,6 +164,6 @@ def check_unlocked(folder: Path) -> None:
     except OSError:
         return
     try:
-        _lock(descriptor, fcntl.LOCK_SH, folder)
+        _lock(descriptor, fcntl.LOCK_SH, f"-save_path {folder}", "trains in this folder")
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from datamodules.encoded_split import EncodedSplit
@@ -13,6 +14,7 @@ from models.generation import DecodingOptions
 from models.inference_model import InferenceModel
 from models.prediction import predict
 from models.run_folder import TEST_REPORT
+from models.torch_engine import TorchEngine
 from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
 
@@ -35,7 +37,9 @@ def report_test_split(
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
     rows = prediction_rows(split, config.batch)
-    texts = predict(InferenceModel(str(best)), split, rows, DecodingOptions(), one_device)
+    with tempfile.TemporaryDirectory() as parts:
+        engine = TorchEngine((InferenceModel(str(best)),), DecodingOptions())
+        texts = [prediction.text for prediction in predict(engine, split, rows, one_device, Path(parts))]
     references = [split.reference(row) for row in range(len(split))]
     scores = score(references, texts, labels, names=task.metrics)
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))

@@ -92,7 +92,7 @@ ORIGINAL_TRAIN = {
     "freeze": ([], "encoder", ["encoder"]),
 }
 ORIGINAL_INFERENCE = {
-    "model": ("", "x.ckpt", "x.ckpt"),
+    "model": ([], "x.ckpt", ["x.ckpt"]),
     "tokenizer": ("", "t", "t"),
     "task": ("", "nsmc-naive", "nsmc-naive"),
     "train_data": ([], "a.tsv", ["a.tsv"]),

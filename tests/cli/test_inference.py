@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.cli.command import infer, infer_ok, start_until
-from tests.cli.tiny import letter_rows, write_tsv
+from tests.cli.tiny import json_lines, letter_rows, write_tsv
+from tests.small_models import byte_tokenizer
 
 REPORT_KEYS = ["rows", "scored_rows", "metrics", "invalid_outputs", "per_class", "confusion_matrix", "settings"]
 
@@ -46,7 +47,7 @@ def test_predictions_references_and_report_of_best(copy_run: Path, letters: Path
     assert (report["metrics"]["exact_match"], report["metrics"]["chrf"]) == (1.0, 100.0)
     assert (report["invalid_outputs"], report["per_class"], report["confusion_matrix"]) == (0, [], None)
     settings = report["settings"]
-    assert (settings["model"], settings["beam_size"], settings["max_predict_length"]) == (str(best), 1, 512)
+    assert (settings["model"], settings["beam_size"], settings["max_predict_length"]) == ([str(best)], 1, 512)
     assert settings["metric_details"]["bleu"].startswith("nrefs:1|")
     assert result.err == ""
     for line in (
@@ -163,20 +164,22 @@ def test_beams_and_a_folder_that_is_none_of_ours(copy_run: Path, tmp_path: Path)
 
 
 def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> None:
-    from inference import write_lines
+    from models.prediction_output import plain_lines, write_lines
 
     texts = ["one\ntwo", "tab\there", "back\\slash", "\r", "", "한글"]
-    write_lines(tmp_path / "escaped.txt", texts, escapes=True)
+    write_lines(tmp_path / "escaped.txt", plain_lines(texts, escapes=True))
     assert (tmp_path / "escaped.txt").read_bytes().decode() == ("one\\ntwo\ntab\\there\nback\\\\slash\n\\r\n\n한글\n")
-    write_lines(tmp_path / "flat.txt", texts, escapes=False)
+    write_lines(tmp_path / "flat.txt", plain_lines(texts, escapes=False))
     assert (tmp_path / "flat.txt").read_bytes().decode() == "one two\ntab here\nback\\slash\n \n\n한글\n"
 
 
 def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
     import metrics
-    from flags import InferenceConfig, OutputFlags
+    from datamodules.splits import Encoder, prediction_split
+    from flags import DataFlags, InferenceConfig, LengthFlags, OutputFlags
     from inference import finish
+    from models.predictions import Prediction
     from task_utils import LabelMap, get_task
 
     def failing(*_: Any, **__: Any) -> Any:
@@ -185,11 +188,66 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     monkeypatch.setattr(metrics, "score", failing)
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
     config = InferenceConfig(output=OutputFlags(**names))
+    data = DataFlags(test_data=(str(write_tsv(tmp_path / "rows.tsv", [("a", "no"), ("b", "yes")])),))
+    task = get_task("seq2seq")
+    split, _ = prediction_split(Encoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path))
     with pytest.raises(MemoryError):
-        finish(config, get_task("seq2seq"), LabelMap.parse("0=no,1=yes"), ["no", "yes"], ["noo", "yes"])
+        finish(config, task, LabelMap.parse("0=no,1=yes"), split, [Prediction("noo"), Prediction("yes")])
     assert (tmp_path / "save_output").read_text() == "no\nyes\n"
     assert (tmp_path / "save_label").read_text() == "no\nyes\n"
     assert not (tmp_path / "save_report").exists()
+
+
+def test_json_lines_hold_scores_lists_and_the_fields_of_the_input(copy_run: Path, tmp_path: Path) -> None:
+    """Two models decode together; each record keeps its own fields, and a broken one its place."""
+    records = [{"source": "abc", "target": "a", "year": 1998, "tags": ["x"]}, {"source": "b\n", "source_id": "7"}]
+    lines = [*(json.dumps(record) for record in records), "{broken", "[1.50]"]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    run = copy_run / "run"
+    flags = ("-model", run / "best", "-model", run / "saved_checkpoints" / "last.ckpt", "-keep_fields")
+    more = ("-test_data", tmp_path / "in.jsonl", "-beam_size", 3, "-num_return", 3)
+    infer_ok(*flags, *more, "-save_output", tmp_path / "out.jsonl")
+    found = json_lines(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == [0, 1, 2, 3]
+    assert [row["source"] for row in found] == ["abc", "b\n", "", ""]
+    assert [row["reference"] for row in found] == ["a", None, None, None]
+    assert [row["input"] for row in found] == [*records, None, [1.5]]
+    assert [row["prediction"] for row in found[:2]] == ["a", "b"]
+    for row in found:
+        assert row["nbest"][0]["prediction"] == row["prediction"]
+        scores = [output["score"] for output in row["nbest"]]
+        assert scores == sorted(scores, reverse=True)
+        assert (len(scores), scores[0]) == (3, row["score"])
+        assert len({output["prediction"] for output in row["nbest"]}) == 3
+
+
+def test_samples_depend_on_seed_and_row_only(copy_run: Path, odd_rows: Path, tmp_path: Path) -> None:
+    """In TSV, whose cells are read back as they were; other batches and processes draw the same."""
+    run = ("-model", copy_run / "run" / "best", "-test_data", odd_rows, "-header", "false")
+    flags = (*run, "-do_sample", "-temperature", 3, "-top_k", 20, "-top_p", 0.9, "-max_predict_length", 6)
+    infer_ok(*flags, "-save_output", tmp_path / "a.tsv")
+    infer_ok(*flags, "-save_output", tmp_path / "b.tsv", "-batch_size", 3, "-cpu_processes", 2)
+    infer_ok(*flags, "-save_output", tmp_path / "c.tsv", "-seed", 7)
+    texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.tsv", "b.tsv", "c.tsv")]
+    cells = [[line.split("\t") for line in text.splitlines()] for text in texts]
+    assert cells[0][0] == ["id", "source", "reference", "prediction", "score"]
+    assert [row[1] for row in cells[0][1:]] == ["cab", "", "d" * 200, "b", "  ", "a\\tb", "", "dab"]
+    predictions = [[row[3] for row in rows[1:]] for rows in cells]
+    assert predictions[0] == predictions[1] != predictions[2]
+    assert all(float(row[4]) < 0 for row in cells[0][1:])
+
+
+def test_models_with_other_tokenizers_do_not_decode_together(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    best = copy_run / "run" / "best"
+    other = shutil.copytree(best, tmp_path / "other")
+    ByT5Tokenizer(extra_ids=7).save_pretrained(other)
+    told = infer("-model", best, "-model", other, "-test_data", letters / "test.tsv")
+    assert told.code == 2
+    assert told.errors == [
+        f"-model {other}: its tokenizer is not that of {best}; models that decode together need the same"
+    ]
 
 
 # ---- labels

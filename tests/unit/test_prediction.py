@@ -1,13 +1,23 @@
-"""What stops a worker of a prediction on several processes is raised by the process that started it."""
+"""Every row is predicted exactly once, whoever works on it, dies, or comes back; what is finished is not done again."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
+import torch
 from transformers import ByT5Tokenizer
 
 from datamodules.encoded_split import EncodedSplit
@@ -15,39 +25,281 @@ from datamodules.splits import Encoder, prediction_split
 from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
 from models.devices import Devices
-from models.generation import DecodingOptions
-from models.prediction import predict
+from models.generation import Hypothesis
+from models.part_files import CLAIMS_NAME, PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
+from models.parts_folder import content_of, open_parts, remove_parts
+from models.parts_names import parts_folder
+from models.prediction import finished_rows, predict
+from models.predictions import Prediction
 from task_utils import get_task
 
+ONE, TWO = (Devices("cpu", count, 1, "32-true") for count in (1, 2))
 
-def mistaken() -> NoReturn:
+
+def mistaken(_: torch.device) -> NoReturn:
     raise UserError("-model x: 모델이 없음", "-tokenizer y: no such file")
 
 
-def full() -> NoReturn:
+def full(_: torch.device) -> NoReturn:
     raise RunError("the disk is full")
 
 
-def killed() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
+@dataclass(frozen=True)
+class Echo:
+    """An engine that predicts the row's number and length, and notes in `log` the rows it worked on.
+
+    The process that works on row `dies` is killed; at row `stops` comes Ctrl-C.
+    """
+
+    log: Path
+    dies: int = -1
+    stops: int = -1
+
+    def __call__(self, _: torch.device) -> partial[list[Prediction]]:
+        return partial(_echo, self)
+
+
+def _echo(engine: Echo, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+    with open(engine.log, "a") as log:
+        log.writelines(f"{row}\n" for row in row_ids)
+    if engine.stops in row_ids:
+        raise KeyboardInterrupt
+    if engine.dies in row_ids:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Prediction(f"row {row} of {len(source)}") for row, source in zip(row_ids, sources, strict=True)]
+
+
+def split_of(folder: Path, texts: list[str]) -> EncodedSplit:
+    (folder / "rows.txt").write_text("".join(f"{text}\n" for text in texts))
+    data = DataFlags(test_data=(str(folder / "rows.txt"),), header="false")
+    return prediction_split(Encoder(data, LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, folder))[0]
 
 
 @pytest.fixture
 def split(tmp_path: Path) -> EncodedSplit:
-    """Four rows."""
-    (tmp_path / "rows.txt").write_text("a\nb\nc\nd\n")
-    data = DataFlags(test_data=(str(tmp_path / "rows.txt"),), header=False)
-    return prediction_split(Encoder(data, LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, tmp_path))[0]
+    """Nine rows of 1 to 9 letters, the shortest first."""
+    return split_of(tmp_path, ["x" * length for length in range(1, 10)])
 
 
-def test_problems_of_a_worker_are_raised_by_the_parent(split: EncodedSplit, capfd: pytest.CaptureFixture[str]) -> None:
-    two = Devices("cpu", 2, 1, "32-true")
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    return folder
+
+
+def worked_on(log: Path) -> list[int]:
+    """Row numbers in the order of work; clears the log."""
+    rows = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+    log.unlink(missing_ok=True)
+    return rows
+
+
+WANTED = [Prediction(f"row {row} of {row + 2}") for row in range(9)]  # the end token counts
+
+
+# ---- chunks and part files
+
+
+def test_chunks_hold_every_row_once_and_like_lengths() -> None:
+    lengths = np.array([3, 9, 9, 1, 5, 9, 2])
+    chunks = Chunks.of(lengths, 2)
+    assert [chunks.rows(chunk).tolist() for chunk in range(len(chunks))] == [[1, 2], [5, 4], [0, 6], [3]]
+    many = Chunks.of(np.ones(10_007, dtype=np.int32), 3)
+    assert (len(many), many.size % 3) == (477, 0)
+    assert len(many) <= PARTS_WANTED
+    assert sorted(row for chunk in range(len(many)) for row in many.rows(chunk).tolist()) == list(range(10_007))
+    assert len(Chunks.of(np.ones(0, dtype=np.int32), 3)) == 0
+
+
+def test_a_part_holds_what_was_written(parts: Path) -> None:
+    chunks = Chunks(np.array([2, 0, 1]), 3)
+    written = [
+        Prediction("탭\t\n\r\u2028끝", -0.12345678, (Hypothesis("a", -0.5), Hypothesis("", -1.0)), (0.25, 0.75)),
+        Prediction("half a pair \ud83d", -1.0),
+        Prediction("", -2.0, (), (0.0, 1.0)),
+    ]
+    write_part(parts, 0, [2, 0, 1], written)
+    found = Parts(parts, chunks)
+    assert list(found) == [written[1], written[2], replace(written[0], score=-0.123457)]
+    with pytest.raises(IndexError):
+        found[3]
+    write_part(parts, 0, [2, 0, 1], [Prediction(text) for text in "abc"])
+    assert [item.text for item in Parts(parts, chunks)] == ["b", "c", "a"]
+
+
+def test_torn_parts_are_found_and_made_again(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
+    engine = Echo(tmp_path / "log")
+    predict(engine, split, 2, ONE, parts)
+    assert worked_on(engine.log) == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    whole = {path.name: path.read_bytes() for path in parts.glob("part-*")}
+    damages = (b"", b"\n", whole["part-000000.jsonl"][:-1], whole["part-000000.jsonl"].replace(b"row 8", b"row 0"))
+    for number, damage in enumerate((*damages, whole["part-000004.jsonl"], b"[1, 2]\n")):
+        part_path(parts, 0).write_bytes(damage)
+        assert finished_chunks(parts, Chunks.of(split.source_lengths, 2)) == ([1, 2, 3, 4], [part_path(parts, 0)]), (
+            number
+        )
+        assert list(predict(engine, split, 2, ONE, parts)) == WANTED
+        assert worked_on(engine.log) == [8, 7]
+    assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == whole
+
+
+def test_rows_that_are_missing_or_there_twice_are_told(parts: Path) -> None:
+    write_part(parts, 0, [0, 1], [Prediction("a"), Prediction("b")])
+    write_part(parts, 1, [1], [Prediction("c")])
+    with pytest.raises(RunError, match=r"row 1 was predicted twice, see .*part-000001\.jsonl"):
+        Parts(parts, Chunks(np.arange(4), 2))
+    write_part(parts, 1, [3], [Prediction("c")])
+    with pytest.raises(RunError, match="1 of 4 rows have no prediction in"):
+        Parts(parts, Chunks(np.arange(4), 2))
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+import numpy as np
+from models.part_files import Chunks, Claims
+with Claims(Path(sys.argv[1]), 0, 2) as claims:
+    print(next(claims.open_chunks(Chunks(np.arange(3), 1))), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_chunk_is_claimed_by_one_process_and_free_when_it_dies(parts: Path) -> None:
+    chunks = Chunks(np.arange(3), 1)
+    other = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, parts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other, Claims(parts, 1, 2) as claims:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "0\n"
+        assert list(claims.open_chunks(chunks)) == [1, 2]
+        other.kill()
+        other.wait()
+        assert list(claims.open_chunks(chunks)) == [0, 1, 2]
+
+
+def test_without_locks_each_process_has_chunks_of_its_own(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with Claims(parts, 1, 2) as claims:
+        assert list(claims.open_chunks(Chunks(np.arange(5), 1))) == [1, 3]
+    assert (parts / CLAIMS_NAME).exists()
+
+
+# ---- work
+
+
+def test_a_stopped_prediction_goes_on_where_it_was(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt):
+        predict(Echo(log, stops=3), split, 2, ONE, parts)
+    assert worked_on(log) == [8, 7, 6, 5, 4, 3]
+    assert finished_rows(split, 2, parts) == 4
+    assert list(predict(Echo(log), split, 2, ONE, parts)) == WANTED
+    assert worked_on(log) == [4, 3, 2, 1, 0]
+    assert list(predict(mistaken, split, 2, ONE, parts)) == WANTED  # nothing is left to do: no model is loaded
+
+
+def test_a_killed_process_loses_its_chunk_only(
+    split: EncodedSplit, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other one does all the rest; the same command, on one process, completes it."""
+    log = tmp_path / "log"
+    with pytest.raises(
+        RunError, match=r"^prediction process [01] of 2 was ended by SIGKILL \(out of memory, perhaps\)$"
+    ):
+        predict(Echo(log, dies=8), split, 2, TWO, parts)
+    # Whether the other one had looked at chunk 0 while it was claimed decides who has done it: nobody, or it died too.
+    assert sorted(set(worked_on(log))) in ([*range(9)], [7, 8])
+    left = 9 - finished_rows(split, 2, parts)
+    assert left in (2, 9)
+    assert list(predict(Echo(log), split, 2, ONE, parts)) == WANTED
+    assert len(worked_on(log)) == left
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_problems_of_a_process_are_raised_by_the_parent(
+    split: EncodedSplit, parts: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError) as mistakes:
-        predict(mistaken, split, 2, DecodingOptions(), two)
+        predict(mistaken, split, 2, TWO, parts)
     assert mistakes.value.problems == ("-model x: 모델이 없음", "-tokenizer y: no such file")
     with pytest.raises(RunError, match=r"^the disk is full$"):
-        predict(full, split, 2, DecodingOptions(), two)
-    with pytest.raises(RunError, match=r"^prediction process [01] ended with code -9; nothing was written$"):
-        predict(killed, split, 2, DecodingOptions(), two)
+        predict(full, split, 2, TWO, parts)
     assert capfd.readouterr() == ("", "")  # no traceback of a worker
+
+
+# ---- the folder of parts
+
+IDENTITY = {"rows": 3, "-beam_size": 4}
+
+
+def test_parts_of_the_same_command_are_kept_and_others_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    with open_parts(output, IDENTITY, overwrite=False) as folder:
+        assert folder == tmp_path / "out.txt.parts" == parts_folder(output)
+        write_part(folder, 0, [0], [Prediction("a")])
+        (folder / ".part-000001.jsonl.77.tmp").touch()  # of a process that was killed
+    with open_parts(output, IDENTITY, overwrite=False):
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "manifest.json", "part-000000.jsonl"]
+    other = {"rows": 3, "-beam_size": 5}
+    with pytest.raises(UserError) as caught, open_parts(output, other, overwrite=False):
+        pytest.fail("taken")
+    assert str(caught.value) == (
+        f"-save_output {output}: {folder} holds finished parts of another command; give its flags and input to complete"
+        " it, or -overwrite to begin again\n"
+        "  what        parts  now\n"
+        "  -beam_size  4      5"
+    )
+    assert part_path(folder, 0).exists()
+    with open_parts(output, other, overwrite=True):
+        assert not part_path(folder, 0).exists()
+        assert json.loads((folder / "manifest.json").read_text()) == other
+    remove_parts(output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_works_for_an_output(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    code = (
+        "import sys; from pathlib import Path; from models.parts_folder import open_parts\n"
+        "with open_parts(Path(sys.argv[1]), {}, False): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, output]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError) as caught, open_parts(output, {}, overwrite=True):
+            pytest.fail("taken")
+        assert str(caught.value) == f"-save_output {output}: another process predicts for this output"
+        other.kill()
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["file", "folder"])
+def test_what_is_not_ours_stays(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    output = tmp_path / "out.txt"
+    make(parts_folder(output))
+    if parts_folder(output).is_dir():
+        (parts_folder(output) / "thesis.doc").touch()
+    with (
+        pytest.raises(UserError, match=r"out.txt.parts is in the way and no folder of part files; choose another name"),
+        open_parts(output, {}, overwrite=True),
+    ):
+        pytest.fail("taken")
+    assert parts_folder(output).exists()
+
+
+def test_the_content_of_a_model_is_told_apart(tmp_path: Path) -> None:
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(text)
+        (tmp_path / name / "config.json").write_text("{}")
+    one, same, other = (content_of(str(tmp_path / name)) for name in "abc")
+    assert one == same != other
+    assert content_of(str(tmp_path / "a" / "model.safetensors")) == content_of(
+        str(tmp_path / "b" / "model.safetensors")
+    )
+    assert content_of("google/byt5-small") == "google/byt5-small"

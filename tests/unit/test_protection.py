@@ -17,12 +17,13 @@ import torch
 from errors import RunError, UserError
 from flag_parsing import parse_flags
 from flags import InferenceConfig, TrainConfig
+from inference_validation import check_inference
 from models.durable import clean_leftovers, temporary_sibling, write_failure, write_file
 from models.run_folder import run_lock
 from models.run_setup import open_run_folder
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
-from validation import check_inference, check_train
+from validation import check_train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = {"save_path": "x", "train_data": ["y"]}
@@ -61,8 +62,8 @@ def inference_problems(*flags: str) -> list[str]:
     """The problems of `inference.py` with good data and these flags."""
     data = [] if "-test_data" in flags else ["-test_data", "good.tsv"]
     model = [] if "-model" in flags else ["-model", "m.ckpt"]
-    config, _, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
-    check_inference(config, problems)
+    config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
+    check_inference(config, given, problems)
     return problems
 
 
@@ -330,3 +331,44 @@ def test_the_lock_leaves_nothing_behind(tmp_path: Path) -> None:
     with run_lock(tmp_path / "run"):
         (tmp_path / "run" / "result").write_text("x")
     assert [*listing(tmp_path)] == ["run", "run/result"]
+
+
+# ---- decoding
+
+DECODING = {
+    "two outputs of a greedy search": (
+        ("-num_return", "2", "-save_output", "o.jsonl"),
+        "-num_return 2: at most -beam_size 1 outputs are found; raise -beam_size, or give -do_sample",
+    ),
+    "lists in plain lines": (
+        ("-num_return", "2", "-beam_size", "2", "-save_output", "o.txt"),
+        "-num_return 2: a plain line holds one output; give -save_output a .jsonl or .tsv file",
+    ),
+    "drawing and searching": (
+        ("-do_sample", "-beam_size", "2"),
+        "-do_sample and -beam_size 2 exclude each other: draw, or search",
+    ),
+    "sampling flags without sampling": (
+        ("-top_k", "5", "-temperature", "0.7"),
+        "-temperature, -top_k: of sampling only; give -do_sample with it",
+    ),
+    "lengths": (
+        ("-min_predict_length", "9", "-max_predict_length", "8"),
+        "-min_predict_length 9 is more than -max_predict_length 8",
+    ),
+    "fields in plain lines": (
+        ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
+        "-keep_fields: give -save_output a file that ends in .jsonl",
+    ),
+    "fields of a TSV": (
+        ("-keep_fields", "-save_output", "o.jsonl"),
+        "-keep_fields: give -test_data .jsonl or .json files; others have no records to keep",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_flags_that_exclude_each_other(place: Path, name: str) -> None:
+    flags, told = DECODING[name]
+    (place / "in.jsonl").write_text('{"source": "a"}\n')
+    assert inference_problems(*flags) == [told]

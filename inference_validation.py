@@ -1,0 +1,110 @@
+"""Checks of the command line of `inference.py`: every problem is told at once, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from datamodules.data_paths import parse_data_path
+from flags import InferenceConfig
+from models.parts_names import is_structured, parts_folder
+from task_utils import LabelMap, Task, get_task
+from validation import check_data, check_devices, collect, is_too_long, lies_in, local_inputs, override_task, same_file
+
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+    """Every problem of an `inference.py` command line, appended to `problems`."""
+    check_data(config.data, problems)
+    _check_rows(config, problems)
+    _check_outputs(config, problems)
+    _check_decoding(config, given, problems)
+    check_devices(config.device.gpus, config.device.cpu_processes, problems)
+
+
+def _check_rows(config: InferenceConfig, problems: list[str]) -> None:
+    data = config.data
+    task: Task | None = None
+    if config.model.task:
+        task = collect(problems, lambda: override_task(get_task(config.model.task), data))
+    hub = bool(task and task.hub_dataset) and not data.train_data
+    if data.test_data_proportions and not data.train_data and not hub:
+        problems.append(
+            f"-test_data_proportions {data.test_data_proportions}: a share of the rows of -train_data, which is not"
+            " given; give it, or leave the share out and give -test_data"
+        )
+    elif not (data.test_data or data.valid_data or (data.train_data and data.test_data_proportions) or hub):
+        problems.append("-test_data is required: a file, a folder or a hub name with the rows to predict")
+    if data.label_map and not config.model.task:
+        collect(problems, lambda: LabelMap.parse(data.label_map))
+
+
+def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
+    output, model = config.output, config.model
+    inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task)
+    inputs += [("-model", name) for name in model.model if os.path.exists(name)]
+    going_on = bool(output.save_output) and os.path.isdir(parts_folder(Path(output.save_output)))
+    seen: dict[str, str] = {}
+    for name in ("save_output", "save_label", "save_report"):
+        value = getattr(output, name)
+        if value:
+            same = seen.setdefault(os.path.realpath(value), f"-{name}")
+            problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
+            if not problem and os.path.lexists(value) and not (output.overwrite or going_on):
+                problem = "exists; -overwrite replaces it"
+            problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+    if output.keep_fields:
+        _check_fields(config, problems)
+
+
+def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
+    """What -keep_fields needs: records on both sides, and every row of them."""
+    if not config.output.save_output.lower().endswith(".jsonl"):
+        problems.append("-keep_fields: give -save_output a file that ends in .jsonl")
+    paths = config.data.test_data or config.data.valid_data
+    kinds = [collect(problems, lambda path=path: parse_data_path(path).kind) for path in paths]  # type: ignore[misc]
+    if not paths or not set(kinds) <= {"json", "jsonl", None}:
+        problems.append("-keep_fields: give -test_data .jsonl or .json files; others have no records to keep")
+
+
+def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+    decode = config.decode
+    if decode.do_sample and decode.beam_size > 1:
+        problems.append(f"-do_sample and -beam_size {decode.beam_size} exclude each other: draw, or search")
+    if not decode.do_sample:
+        wanted = ", ".join(f"-{name}" for name in SAMPLING if name in given)
+        problems.extend([f"{wanted}: of sampling only; give -do_sample with it"] if wanted else [])
+        if decode.num_return > decode.beam_size:
+            problems.append(
+                f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
+                " -beam_size, or give -do_sample"
+            )
+    if decode.num_return > 1 and not is_structured(config.output.save_output):
+        problems.append(
+            f"-num_return {decode.num_return}: a plain line holds one output; give -save_output a .jsonl or .tsv file"
+        )
+    if decode.min_predict_length > decode.max_predict_length:
+        problems.append(
+            f"-min_predict_length {decode.min_predict_length} is more than -max_predict_length"
+            f" {decode.max_predict_length}"
+        )
+
+
+def _file_problem(value: str, inputs: list[tuple[str, str]]) -> str:
+    """Why no file can be written to `value`, whatever -overwrite says; empty when it can."""
+    path = Path(value).absolute()
+    if is_too_long(path):
+        return "the name is too long for a file system; choose a shorter one"
+    for flag, source in inputs:
+        if same_file(value, source):
+            return f"the same file as {flag}" if os.path.isfile(path) else "is a folder; give a file"
+        if os.path.isdir(source) and os.path.lexists(value) and lies_in(value, source):
+            return f"is a file of {flag} {source}; choose another place"
+    if os.path.isdir(path):
+        return "is a folder; give a file"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "is no regular file (a device or a pipe)"
+    if not os.path.isdir(path.parent):
+        return f"the folder {path.parent} does not exist"
+    return "" if os.access(path.parent, os.W_OK) else f"no permission to write in {path.parent}"

@@ -1,0 +1,36 @@
+"""What a saved piece of work and the present command do not share, as a table for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LONGEST_VALUE = 60  # characters
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the saved work and this one do not share."""
+
+    name: str
+    saved: Any
+    now: Any
+
+
+def differences_of(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[Difference]:
+    """Those entries of `now` that `saved` has otherwise or not at all, `prefix` before their names."""
+    return [Difference(f"{prefix}{name}", saved.get(name), now[name]) for name in now if saved.get(name) != now[name]]
+
+
+def difference_table(differences: Sequence[Difference], saved: str = "checkpoint") -> str:
+    """Lines of name, saved value (under the heading `saved`) and present value, in columns."""
+    rows = [("what", saved, "now")]
+    rows += [(difference.name, _shown(difference.saved), _shown(difference.now)) for difference in differences]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

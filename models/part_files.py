@@ -1,0 +1,195 @@
+"""Part files: the predictions of a chunk of rows, each whole or not there, and which process works on which chunk.
+
+rows longest first, cut into chunks by the input and the flags alone -> a process claims a chunk -> part file
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import RunError
+from models.durable import write_file
+from models.generation import Hypothesis
+from models.predictions import Prediction
+
+PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
+CLAIMS_NAME = "claims"
+SCORE_DIGITS = 6
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The rows of a split, longest first, in chunks of `size` rows that are worked on as wholes."""
+
+    order: np.ndarray  # row numbers
+    size: int
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, batch_size: int) -> Chunks:
+        """Like lengths together: chunks are whole batches, and depend on nothing else."""
+        order = np.argsort(-lengths.astype(np.int64), kind="stable")
+        batches = -(-len(order) // batch_size)
+        return cls(order, batch_size * max(1, -(-batches // PARTS_WANTED)))
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def rows(self, chunk: int) -> np.ndarray:
+        """Row numbers of a chunk, longest first."""
+        return self.order[chunk * self.size : (chunk + 1) * self.size]
+
+
+def part_path(folder: Path, chunk: int) -> Path:
+    """Where the predictions of a chunk lie."""
+    return folder / f"part-{chunk:06d}.jsonl"
+
+
+def write_part(folder: Path, chunk: int, rows: Sequence[int], predictions: Sequence[Prediction]) -> None:
+    """Write the predictions of a chunk durably: a line each, and a last line with their number and checksum."""
+    lines = [_line(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+    body = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    end = json.dumps({"rows": len(lines), "crc32": zlib.crc32(body)}) + "\n"
+    content = body + end.encode("ascii")
+    write_file(part_path(folder, chunk), lambda file: file.write(content), needed=len(content))
+
+
+def _line(row: int, prediction: Prediction) -> str:
+    values: list[Any] = [int(row), prediction.text]
+    if prediction.score is not None:
+        values.append(_rounded(prediction.score))
+        values.append([[output.text, _rounded(output.score)] for output in prediction.nbest])
+        if prediction.label_probabilities is not None:
+            values.append([_rounded(value) for value in prediction.label_probabilities])
+    return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
+
+
+def _rounded(value: float) -> float:
+    return round(value, SCORE_DIGITS)
+
+
+def _parsed(line: bytes) -> tuple[int, Prediction]:
+    row, text, *more = json.loads(line)
+    score = more[0] if more else None
+    nbest = tuple(Hypothesis(*output) for output in more[1]) if more else ()
+    return row, Prediction(text, score, nbest, tuple(more[2]) if len(more) > 2 else None)
+
+
+def _body(content: bytes) -> bytes | None:
+    """The lines of a part without the last one; None when they are not what was written."""
+    start = content.rfind(b"\n", 0, -1) + 1
+    if not content.endswith(b"\n"):
+        return None
+    try:
+        end = json.loads(content[start:])
+        whole = zlib.crc32(content[:start]) == end["crc32"] and content.count(b"\n", 0, start) == end["rows"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return content[:start] if whole else None
+
+
+def finished_chunks(folder: Path, chunks: Chunks) -> tuple[list[int], list[Path]]:
+    """Chunks whose part is whole, and the parts that were torn: those are removed, to be made again."""
+    finished, torn = [], []
+    for chunk in range(len(chunks)):
+        path = part_path(folder, chunk)
+        try:
+            body = _body(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        if body is None or body.count(b"\n") != len(chunks.rows(chunk)):
+            path.unlink()
+            torn.append(path)
+        else:
+            finished.append(chunk)
+    return finished, torn
+
+
+class Claims:
+    """Chunks that this process works on, so that no other one does: the kernel gives back those of a dead process.
+
+    They are locks of single bytes of a file in the folder. Where the file system has no locks, every process works on
+    each `count`-th chunk.
+    """
+
+    def __init__(self, folder: Path, rank: int, count: int) -> None:
+        self.folder, self.rank, self.count = folder, rank, count
+        self.descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    def open_chunks(self, chunks: Chunks) -> Iterator[int]:
+        """Chunks without a part, each claimed before it is given, the one with the longest rows first."""
+        for chunk in range(len(chunks)):
+            path = part_path(self.folder, chunk)
+            # Another process may have ended a chunk between the first look and the claim.
+            if not path.exists() and self._take(chunk) and not path.exists():
+                yield chunk
+
+    def _take(self, chunk: int) -> bool:
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, chunk)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return chunk % self.count == self.rank
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
+        return True
+
+
+class Parts(Sequence[Prediction]):
+    """The predictions of all parts by row number, read from the disk one by one: in memory are 12 bytes a row.
+
+    Raises:
+        RunError: a row has no prediction, or more than one.
+    """
+
+    def __init__(self, folder: Path, chunks: Chunks) -> None:
+        self._files = [open(part_path(folder, chunk), "rb") for chunk in range(len(chunks))]  # noqa: SIM115
+        self._file_of = np.full(len(chunks.order), -1, dtype=np.int32)
+        self._start_of = np.zeros(len(chunks.order), dtype=np.int64)
+        for number, file in enumerate(self._files):
+            self._index(number, _body(file.read()) or b"")
+        missing = int((self._file_of < 0).sum())
+        if missing:
+            raise RunError(f"{missing:,} of {len(self):,} rows have no prediction in {folder}")
+
+    def _index(self, number: int, body: bytes) -> None:
+        start = 0
+        for line in body.splitlines(keepends=True):
+            row = int(line[1 : line.index(b",")])
+            if self._file_of[row] >= 0:
+                raise RunError(f"row {row:,} was predicted twice, see {self._files[number].name}")
+            self._file_of[row], self._start_of[row] = number, start
+            start += len(line)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def __getitem__(self, row: Any) -> Any:
+        if not isinstance(row, int):
+            raise TypeError(f"a row number is expected, not {row!r}")
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        file = self._files[self._file_of[row]]
+        file.seek(self._start_of[row])
+        return _parsed(file.readline())[1]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()

@@ -1,0 +1,97 @@
+"""The folder of part files beside an output: which command it belongs to, and who works in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from models.differences import difference_table, differences_of
+from models.durable import clean_temporary, write_json
+from models.parts_names import parts_folder
+from models.run_folder import run_lock
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def open_parts(output: Path, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    """The folder of parts of `output`, locked: the one that an earlier run of the same command left, or a new one.
+
+    Args:
+        identity: everything that decides what the predictions are, as JSON values, by what the user calls it.
+        overwrite: parts of another command are thrown away.
+
+    Raises:
+        UserError: parts of another command, with a table of what differs; another process works on the same output;
+            a folder of that name that is not ours.
+    """
+    folder = parts_folder(output)
+    flag = f"-save_output {output}"
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise UserError(f"{flag}: {folder} is in the way and no folder of part files; choose another name")
+    with run_lock(folder, flag, "predicts for this output"):
+        try:
+            _take_up(output, folder, flag, identity, overwrite)
+            yield folder
+        finally:
+            if not any(folder.glob("part-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_up(output: Path, folder: Path, flag: str, identity: Mapping[str, Any], overwrite: bool) -> None:
+    """Clean up what a killed process left, and see to it that all parts in the folder are of this command."""
+    clean_temporary(output)
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+    saved = _manifest(folder)
+    differences = differences_of(saved, identity) if saved is not None else []
+    if differences and not overwrite:
+        raise UserError(
+            f"{flag}: {folder} holds finished parts of another command; give its flags and input to complete it, or"
+            f" -overwrite to begin again\n{difference_table(differences, 'parts')}"
+        )
+    if saved is None or differences:
+        for path in folder.glob("part-*"):
+            path.unlink()
+        write_json(folder / MANIFEST, dict(identity))
+
+
+def remove_parts(output: Path) -> None:
+    """Remove the parts of an output that is whole."""
+    shutil.rmtree(parts_folder(output), ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return all(name.startswith("part-") or name in (MANIFEST, "claims") for name in names)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def content_of(name: str) -> str:
+    """A digest of the file, or of the files of the folder, that `name` is; of a hub name the name itself."""
+    path = Path(name)
+    if not path.exists():
+        return name
+    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    digest = hashlib.blake2b(digest_size=20)
+    for item in files:
+        with open(item, "rb") as file:
+            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        digest.update(os.fsencode(item.name) if len(files) > 1 else b"")
+    return digest.hexdigest()

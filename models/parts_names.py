@@ -1,0 +1,18 @@
+"""Names around an output: the folder of its parts, and what its ending says. No torch import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARTS_SUFFIX = ".parts"
+STRUCTURED = (".jsonl", ".tsv")
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the finished parts of an output lie until it is whole."""
+    return output.with_name(output.name + PARTS_SUFFIX)
+
+
+def is_structured(path: str | Path) -> bool:
+    """Whether a file of that name holds more than the texts: scores and all else that was asked for."""
+    return str(path).lower().endswith(STRUCTURED)

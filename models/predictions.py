@@ -1,0 +1,32 @@
+"""What decoding gives for a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from models.generation import Hypothesis
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best output of a row, and what was asked for besides.
+
+    `score` is the length-normalised log-probability of `text`, None when nobody asked for it; `nbest` the best outputs,
+    best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map.
+    """
+
+    text: str
+    score: float | None = None
+    nbest: tuple[Hypothesis, ...] = ()
+    label_probabilities: tuple[float, ...] | None = None
+
+
+class BatchPredictor(Protocol):
+    """Predictions of a batch: what an engine gives."""
+
+    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+        """One for each source (token ids); what is drawn at random depends on the row id, not on the batch."""

@@ -1,0 +1,58 @@
+"""The engine of `-engine torch`: our own decoder on the model, or on several that decode together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from errors import UserError
+from models.forward import pad_sources
+from models.generation import Decoder, DecodingOptions
+from models.inference_model import InferenceModel
+from models.predictions import BatchPredictor, Prediction
+
+
+@dataclass(frozen=True)
+class TorchEngine:
+    """Where the models lie and how they decode; calling it loads them.
+
+    Args:
+        models: more than one decode together, with the mean of their log-probabilities.
+        with_scores: predictions carry a score; the best outputs too when `options.num_return` is above 1.
+        labels: texts to choose from; empty = free text.
+    """
+
+    models: tuple[InferenceModel, ...]
+    options: DecodingOptions
+    with_scores: bool = False
+    labels: tuple[str, ...] = ()
+
+    def __call__(self, device: torch.device) -> BatchPredictor:
+        loaded = [model() for model in self.models]
+        model, tokenizer = loaded[0]
+        members = [member.to(device).eval() for member, _ in loaded]
+        try:
+            decoder = Decoder(model, tokenizer, self.options, self.labels, members[1:])
+        except ValueError as error:
+            raise UserError(f"-model {self.models[0].name}: {error}") from error
+        return _TorchPredictor(decoder, tokenizer, device, self.with_scores)
+
+
+@dataclass(frozen=True)
+class _TorchPredictor:
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    with_scores: bool
+
+    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+        ids, mask = pad_sources(sources, self.tokenizer.pad_token_id, self.device)
+        if not self.with_scores and self.decoder.options.sampling is None:
+            return [Prediction(text) for text in self.decoder(ids, mask)]
+        outputs = self.decoder.decode(ids, mask, row_ids)
+        several = self.decoder.options.num_return > 1
+        return [Prediction(found[0].text, found[0].score, tuple(found) if several else ()) for found in outputs]
