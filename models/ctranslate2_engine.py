@@ -10,6 +10,10 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
   `min_decoding_length` 0. The latter does not count the end token, ours does.
 - Rules (n-grams, repetition, minimum length) act on the logits, before they are normalised. The best token is the same,
   the sums of beams are not: rules go with one beam only. Scores are then those of a second, teacher-forced pass.
+- Without a length penalty its beam search ends with the first beam that ends: the penalty is then 1e-12, which divides
+  by 1.0.
+- Right after a fixed first token (BART's `<s>`, mBART's language) it drops an empty output that is not the best, where
+  ours keeps it among the ended ones. No option changes that; `notes` says so.
 - The repetition penalty and 1-grams leave the start token out, ours as in `transformers` do not. Where that is also
   the end token (BART), outputs would differ.
 """
@@ -32,6 +36,7 @@ from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
 from models.predictions import Prediction
 
 PARITY_ROWS = 16
+NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the first beam that ends
 SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
 
 
@@ -95,7 +100,7 @@ class CTranslate2Engine:
             raise UserError(
                 f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}"
             )
-        self.tokenizer, self.options = tokenizer, options
+        self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
         self.with_scores = with_scores or options.num_return > 1
         self.first_token: int | None = generation.forced_bos_token_id
         self.max_length: int = generation.max_new_tokens
@@ -115,8 +120,45 @@ class CTranslate2Engine:
             RunError: CTranslate2 gave up, e.g. for want of memory.
         """
         del row_ids  # nothing is drawn
+        return self._predictions(sources, self.with_scores)
+
+    def notes(self) -> list[str]:
+        """What makes outputs other than those of the torch engine with the same options, a sentence each."""
+        if self.options.beam_size == 1 or self.first_token is None:
+            return []
+        return [
+            f"CTranslate2 drops empty outputs from the beams right after the fixed first token"
+            f" {self.tokens[self.first_token]}: now and then a text is another than that of -engine torch"
+        ]
+
+    def check_parity(self, decoder: Decoder, sources: Sequence[np.ndarray]) -> str:
+        """Compare the first rows with our own engine at float32; a sentence about the outcome.
+
+        A row agrees when its score is within `SCORE_TOLERANCE` of ours and its text is the same; or another one, a tie.
+
+        Args:
+            decoder: of the same model and options, on the CPU or a GPU.
+            sources: encoded; the first `PARITY_ROWS` are decoded twice.
+
+        Raises:
+            UserError: a row does not agree, with compute type float32; the others round, and are only told of.
+        """
+        sources = sources[:PARITY_ROWS]
+        pad, device = self.tokenizer.pad_token_id, decoder.model.device
+        expected = [outputs[0] for outputs in decoder.decode(*pad_sources(sources, pad, device))]
+        found = self._predictions(sources, with_scores=True)
+        for row, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            if self.compute_type == "float32" and abs(ours.score - (theirs.score or 0.0)) > SCORE_TOLERANCE:
+                raise UserError(
+                    f"-engine ctranslate2: row {row} comes out otherwise than with -engine torch: {theirs.text[:60]!r}"
+                    f" (score {theirs.score:.4f}) and {ours.text[:60]!r} ({ours.score:.4f}); use -engine torch"
+                )
+        same = sum(ours.text == theirs.text for ours, theirs in zip(expected, found, strict=True))
+        return f"CTranslate2 ({self.compute_type}): {same} of the first {len(sources)} texts are those of -engine torch"
+
+    def _predictions(self, sources: Sequence[np.ndarray], with_scores: bool) -> list[Prediction]:
         rows = [self._tokens(source.tolist()) for source in sources]
-        found = self._search(rows)
+        found = self._search(rows, with_scores)
         texts = iter(decode_texts(self.tokenizer, [ids for outputs in found for ids, _ in outputs]))
         predictions = []
         for outputs in found:
@@ -124,7 +166,7 @@ class CTranslate2Engine:
             predictions.append(
                 Prediction(
                     text=best[0].text,
-                    score=best[0].score if self.with_scores else None,
+                    score=best[0].score if with_scores else None,
                     nbest=tuple(best) if self.options.num_return > 1 else (),
                 )
             )
@@ -133,7 +175,7 @@ class CTranslate2Engine:
     def _tokens(self, ids: Sequence[int]) -> list[str]:
         return [self.tokens[number] for number in ids]
 
-    def _search(self, rows: list[list[str]]) -> list[list[tuple[list[int], float]]]:
+    def _search(self, rows: list[list[str]], with_scores: bool) -> list[list[tuple[list[int], float]]]:
         """The outputs of every source: ids without the start token, and scores (0 unless asked for)."""
         options = self.options
         rules_apply = options.has_rules
@@ -143,17 +185,17 @@ class CTranslate2Engine:
                 target_prefix=None if self.first_token is None else [self._tokens([self.first_token])] * len(rows),
                 beam_size=options.beam_size,
                 num_hypotheses=options.num_return,
-                length_penalty=options.length_penalty,
+                length_penalty=options.length_penalty or NO_LENGTH_PENALTY,
                 repetition_penalty=options.repetition_penalty,
                 no_repeat_ngram_size=options.no_repeat_ngram_size,
                 max_input_length=0,
                 max_decoding_length=self.max_length,
                 min_decoding_length=max(0, options.min_length - 1),
                 return_end_token=True,
-                return_scores=self.with_scores and not rules_apply,
+                return_scores=with_scores and not rules_apply,
             )
             outputs = [[[self.ids[token] for token in tokens] for tokens in result.hypotheses] for result in results]
-            if not self.with_scores:
+            if not with_scores:
                 return [[(ids, 0.0) for ids in of_row] for of_row in outputs]
             if rules_apply:
                 best = self.scores(rows, [of_row[0] for of_row in outputs])
