@@ -1,4 +1,4 @@
-"""Every flag of `train.py` and `inference.py`, declared once; frozen dataclasses, one a group. No torch import."""
+"""Every flag of the commands, declared once; frozen dataclasses, one a group. No torch import."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ STRATEGIES = ("auto", "ddp")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("32", "16", "bf16", "fp16")
 FREEZABLE = ("embedding", "encoder", "decoder")
+EXPORT_FORMATS = ("safetensors", "ctranslate2")
+COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,3 +267,40 @@ class InferenceConfig:
     output: OutputFlags = OutputFlags()
     decode: DecodeFlags = DecodeFlags()
     device: InferenceDeviceFlags = InferenceDeviceFlags()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """Export"""
+
+    model: tuple[str, ...] = flag(
+        (),
+        "A .ckpt file, a run's folder (its best/), or a from_pretrained folder; may repeat: the mean of all is"
+        " exported.",
+        metavar="PATH",
+    )
+    average: str = flag(
+        "",
+        "Export the mean of checkpoints: last:N (the newest N of the run of -model), best:N (the best N by the"
+        " monitored score), or files and folders joined by commas; empty = no mean.",
+        metavar="last:N|best:N|FILES",
+    )
+    save_path: str = flag(
+        "",
+        "Folder that is made; empty = <folder of the run>_hfmodel, for ctranslate2 <folder of the run>_ctranslate2.",
+        metavar="FOLDER",
+    )
+    format: str = flag(
+        "safetensors",
+        "What is written: a from_pretrained folder, or a model for CTranslate2 (T5, mT5, ByT5, UMT5, BART, mBART).",
+        choices=EXPORT_FORMATS,
+    )
+    compute_type: str = flag("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)
+    overwrite: bool = flag(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Everything that an export is made of."""
+
+    export: ExportFlags = ExportFlags()

@@ -49,11 +49,11 @@ def chosen_checkpoints(text: str, run: Path | None) -> list[str]:
         raise UserError(f"-average {text}: -model must be the folder of a run, or a .ckpt in one")
     found = newest_checkpoints(run) if kind == "last" else best_checkpoints(run)
     if len(found) < int(count):
-        way = (
-            "train with -save_every and a higher -save_last_k to keep more"
-            if kind == "last"
-            else f"a run keeps the best {KEPT_BEST} of its validations; a smaller -valid_check_interval validates oftener"
-        )
+        way = "train with -save_every and a higher -save_last_k to keep more"
+        if kind == "best":
+            way = (
+                f"a run keeps those of its {KEPT_BEST} best validations; -valid_check_interval makes them more frequent"
+            )
         raise UserError(
             f"-average {text}: {run / CHECKPOINT_FOLDER} has {len(found)} checkpoints of"
             f" {'different steps' if kind == 'last' else 'validations'}; {way}"
@@ -73,7 +73,7 @@ def newest_checkpoints(run: Path) -> list[Path]:
 
 
 def best_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of validations that are still there, best first by the monitored score that the newest records."""
+    """The checkpoints of validations that are still there, best first by the scores that the newest records."""
     needed: dict[str, type | tuple[type, ...]] = {"callbacks.Checkpointer.kept": Mapping}
     for newest in newest_checkpoints(run)[:1]:
         kept = read_checkpoint(newest, "-average", mmap=True, needed=needed)["callbacks"]["Checkpointer"]["kept"]
@@ -127,15 +127,15 @@ def _mean(names: list[str], target: Tensor, sources: Sequence[WeightSource], equ
     return first if first is not None else total / len(sources)
 
 
-def weight_source(name: str) -> WeightSource:
+def weight_source(name: str, flag: str = "-average") -> WeightSource:
     """The weights of a .ckpt (mapped into memory) or of a from_pretrained folder with .safetensors files.
 
     Raises:
         UserError: missing, torn, or of another kind.
     """
-    place = f"-average {name}"
+    place = f"{flag} {name}"
     if not Path(name).is_dir():
-        weights = model_weights(read_checkpoint(name, "-average", mmap=True, needed=MODEL_ENTRIES))
+        weights = model_weights(read_checkpoint(name, flag, mmap=True, needed=MODEL_ENTRIES))
         return WeightSource(place, weights.keys(), weights.__getitem__)
     files: dict[str, Path] = {}
     try:
@@ -154,7 +154,7 @@ def weight_source(name: str) -> WeightSource:
     return WeightSource(place, files.keys(), read)
 
 
-def averaged(names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model whose weights are the mean of those of the named checkpoints, and the tokenizer that all have.
 
     Raises:
@@ -168,10 +168,10 @@ def averaged(names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizer
         config, other_tokenizer = other.config_and_tokenizer()
         difference = _first_difference(_plain(first_config), _plain(config))
         if difference:
-            raise UserError(f"-average {name}: another architecture than {names[0]}: {difference}")
+            raise UserError(f"{flag} {name}: another architecture than {names[0]}: {difference}")
         if other_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"-average {name}: another tokenizer than that of {names[0]}")
-    sources = [weight_source(name) for name in names]
+            raise UserError(f"{flag} {name}: another tokenizer than that of {names[0]}")
+    sources = [weight_source(name, flag) for name in names]
     model, tokenizer = models[0]()
     average_into(model, sources)
     return model, tokenizer

@@ -36,7 +36,6 @@ LOADERS = {  # by model_type; ByT5 is a t5
     "bart": "BartLoader",
     "mbart": "MBartLoader",
 }
-COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
 CONVERSION = b"1"  # raised when a conversion comes out otherwise, so that caches are made anew
 MODEL_FILE = "model.bin"
 VOCABULARY_FILE = "shared_vocabulary.json"
@@ -134,9 +133,7 @@ def content_key(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     return digest.hexdigest()
 
 
-def cached_conversion(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_type: str
-) -> Path:
+def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_type: str) -> Path:
     """The folder of the converted model, made now unless the cache has it.
 
     It is `NAME.ctranslate2-TYPE-KEY` beside the file or folder `name`; where that cannot be written, or `name` is one

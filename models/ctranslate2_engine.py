@@ -23,13 +23,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from errors import RunError, UserError, raise_if_any
+from flags import COMPUTE_TYPES
 from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
 from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
@@ -47,8 +46,8 @@ def option_problems(options: DecodingOptions, start_token: int, end_token: int) 
         problems.append("-engine ctranslate2 does not sample; -engine torch does, with a seed for each row")
     if options.beam_size > 1 and not options.early_stopping:
         problems.append(
-            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {options.beam_size} outputs have ended;"
-            " ask for that with -early_stopping true (-engine torch then gives the same texts), or for one beam"
+            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {options.beam_size} outputs have"
+            " ended; ask for that with -early_stopping true (-engine torch then gives the same texts), or for one beam"
         )
     if options.beam_size > 1 and options.has_rules:
         problems.append(
@@ -58,10 +57,16 @@ def option_problems(options: DecodingOptions, start_token: int, end_token: int) 
     counts_start = options.repetition_penalty != 1.0 or options.no_repeat_ngram_size == 1
     if counts_start and start_token == end_token:
         problems.append(
-            "-engine ctranslate2 has no repetition_penalty (nor no_repeat_ngram_size 1) for a model that begins with its"
-            " end token, as BART does; use -engine torch"
+            "-engine ctranslate2 has no repetition_penalty (nor no_repeat_ngram_size 1) for a model that begins with"
+            " its end token, as BART does; use -engine torch"
         )
     return problems
+
+
+def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
+    """The values of -compute_type that the device (cpu or cuda) calculates with."""
+    package = require_ctranslate2("-engine ctranslate2")
+    return [name for name in COMPUTE_TYPES if name in package.get_supported_compute_types(device, device_index)]
 
 
 class CTranslate2Engine:
@@ -95,11 +100,9 @@ class CTranslate2Engine:
         package = require_ctranslate2("-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
         raise_if_any(option_problems(options, self.start_token, self.end_token))
-        supported = sorted(package.get_supported_compute_types(device, device_index))
+        supported = supported_compute_types(device, device_index)
         if compute_type not in supported:
-            raise UserError(
-                f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}"
-            )
+            raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
         self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
         self.with_scores = with_scores or options.num_return > 1
         self.first_token: int | None = generation.forced_bos_token_id
