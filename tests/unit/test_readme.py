@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from flag_parsing import parse_flags
-from flags import InferenceConfig, TrainConfig
+from flags import ExportConfig, InferenceConfig, TrainConfig
 from models.run_folder import RUN_NAMES
 from task_utils import Task, task_names
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = {"en": "README.md", "ko": "README.ko.md"}
-COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig}
+COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig, "export.py": ExportConfig}
 OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]+)\)")
 OUR_FOLDERS = ("configs/", "docs/", "run_scripts/", "samples/", "tests/", "datamodules/", "models/", "benchmarks/")
 OUR_FILES = re.compile(r"[a-z_-]+\.(py|sh)|requirements.*\.txt|conda.*\.yaml")
-DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "samples/README.md"]
+DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "docs/export.md", "docs/export.ko.md", "samples/README.md"]
 
 
 def load(name: str) -> Any:
@@ -54,10 +54,11 @@ def without_settings(words: list[str]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("language", READMES)
-def test_tables_are_those_of_the_code(language: str) -> None:
-    text = text_of(READMES[language])
-    assert load("flag_tables").with_tables(text, language) == text
+@pytest.mark.parametrize("document", [*READMES.values(), "docs/export.md", "docs/export.ko.md"])
+def test_tables_are_those_of_the_code(document: str) -> None:
+    text = text_of(document)
+    language, tables = next(place[1:] for place in load("flag_tables").DOCUMENTS if place[0] == document)
+    assert load("flag_tables").with_tables(text, language, tables) == text
 
 
 def test_a_changed_table_is_noticed() -> None:
@@ -133,3 +134,4 @@ def test_length_markers_and_private_paths(document: str) -> None:
 
 def test_both_languages_show_the_same_commands() -> None:
     assert shell_commands(text_of("README.md")) == shell_commands(text_of("README.ko.md"))
+    assert shell_commands(text_of("docs/export.md")) == shell_commands(text_of("docs/export.ko.md"))
