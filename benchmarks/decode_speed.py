@@ -114,14 +114,15 @@ def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> C
 
 
 def print_table(title: str, rows: int, seconds: dict[str, float], texts: dict[str, list[str]], peer: str) -> None:
-    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>24} {'same':>8}")
+    width = max(24, len(peer) + 2)
+    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>{width}} {'same':>8}")
     for name, value in seconds.items():
         same = sum(a == b for a, b in zip(texts[name], texts[peer], strict=True)) / rows
-        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:24.2f} {same:8.1%}", flush=True)
+        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:{width}.2f} {same:8.1%}", flush=True)
 
 
 def ctranslate2_decoders(
-    options: argparse.Namespace, model: Any, tokenizer: Any, beams: int
+    options: argparse.Namespace, folder: Path, model: Any, tokenizer: Any, beams: int
 ) -> dict[str, Callable[[Any, Any], list[str]]]:
     """CTranslate2 by compute type, with early stopping; empty when the package is not installed."""
     if importlib.util.find_spec("ctranslate2") is None:
@@ -135,12 +136,11 @@ def ctranslate2_decoders(
 
     settings = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
     config = generation_config(model, tokenizer, settings)
-    name = str(Path(options.work) / options.config)
 
     def decoder(compute_type: str) -> Callable[[Any, Any], list[str]]:
-        folder = cached_conversion(name, model, tokenizer, compute_type)
+        converted = cached_conversion(str(folder), model, tokenizer, compute_type)
         engine = CTranslate2Engine(
-            folder, tokenizer, settings, config, compute_type, threads=torch.get_num_threads(), with_scores=False
+            converted, tokenizer, settings, config, compute_type, threads=torch.get_num_threads(), with_scores=False
         )
 
         def decode(ids: Any, mask: Any) -> list[str]:
@@ -164,7 +164,7 @@ def text_normalisation(options: argparse.Namespace) -> None:
         settings = DecodingOptions(beam_size=beams, max_length=options.max_length)
         decoders = {
             "ours": Decoder(model, tokenizer, settings),
-            **ctranslate2_decoders(options, model, tokenizer, beams),
+            **ctranslate2_decoders(options, folder, model, tokenizer, beams),
             "generate": library_decode(plain, tokenizer, beams, options.max_length),
         }
         if beams > 1:

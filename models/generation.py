@@ -89,7 +89,7 @@ def generation_config(
         length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
         no_repeat_ngram_size=options.no_repeat_ngram_size or None,
         repetition_penalty=float(options.repetition_penalty),
-        early_stopping=options.early_stopping,
+        early_stopping=options.early_stopping and options.beam_size > 1,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

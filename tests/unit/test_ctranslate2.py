@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from errors import UserError
+from models import ctranslate2_conversion
 from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
 from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
 from models.forward import pad_sources
@@ -146,6 +148,34 @@ def test_the_cache_is_made_once_and_follows_the_weights(tmp_path: Path, capsys: 
         model.shared.weight[5, 5] += 1
     second = cached_conversion(str(name), model, TOKENIZER, "int8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", second.name]
+
+
+def test_two_that_ask_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = from_config(config_of("t5"), seed=4)
+    (tmp_path / "best").mkdir()
+    waiting, conversions, found = threading.Event(), [], []
+
+    def ask() -> None:
+        found.append(cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32"))
+
+    second = threading.Thread(target=ask)
+
+    def convert(*arguments: Any) -> None:
+        conversions.append(arguments)
+        second.start()
+        assert waiting.wait(30)
+        save_converted(*arguments)
+
+    def tell(line: str) -> None:
+        if line == "another process converts the model: waiting for it":
+            waiting.set()
+
+    monkeypatch.setattr(ctranslate2_conversion, "save_converted", convert)
+    monkeypatch.setattr(ctranslate2_conversion, "tell", tell)
+    ask()
+    second.join(30)
+    assert (len(conversions), len(found), len(set(found))) == (1, 2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", found[0].name]  # no lock, no half
 
 
 def test_a_hub_model_is_kept_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
