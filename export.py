@@ -227,7 +227,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     options = DecodingOptions(max_length=32)
     engine = CTranslate2Engine(folder, tokenizer, options, generation_config(model, tokenizer, options), compute_type)
     sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
-    tell(engine.check_parity(Decoder(model, tokenizer, options), sources))
+    tell(engine.check_parity(Decoder(model, tokenizer, options), sources, "-format ctranslate2"))
 
 
 if __name__ == "__main__":

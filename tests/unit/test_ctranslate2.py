@@ -128,8 +128,12 @@ def test_a_wrong_conversion_is_found_by_the_first_rows(tmp_path: Path, folders: 
     with torch.no_grad():
         other.decoder.final_layer_norm.weight.mul_(1.05)
     save_converted(tmp_path, other, TOKENIZER, "float32")
-    with pytest.raises(UserError, match=r"^-engine ctranslate2: row \d+ comes out otherwise than with -engine torch: "):
-        engine(tmp_path, model, options).check_parity(decoder, sources())
+    with pytest.raises(UserError, match=r"^X: the converted model decodes row \d+ otherwise than -engine torch, and"):
+        engine(tmp_path, model, options).check_parity(decoder, sources(), "X")
+    swapped = engine(folders("t5"), model, options)
+    swapped.ids |= {"a": swapped.ids["b"], "b": swapped.ids["a"]}  # right scores of wrong texts
+    with pytest.raises(UserError, match=r"^-engine ctranslate2: the converted model decodes row \d+ otherwise"):
+        swapped.check_parity(decoder, sources())
 
 
 def test_the_cache_is_made_once_and_follows_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
