@@ -1,4 +1,4 @@
-"""Every flag of `train.py` and `inference.py`, declared once; frozen dataclasses, one a group. No torch import."""
+"""Every flag of the commands, declared once; frozen dataclasses, one a group. No torch import."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ STRATEGIES = ("auto", "ddp")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("32", "16", "bf16", "fp16")
 FREEZABLE = ("embedding", "encoder", "decoder")
+ENGINES = ("torch", "ctranslate2")
+EXPORT_FORMATS = ("safetensors", "ctranslate2")
+COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +253,7 @@ class DecodeFlags:
     length_penalty: float = flag(
         1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"
     )
+    early_stopping: bool = flag(False, "End a row's beam search as soon as -beam_size outputs have ended.")
     max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
     min_predict_length: int = flag(0, "Shortest prediction in tokens, the end token counted; 0 = off.", minimum=0)
     no_repeat_ngram_size: int = flag(0, "No n-gram of this many tokens occurs twice; 0 = off.", minimum=0)
@@ -265,6 +269,10 @@ class DecodeFlags:
         minimum=1e-6, maximum=1.0,
     )  # fmt: skip
     seed: int = flag(123456, "Seed of -do_sample; beam search draws nothing.")
+    engine: str = flag(
+        "torch", "What decodes: our own search, or CTranslate2 (a package of its own) on a conversion.", choices=ENGINES
+    )
+    compute_type: str = flag("float32", "Arithmetic and weights of -engine ctranslate2.", choices=COMPUTE_TYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,3 +296,40 @@ class InferenceConfig:
     output: OutputFlags = OutputFlags()
     decode: DecodeFlags = DecodeFlags()
     device: InferenceDeviceFlags = InferenceDeviceFlags()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """Export"""
+
+    model: tuple[str, ...] = flag(
+        (),
+        "A .ckpt file, a run's folder (its best/), or a from_pretrained folder; may repeat: the mean of all is"
+        " exported.",
+        metavar="PATH",
+    )
+    average: str = flag(
+        "",
+        "Export the mean of checkpoints: last:N (the newest N of the run of -model), best:N (the best N by the"
+        " monitored score), or files and folders joined by commas; empty = no mean.",
+        metavar="last:N|best:N|FILES",
+    )
+    save_path: str = flag(
+        "",
+        "Folder that is made; empty = <folder of the run>_hfmodel, for ctranslate2 <folder of the run>_ctranslate2.",
+        metavar="FOLDER",
+    )
+    format: str = flag(
+        "safetensors",
+        "What is written: a from_pretrained folder, or a model for CTranslate2 (T5, mT5, ByT5, UMT5, BART, mBART).",
+        choices=EXPORT_FORMATS,
+    )
+    compute_type: str = flag("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)
+    overwrite: bool = flag(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Everything that an export is made of."""
+
+    export: ExportFlags = ExportFlags()

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be righ
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
-DECIDING = (*SEARCH, "repetition_penalty", "num_return", "batch_size", "float_precision")  # what predictions depend on
+ARITHMETIC = ("batch_size", "float_precision", "engine", "compute_type")
+DECIDING = (*SEARCH, "repetition_penalty", "num_return", "early_stopping", *ARITHMETIC)  # what predictions depend on
 OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
@@ -49,10 +50,12 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     from models.environment import quiet_libraries
 
     quiet_libraries()
+    import torch
+
     from datamodules.splits import Encoder, prediction_split
     from models.devices import resolve_devices, use_threads
     from models.inference_model import inference_models, shared_limits
-    from models.prediction import predict
+    from models.prediction import Engine, predict
     from models.torch_engine import TorchEngine
 
     data, decode = config.data, config.decode
@@ -74,7 +77,13 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
         split, lines = prediction_split(encoder)
         tell(*lines, f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
         structured = is_structured(config.output.save_output)
-        engine = TorchEngine(models, decoding_options(decode), with_scores=structured)
+        options = decoding_options(decode)
+        engine: Engine = TorchEngine(models, options, with_scores=structured)
+        if decode.engine == "ctranslate2":
+            from models.engines import convert
+
+            device = torch.device(devices.accelerator)
+            engine = convert(models[0], options, decode.compute_type, structured, split, device)
         began = time.monotonic()
         with parts_of(config, split, devices) as parts:
             with telling_what_is_kept(split, decode.batch_size, parts, bool(config.output.save_output)):
@@ -99,6 +108,7 @@ def decoding_options(decode: DecodeFlags) -> DecodingOptions:
         min_length=decode.min_predict_length,
         repetition_penalty=decode.repetition_penalty,
         num_return=decode.num_return,
+        early_stopping=decode.early_stopping,
         sampling=sampling if decode.do_sample else None,
     )
 

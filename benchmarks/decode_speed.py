@@ -3,7 +3,8 @@
     python benchmarks/decode_speed.py                         # bart-mini, trained here on the sample first
     python benchmarks/decode_speed.py -config t5-mini -batch_size 64 -repeats 5
 
-Text normalisation: the test rows of the bundled sample, greedy and with 4 beams, in file order and length-sorted. A
+Text normalisation: the test rows of the bundled sample, greedy and with 4 beams, in file order and length-sorted; with
+`pip install ctranslate2` also by CTranslate2, float32 and int8, whose beam search stops early. A
 label task of two labels ("does the sentence hold a digit?") on the same rows: scoring the labels, and searching among
 them only, against generating them. Both models are trained once under -work. A run decodes all rows in this process,
 ours and the peer's in turn; figures are medians, ratios are of medians, "same" is the share of rows with the very same
@@ -13,6 +14,7 @@ text. The matmul rate of the machine, measured in the same run, stands beside th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -112,10 +114,42 @@ def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> C
 
 
 def print_table(title: str, rows: int, seconds: dict[str, float], texts: dict[str, list[str]], peer: str) -> None:
-    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>24} {'same':>8}")
+    width = max(24, len(peer) + 2)
+    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>{width}} {'same':>8}")
     for name, value in seconds.items():
         same = sum(a == b for a, b in zip(texts[name], texts[peer], strict=True)) / rows
-        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:24.2f} {same:8.1%}", flush=True)
+        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:{width}.2f} {same:8.1%}", flush=True)
+
+
+def ctranslate2_decoders(
+    options: argparse.Namespace, folder: Path, model: Any, tokenizer: Any, beams: int
+) -> dict[str, Callable[[Any, Any], list[str]]]:
+    """CTranslate2 by compute type, with early stopping; empty when the package is not installed."""
+    if importlib.util.find_spec("ctranslate2") is None:
+        print("CTranslate2 is not installed: left out")
+        return {}
+    import torch
+
+    from models.ctranslate2_conversion import cached_conversion
+    from models.ctranslate2_engine import CTranslate2Engine
+    from models.generation import DecodingOptions, generation_config
+
+    settings = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
+    config = generation_config(model, tokenizer, settings)
+
+    def decoder(compute_type: str) -> Callable[[Any, Any], list[str]]:
+        converted = cached_conversion(str(folder), model, tokenizer, compute_type)
+        engine = CTranslate2Engine(
+            converted, tokenizer, settings, config, compute_type, threads=torch.get_num_threads(), with_scores=False
+        )
+
+        def decode(ids: Any, mask: Any) -> list[str]:
+            sources = [row[: int(length)].numpy() for row, length in zip(ids, mask.sum(1), strict=True)]
+            return [prediction.text for prediction in engine(range(len(sources)), sources)]
+
+        return decode
+
+    return {f"CTranslate2 {compute_type}": decoder(compute_type) for compute_type in ("float32", "int8")}
 
 
 def text_normalisation(options: argparse.Namespace) -> None:
@@ -130,8 +164,12 @@ def text_normalisation(options: argparse.Namespace) -> None:
         settings = DecodingOptions(beam_size=beams, max_length=options.max_length)
         decoders = {
             "ours": Decoder(model, tokenizer, settings),
+            **ctranslate2_decoders(options, folder, model, tokenizer, beams),
             "generate": library_decode(plain, tokenizer, beams, options.max_length),
         }
+        if beams > 1:
+            early = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
+            decoders["ours, early stopping"] = Decoder(model, tokenizer, early)
         peers: dict[str, Callable[[], list[str]]] = {}
         for order_name, by_length in (("file order", False), ("length-sorted", True)):
             made, order = batches(tokenizer, sources, options.batch_size, by_length)
@@ -140,7 +178,9 @@ def text_normalisation(options: argparse.Namespace) -> None:
                     decode, made, order
                 )
         seconds, texts = measure(peers, options.repeats)
-        for peer in ("generate, file order", "generate, length-sorted"):
+        for peer in ("generate, file order", "generate, length-sorted", "CTranslate2 float32, length-sorted"):
+            if peer not in peers:
+                continue
             print_table(f"text normalisation, {beams} beams", len(sources), seconds, texts, peer)
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and README.ko.md that come from the code: flags by group, and the presets.
+"""The tables of README and docs/ that come from the code: flags by group, and the presets.
 
     python docs/flag_tables.py           writes them between their markers, <!-- table NAME --> and <!-- end -->
     python docs/flag_tables.py -check    exit code 1 and the names of the tables that differ; writes nothing
@@ -21,12 +21,20 @@ sys.path.insert(0, str(ROOT))
 
 from errors import UserError, run_command  # noqa: E402
 from flag_parsing import FlagSpec, flag_groups  # noqa: E402
-from flags import InferenceConfig, TrainConfig  # noqa: E402
+from flags import ExportConfig, InferenceConfig, TrainConfig  # noqa: E402
 from mapping_files import read_mapping_file  # noqa: E402
 
-READMES = {"en": ROOT / "README.md", "ko": ROOT / "README.ko.md"}
+FLAG_TABLES = ("both", "train", "inference")
+DOCUMENTS = (  # file, language, tables
+    ("README.md", "en", ("presets",)),
+    ("README.ko.md", "ko", ("presets",)),
+    ("docs/flags.md", "en", FLAG_TABLES),
+    ("docs/flags.ko.md", "ko", FLAG_TABLES),
+    ("docs/export.md", "en", ("export",)),
+    ("docs/export.ko.md", "ko", ("export",)),
+)
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig)
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -55,6 +63,7 @@ KOREAN_TITLES = {
     "Model and task": "모델과 태스크",
     "Output": "출력",
     "Decoding": "디코딩",
+    "Export": "내보내기",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -63,9 +72,10 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["-check"]):
         raise UserError("usage: python docs/flag_tables.py [-check]")
     outdated = []
-    for language, path in READMES.items():
+    for name, language, tables in DOCUMENTS:
+        path = ROOT / name
         text = path.read_text(encoding="utf-8")
-        updated = with_tables(text, language)
+        updated = with_tables(text, language, tables)
         if updated != text:
             outdated.append(path.name)
             if not argv:
@@ -76,9 +86,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def with_tables(text: str, language: str) -> str:
-    """`text` with every marked table as the code has it. Raises `UserError` for an unknown name or one left out."""
-    tables = all_tables(language)
+def with_tables(text: str, language: str, names: Sequence[str]) -> str:
+    """`text` with its tables `names` as the code has them. Raises `UserError` for an unknown one or one left out."""
+    tables = {name: table for name, table in all_tables(language).items() if name in names}
     present = [match[2] for match in _TABLE.finditer(text)]
     problems = [f"{language}: unknown table {name!r}" for name in present if name not in tables]
     problems += [f"{language}: table {name!r} occurs {present.count(name)} times" for name in tables if
@@ -89,7 +99,7 @@ def with_tables(text: str, language: str) -> str:
 
 
 def all_tables(language: str) -> dict[str, str]:
-    """Table text by name: `train`, `inference` and `both` (groups that the commands share), and `presets`."""
+    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -97,6 +107,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("train", TrainConfig, groups[0] - groups[1]),
         ("both", TrainConfig, groups[0] & groups[1]),
         ("inference", InferenceConfig, groups[1] - groups[0]),
+        ("export", ExportConfig, groups[2]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):
@@ -120,7 +131,7 @@ def title(group_class: type, language: str) -> str:
 
 
 def group_specs() -> dict[str, list[FlagSpec]]:
-    """The flags of every group class of both commands, by the name of the class."""
+    """The flags of every group class of the commands, by the name of the class."""
     return {group.__name__: specs for command in COMMANDS for group, specs in command_groups(command)}
 
 

@@ -1,4 +1,4 @@
-"""`best/` and `last/`: from_pretrained folders with the state of the training beside the weights."""
+"""`best/`, `last/` and exports: from_pretrained folders with the state of the training beside the weights."""
 
 from __future__ import annotations
 
@@ -43,14 +43,42 @@ def write_export(
     Raises:
         RunError: the disk refused; the folder is as it was before.
     """
-    state = {**asdict(exported), **{key: description[key] for key in DESCRIBED}}
+    state = training_state(exported, description)
+    write_folder(folder, lambda target: fill_folder(target, model, tokenizer, state), needed=model_bytes(model))
 
-    def fill(target: Path) -> None:
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+
+def training_state(exported: Exported, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of training_state.json: where the training stood, and the `DESCRIBED` parts of the description."""
+    return {**asdict(exported), **{key: description[key] for key in DESCRIBED}}
+
+
+def fill_folder(
+    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]
+) -> None:
+    """Write weights, config, generation config and tokenizer into `target`, and `state` if there is any."""
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    if state:
         write_json(target / STATE_NAME, state)
 
-    write_folder(folder, fill, needed=sum(value.nbytes for value in model.state_dict().values()))
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """About what the weights take on the disk."""
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+def exported_at(checkpoint: Mapping[str, Any]) -> Exported:
+    """Where the training stood at a checkpoint with all `RUN_ENTRIES`."""
+    position, state = checkpoint["Seq2SeqDataModule"], checkpoint["callbacks"]["Checkpointer"]
+    return Exported(
+        epoch=position["epoch"],
+        micro_batches_of_epoch=position["batches"],
+        global_step=checkpoint["global_step"],
+        monitor=checkpoint[CONTENT_KEY]["monitor"],
+        best_score=state["best_score"],
+        best_step=state["best_step"],
+        validation=state["validation"],
+    )
 
 
 def complete_exports(folder: Path, checkpoint: Mapping[str, Any], finished: bool) -> None:
@@ -78,15 +106,5 @@ def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
     model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
     tokenizer = unpack_tokenizer(content["tokenizer"])
     model.generation_config = generation_config(model, tokenizer, DecodingOptions())
-    position, state = checkpoint["Seq2SeqDataModule"], checkpoint["callbacks"]["Checkpointer"]
-    exported = Exported(
-        epoch=position["epoch"],
-        micro_batches_of_epoch=position["batches"],
-        global_step=checkpoint["global_step"],
-        monitor=content["monitor"],
-        best_score=state["best_score"],
-        best_step=state["best_step"],
-        validation=state["validation"],
-    )
-    write_export(folder, model, tokenizer, exported, content)
+    write_export(folder, model, tokenizer, exported_at(checkpoint), content)
     tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")

@@ -43,6 +43,7 @@ class DecodingOptions:
     min_length: int = 0
     repetition_penalty: float = 1.0  # 1 = off
     num_return: int = 1
+    early_stopping: bool = False  # a row's beam search ends as soon as beam_size outputs have ended
     sampling: SamplingOptions | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ def generation_config(
         length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
         no_repeat_ngram_size=options.no_repeat_ngram_size or None,
         repetition_penalty=float(options.repetition_penalty),
-        early_stopping=False,
+        early_stopping=options.early_stopping and options.beam_size > 1,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -180,6 +181,7 @@ class Decoder:
             rules=rules,
             beams=options.num_return if sampling else options.beam_size,
             length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
             labels=None if self.trie is None else self.trie.to(input_ids.device),
         )
         device = input_ids.device

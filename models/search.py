@@ -3,7 +3,8 @@
 encode the sources; every beam holds the start token
 each step: hidden states and log-probabilities of all beams of all sources at once; the 2k best continuations of a
     source; those that end, if among the k best, compete for its k finished places; the k best others go on
-a source is done when its k places are taken and its best beam, at its present length, is no better than the worst
+a source is done when its k places are taken and its best beam, at its present length, is no better than the worst; with
+    early stopping, as soon as they are taken
 every few steps: sources that are done leave the batch, and cache columns that no beam sees any more are thrown out
 
 Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label trie).
@@ -46,6 +47,7 @@ class SearchOptions:
     rules: ScoreRules
     beams: int = 1
     length_penalty: float = 1.0
+    early_stopping: bool = False  # a source is done when its k places are taken
     labels: LabelTrie | None = None
 
     @property
@@ -181,9 +183,10 @@ def _step(beams: _Beams, step: int, options: SearchOptions) -> None:
         beams.nodes = nodes.gather(1, best)
     beams.tokens = torch.cat((_by_beam(beams.tokens, parents), tokens.unsqueeze(2)), 2)
     beams.state.follow(parents)
-    # Early stopping as in `transformers` with `early_stopping=False`: the best beam's score at its present length.
+    # As in `transformers`: with `early_stopping=False` by the best beam's score at its present length.
     hope = beams.scores[:, 0] / length**options.length_penalty
-    beams.done |= (hope <= beams.finished.scores[:, -1]) | (hope == NEVER)
+    worst = beams.finished.scores[:, -1]
+    beams.done |= (worst > NEVER if options.early_stopping else hope <= worst) | (hope == NEVER)
 
 
 def _by_beam(values: Tensor, beams: Tensor) -> Tensor:

@@ -237,6 +237,27 @@ def test_samples_depend_on_seed_and_row_only(copy_run: Path, odd_rows: Path, tmp
     assert all(float(row[4]) < 0 for row in cells[0][1:])
 
 
+def test_both_engines_write_the_same_texts_and_scores(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    """CTranslate2 converts once, beside the model; on the CPU and with early stopping its search is ours."""
+    model = shutil.copytree(copy_run / "run" / "best", tmp_path / "model")
+    flags = ("-model", model, "-test_data", letters / "test.tsv", "-beam_size", 3, "-early_stopping")
+    infer_ok(*flags, "-num_return", 2, "-save_output", tmp_path / "torch.jsonl")
+    more = ("-num_return", 2, "-engine", "ctranslate2", "-cpu_processes", 2)
+    first = infer_ok(*flags, *more, "-save_output", tmp_path / "first.jsonl")
+    assert "converting " in first.out
+    assert "CTranslate2 (float32): 16 of the first 16 texts are those of -engine torch" in first.out.splitlines()
+    again = infer_ok(*flags, *more, "-save_output", tmp_path / "again.jsonl")
+    assert "converting " not in again.out
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "first.jsonl").read_bytes()
+    rows = zip(json_lines(tmp_path / "torch.jsonl"), json_lines(tmp_path / "first.jsonl"), strict=True)
+    for ours, theirs in rows:
+        assert theirs["prediction"] == ours["prediction"]
+        assert theirs["score"] == pytest.approx(ours["score"], abs=2e-5)
+    refused = infer(*flags[:-1], "-engine", "ctranslate2", "-save_output", tmp_path / "no.txt")
+    assert refused.code == 2
+    assert "ask for that with -early_stopping true" in refused.errors[0]
+
+
 def test_models_with_other_tokenizers_do_not_decode_together(copy_run: Path, letters: Path, tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer
 

@@ -356,6 +356,18 @@ DECODING = {
         ("-min_predict_length", "9", "-max_predict_length", "8"),
         "-min_predict_length 9 is more than -max_predict_length 8",
     ),
+    "arithmetic of the other engine": (
+        ("-compute_type", "int8"),
+        "-compute_type: of -engine ctranslate2; -float_precision is that of -engine torch",
+    ),
+    "arithmetic of this engine": (
+        ("-engine", "ctranslate2", "-float_precision", "bf16"),
+        "-float_precision bf16: of -engine torch; give -compute_type with ctranslate2",
+    ),
+    "an ensemble elsewhere": (
+        ("-engine", "ctranslate2", "-model", "a", "-model", "b"),
+        "-engine ctranslate2 decodes with one -model; several decode together with -engine torch",
+    ),
     "fields in plain lines": (
         ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
         "-keep_fields: give -save_output a file that ends in .jsonl",

@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 
 from flag_parsing import parse_flags
-from flags import InferenceConfig, TrainConfig
+from flags import ExportConfig, InferenceConfig, TrainConfig
 from models.run_folder import RUN_NAMES
 from task_utils import Task, task_names
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = {"en": "README.md", "ko": "README.ko.md"}
-COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig}
+COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig, "export.py": ExportConfig}
 OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]+)\)")
 OUR_FOLDERS = ("configs/", "docs/", "run_scripts/", "samples/", "tests/", "datamodules/", "models/", "benchmarks/")
 OUR_FILES = re.compile(r"[a-z_-]+\.(py|sh)|requirements.*\.txt|conda.*\.yaml")
-DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "samples/README.md"]
+DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "samples/README.md"] + [
+    f"docs/{name}{language}.md" for name in ("flags", "export", "inference") for language in ("", ".ko")
+]
+WITHOUT_COMMANDS = ("samples/README.md", "docs/flags.md", "docs/flags.ko.md")
 
 
 def load(name: str) -> Any:
@@ -54,23 +57,23 @@ def without_settings(words: list[str]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("language", READMES)
-def test_tables_are_those_of_the_code(language: str) -> None:
-    text = text_of(READMES[language])
-    assert load("flag_tables").with_tables(text, language) == text
+@pytest.mark.parametrize("place", load("flag_tables").DOCUMENTS, ids=lambda place: place[0])
+def test_tables_are_those_of_the_code(place: tuple[str, str, tuple[str, ...]]) -> None:
+    document, language, tables = place
+    assert load("flag_tables").with_tables(text_of(document), language, tables) == text_of(document)
 
 
 def test_a_changed_table_is_noticed() -> None:
-    text = text_of("README.md").replace("Epochs to train.", "Weeks to train.")
-    updated = load("flag_tables").with_tables(text, "en")
+    text = text_of("docs/flags.md").replace("Epochs to train.", "Weeks to train.")
+    updated = load("flag_tables").with_tables(text, "en", load("flag_tables").FLAG_TABLES)
     assert updated != text
-    assert updated == text_of("README.md")
+    assert updated == text_of("docs/flags.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_parse(document: str) -> None:
     commands = shell_commands(text_of(document))
-    assert commands or document == "samples/README.md"
+    assert commands or document in WITHOUT_COMMANDS
     problems = []
     for words in map(without_settings, commands):
         script = next((word for word in words if word in COMMANDS), None)
@@ -133,3 +136,4 @@ def test_length_markers_and_private_paths(document: str) -> None:
 
 def test_both_languages_show_the_same_commands() -> None:
     assert shell_commands(text_of("README.md")) == shell_commands(text_of("README.ko.md"))
+    assert shell_commands(text_of("docs/export.md")) == shell_commands(text_of("docs/export.ko.md"))

@@ -74,6 +74,8 @@ def test_texts_and_scores_are_those_of_the_library(name: str, beams: int) -> Non
         {"num_beams": 4, "no_repeat_ngram_size": 3},
         {"num_beams": 4, "repetition_penalty": 1.5},
         {"num_beams": 4, "min_length": 9},
+        {"num_beams": 4, "early_stopping": True},
+        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
         {"num_beams": 2, "min_length": 9, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "length_penalty": 2.0},
         {"num_beams": 1, "no_repeat_ngram_size": 2},
         {"num_beams": 1, "min_length": 9, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2},

@@ -1,0 +1,234 @@
+"""Write a model to deploy: flags -> checkpoints (or their mean) -> a from_pretrained or CTranslate2 folder.
+
+The folder appears whole or not at all, and nothing but an earlier export is ever replaced. `-h` lists the flags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from console import tell
+from errors import UserError, raise_if_any, run_command
+from flag_parsing import help_text, parse_flags, wants_help
+from flags import ExportConfig, ExportFlags
+from models.run_folder import CHECKPOINT_FOLDER, holds_run
+
+USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
+MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
+SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
+PARITY_TEXTS = ("a", "1, 2, 3", "The quick brown fox.", "가나다 라마바")
+
+
+def main(argv: list[str]) -> int:
+    if wants_help(argv):
+        print(help_text(ExportConfig, USAGE))
+        return 0
+    config, given, problems = parse_flags(ExportConfig, argv)
+    flags = config.export
+    if not flags.model and not flags.average:
+        problems.append("-model is required: a .ckpt file, a run's folder, or a from_pretrained folder")
+    if "compute_type" in given and flags.format != "ctranslate2":
+        problems.append(f"-compute_type {flags.compute_type} goes with -format ctranslate2, not {flags.format}")
+    raise_if_any(problems)
+    return run(flags)
+
+
+def run(flags: ExportFlags) -> int:
+    target = target_folder(flags)
+    check_target(target, flags)
+    from models.environment import quiet_libraries
+
+    quiet_libraries()
+    names = source_names(flags)
+    raise_if_any(
+        f"-save_path {target}: would replace {name}, which is exported; choose another folder"
+        for name in names
+        if _same_or_inside(Path(name), target)
+    )
+    if flags.format == "ctranslate2":
+        from models.ctranslate2_conversion import require_ctranslate2
+
+        require_ctranslate2("-format ctranslate2")
+    tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
+    write(flags, names, target)
+    tell(f"exported: {target}")
+    return 0
+
+
+def target_folder(flags: ExportFlags) -> Path:
+    """-save_path, else the name beside the run's folder that goes with the format."""
+    if flags.save_path.strip():
+        return Path(flags.save_path)
+    run = run_of(flags.model[0]) if flags.model else None
+    if run is None:
+        raise UserError("-save_path is required: -model is no folder of a run, nor a checkpoint in one")
+    run = run.absolute()
+    return run.with_name(run.name + SUFFIXES[flags.format])
+
+
+def run_of(name: str) -> Path | None:
+    """The run's folder that `name` is, or that holds it as a checkpoint, best/ or last/; None when there is none."""
+    path = Path(os.path.abspath(name))
+    if path.is_dir():
+        choices = [path, path.parent] if path.name in ("best", "last") else [path]
+        return next((folder for folder in choices if (folder / CHECKPOINT_FOLDER).is_dir()), None)
+    run = path.parent.parent
+    return run if path.parent.name == CHECKPOINT_FOLDER and holds_run(run) else None
+
+
+def source_names(flags: ExportFlags) -> list[str]:
+    """The checkpoints whose mean is exported; one = that itself. A run's folder stands for its best/, else last/."""
+    from models.averaging import chosen_checkpoints
+
+    if flags.average:
+        if len(flags.model) > 1:
+            raise UserError("-average and several -model exclude each other; give one run with -average")
+        names = chosen_checkpoints(flags.average, run_of(flags.model[0]) if flags.model else None)
+        if flags.model and not flags.average.startswith(("last:", "best:")):
+            raise UserError(f"-average {flags.average}: names the files; leave -model out")
+    else:
+        names = list(flags.model)
+    return [str(_model_of(name)) for name in names]
+
+
+def _model_of(name: str) -> Path | str:
+    folder = Path(name)
+    if not (folder / CHECKPOINT_FOLDER).is_dir():
+        return name
+    found = [folder / part for part in ("best", "last") if (folder / part).is_dir()]
+    if not found:
+        raise UserError(f"-model {name}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
+    return found[0]
+
+
+# ---- the target
+
+
+def check_target(target: Path, flags: ExportFlags) -> None:
+    """Refuse a target that cannot be made, or that holds anything but an earlier export.
+
+    Raises:
+        UserError: says what is there, and the way out.
+    """
+    place = f"-save_path {target}"
+    if not target.exists() and not target.is_symlink():
+        parent = next(path for path in target.absolute().parents if path.exists())
+        if not parent.is_dir():
+            raise UserError(f"{place}: {parent} is no folder")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"{place}: no permission to write in {parent}")
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise UserError(f"{place}: exists and is {'a link' if target.is_symlink() else 'no folder'}; choose another")
+    present = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir() or path.is_symlink()}
+    if not present and not any(target.iterdir()):
+        return
+    foreign = sorted(present - _own_files(target))
+    if foreign or not present:
+        raise UserError(
+            f"{place}: holds what no export wrote ({', '.join(foreign[:3]) or 'folders'}); choose another folder"
+        )
+    if not flags.overwrite:
+        raise UserError(f"{place}: holds an export already; -overwrite replaces it, or choose another folder")
+
+
+def _own_files(target: Path) -> set[str]:
+    """The files that the export in `target` wrote; none when there is no export."""
+    try:
+        content = json.loads((target / MARK).read_text(encoding="utf-8"))
+        return {MARK, *map(str, content["files"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def _same_or_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+# ---- reading and writing
+
+
+def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
+    """Load the model of `names` (their mean) and write it to `target`.
+
+    Raises:
+        UserError: a checkpoint cannot be read or converted, or the mean cannot be taken.
+        RunError: the disk refused; what was there before is untouched.
+    """
+    from models.averaging import averaged
+    from models.durable import write_folder, write_json
+    from models.exports import fill_folder, model_bytes
+    from models.generation import DecodingOptions, generation_config
+    from models.inference_model import InferenceModel
+
+    single = InferenceModel(names[0])
+    single.check()
+    state = saved_state(names)
+    model, tokenizer = single() if len(names) == 1 else averaged(names, "-average" if flags.average else "-model")
+    if state or len(names) > 1:  # ours: any other model keeps its own settings
+        model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+
+    def fill(folder: Path) -> None:
+        if flags.format == "ctranslate2":
+            fill_ctranslate2(folder, model, tokenizer, state, flags.compute_type)
+        else:
+            fill_folder(folder, model, tokenizer, state)
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        content = {"model": list(names), "format": flags.format, "average": flags.average, "files": files}
+        if flags.format == "ctranslate2":
+            content["compute_type"] = flags.compute_type
+        write_json(folder / MARK, content)
+
+    write_folder(target, fill, needed=model_bytes(model))
+
+
+def saved_state(names: Sequence[str]) -> dict[str, Any]:
+    """training_state.json of the export; empty for a model that we did not train.
+
+    For a mean it is that of the first, without scores, with `average_of`.
+    """
+    from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
+    from models.exports import exported_at, training_state
+    from models.inference_model import InferenceModel
+
+    model = InferenceModel(names[0])
+    if model.is_checkpoint:
+        checkpoint = read_checkpoint(names[0], "-model", mmap=True, needed=RUN_ENTRIES)
+        state = training_state(exported_at(checkpoint), checkpoint[CONTENT_KEY])
+    else:
+        state = model.saved_state()
+    if state and len(names) > 1:
+        state |= {"best_score": None, "best_step": 0, "validation": {}, "average_of": list(names)}
+    return state
+
+
+def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], compute_type: str) -> None:
+    """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
+    import numpy as np
+
+    from models.ctranslate2_conversion import save_converted
+    from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
+    from models.durable import write_json
+    from models.generation import Decoder, DecodingOptions, generation_config
+    from models.run_folder import STATE_NAME
+
+    save_converted(folder, model, tokenizer, compute_type)
+    tokenizer.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    if state:
+        write_json(folder / STATE_NAME, state)
+    if compute_type not in supported_compute_types("cpu"):
+        tell(f"-compute_type {compute_type}: not on this processor, so that no text was compared; it is for a GPU")
+        return
+    options = DecodingOptions(max_length=32)
+    engine = CTranslate2Engine(folder, tokenizer, options, generation_config(model, tokenizer, options), compute_type)
+    sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
+    tell(engine.check_parity(Decoder(model, tokenizer, options), sources, "-format ctranslate2"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,228 @@
+"""Decoding with CTranslate2, with the meaning that the same options have in our own engine, and a check that it is so.
+
+What its search does otherwise, seen in its sources (src/decoding.cc) and in outputs, and how it is dealt with here:
+
+- Beam search ends for a row as soon as `beam_size` outputs have ended (`patience` 1): `early_stopping=True` of
+  `transformers`. Its beams are the same at every step. Our default goes on while the best beam can still win, which it
+  has no option for; a larger `patience` only comes near. So more than one beam needs `early_stopping`.
+- The length that scores are divided by leaves the end token out unless that is asked for: `return_end_token`.
+- It cuts sources at 1,024 tokens and forbids empty outputs unless told otherwise: `max_input_length` 0 and
+  `min_decoding_length` 0. The latter does not count the end token, ours does.
+- Rules (n-grams, repetition, minimum length) act on the logits, before they are normalised. The best token is the same,
+  the sums of beams are not: rules go with one beam only. Scores are then those of a second, teacher-forced pass.
+- Without a length penalty its beam search ends with the first beam that ends: the penalty is then 1e-12, which divides
+  by 1.0.
+- Right after a fixed first token (BART's `<s>`, mBART's language) it drops an empty output that is not the best, where
+  ours keeps it among the ended ones. No option changes that; `notes` says so.
+- The repetition penalty and 1-grams leave the start token out, ours as in `transformers` do not. Where that is also
+  the end token (BART), outputs would differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from errors import RunError, UserError, raise_if_any
+from flags import COMPUTE_TYPES
+from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
+from models.forward import pad_sources
+from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
+from models.predictions import Prediction
+
+PARITY_ROWS = 16
+NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the first beam that ends
+SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
+
+
+def option_problems(options: DecodingOptions, start_token: int, end_token: int) -> list[str]:
+    """What CTranslate2 cannot do with the very same meaning, a sentence each; empty when it can do all."""
+    problems = []
+    if options.sampling is not None:
+        problems.append("-engine ctranslate2 does not sample; -engine torch does, with a seed for each row")
+    if options.beam_size > 1 and not options.early_stopping:
+        problems.append(
+            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {options.beam_size} outputs have"
+            " ended; ask for that with -early_stopping true (-engine torch then gives the same texts), or for one beam"
+        )
+    if options.beam_size > 1 and options.has_rules:
+        problems.append(
+            "-engine ctranslate2 has no_repeat_ngram_size, min_length and repetition_penalty with one beam only: with"
+            f" -beam_size {options.beam_size} its scores would be others than those of -engine torch"
+        )
+    counts_start = options.repetition_penalty != 1.0 or options.no_repeat_ngram_size == 1
+    if counts_start and start_token == end_token:
+        problems.append(
+            "-engine ctranslate2 has no repetition_penalty (nor no_repeat_ngram_size 1) for a model that begins with"
+            " its end token, as BART does; use -engine torch"
+        )
+    return problems
+
+
+def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
+    """The values of -compute_type that the device (cpu or cuda) calculates with."""
+    package = require_ctranslate2("-engine ctranslate2")
+    return [name for name in COMPUTE_TYPES if name in package.get_supported_compute_types(device, device_index)]
+
+
+class CTranslate2Engine:
+    """Predictions for batches of encoded sources by a converted model.
+
+    Args:
+        folder: what `save_converted` wrote.
+        generation: of the model and `options`, by `models.generation.generation_config`.
+        compute_type: float32, int8, float16 or bfloat16.
+        device: cpu or cuda; `device_index` is the GPU's number.
+        threads: of a CPU; 0 = the library's choice.
+        with_scores: whether predictions get scores; several outputs a row have them in any case.
+
+    Raises:
+        UserError: the package is missing, options that it does not have, or a compute type that the device does not.
+        RunError: the converted model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        options: DecodingOptions,
+        generation: GenerationConfig,
+        compute_type: str = "float32",
+        device: str = "cpu",
+        device_index: int = 0,
+        threads: int = 0,
+        with_scores: bool = True,
+    ) -> None:
+        package = require_ctranslate2("-engine ctranslate2")
+        self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
+        raise_if_any(option_problems(options, self.start_token, self.end_token))
+        supported = supported_compute_types(device, device_index)
+        if compute_type not in supported:
+            raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
+        self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
+        self.with_scores = with_scores or options.num_return > 1
+        self.first_token: int | None = generation.forced_bos_token_id
+        self.max_length: int = generation.max_new_tokens
+        self.tokens: list[str] = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        try:
+            self.translator = package.Translator(
+                str(folder), device, device_index=device_index, compute_type=compute_type, intra_threads=threads
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"{folder}: the converted model cannot be loaded: {error}; delete the folder") from error
+
+    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+        """One prediction for each of the encoded sources; the best output, and the `num_return` best if several.
+
+        Raises:
+            RunError: CTranslate2 gave up, e.g. for want of memory.
+        """
+        del row_ids  # nothing is drawn
+        return self._predictions(sources, self.with_scores)
+
+    def notes(self) -> list[str]:
+        """What makes outputs other than those of the torch engine with the same options, a sentence each."""
+        if self.options.beam_size == 1 or self.first_token is None:
+            return []
+        return [
+            f"CTranslate2 drops empty outputs from the beams right after the fixed first token"
+            f" {self.tokens[self.first_token]}: now and then a text is another than that of -engine torch"
+        ]
+
+    def check_parity(self, decoder: Decoder, sources: Sequence[np.ndarray], place: str = "-engine ctranslate2") -> str:
+        """Compare the first rows with our own engine at float32; a sentence about the outcome.
+
+        A row agrees when its score is within `SCORE_TOLERANCE` of ours; another text is a tie then, and rare.
+
+        Args:
+            decoder: of the same model and options, on the CPU or a GPU.
+            sources: encoded; the first `PARITY_ROWS` are decoded twice.
+            place: the flag that opens the message of an error.
+
+        Raises:
+            UserError: a row does not agree, or more than an eighth are ties, with compute type float32; the others
+                round, and are only told of.
+        """
+        sources = sources[:PARITY_ROWS]
+        pad, device = self.tokenizer.pad_token_id, decoder.model.device
+        expected = [outputs[0] for outputs in decoder.decode(*pad_sources(sources, pad, device))]
+        found = [Hypothesis(row.text, row.score or 0.0) for row in self._predictions(sources, with_scores=True)]
+        pairs = list(zip(expected, found, strict=True))
+        other = [row for row, (ours, theirs) in enumerate(pairs) if ours.text != theirs.text]
+        wrong = [row for row, (ours, theirs) in enumerate(pairs) if abs(ours.score - theirs.score) > SCORE_TOLERANCE]
+        if len(other) > len(pairs) // 8:
+            wrong = wrong or other
+        if wrong and self.compute_type == "float32":
+            ours, theirs = pairs[wrong[0]]
+            raise UserError(
+                f"{place}: the converted model decodes row {wrong[0]} otherwise than -engine torch, and is not used:"
+                f" {theirs.text[:60]!r} (score {theirs.score:.4f}) for {ours.text[:60]!r} ({ours.score:.4f})"
+            )
+        same = len(pairs) - len(other)
+        return f"CTranslate2 ({self.compute_type}): {same} of the first {len(sources)} texts are those of -engine torch"
+
+    def _predictions(self, sources: Sequence[np.ndarray], with_scores: bool) -> list[Prediction]:
+        rows = [self._tokens(source.tolist()) for source in sources]
+        found = self._search(rows, with_scores)
+        texts = iter(decode_texts(self.tokenizer, [ids for outputs in found for ids, _ in outputs]))
+        predictions = []
+        for outputs in found:
+            best = [Hypothesis(next(texts), score) for _, score in outputs]
+            predictions.append(
+                Prediction(
+                    text=best[0].text,
+                    score=best[0].score if with_scores else None,
+                    nbest=tuple(best) if self.options.num_return > 1 else (),
+                )
+            )
+        return predictions
+
+    def _tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self.tokens[number] for number in ids]
+
+    def _search(self, rows: list[list[str]], with_scores: bool) -> list[list[tuple[list[int], float]]]:
+        """The outputs of every source: ids without the start token, and scores (0 unless asked for)."""
+        options = self.options
+        rules_apply = options.has_rules
+        try:
+            results = self.translator.translate_batch(
+                rows,
+                target_prefix=None if self.first_token is None else [self._tokens([self.first_token])] * len(rows),
+                beam_size=options.beam_size,
+                num_hypotheses=options.num_return,
+                length_penalty=options.length_penalty or NO_LENGTH_PENALTY,
+                repetition_penalty=options.repetition_penalty,
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                max_input_length=0,
+                max_decoding_length=self.max_length,
+                min_decoding_length=max(0, options.min_length - 1),
+                return_end_token=True,
+                return_scores=with_scores and not rules_apply,
+            )
+            outputs = [[[self.ids[token] for token in tokens] for tokens in result.hypotheses] for result in results]
+            if not with_scores:
+                return [[(ids, 0.0) for ids in of_row] for of_row in outputs]
+            if rules_apply:
+                best = self.scores(rows, [of_row[0] for of_row in outputs])
+                return [[(of_row[0], score)] for of_row, score in zip(outputs, best, strict=True)]
+        except RuntimeError as error:
+            raise RunError(f"CTranslate2 stopped: {error}; if memory is short, a smaller -batch_size helps") from error
+        return [list(zip(ids, result.scores, strict=True)) for ids, result in zip(outputs, results, strict=True)]
+
+    def scores(self, rows: list[list[str]], outputs: Sequence[Sequence[int]]) -> list[float]:
+        """The model's own log-probability of every output (ids with the end token, if it ended) over length ** penalty.
+
+        A fixed first token counts 0.
+        """
+        ended = [list(ids[:-1]) if ids[-1] == self.end_token else list(ids) for ids in outputs]
+        results = self.translator.score_batch(rows, [self._tokens(ids) for ids in ended], max_input_length=0)
+        first = 0 if self.first_token is None else 1
+        return [
+            sum(result.log_probs[first : len(ids)]) / len(ids) ** self.options.length_penalty
+            for ids, result in zip(outputs, results, strict=True)
+        ]

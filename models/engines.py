@@ -1,0 +1,75 @@
+"""Which engine decodes: our own on the PyTorch model, or CTranslate2 on a conversion of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from console import tell
+from datamodules.encoded_split import EncodedSplit
+from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
+from models.ctranslate2_engine import PARITY_ROWS, CTranslate2Engine
+from models.generation import Decoder, DecodingOptions, generation_config
+from models.inference_model import InferenceModel
+from models.predictions import BatchPredictor
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A conversion on the disk and how it decodes; calling it loads it."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    options: DecodingOptions
+    generation: GenerationConfig
+    compute_type: str
+    with_scores: bool
+
+    def __call__(self, device: torch.device) -> BatchPredictor:
+        return self.load(device)
+
+    def load(self, device: torch.device) -> CTranslate2Engine:
+        """The engine on that device, with as many threads as PyTorch has.
+
+        Raises:
+            UserError: options or a compute type that it has not.
+        """
+        return CTranslate2Engine(
+            self.folder,
+            self.tokenizer,
+            self.options,
+            self.generation,
+            self.compute_type,
+            device.type,
+            device.index or 0,
+            threads=torch.get_num_threads(),
+            with_scores=self.with_scores,
+        )
+
+
+def convert(
+    model: InferenceModel,
+    options: DecodingOptions,
+    compute_type: str,
+    with_scores: bool,
+    split: EncodedSplit,
+    device: torch.device,
+) -> ConvertedModel:
+    """Convert the model, once for all runs, and compare the first rows of `split` with our own engine.
+
+    Raises:
+        UserError: the package is missing, the architecture or an option is not supported, or outputs differ.
+    """
+    require_ctranslate2("-engine ctranslate2")
+    loaded, tokenizer = model()
+    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
+    generation = generation_config(loaded, tokenizer, options)
+    converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores)
+    engine = converted.load(device)
+    tell(*engine.notes())
+    sources = [split.source_ids(row) for row in range(min(PARITY_ROWS, len(split)))]
+    tell(engine.check_parity(Decoder(loaded.to(device), tokenizer, options), sources))
+    return converted

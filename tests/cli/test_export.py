@@ -1,0 +1,115 @@
+"""export.py as a user runs it: a folder that predicts as the run's best/, and nothing of anybody else's replaced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+import export
+from errors import UserError
+from models.ctranslate2_engine import CTranslate2Engine
+from models.generation import DecodingOptions, generation_config
+from models.inference_model import InferenceModel
+from models.run_folder import checkpoints_of
+from tests.cli.command import infer_ok, listing, run
+from tests.cli.tiny import letter_rows
+
+PYTHON = "python"
+
+
+def exported(*flags: str | Path) -> None:
+    """`export.py` in this process."""
+    assert export.main([str(flag) for flag in flags]) == 0
+
+
+def refusal(*flags: str | Path) -> str:
+    with pytest.raises(UserError) as error:
+        export.main([str(flag) for flag in flags])
+    return str(error.value)
+
+
+def test_a_checkpoint_becomes_a_folder_that_predicts(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoints_of(copy_run / "run")[0]
+    result = run(PYTHON, "export.py", "-model", checkpoint, "-save_path", tmp_path / "a" / "model")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [f"-model {checkpoint}", f"exported: {tmp_path / 'a' / 'model'}"]
+    folder, last = tmp_path / "a" / "model", copy_run / "run" / "last"
+    for name in ("model.safetensors", "config.json", "generation_config.json", "training_state.json"):
+        assert (folder / name).read_bytes() == (last / name).read_bytes()  # the newest checkpoint is what last/ holds
+    assert set(listing(folder)) == {*listing(last), "export.json"}
+    infer_ok("-model", folder, "-test_data", letters / "test.tsv", "-save_output", tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_text() == "".join(f"{target}\n" for _, target in letter_rows(30, 2))
+
+
+def test_a_run_becomes_hfmodel_beside_it(copy_run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.symlink_to(copy_run / "run")
+    exported("-model", place)
+    folder = tmp_path / "run_hfmodel"
+    assert (folder / "model.safetensors").read_bytes() == (copy_run / "run/best/model.safetensors").read_bytes()
+    assert json.loads((folder / "export.json").read_text())["model"] == [str(place / "best")]
+    before = listing(tmp_path)
+    assert refusal("-model", place) == (
+        f"-save_path {folder}: holds an export already; -overwrite replaces it, or choose another folder"
+    )
+    (folder / "notes.txt").write_text("mine")
+    assert "holds what no export wrote (notes.txt)" in refusal("-model", place, "-overwrite")
+    (folder / "notes.txt").unlink()
+    assert {name: time for name, time in listing(tmp_path).items() if name != "run_hfmodel"} == {
+        name: time for name, time in before.items() if name != "run_hfmodel"
+    }
+    exported("-model", place, "-average", "best:2", "-overwrite")
+    state = json.loads((folder / "training_state.json").read_text())
+    assert len(state["average_of"]) == 2
+    assert (state["best_score"], state["validation"]) == (None, {})
+    assert (folder / "model.safetensors").read_bytes() != (copy_run / "run/best/model.safetensors").read_bytes()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_ctranslate2_predicts_as_the_run(copy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = copy_run / "run" / "best"
+    for compute_type in ("float32", "int8"):
+        folder = tmp_path / compute_type
+        exported("-model", best, "-save_path", folder, "-format", "ctranslate2", "-compute_type", compute_type)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        options = DecodingOptions(max_length=10)
+        config = generation_config(InferenceModel(str(best))()[0], tokenizer, options)
+        engine = CTranslate2Engine(folder, tokenizer, options, config, compute_type, threads=1)
+        rows = letter_rows(30, 2)
+        found = engine(range(30), [np.array(tokenizer(source).input_ids) for source, _ in rows])
+        assert [prediction.text for prediction in found] == [target for _, target in rows]
+    assert "CTranslate2 (float32): 4 of the first 4 texts are those of -engine torch" in capsys.readouterr().out
+    names = set(listing(tmp_path / "float32"))
+    assert {"model.bin", "shared_vocabulary.json", "training_state.json", "export.json"} <= names
+
+
+def test_mistakes_are_told_and_nothing_is_written(copy_run: Path, tmp_path: Path) -> None:
+    best = copy_run / "run" / "best"
+    before = listing(copy_run / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    assert refusal("-save_path", tmp_path / "x").startswith("-model is required")
+    assert "-save_path is required" in refusal("-model", tmp_path / "mine")
+    assert "goes with -format ctranslate2" in refusal("-model", best, "-compute_type", "int8")
+    assert "holds what no export wrote (thesis.txt)" in refusal(
+        "-model", best, "-save_path", tmp_path / "mine", "-overwrite"
+    )
+    assert "exists and is no folder" in refusal("-model", best, "-save_path", tmp_path / "file", "-overwrite")
+    assert "holds what no export wrote" in refusal("-model", best, "-save_path", best, "-overwrite")
+    assert "no such file" in refusal("-model", "gone.ckpt", "-save_path", tmp_path / "x")
+    assert "exclude each other" in refusal(
+        "-model", best, "-model", best, "-average", "best:2", "-save_path", tmp_path / "x"
+    )
+    assert "-model must be the folder of a run" in refusal(
+        "-model", tmp_path / "mine", "-average", "last:2", "-save_path", tmp_path / "x"
+    )
+    result = run(PYTHON, "export.py", "-model", best, "-save_path", tmp_path / "x", "-format", "onnx")
+    assert (result.code, result.errors) == (2, ["-format onnx: one of safetensors, ctranslate2 expected"])
+    assert "Traceback" not in result.err
+    assert listing(copy_run / "run") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]

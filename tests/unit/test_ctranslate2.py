@@ -1,0 +1,197 @@
+"""CTranslate2 gives the texts and scores of our own engine, or refuses; its cache is made once and fits the weights."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from errors import UserError
+from models import ctranslate2_conversion
+from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
+from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
+from models.forward import pad_sources
+from models.generation import Decoder, DecodingOptions, generation_config
+from models.loading import from_config
+from tests.small_configs import config_of
+from tests.small_models import bart_tokenizer
+from tests.trained_models import TOKENIZER, half_trained, words
+
+ROWS = 60
+
+
+@cache
+def sources() -> tuple[np.ndarray, ...]:
+    return tuple(np.array(TOKENIZER(text).input_ids) for text in words(ROWS, seed=77))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of a half-trained model, converted when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            save_converted(made[name], half_trained(name), TOKENIZER, "float32")
+        return made[name]
+
+    return get
+
+
+def engine(folder: Path, model: PreTrainedModel, options: DecodingOptions, **more: Any) -> CTranslate2Engine:
+    return CTranslate2Engine(
+        folder, TOKENIZER, options, generation_config(model, TOKENIZER, options), threads=1, **more
+    )
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-untied", "mt5", "umt5", "bart", "mbart"])
+def test_greedy_and_beams_are_those_of_our_engine(name: str, folders: Any) -> None:
+    model = half_trained(name)
+    batch = pad_sources(sources(), 0, torch.device("cpu"))
+    for settings in (
+        {},
+        {"length_penalty": 0.5},
+        {"beam_size": 4, "num_return": 4},
+        {"beam_size": 4, "length_penalty": 0.0},
+        {"beam_size": 4, "max_length": 3},
+    ):
+        options = DecodingOptions(**{"max_length": 20, "early_stopping": True, **settings})  # type: ignore[arg-type]
+        ours = Decoder(model, TOKENIZER, options).decode(*batch)
+        theirs = engine(folders(name), model, options)(range(ROWS), sources())
+        assert [outputs[0].text for outputs in ours] == [prediction.text for prediction in theirs]
+        assert max(abs(a[0].score - b.score) for a, b in zip(ours, theirs, strict=True) if b.score is not None) < 1e-4
+        if options.num_return > 1:
+            expected = [[output.text for output in outputs] for outputs in ours]
+            assert [[output.text for output in prediction.nbest] for prediction in theirs] == expected
+        assert len({prediction.text for prediction in theirs}) > 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"min_length": 9}],
+)
+def test_rules_are_those_of_our_greedy_search(settings: dict[str, Any], folders: Any) -> None:
+    model = half_trained("t5")
+    options = DecodingOptions(max_length=20, **settings)
+    ours = Decoder(model, TOKENIZER, options).decode(*pad_sources(sources(), 0, torch.device("cpu")))
+    theirs = engine(folders("t5"), model, options)(range(ROWS), sources())
+    assert [outputs[0].text for outputs in ours] == [prediction.text for prediction in theirs]
+    assert max(abs(a[0].score - (b.score or 9)) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+
+
+def test_a_fixed_first_token_is_kept_and_noted(tmp_path: Path) -> None:
+    tokenizer = bart_tokenizer(tmp_path / "tokenizer")
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = from_config(config_of("bart", vocab_size=len(tokenizer) + 7, **tokens), seed=3).eval()
+    save_converted(tmp_path, model, tokenizer, "float32")
+    assert vocabulary(model, tokenizer)[-7:] == [f"<unused_{number}>" for number in range(len(tokenizer), 407)]
+    rows = [np.array(tokenizer(text).input_ids) for text in ("좋았다", "ab", "")]
+    for beams in (1, 2):
+        options = DecodingOptions(beam_size=beams, max_length=6, early_stopping=True)
+        config = generation_config(model, tokenizer, options)
+        found = CTranslate2Engine(tmp_path, tokenizer, options, config, threads=1)
+        told = found.check_parity(Decoder(model, tokenizer, options), rows)
+        assert told == "CTranslate2 (float32): 3 of the first 3 texts are those of -engine torch"
+        assert len(found.notes()) == beams - 1
+
+
+def test_what_has_another_meaning_is_refused(folders: Any) -> None:
+    model = half_trained("t5")
+    with pytest.raises(UserError, match=r"-beam_size 4 outputs have ended; ask for that with -early_stopping true"):
+        engine(folders("t5"), model, DecodingOptions(beam_size=4))
+    with pytest.raises(UserError, match=r"no_repeat_ngram_size, min_length and repetition_penalty with one beam only"):
+        engine(folders("t5"), model, DecodingOptions(beam_size=2, early_stopping=True, min_length=3))
+    with pytest.raises(UserError, match=r"for a model that begins with its end token"):
+        engine(folders("mbart"), half_trained("mbart"), DecodingOptions(repetition_penalty=1.2))
+    if "float16" not in supported_compute_types("cpu"):
+        with pytest.raises(UserError, match=r"^-compute_type float16: not on this cpu, which has float32, int8"):
+            engine(folders("t5"), model, DecodingOptions(), compute_type="float16")
+    with pytest.raises(UserError, match=r"^-model X: a pegasus model cannot be converted to CTranslate2, only t5, mt5"):
+        check_convertible("pegasus", "-model X")
+
+
+def test_a_wrong_conversion_is_found_by_the_first_rows(tmp_path: Path, folders: Any) -> None:
+    model, options = half_trained("t5"), DecodingOptions(max_length=20)
+    decoder = Decoder(model, TOKENIZER, options)
+    told = engine(folders("t5"), model, options).check_parity(decoder, sources())
+    assert told == "CTranslate2 (float32): 16 of the first 16 texts are those of -engine torch"
+    other = from_config(config_of("t5"), seed=4)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.decoder.final_layer_norm.weight.mul_(1.05)
+    save_converted(tmp_path, other, TOKENIZER, "float32")
+    with pytest.raises(UserError, match=r"^X: the converted model decodes row \d+ otherwise than -engine torch, and"):
+        engine(tmp_path, model, options).check_parity(decoder, sources(), "X")
+    swapped = engine(folders("t5"), model, options)
+    swapped.ids |= {"a": swapped.ids["b"], "b": swapped.ids["a"]}  # right scores of wrong texts
+    with pytest.raises(UserError, match=r"^-engine ctranslate2: the converted model decodes row \d+ otherwise"):
+        swapped.check_parity(decoder, sources())
+
+
+def test_the_cache_is_made_once_and_follows_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tmp_path / "best"
+    name.mkdir()
+    model = from_config(config_of("t5"), seed=4)
+    key = content_key(model, TOKENIZER)
+    first = cached_conversion(str(name), model, TOKENIZER, "int8")
+    assert content_key(model, TOKENIZER) == key  # int8 leaves the loaded weights alone
+    assert first == tmp_path / f"best.ctranslate2-int8-{key}"
+    written = (first / "model.bin").stat().st_mtime_ns
+    assert cached_conversion(str(name), model, TOKENIZER, "int8") == first
+    assert (first / "model.bin").stat().st_mtime_ns == written
+    assert capsys.readouterr().out.count("converting") == 1
+    with torch.no_grad():
+        model.shared.weight[5, 5] += 1
+    second = cached_conversion(str(name), model, TOKENIZER, "int8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", second.name]
+
+
+def test_two_that_ask_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = from_config(config_of("t5"), seed=4)
+    (tmp_path / "best").mkdir()
+    waiting, conversions, found = threading.Event(), [], []
+
+    def ask() -> None:
+        found.append(cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32"))
+
+    second = threading.Thread(target=ask)
+
+    def convert(*arguments: Any) -> None:
+        conversions.append(arguments)
+        second.start()
+        assert waiting.wait(30)
+        save_converted(*arguments)
+
+    def tell(line: str) -> None:
+        if line == "another process converts the model: waiting for it":
+            waiting.set()
+
+    monkeypatch.setattr(ctranslate2_conversion, "save_converted", convert)
+    monkeypatch.setattr(ctranslate2_conversion, "tell", tell)
+    ask()
+    second.join(30)
+    assert (len(conversions), len(found), len(set(found))) == (1, 2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", found[0].name]  # no lock, no half
+
+
+def test_a_hub_model_is_kept_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = from_config(config_of("t5"), seed=4)
+    folder = cached_conversion("some/model", model, TOKENIZER, "float32")
+    assert folder.parent.parent == tmp_path / "ctranslate2-models"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.bin", "shared_vocabulary.json"]
+
+
+def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    model = from_config(config_of("t5"), seed=4)
+    with pytest.raises(UserError, match=r"^-engine ctranslate2 needs the package .* pip install ctranslate2==4\.8\.5$"):
+        cached_conversion(str(tmp_path), model, TOKENIZER, "float32")
