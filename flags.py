@@ -54,6 +54,10 @@ class DataFlags:
         'Label texts of the target values: "0=negative,1=positive", or a JSON/YAML file; empty = the task\'s.',
         metavar="MAP",
     )
+    label_separator: str = flag(
+        "",
+        "What stands between the labels of a row that may have several, e.g. ', '; empty = the task's, else one label.",
+    )
     input_template: str = flag("", "Jinja template of the source, e.g. 'review: {{ document }}'; empty = the task's.")
     target_template: str = flag("", "Jinja template of the target, e.g. '{{ target }}'; empty = the task's.")
     source_language: str = flag("", "Language code of the source for mBART-like tokenizers, e.g. ko_KR; empty = none.")

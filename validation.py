@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
-from errors import UserError
+from errors import UserError, errors_at
 from flags import ADAM_RATE, FREEZABLE, DataFlags, InferenceConfig, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
@@ -48,6 +48,11 @@ def override_task(task: Task, data: DataFlags) -> Task:
     """
     if data.label_map:
         task = task.with_label_map(LabelMap.parse(data.label_map))
+    if data.label_separator:
+        if task.label_map is None:
+            raise UserError(f"-label_separator {data.label_separator!r} needs labels: -label_map, or a -task with them")
+        with errors_at("-label_separator"):
+            task = replace(task, label_map=task.label_map.joined_by(data.label_separator))
     changes: dict[str, Any] = {}
     for name in ("input_template", "target_template", "source_column", "target_column"):
         value = getattr(data, name)

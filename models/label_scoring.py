@@ -76,12 +76,12 @@ class LabelScorer:
     def _queries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions (1, queries) of the pass, and who sees whom (1, queries, queries)."""
         extra = len(self.before) - 1
-        entered = self.trie.entered_by.cpu()
+        entered = self.trie.entered_by
         tokens = torch.cat((torch.tensor(self.before), entered[1:]))
-        positions = torch.cat((torch.arange(extra), self.trie.depths.cpu() + extra))
+        positions = torch.cat((torch.arange(extra), self.trie.depths + extra))
         count = len(tokens)
         seen = torch.ones(count, count, dtype=torch.bool).tril_()
-        seen[extra:, extra:] = self.trie.ancestors().cpu()
+        seen[extra:, extra:] = self.trie.ancestors()
         visible = torch.zeros(count, count, dtype=dtype).masked_fill_(~seen, float("-inf"))
         return tokens.unsqueeze(0), positions.unsqueeze(0), visible.unsqueeze(0)
 

@@ -28,7 +28,7 @@ FIXED = (  # other flags that may not
     *("max_seq_length", "max_target_length", "do_truncate"),
 )
 MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
-TASK_PARTS = ("input_template", "target_template", "label_map")
+TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
 VALIDATION_DATA = "validation data and encoding"
 NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
 
@@ -77,9 +77,9 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     found = [Difference(f"-{name}", saved.get(name), now[name]) for name in names if saved.get(name) != now[name]]
     present = task.to_dict()
     return found + [
-        Difference(f"-{name}", content["task"].get(name), present[name])
+        Difference(f"-{name}", content["task"].get(name), present.get(name))
         for name in TASK_PARTS
-        if content["task"].get(name) != present[name]
+        if content["task"].get(name) != present.get(name)
     ]
 
 
