@@ -10,14 +10,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from console import tell
 from errors import raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import InferenceConfig
+from label_checks import check_labels
 from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
 from validation import check_inference, override_task
+
+if TYPE_CHECKING:
+    from calibration import LabelCalibration
+    from models.predictions import Prediction
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 
@@ -37,6 +42,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
 
     quiet_libraries()
     from datamodules.splits import Encoder, prediction_split
+    from label_preparation import label_decoding
     from models.devices import resolve_devices, use_threads
     from models.generation import DecodingOptions
     from models.inference_model import InferenceModel
@@ -49,6 +55,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     state = model.saved_state()
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    check_labels(config.label.label_decoding, labels)
     config = with_trained_settings(config, given, state)
     data = config.data
     model_config, tokenizer = model.config_and_tokenizer()
@@ -65,12 +72,14 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
         options = DecodingOptions(
             decode.beam_size, decode.length_penalty, decode.max_predict_length, decode.no_repeat_ngram_size
         )
+        decoding = label_decoding(config, labels, model, encoder, split, devices, tell)
         began = time.monotonic()
-        texts = predict(model, split, decode.batch_size, options, devices)
+        predictions = predict(model, split, decode.batch_size, options, devices, decoding)
         seconds = time.monotonic() - began
         references = [split.reference(row) for row in range(len(split))]
-    tell(f"{len(texts):,} rows predicted in {seconds:.1f} s, {len(texts) / max(seconds, 1e-9):,.1f} rows/s")
-    finish(config, task, labels, references, texts)
+    count = len(predictions)
+    tell(f"{count:,} rows predicted in {seconds:.1f} s, {count / max(seconds, 1e-9):,.1f} rows/s")
+    finish(config, task, labels, references, predictions, decoding.calibration if decoding else None)
     return 0
 
 
@@ -101,16 +110,19 @@ def finish(
     task: Task,
     labels: LabelMap | None,
     references: Sequence[str | None],
-    texts: Sequence[str],
+    predictions: Sequence[Prediction],
+    calibration: LabelCalibration | None = None,
 ) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
+    from label_report import calibration_settings, with_probabilities
     from metrics import score
     from models.durable import write_json
     from reporting import report_dict, report_text
 
+    texts = [prediction.text for prediction in predictions]
     output = config.output
     max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
     if output.save_output:
@@ -124,9 +136,13 @@ def finish(
         write_lines(Path(output.save_label), [text or "" for text in references], config.data.tsv_escapes)
         tell(f"references: {output.save_label}")
     scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
+    settings = to_dict(config)
+    if labels and config.label.label_decoding == "score" and calibration:
+        scores = with_probabilities(scores, references, predictions, labels)
+        settings["label_calibration"] = calibration_settings(calibration, labels)
     tell(report_text(scores).rstrip("\n"))
     if output.save_report:
-        write_json(Path(output.save_report), report_dict(scores, to_dict(config)))
+        write_json(Path(output.save_report), report_dict(scores, settings))
         tell(f"report: {output.save_report}")
 
 

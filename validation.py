@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError, errors_at
 from flags import ADAM_RATE, FREEZABLE, DataFlags, InferenceConfig, TrainConfig
+from label_checks import check_label_flags
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -343,7 +344,8 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     if data.label_map and not config.model.task:
         _collect(problems, lambda: LabelMap.parse(data.label_map))
     model = config.model
-    inputs = _local_inputs(data, model=model.model, tokenizer=model.tokenizer, task=model.task)
+    others = {"tokenizer": model.tokenizer, "task": model.task, "calibrate": _data_file(config.label.calibrate)}
+    inputs = _local_inputs(data, model=model.model, **others)
     seen: dict[str, str] = {}
     for name in ("save_output", "save_label", "save_report"):
         value = getattr(output, name)
@@ -353,6 +355,7 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
             if not problem and os.path.lexists(value) and not output.overwrite:
                 problem = "exists; -overwrite replaces it"
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+    check_label_flags(config, task, problems)
     _check_devices(config.device.gpus, config.device.cpu_processes, problems)
 
 

@@ -55,6 +55,7 @@ KOREAN_TITLES = {
     "Model and task": "모델과 태스크",
     "Output": "출력",
     "Decoding": "디코딩",
+    "Labels": "라벨",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

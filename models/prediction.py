@@ -1,7 +1,7 @@
-"""Predictions for encoded rows: one text a row, in the order of the rows, on one or several processes.
+"""Predictions for encoded rows: one a row, in the order of the rows, on one or several processes.
 
 sort the rows by length, longest first; cut them into batches; worker k of n takes the batches k, k + n, ...
-every worker writes the texts of its batches to a part file; the parts are merged by row and counted
+every worker writes the predictions of its batches to a part file; the parts are merged by row and counted
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -29,8 +28,9 @@ from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from models.devices import Devices
 from models.environment import quiet_libraries
-from models.forward import pad_sources
-from models.generation import Decoder, DecodingOptions
+from models.generation import DecodingOptions
+from models.label_prediction import LabelDecoding, ScorePredictor, SearchPredictor
+from models.predictions import BatchPredictor, Prediction
 from models.progress import ProgressLine
 
 REPORT_SECONDS = 5.0
@@ -44,6 +44,7 @@ class PredictionJob:
     batches: Sequence[np.ndarray]  # row numbers, longest rows first
     options: DecodingOptions
     devices: Devices
+    labels: LabelDecoding | None = None  # None = any text
 
 
 def length_sorted_batches(split: EncodedSplit, batch_size: int) -> list[np.ndarray]:
@@ -58,8 +59,9 @@ def predict(
     batch_size: int,
     options: DecodingOptions,
     devices: Devices,
-) -> list[str]:
-    """One text for each row of `split`, in its order.
+    labels: LabelDecoding | None = None,
+) -> list[Prediction]:
+    """One prediction for each row of `split`, in its order; only labels come out if `labels` are given.
 
     Args:
         load: gives the model and tokenizer; called once in each worker, so it must be picklable for several.
@@ -68,7 +70,7 @@ def predict(
         UserError: the model cannot be loaded; in a worker as in this process.
         RunError: a worker cannot go on, or died; nothing is returned then.
     """
-    job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices)
+    job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices, labels)
     with tempfile.TemporaryDirectory() as folder:
         if devices.count == 1:
             _work(0, load, job, folder)
@@ -144,23 +146,21 @@ def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
     """Predict the batches of one worker and write them to its part file."""
     quiet_libraries()
     devices = job.devices
-    device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
+    device = devices.device(rank)
     if devices.accelerator == "cpu" and devices.count > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // devices.count))
     model, tokenizer = load()
     model.to(device).eval()
-    decoder = Decoder(model, tokenizer, job.options)
-    autocast = torch.autocast(device.type, devices.autocast_dtype) if devices.autocast_dtype else nullcontext()
+    predictor = batch_predictor(job, model, tokenizer, device)
     progress = ProgressLine("[PREDICT]", len(job.split), unit="row", enabled=rank == 0)
     told = time.monotonic()
     done = 0
-    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part, autocast:
+    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part, devices.autocast():
         for rows in job.batches[rank :: devices.count]:
             sources = [job.split.source_ids(int(row)) for row in rows]
-            texts = decoder(*pad_sources(sources, tokenizer.pad_token_id, device))
-            for row, text in zip(rows.tolist(), texts, strict=True):
-                part.write(json.dumps([row, text]) + "\n")
+            for row, prediction in zip(rows.tolist(), predictor(rows.tolist(), sources), strict=True):
+                part.write(json.dumps([row, prediction.text, prediction.score, prediction.label_probabilities]) + "\n")
             done = min(done + len(rows) * devices.count, len(job.split))
             progress.advance_to(done)
             if time.monotonic() - told > REPORT_SECONDS:
@@ -170,17 +170,26 @@ def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
     progress.close()
 
 
-def _merge(folder: str, count: int) -> list[str]:
-    """The texts of all part files by row; every row exactly once."""
-    texts: list[str | None] = [None] * count
+def batch_predictor(
+    job: PredictionJob, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> BatchPredictor:
+    """What predicts the batches of a worker."""
+    if job.labels is not None and job.labels.mode == "score":
+        return ScorePredictor(model, tokenizer, job.labels, device)
+    return SearchPredictor(model, tokenizer, job.options, job.labels, device)
+
+
+def _merge(folder: str, count: int) -> list[Prediction]:
+    """The predictions of all part files by row; every row exactly once."""
+    found: list[Prediction | None] = [None] * count
     for part in sorted(Path(folder).glob("part*.jsonl")):
         with open(part, encoding="utf-8") as lines:
             for line in lines:
-                row, text = json.loads(line)
-                if texts[row] is not None:
+                row, text, score, probabilities = json.loads(line)
+                if found[row] is not None:
                     raise RunError(f"row {row} was predicted twice; nothing was written")
-                texts[row] = text
-    missing = sum(text is None for text in texts)
+                found[row] = Prediction(text, score, label_probabilities=probabilities and tuple(probabilities))
+    missing = sum(prediction is None for prediction in found)
     if missing:
         raise RunError(f"{missing} of {count} rows got no prediction; nothing was written")
-    return [text for text in texts if text is not None]
+    return [prediction for prediction in found if prediction is not None]

@@ -35,8 +35,9 @@ def report_test_split(
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
     rows = prediction_rows(split, config.batch)
-    texts = predict(InferenceModel(str(best)), split, rows, DecodingOptions(), one_device)
+    predictions = predict(InferenceModel(str(best)), split, rows, DecodingOptions(), one_device)
     references = [split.reference(row) for row in range(len(split))]
+    texts = [prediction.text for prediction in predictions]
     scores = score(references, texts, labels, names=task.metrics)
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))
     return [
