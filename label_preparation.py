@@ -56,8 +56,8 @@ def label_decoding(
     calibration = LabelCalibration(temperature=flags.label_temperature)
     if flags.label_prior != "none" or flags.calibrate:
         model, tokenizer = load()
-        predictor = ScorePredictor(model.to(devices.device(0)).eval(), tokenizer, decoding, devices.device(0))
-        calibration = _calibrated(config, labels, predictor, encoder, split, devices, say)
+        predictor = ScorePredictor(model, tokenizer, decoding, devices)
+        calibration = _calibrated(config, labels, predictor, encoder, split, say)
         del model, predictor
         gc.collect()
         if devices.accelerator == "cuda":
@@ -71,7 +71,6 @@ def _calibrated(
     predictor: ScorePredictor,
     encoder: Encoder,
     split: EncodedSplit,
-    devices: Devices,
     say: Callable[..., None],
 ) -> LabelCalibration:
     flags, batch_size = config.label, config.decode.batch_size
@@ -79,7 +78,7 @@ def _calibrated(
     if flags.label_prior != "none":
         contextual = flags.label_prior == "contextual"
         sources = content_free_sources(encoder) if contextual else domain_sources(split)
-        prior = log_mean_probability(label_log_probs(predictor, sources, batch_size, devices))
+        prior = log_mean_probability(label_log_probs(predictor, sources, batch_size))
         calibration = replace(calibration, log_prior=prior)
         shown = ", ".join(f"{text} {share:.4f}" for text, share in zip(labels.texts, np.exp(prior), strict=True))
         of = f"{len(sources):,} content-free inputs" if contextual else f"{len(sources):,} rows of the input"
@@ -92,7 +91,7 @@ def _calibrated(
             raise UserError(f"-calibrate {flags.calibrate}: no row has a label; give a labelled validation file")
         sources = [rows.source_ids(row) for row, _ in known]
         targets = [labels.texts.index(reference) for _, reference in known]
-        scores = calibration.scores(label_log_probs(predictor, sources, batch_size, devices))
+        scores = calibration.scores(label_log_probs(predictor, sources, batch_size))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
         say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
     return calibration

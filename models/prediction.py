@@ -14,11 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -26,25 +25,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
+from models.batch_predictor import PredictionJob, batch_predictor
 from models.devices import Devices
 from models.environment import quiet_libraries
 from models.generation import DecodingOptions
-from models.label_prediction import LabelDecoding, ScorePredictor, SearchPredictor
-from models.predictions import BatchPredictor, Prediction
+from models.label_prediction import LabelDecoding
+from models.predictions import Prediction
 from models.progress import ProgressLine
 
 REPORT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class PredictionJob:
-    """Everything a worker needs besides the model: the rows, their order, and how to decode them."""
-
-    split: EncodedSplit
-    batches: Sequence[np.ndarray]  # row numbers, longest rows first
-    options: DecodingOptions
-    devices: Devices
-    labels: LabelDecoding | None = None  # None = any text
 
 
 def length_sorted_batches(split: EncodedSplit, batch_size: int) -> list[np.ndarray]:
@@ -70,19 +59,19 @@ def predict(
         UserError: the model cannot be loaded; in a worker as in this process.
         RunError: a worker cannot go on, or died; nothing is returned then.
     """
-    job = PredictionJob(split, length_sorted_batches(split, batch_size), options, devices, labels)
+    job = PredictionJob(load, split, batch_size, options, devices, labels=labels)
     with tempfile.TemporaryDirectory() as folder:
         if devices.count == 1:
-            _work(0, load, job, folder)
+            _work(0, job, folder)
         else:
-            _work_together(load, job, folder)
+            _work_together(job, folder)
         return _merge(folder, len(split))
 
 
-def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
+def _work_together(job: PredictionJob, folder: str) -> None:
     """Run one worker a device; any that fails ends the whole prediction."""
     context = torch.multiprocessing.get_context("spawn")
-    arguments = [(rank, load, job, folder) for rank in range(job.devices.count)]
+    arguments = [(rank, job, folder) for rank in range(job.devices.count)]
     workers = [context.Process(target=_work_in_process, args=given) for given in arguments]
     resource_tracker.ensure_running()  # started later, it would unblock the signal again
     # Workers inherit the block: Ctrl-C is for the parent, which ends them. One that comes meanwhile waits, not lost.
@@ -110,11 +99,11 @@ def _work_together(load: Any, job: PredictionJob, folder: str) -> None:
                 worker.join()
 
 
-def _work_in_process(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
+def _work_in_process(rank: int, job: PredictionJob, folder: str) -> None:
     """`_work` in a process of its own: a problem goes to a file and the exit code tells its kind (`_raise_problem`)."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        _work(rank, load, job, folder)
+        _work(rank, job, folder)
     except (UserError, RunError) as error:
         told = error.problems if isinstance(error, UserError) else (str(error),)
         _problem_path(folder, rank).write_text(json.dumps(told), encoding="utf-8")
@@ -142,22 +131,19 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
+def _work(rank: int, job: PredictionJob, folder: str) -> None:
     """Predict the batches of one worker and write them to its part file."""
     quiet_libraries()
     devices = job.devices
-    device = devices.device(rank)
     if devices.accelerator == "cpu" and devices.count > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // devices.count))
-    model, tokenizer = load()
-    model.to(device).eval()
-    predictor = batch_predictor(job, model, tokenizer, device)
+    predictor = batch_predictor(job, rank)
     progress = ProgressLine("[PREDICT]", len(job.split), unit="row", enabled=rank == 0)
     told = time.monotonic()
     done = 0
-    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part, devices.autocast():
-        for rows in job.batches[rank :: devices.count]:
+    with open(Path(folder) / f"part{rank}.jsonl", "w", encoding="utf-8") as part:
+        for rows in length_sorted_batches(job.split, job.batch_size)[rank :: devices.count]:
             sources = [job.split.source_ids(int(row)) for row in rows]
             for row, prediction in zip(rows.tolist(), predictor(rows.tolist(), sources), strict=True):
                 part.write(json.dumps([row, prediction.text, prediction.score, prediction.label_probabilities]) + "\n")
@@ -168,15 +154,6 @@ def _work(rank: int, load: Any, job: PredictionJob, folder: str) -> None:
                 told = time.monotonic()
     progress.report()
     progress.close()
-
-
-def batch_predictor(
-    job: PredictionJob, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> BatchPredictor:
-    """What predicts the batches of a worker."""
-    if job.labels is not None and job.labels.mode == "score":
-        return ScorePredictor(model, tokenizer, job.labels, device)
-    return SearchPredictor(model, tokenizer, job.options, job.labels, device)
 
 
 def _merge(folder: str, count: int) -> list[Prediction]:

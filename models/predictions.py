@@ -1,27 +1,20 @@
-"""What is predicted for a row, and the shape of everything that predicts batches of rows."""
+"""What decoding gives for a row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
 
 from models.generation import Hypothesis
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The output of a row, and what goes with it where it was asked for."""
+    """The best output of a row, and what was asked for besides.
+
+    `score` is the length-normalised log-probability, `nbest` the best outputs, `label_probabilities` one a label.
+    """
 
     text: str
-    score: float | None = None
+    score: float | None
     nbest: tuple[Hypothesis, ...] = ()
-    label_probabilities: tuple[float, ...] | None = None  # in the order of the label map
-
-
-class BatchPredictor(Protocol):
-    """Predicts some rows at once: their ids, which a sample depends on, and the tokens of their sources."""
-
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]: ...
+    label_probabilities: tuple[float, ...] | None = None

@@ -187,7 +187,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
     config = InferenceConfig(output=OutputFlags(**names))
     with pytest.raises(MemoryError):
-        predictions = [Prediction("noo"), Prediction("yes")]
+        predictions = [Prediction("noo", None), Prediction("yes", None)]
         finish(config, get_task("seq2seq"), LabelMap.parse("0=no,1=yes"), ["no", "yes"], predictions)
     assert (tmp_path / "save_output").read_text() == "no\nyes\n"
     assert (tmp_path / "save_label").read_text() == "no\nyes\n"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from calibration import LabelCalibration, log_mean_probability, softmax
 from datamodules.splits import Encoder, prediction_split
@@ -18,17 +17,18 @@ from flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from label_preparation import content_free_sources, domain_sources, label_decoding
 from label_report import calibration_settings, with_probabilities
 from metrics import score
+from models.batch_predictor import PredictionJob, batch_predictor
 from models.devices import Devices
 from models.generation import DecodingOptions
-from models.label_prediction import LabelDecoding, ScorePredictor, SearchPredictor, label_log_probs
+from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from models.label_scoring import LabelScorer
 from models.predictions import Prediction
 from task_utils import LabelMap, Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 
 LABELS = LabelMap.parse("0=a,1=ab,2=c")
-CPU = torch.device("cpu")
 ONE = Devices("cpu", 1, 1, "32-true")
+NO_ROWS: Any = None  # of a job whose batches are made here
 
 
 def load() -> Any:
@@ -36,9 +36,8 @@ def load() -> Any:
 
 
 def predictor(**calibration: Any) -> ScorePredictor:
-    return ScorePredictor(
-        *load(), LabelDecoding("score", LABELS.texts, calibration=LabelCalibration(**calibration)), CPU
-    )
+    labels = LabelDecoding("score", LABELS.texts, calibration=LabelCalibration(**calibration))
+    return ScorePredictor(*load(), labels, ONE)
 
 
 def sources(texts: list[str]) -> list[np.ndarray]:
@@ -66,20 +65,33 @@ def test_a_prior_changes_the_label_and_leaves_the_score_that_of_the_model() -> N
     assert [prediction.score for prediction in turned] == log_probs[:, 2].tolist()
 
 
+def test_the_job_says_how_labels_are_predicted() -> None:
+    texts = words(12, seed=4)
+    job = PredictionJob(load, NO_ROWS, 8, DecodingOptions(), ONE)
+    labels = LabelDecoding("constrained", LABELS.texts)
+    found = batch_predictor(replace(job, options=DecodingOptions(beam_size=3, length_penalty=0.0), labels=labels), 0)
+    scored = batch_predictor(replace(job, labels=replace(labels, mode="score")), 0)(range(12), sources(texts))
+    assert [output.text for output in found(range(12), sources(texts))] == [output.text for output in scored]
+    joined = replace(labels, texts=("a", "c"), separator="|")
+    outputs = batch_predictor(replace(job, labels=joined), 0)(range(12), sources(texts))
+    assert {output.text for output in outputs} <= {"a", "c", "a|c"}
+
+
 def test_batches_by_length_come_back_in_order() -> None:
     texts = words(23, seed=9)
-    whole = label_log_probs(predictor(), sources(texts), 23, ONE)
+    whole = label_log_probs(predictor(), sources(texts), 23)
     expected = LabelScorer(*load(), LABELS.texts)(*encoded(texts)).double().numpy()
     np.testing.assert_allclose(whole, expected, atol=1e-5, rtol=1e-6)
-    np.testing.assert_allclose(label_log_probs(predictor(), sources(texts), 4, ONE), expected, atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(label_log_probs(predictor(), sources(texts), 4), expected, atol=1e-5, rtol=1e-6)
 
 
 def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
     long = LabelDecoding("score", ("a" * 200, "b"))
     with pytest.raises(UserError, match="-label_decoding score: the longest label has 201 tokens; the model writes at"):
-        ScorePredictor(*load(), long, CPU)
+        ScorePredictor(*load(), long, ONE)
+    job = PredictionJob(load, NO_ROWS, 8, DecodingOptions(), ONE)
     with pytest.raises(UserError, match="-label_decoding constrained: the longest label has 201 tokens"):
-        SearchPredictor(*load(), DecodingOptions(), replace(long, mode="constrained"), CPU)
+        batch_predictor(replace(job, labels=replace(long, mode="constrained")), 0)
 
 
 # ---- before the first row
