@@ -142,11 +142,12 @@ class LabelMap:
         """Label text with the smallest edit distance (characters) to `text`; ties go to the first declared.
 
         None when no label lies within `max_distance`; no limit when that is None. With a separator this is done part by
-        part, and the text is that of all labels found; None when a part has none.
+        part, empty ones left out, and the text is that of all labels found; None when a part has none.
         """
         if not self.separator:
             return self._nearest_label(text, max_distance)
-        return self.join([self._nearest_label(part, max_distance) for part in self._parts(text)])
+        parts = [part for part in self._parts(text) if part] or [""]
+        return self.join([self._nearest_label(part, max_distance) for part in parts])
 
     def _nearest_label(self, text: str, max_distance: int | None) -> str | None:
         if text in self._by_text:

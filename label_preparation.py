@@ -90,7 +90,8 @@ def _calibrated(
         if not known:
             raise UserError(f"-calibrate {flags.calibrate}: no row has a label; give a labelled validation file")
         sources = [rows.source_ids(row) for row, _ in known]
-        targets = [labels.texts.index(reference) for _, reference in known]
+        number = {text: label for label, text in enumerate(labels.texts)}
+        targets = [number[reference] for _, reference in known]
         scores = calibration.scores(label_log_probs(predictor, sources, batch_size))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
         say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")

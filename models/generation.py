@@ -6,9 +6,8 @@ made of plain linear layers (adapters, quantised, sharded), by `generate` of `tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -247,20 +246,25 @@ class Decoder:
 
 def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> LabelTrie:
     """The tree of the token sequences of label texts, encoded as targets are, without a fixed first token."""
-    return LabelTrie([label_tokens(tokenizer, text) for text in labels], tokenizer.eos_token_id)
+    return LabelTrie(list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
 
 
 def label_graph(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = "") -> TokenGraph:
     """What may follow what in label texts, one alone or, with a separator, several joined."""
     if not separator:
         return label_trie(tokenizer, labels).graph
-    return joined_label_graph(partial(label_tokens, tokenizer), labels, separator, tokenizer.eos_token_id)
+    return joined_label_graph(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
 
 
-def label_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a target without a fixed first token and the end token."""
-    ids = encoded_target(tokenizer, text)
-    return ids[0 if fixed_first_token(tokenizer) is None else 1 : ids.index(tokenizer.eos_token_id)]
+def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """What gives the ids of a target without a fixed first token and the end token."""
+    begin = 0 if fixed_first_token(tokenizer) is None else 1
+
+    def encode(text: str) -> list[int]:
+        ids = encoded_target(tokenizer, text)
+        return ids[begin : ids.index(tokenizer.eos_token_id)]
+
+    return encode
 
 
 def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

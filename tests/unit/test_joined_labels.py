@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.generation import Decoder, DecodingOptions, label_graph, label_tokens
+from models.generation import Decoder, DecodingOptions, label_encoder, label_graph
 from models.joined_labels import joined_label_graph
 from models.label_scoring import LabelScorer
 from models.label_trie import ROOT, TokenGraph
@@ -41,7 +41,7 @@ def test_the_paths_are_the_encoded_texts(tmp_path: Path, build: Callable[[Path],
     tokenizer = build(tmp_path / "tokenizer")
     graph = label_graph(tokenizer, KOREAN, separator)
     end = tokenizer.eos_token_id
-    expected = [[*label_tokens(tokenizer, text), end] for text in every_text(KOREAN, separator)]
+    expected = [[*label_encoder(tokenizer)(text), end] for text in every_text(KOREAN, separator)]
     assert len(expected) == 15
     assert sorted(every_path(graph, end)) == sorted(expected)
     assert graph.longest == max(map(len, expected))
@@ -50,7 +50,7 @@ def test_the_paths_are_the_encoded_texts(tmp_path: Path, build: Callable[[Path],
 @pytest.mark.parametrize("labels", [["a", "ab", "abc"], ["c", "b", "a", "ba"], ["x"], ["a", "aa"]])
 def test_labels_that_begin_others_in_bytes(labels: list[str]) -> None:
     graph = label_graph(TOKENIZER, labels, "|")
-    expected = [[*label_tokens(TOKENIZER, text), END] for text in every_text(labels, "|")]
+    expected = [[*label_encoder(TOKENIZER)(text), END] for text in every_text(labels, "|")]
     assert sorted(every_path(graph, END)) == sorted(expected)
     assert graph.longest == max(map(len, expected))
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flag_parsing import parse_flags
-from flags import LABEL_DECODINGS, InferenceConfig
+from flag_parsing import parse_flags, to_dict
+from flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
 from label_checks import label_problems
 from label_maps import LabelMap
+from models.durable import CONTENT_KEY
+from models.resuming import Difference, flag_differences
+from task_utils import Task
 from validation import check_inference
 
 MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
@@ -79,3 +82,13 @@ def test_any_label_decoding_goes_with_a_label_map() -> None:
     labels = LabelMap.parse("0=a,1=b")
     assert [label_problems(mode, labels) for mode in LABEL_DECODINGS] == [[], [], []]
     assert label_problems("constrained", labels.joined_by(", ")) == []
+
+
+def test_another_separator_is_another_run() -> None:
+    """The targets differ, although flags, templates and label map are the same."""
+    one = Task("t", "", label_map=LabelMap.parse("0=a,1=b"))
+    several = one.with_label_map(LabelMap.parse("0=a,1=b").joined_by(", "))
+    config = TrainConfig()
+    saved = {CONTENT_KEY: {"flags": to_dict(config), "task": one.to_dict()}}
+    assert flag_differences(saved, config, one) == []
+    assert flag_differences(saved, config, several) == [Difference("-label_separator", None, ", ")]

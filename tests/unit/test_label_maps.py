@@ -38,6 +38,8 @@ def test_only_the_text_that_training_writes_is_valid() -> None:
 def test_outputs_are_corrected_part_by_part() -> None:
     assert MOODS.nearest("fear,jo") == "joy, fear"
     assert MOODS.nearest("joy, yoy") == "joy"
+    assert MOODS.nearest("fear, ") == "fear"  # an output that was cut names no further label
+    assert MOODS.nearest("") == "joy"
     assert MOODS.nearest("joy, xxxxxx", max_distance=2) is None
     assert MOODS.correct(["joy", "feer, joy"], 1) == ["joy", "joy, fear"]
 
