@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -41,6 +42,17 @@ def raise_if_any(problems: Iterable[str]) -> None:
     found = tuple(problems)
     if found:
         raise UserError(*found)
+
+
+@contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """Errors raised inside become a `UserError` whose lines begin with `place`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(f"{place}: {problem}" for problem in error.problems)) from None
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def exit_with(error: UserError) -> NoReturn:

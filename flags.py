@@ -11,6 +11,8 @@ SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 STRATEGIES = ("auto", "ddp")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("32", "16", "bf16", "fp16")
+LABEL_DECODINGS = ("generate", "constrained", "score")
+LABEL_PRIORS = ("none", "contextual", "domain")
 FREEZABLE = ("embedding", "encoder", "decoder")
 ENGINES = ("torch", "ctranslate2")
 EXPORT_FORMATS = ("safetensors", "ctranslate2")
@@ -56,6 +58,10 @@ class DataFlags:
         "",
         'Label texts of the target values: "0=negative,1=positive", or a JSON/YAML file; empty = the task\'s.',
         metavar="MAP",
+    )
+    label_separator: str = flag(
+        "",
+        "What stands between the labels of a row that may have several, e.g. ', '; empty = the task's, else one label.",
     )
     input_template: str = flag("", "Jinja template of the source, e.g. 'review: {{ document }}'; empty = the task's.")
     target_template: str = flag("", "Jinja template of the target, e.g. '{{ target }}'; empty = the task's.")
@@ -276,6 +282,37 @@ class DecodeFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelFlags:
+    """Labels"""
+
+    label_decoding: str = flag(
+        "generate",
+        "How a task with labels is predicted: generate any text; constrained = search among the labels only;"
+        " score = the probability of every label.",
+        choices=LABEL_DECODINGS,
+    )
+    label_prior: str = flag(
+        "none",
+        "Score: what label probabilities are divided by: contextual = those of content-free inputs; domain = the mean"
+        " of up to 1,000 rows of the input; none = nothing.",
+        choices=LABEL_PRIORS,
+    )
+    calibrate: str = flag(
+        "",
+        "Score: labelled rows, like -valid_data, on which the temperature of the label probabilities is fitted;"
+        " empty = -label_temperature.",
+        metavar="PATH[:N]",
+    )
+    label_temperature: float = flag(
+        1.0,
+        "Score: temperature of the label probabilities, from 0.01 to 100; above 1 they are less sure, 1 = off.",
+        minimum=0.01,
+        maximum=100.0,
+        metavar="X",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class InferenceDeviceFlags:
     """Devices"""
 
@@ -295,6 +332,7 @@ class InferenceConfig:
     length: LengthFlags = LengthFlags()
     output: OutputFlags = OutputFlags()
     decode: DecodeFlags = DecodeFlags()
+    label: LabelFlags = LabelFlags()
     device: InferenceDeviceFlags = InferenceDeviceFlags()
 
 

@@ -19,14 +19,17 @@ from errors import RunError, Terminated, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import DecodeFlags, InferenceConfig
 from inference_validation import check_inference
+from label_checks import check_labels
 from models.parts_names import is_structured
 from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
 from validation import override_task
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
+    from calibration import LabelCalibration
     from datamodules.encoded_split import EncodedSplit
     from models.devices import Devices
     from models.generation import DecodingOptions
+    from models.label_prediction import LabelDecoding
     from models.predictions import Prediction
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
@@ -50,11 +53,11 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     from models.environment import quiet_libraries
 
     quiet_libraries()
-    import torch
-
     from datamodules.splits import Encoder, prediction_split
+    from label_preparation import label_decoding
     from models.devices import resolve_devices, use_threads
     from models.inference_model import inference_models, shared_limits
+    from models.label_prediction import ScoreEngine
     from models.prediction import Engine, predict
     from models.torch_engine import TorchEngine
 
@@ -63,6 +66,7 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
     state = models[0].saved_state()
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    check_labels(config.label.label_decoding, labels)
     config = with_trained_settings(config, given, state)
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
@@ -78,19 +82,23 @@ def run(config: InferenceConfig, given: frozenset[str]) -> int:
         tell(*lines, f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
         structured = is_structured(config.output.save_output)
         options = decoding_options(decode)
-        engine: Engine = TorchEngine(models, options, with_scores=structured)
+        decoding = label_decoding(config, labels, models[0], encoder, split, devices, tell)
+        engine: Engine = TorchEngine(models, options, structured)
         if decode.engine == "ctranslate2":
             from models.engines import convert
 
-            device = torch.device(devices.accelerator)
-            engine = convert(models[0], options, decode.compute_type, structured, split, device)
+            engine = convert(models[0], options, decode.compute_type, structured, split, devices.device(0))
+        elif decoding and decoding.mode == "score":
+            engine = ScoreEngine(models[0], decoding, devices)
+        elif decoding:
+            engine = TorchEngine(models, options, structured, decoding.texts, decoding.separator)
         began = time.monotonic()
-        with parts_of(config, split, devices) as parts:
+        with parts_of(config, split, devices, decoding) as parts:
             with telling_what_is_kept(split, decode.batch_size, parts, bool(config.output.save_output)):
                 predictions = predict(engine, split, decode.batch_size, devices, parts)
             seconds = time.monotonic() - began
             tell(f"{len(split):,} rows predicted in {seconds:.1f} s, {len(split) / max(seconds, 1e-9):,.1f} rows/s")
-            finish(config, task, labels, split, predictions)
+            finish(config, task, labels, split, predictions, decoding.calibration if decoding else None)
     return 0
 
 
@@ -114,7 +122,9 @@ def decoding_options(decode: DecodeFlags) -> DecodingOptions:
 
 
 @contextmanager
-def parts_of(config: InferenceConfig, split: EncodedSplit, devices: Devices) -> Iterator[Path]:
+def parts_of(
+    config: InferenceConfig, split: EncodedSplit, devices: Devices, decoding: LabelDecoding | None
+) -> Iterator[Path]:
     """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
     from models.parts_folder import content_of, open_parts, remove_parts
 
@@ -130,6 +140,7 @@ def parts_of(config: InferenceConfig, split: EncodedSplit, devices: Devices) -> 
         "-model": [content_of(name) for name in config.model.model],
         "-tokenizer": content_of(config.model.tokenizer) if config.model.tokenizer else "",
         **{f"-{name}": flags[name] for name in names},
+        "-label_decoding": decoding.describe() if decoding else "generate",
         "device": devices.accelerator,
     }
     with open_parts(output, identity, config.output.overwrite) as folder:
@@ -183,18 +194,21 @@ def finish(
     labels: LabelMap | None,
     split: EncodedSplit,
     predictions: Sequence[Prediction],
+    calibration: LabelCalibration | None = None,
 ) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
     from datamodules.readers import input_records
+    from label_report import calibration_settings, with_probabilities
     from metrics import correct, score
     from models.durable import write_json
     from models.prediction_output import output_rows, plain_lines, write_lines, write_rows
     from reporting import report_dict, report_text
 
     output, data = config.output, config.data
+    scored = config.label.label_decoding == "score"
     max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
     texts: Sequence[str] = [prediction.text for prediction in predictions]
     references = [split.reference(row) for row in range(len(split))]
@@ -205,15 +219,20 @@ def finish(
             answers = [text if label is None else label for text, label in zip(texts, corrected, strict=True)]
         records = input_records(data.test_data or data.valid_data) if output.keep_fields else None
         rows = output_rows(predictions, split, answers, records)
-        write_rows(Path(output.save_output), rows, data.tsv_escapes, (), config.decode.num_return > 1)
+        shown = labels.texts if labels and scored else ()
+        write_rows(Path(output.save_output), rows, data.tsv_escapes, shown, config.decode.num_return > 1)
         tell(f"predictions: {output.save_output}")
     if output.save_label:
         write_lines(Path(output.save_label), plain_lines((text or "" for text in references), data.tsv_escapes))
         tell(f"references: {output.save_label}")
     scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
+    settings = to_dict(config)
+    if labels and scored and calibration:
+        scores = with_probabilities(scores, references, predictions, labels)
+        settings["label_calibration"] = calibration_settings(calibration, labels)
     tell(report_text(scores).rstrip("\n"))
     if output.save_report:
-        write_json(Path(output.save_report), report_dict(scores, to_dict(config)))
+        write_json(Path(output.save_report), report_dict(scores, settings))
         tell(f"report: {output.save_report}")
 
 

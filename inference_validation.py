@@ -7,9 +7,20 @@ from pathlib import Path
 
 from datamodules.data_paths import parse_data_path
 from flags import InferenceConfig
+from label_checks import check_label_flags
 from models.parts_names import is_structured, parts_folder
 from task_utils import LabelMap, Task, get_task
-from validation import check_data, check_devices, collect, is_too_long, lies_in, local_inputs, override_task, same_file
+from validation import (
+    check_data,
+    check_devices,
+    collect,
+    data_file,
+    is_too_long,
+    lies_in,
+    local_inputs,
+    override_task,
+    same_file,
+)
 
 SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -17,13 +28,15 @@ SAMPLING = ("temperature", "top_k", "top_p")
 def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
     """Every problem of an `inference.py` command line, appended to `problems`."""
     check_data(config.data, problems)
-    _check_rows(config, problems)
+    task = _check_rows(config, problems)
     _check_outputs(config, problems)
     _check_decoding(config, given, problems)
+    check_label_flags(config, task, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
 
 
-def _check_rows(config: InferenceConfig, problems: list[str]) -> None:
+def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
+    """Problems of the rows to predict; gives the task of -task."""
     data = config.data
     task: Task | None = None
     if config.model.task:
@@ -38,11 +51,13 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> None:
         problems.append("-test_data is required: a file, a folder or a hub name with the rows to predict")
     if data.label_map and not config.model.task:
         collect(problems, lambda: LabelMap.parse(data.label_map))
+    return task
 
 
 def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     output, model = config.output, config.model
-    inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task)
+    calibrate = data_file(config.label.calibrate)
+    inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
     inputs += [("-model", name) for name in model.model if os.path.exists(name)]
     going_on = bool(output.save_output) and os.path.isdir(parts_folder(Path(output.save_output)))
     seen: dict[str, str] = {}

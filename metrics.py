@@ -27,7 +27,8 @@ class Scores:
     `corrected_counts` counts the labels after correction (None: still no label). `per_class` holds {label, precision,
     recall, f1, support} in declared order, `averages` the same for "macro" and "micro". `confusion_matrix` is {labels,
     columns, rows}: a row for each label in the references, a column for each label predicted, and a last column for
-    outputs that are no label even after correction.
+    outputs that are no label even after correction. When a row may have several labels, `corrected_counts` and
+    `per_class` count each of them, and there is no confusion matrix.
     """
 
     rows: int
@@ -66,6 +67,9 @@ def score(
       reference's class (lower recall) and a false alarm of no class. Macro: mean over the labels that occur in the
       references or the corrected predictions. Micro: over all rows; equal to `accuracy_corrected` when nothing is
       invalid any more.
+    - Where a row may have several labels, `accuracy_corrected` is the share of rows with exactly those of the
+      reference; `macro_f1` and `micro_f1` are over the single decisions, a row and a label each; an output that is
+      still no label is a row without labels.
     - `bleu`, `chrf`: see `corpus_bleu`, `corpus_chrf`. `rouge1`, `rouge2`, `rougeL`: see `mean_rouge`.
 
     Raises `ValueError` on an unknown name, a label metric without a label map, a reference that is no label text,
@@ -90,7 +94,8 @@ def score(
         return Scores(metrics=text_metrics, **common)
     corrected = correct(predictions, label_map, correction, max_distance)
     scored_labels = [label for ref, label in zip(references, corrected, strict=True) if ref is not None]
-    label_metrics, tables = _label_scores(scored_references, scored_predictions, scored_labels, label_map)
+    compare = _label_set_scores if label_map.separator else _label_scores
+    label_metrics, tables = compare(scored_references, scored_predictions, scored_labels, label_map)
     found = {**text_metrics, **label_metrics}
     return Scores(
         metrics={name: found[name] for name in wanted if name in found},
@@ -111,8 +116,8 @@ def correct(
         raise ValueError(f"correction {correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
     if correction == "nearest":
         return label_map.correct(predictions, max_distance)
-    texts = frozenset(label_map.texts)
-    return [text if text in texts else None for text in predictions]
+    valid = {text for text in set(predictions) if label_map.labels_of(text)}
+    return [text if text in valid else None for text in predictions]
 
 
 def exact_match(references: Sequence[str], predictions: Sequence[str]) -> float:
@@ -235,6 +240,52 @@ def _label_scores(
     }
 
 
+def _label_set_scores(
+    references: Sequence[str], predictions: Sequence[str], corrected: Sequence[str | None], label_map: LabelMap
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """`_label_scores` where a text may name several labels: every pair of row and label is a decision."""
+    if not references:
+        return {}, {}
+    import numpy as np
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels = label_map.texts
+    strangers = {text for text in set(references) if not label_map.labels_of(text)}
+    if strangers:
+        raise ValueError(f"reference {min(strangers)!r} is no text of labels; known: {', '.join(labels)}")
+    number = {label: index for index, label in enumerate(labels)}
+
+    def decisions(texts: Sequence[str | None]) -> np.ndarray[Any, Any]:
+        """(rows, labels), 1 where the text names the label."""
+        table = np.zeros((len(texts), len(labels)), dtype=np.int8)
+        for row, text in enumerate(texts):
+            table[row, [number[label] for label in label_map.labels_of(text or "") or ()]] = 1
+        return table
+
+    true, guess = decisions(references), decisions(corrected)
+    columns = precision_recall_fscore_support(true, guess, average=None, zero_division=0)
+    occurring = np.flatnonzero((true | guess).any(axis=0))
+    averages = {
+        average: precision_recall_fscore_support(true, guess, labels=occurring, average=average, zero_division=0)
+        for average in ("macro", "micro")
+    }
+    metrics = {
+        "accuracy": exact_match(references, predictions),
+        "accuracy_corrected": float((true == guess).all(axis=1).mean()),
+        "macro_f1": float(averages["macro"][2]),
+        "micro_f1": float(averages["micro"][2]),
+    }
+    return metrics, {
+        "per_class": [
+            _class_row(
+                labels[index], [column[index] if index in occurring else None for column in columns[:3]], support
+            )
+            for index, support in enumerate(columns[3])
+        ],
+        "averages": [_class_row(name, row[:3], int(true.sum())) for name, row in averages.items()],
+    }
+
+
 def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, Any]:
     """A line of the per-class table; None where the label neither occurs nor is predicted."""
     values = [None if value is None else float(value) for value in numbers]
@@ -245,9 +296,11 @@ def _correction_counts(
     predictions: Sequence[str], corrected: Sequence[str | None], label_map: LabelMap
 ) -> dict[str, Any]:
     """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`."""
-    texts = frozenset(label_map.texts)
-    changed = Counter(pair for pair in zip(predictions, corrected, strict=True) if pair[0] not in texts)
-    counts = Counter(corrected)
+    pairs = Counter(zip(predictions, corrected, strict=True))
+    changed = Counter({pair: count for pair, count in pairs.items() if not label_map.labels_of(pair[0])})
+    counts: Counter[str | None] = Counter()
+    for (_, text), count in pairs.items():
+        counts.update(dict.fromkeys((None,) if text is None else label_map.labels_of(text) or (), count))
     corrected_counts: dict[str | None, int] = {label: counts[label] for label in label_map.texts}
     if counts[None]:
         corrected_counts[None] = counts[None]

@@ -12,6 +12,7 @@ from metrics import INVALID, Scores
 LIST_LIMIT = 20  # lines of a list of unique texts
 TEXT_WIDTH = 60  # cells of a text in a list
 MATRIX_LIMIT = 20  # labels of a printed confusion matrix
+DETAIL_KEYS = {"rouge1": "rouge", "rouge2": "", "rougeL": ""}  # metric -> its key in `details`, if not its own name
 POINTS = frozenset({"bleu", "chrf"})  # metrics from 0 to 100; all others are fractions
 
 
@@ -148,12 +149,11 @@ def _confusion(scores: Scores) -> list[str]:
 def _metrics(scores: Scores) -> list[str]:
     if not scores.metrics:
         return ["metrics: none, no row has a reference"] if not scores.scored_rows else []
-    details = {"bleu": "bleu", "chrf": "chrf", "rouge1": "rouge"}
-    lines = []
+    lines, width = [], max(18, *map(len, scores.metrics))
     for name, value in scores.metrics.items():
-        note = {"accuracy": "raw, as generated"}.get(name) or scores.details.get(details.get(name, ""), "")
+        note = {"accuracy": "raw, as generated"}.get(name) or scores.details.get(DETAIL_KEYS.get(name, name), "")
         number = format_metric(name, value)
-        lines.append(f"  {name:<18}  {number:>7}" + (f"   {note}" if note else ""))
+        lines.append(f"  {name:<{width}}  {number:>7}" + (f"   {note}" if note else ""))
     units = "fractions" + (", BLEU and chrF in points of 100" if POINTS & scores.metrics.keys() else "")
     return [f"metrics ({units})", *lines]
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from errors import UserError, raise_if_any
+from errors import UserError, errors_at, raise_if_any
+from label_maps import LabelMap as LabelMap
 from mapping_files import FILE_SUFFIXES, read_mapping_file
 
 TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
@@ -22,134 +19,11 @@ LABEL_METRICS = ("accuracy", "accuracy_corrected", "macro_f1", "micro_f1")
 METRIC_NAMES = (*TEXT_METRICS, *LABEL_METRICS)
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """Ordered bijection between label ids (values of the data) and label texts (what the model writes).
-
-    Raises `UserError` when there is no entry, or when an id or a text is empty or occurs twice.
-    """
-
-    entries: tuple[tuple[str, str], ...]
-
-    def __post_init__(self) -> None:
-        problems = [] if self.entries else ["label map: no entry; write it as 0=부정,1=긍정"]
-        for kind, values in (("id", self.ids), ("text", self.texts)):
-            problems += [f"label map: empty {kind} in entry {n}" for n, v in enumerate(values, 1) if not v.strip()]
-            counts = Counter(value.strip() for value in values if value.strip())
-            problems += [f"label map: {kind} {v!r} occurs more than once" for v, count in counts.items() if count > 1]
-        raise_if_any(problems)
-
-    @classmethod
-    def parse(cls, value: str) -> LabelMap:
-        """Read the value of `-label_map`: `0=부정,1=긍정`, or a .json/.yaml/.yml file.
-
-        The file holds a mapping from id to text, or a list of texts (their ids are then 0, 1, ...).
-        """
-        if value.endswith(FILE_SUFFIXES) and ("=" not in value or os.path.exists(value)):
-            return cls._of(read_mapping_file("-label_map", value), f"-label_map {value}")
-        pairs = []
-        for number, item in enumerate(value.split(","), 1):
-            label_id, equals, text = item.partition("=")
-            if not equals:
-                raise UserError(
-                    f"-label_map {value!r}: entry {number} ({item.strip()!r}) is not ID=TEXT; write 0=부정,1=긍정, "
-                    "or name a .json or .yaml file (needed for texts that hold a comma)"
-                )
-            pairs.append((label_id.strip(), text.strip()))
-        with _errors_at(f"-label_map {value!r}"):
-            return cls(tuple(pairs))
-
-    @classmethod
-    def _of(cls, content: object, place: str) -> LabelMap:
-        """Build a label map from a mapping id -> text or a list of texts; `place` opens the error messages."""
-        if isinstance(content, dict):
-            pairs = list(content.items())
-        elif isinstance(content, list | tuple):
-            pairs = [(str(number), text) for number, text in enumerate(content)]
-        else:
-            raise UserError(f"{place}: expected a mapping from id to text, or a list of texts, not {content!r}")
-        for label_id, text in pairs:
-            if isinstance(text, bool) or not isinstance(text, str | int | float):
-                raise UserError(f"{place}: the text of label {str(label_id)!r} must be plain text, not {text!r}")
-        with _errors_at(place):
-            return cls(tuple((str(key).strip(), str(text).strip()) for key, text in pairs))
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """Label ids in declared order."""
-        return tuple(label_id for label_id, _ in self.entries)
-
-    @cached_property
-    def texts(self) -> tuple[str, ...]:
-        """Label texts in declared order."""
-        return tuple(text for _, text in self.entries)
-
-    @cached_property
-    def _by_id(self) -> dict[str, str]:
-        return dict(self.entries)
-
-    @cached_property
-    def _by_text(self) -> dict[str, str]:
-        return {text: label_id for label_id, text in self.entries}
-
-    @cached_property
-    def _by_value(self) -> dict[str, str]:
-        return {**{text.strip(): text for text in self.texts}, **{key.strip(): text for key, text in self.entries}}
-
-    def text(self, label_id: str) -> str:
-        """Text of a label id; `KeyError` for an unknown id."""
-        return self._by_id[label_id]
-
-    def id(self, text: str) -> str:
-        """Id of a label text; `KeyError` for an unknown text."""
-        return self._by_text[text]
-
-    def lookup(self, value: str) -> str | None:
-        """Label text of a data value: an id, else already a text (blanks around it ignored); None if unknown."""
-        return self._by_value.get(value.strip())
-
-    def nearest(self, text: str, max_distance: int | None = None) -> str | None:
-        """Label text with the smallest edit distance (characters) to `text`; ties go to the first declared.
-
-        None when no label lies within `max_distance`; no limit when that is None.
-        """
-        if text in self._by_text:
-            return text
-        import editdistance
-
-        distance, best = min(
-            ((int(editdistance.eval(text, label)), label) for label in self.texts), key=lambda pair: pair[0]
-        )
-        return best if max_distance is None or distance <= max_distance else None
-
-    def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
-        """`nearest` of every prediction, worked out once per unique string."""
-        known = {text: self.nearest(text, max_distance) for text in set(predictions)}
-        return [known[text] for text in predictions]
-
-    def rendered(self, template: Template) -> LabelMap:
-        """The same ids with the texts that the target template makes of the label texts."""
-        with _errors_at(f"{template.name} {template.source!r}"):
-            return LabelMap(tuple((label_id, template.render({"target": text})) for label_id, text in self.entries))
-
-    def describe(self) -> str:
-        """`0=부정, 1=긍정`: the map as shown in messages."""
-        return ", ".join(f"{label_id}={text}" for label_id, text in self.entries)
-
-    def to_dict(self) -> dict[str, str]:
-        """Primitives for checkpoints and JSON: id -> text, in declared order."""
-        return dict(self.entries)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, str]) -> LabelMap:
-        """Inverse of `to_dict`."""
-        return cls(tuple((str(key), str(text)) for key, text in state.items()))
-
-
 def evaluation_labels(task_label_map: LabelMap | None, target_template: Template) -> LabelMap | None:
     """Label map as the model writes it: its texts rendered by the target template; None without a label map.
 
-    Raises `UserError` when the template uses a variable other than `target`: a label would then have no fixed text.
+    Raises `UserError` when the template uses a variable other than `target`: a label would then have no fixed text; or
+    when it does anything to the text of joined labels.
     """
     if task_label_map is None:
         return None
@@ -159,7 +33,13 @@ def evaluation_labels(task_label_map: LabelMap | None, target_template: Template
             f"{target_template.name} {target_template.source!r}: with a label map only {{{{ target }}}} may be used, "
             f"not {', '.join(others)}"
         )
-    return task_label_map.rendered(target_template)
+    if task_label_map.separator and target_template.parts != (Variable("target"),):
+        raise UserError(
+            f"{target_template.name} {target_template.source!r}: with a label separator it must be '{{{{ target }}}}'"
+        )
+    with errors_at(f"{target_template.name} {target_template.source!r}"):
+        texts = [target_template.render({"target": text}) for text in task_label_map.texts]
+        return dataclasses.replace(task_label_map, entries=tuple(zip(task_label_map.ids, texts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -274,15 +154,21 @@ class Task:
         raise_if_any(problems)
 
     def with_label_map(self, label_map: LabelMap) -> Task:
-        """The same task with another label map; a task of free text gets the label metrics."""
-        metrics = LABEL_METRICS if self.label_map is None else self.metrics
-        return dataclasses.replace(self, label_map=label_map, metrics=metrics)
+        """The same task with another label map; a task of free text gets the label metrics, one of labels keeps its
+        separator unless the new map has one."""
+        if self.label_map is None:
+            return dataclasses.replace(self, label_map=label_map, metrics=LABEL_METRICS)
+        separator = label_map.separator or self.label_map.separator
+        return dataclasses.replace(self, label_map=label_map.joined_by(separator))
 
     def to_dict(self) -> dict[str, Any]:
-        """Primitives for checkpoints and JSON."""
+        """Primitives for checkpoints and JSON; `label_separator` stands there if it is in use."""
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         label_map = None if self.label_map is None else self.label_map.to_dict()
-        return {**state, "label_map": label_map, "metrics": list(self.metrics)}
+        state |= {"label_map": label_map, "metrics": list(self.metrics)}
+        if self.label_map and self.label_map.separator:
+            state["label_separator"] = self.label_map.separator
+        return state
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Task:
@@ -291,7 +177,7 @@ class Task:
         Without `metrics`, a task with a label map gets the label metrics and one without gets the text metrics.
         """
         place = f"task {state.get('name', '')}".rstrip()
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [*(field.name for field in dataclasses.fields(cls)), "label_separator"]
         problems = [
             f"{place}: unknown key {key!r}{_closest(str(key), known)}; known: {', '.join(known)}"
             for key in state
@@ -306,7 +192,13 @@ class Task:
             except UserError as error:
                 problems += error.problems
         problems += [f"{place}: key {key!r} is missing" for key in ("name",) if key not in state]
+        separator = values.pop("label_separator", "")
+        if separator and not values.get("label_map"):
+            problems.append(f"{place}: label_separator {separator!r} needs a label_map")
         raise_if_any(problems)
+        if separator:
+            with errors_at(place):
+                values["label_map"] = values["label_map"].joined_by(separator)
         values.setdefault("description", "")
         values.setdefault("metrics", TEXT_METRICS if values.get("label_map") is None else LABEL_METRICS)
         return cls(**values)
@@ -316,6 +208,8 @@ def _field_value(key: str, value: object, place: str) -> object:
     """Value of a `Task` field from primitives; `ValueError` says what it must be."""
     if key == "label_map":
         return None if value in (None, "") else LabelMap._of(value, f"{place}: label_map")
+    if key == "label_separator" and not isinstance(value, str):
+        raise ValueError("must be text, for example ', '")
     if key == "metrics":
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return tuple(value)
@@ -370,7 +264,7 @@ def get_task(name_or_path: str) -> Task:
     if not isinstance(content, dict):
         raise UserError(f"-task {name_or_path}: expected a mapping with keys such as name, source_column, label_map")
 
-    with _errors_at(f"-task {name_or_path}"):
+    with errors_at(f"-task {name_or_path}"):
         task = Task.from_dict({"name": Path(name_or_path).stem, **content})
         Template(task.input_template, "input_template")
         evaluation_labels(task.label_map, Template(task.target_template, "target_template"))
@@ -380,14 +274,3 @@ def get_task(name_or_path: str) -> Task:
 def _closest(word: str, choices: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-@contextmanager
-def _errors_at(place: str) -> Iterator[None]:
-    """Errors raised inside become a `UserError` whose lines begin with `place`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(*(f"{place}: {problem}" for problem in error.problems)) from None
-    except ValueError as error:
-        raise UserError(f"{place}: {error}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
-from errors import UserError
+from errors import UserError, errors_at
 from flags import ADAM_RATE, FREEZABLE, DataFlags, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
@@ -48,6 +48,11 @@ def override_task(task: Task, data: DataFlags) -> Task:
     """
     if data.label_map:
         task = task.with_label_map(LabelMap.parse(data.label_map))
+    if data.label_separator:
+        if task.label_map is None:
+            raise UserError(f"-label_separator {data.label_separator!r} needs labels: -label_map, or a -task with them")
+        with errors_at("-label_separator"):
+            task = replace(task, label_map=task.label_map.joined_by(data.label_separator))
     changes: dict[str, Any] = {}
     for name in ("input_template", "target_template", "source_column", "target_column"):
         value = getattr(data, name)
@@ -297,12 +302,13 @@ def is_too_long(path: Path) -> bool:
 def local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
     """(flag, path) of the files and folders on this machine that the flags read; data without the suffix :N."""
     names = ("train_data", "valid_data", "test_data")
-    values = [(f"-{name}", _data_file(value)) for name in names for value in getattr(data, name)]
+    values = [(f"-{name}", data_file(value)) for name in names for value in getattr(data, name)]
     values += [("-label_map", data.label_map), *((f"-{name}", value) for name, value in others.items())]
     return [(flag, value) for flag, value in values if value and os.path.exists(value)]
 
 
-def _data_file(value: str) -> str:
+def data_file(value: str) -> str:
+    """The file or folder that a data flag names, without its suffix; empty when it names none."""
     try:
         return parse_data_path(value).path
     except UserError:

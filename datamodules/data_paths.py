@@ -19,6 +19,7 @@ SPLITS = {
     "-train_data": ("train",),
     "-valid_data": ("validation", "valid", "val", "dev"),
     "-test_data": ("test",),
+    "-calibrate": ("validation", "valid", "val", "dev"),
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 _BLOCK = 4 << 20

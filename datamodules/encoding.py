@@ -100,6 +100,8 @@ def _key(paths: Sequence[str], work: _Work, tokenizer: Any) -> str:
         "read": {**asdict(work.read_options), "flag": ""},
         "encode": {**asdict(work.options), "label_map": work.options.label_map and work.options.label_map.entries},
     }
+    if work.options.label_map and work.options.label_map.separator:
+        settings["label_separator"] = work.options.label_map.separator
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
@@ -131,6 +133,14 @@ class _Counts:
     missing_targets: int = 0
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """Target texts that a label map allows, and their tokens."""
+
+    texts: pa.Array
+    tokens: Tokens
+
+
 class _Work:
     """Everything that the threads need to encode a chunk. Immutable."""
 
@@ -148,35 +158,36 @@ class _Work:
         if "target" in self.input_template.variables:
             raise UserError(f"-input_template {options.input_template!r}: the source may not hold {{{{ target }}}}")
         labels = evaluation_labels(options.label_map, self.target_template)
-        self.label_texts = None if labels is None else pa.array(labels.texts, TEXT)
-        self.label_tokens = None if labels is None else self._label_tokens(labels)
+        self.labels = None if labels is None else self.encoded_labels(labels.texts)
 
     @property
     def needed(self) -> frozenset[str]:
         """Columns that the templates read."""
         return self.input_template.variables | self.target_template.variables
 
-    def _label_tokens(self, labels: LabelMap) -> Tokens:
-        tokens = self.encoder.encode(self.label_texts, 0, True)
+    def encoded_labels(self, texts: Sequence[str]) -> _Labels:
+        """Texts of labels, or of several joined; `UserError` for one that is too long."""
+        array = pa.array(texts, TEXT)
+        tokens = self.encoder.encode(array, 0, True)
         limit = self.options.max_target_length
         raise_if_any(
             f"-max_target_length {limit}: label {text!r} has {length} tokens, and labels are never cut"
-            for text, length in zip(labels.texts, tokens.full_lengths.tolist(), strict=True)
+            for text, length in zip(texts, tokens.full_lengths.tolist(), strict=True)
             if limit and length > limit
         )
-        return tokens
+        return _Labels(array, tokens)
 
 
 def _unlearnable_labels(work: _Work, tokenizer: Any) -> Iterator[str]:
     """Labels that the model could not write: two with the same tokens, or one that holds the unknown token."""
-    if work.label_texts is None or work.label_tokens is None:
+    if work.labels is None:
         return
     way_out = "choose other label texts, or a -tokenizer that knows them"
     other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     unknown = None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
     first: dict[bytes, str] = {}
-    for row, text in enumerate(work.label_texts.to_pylist()):
-        ids = work.label_tokens.row(row)
+    for row, text in enumerate(work.labels.texts.to_pylist()):
+        ids = work.labels.tokens.row(row)
         if unknown is not None and unknown in ids:
             yield f"-label_map: label {text!r} holds the unknown token {tokenizer.unk_token}; {way_out}"
         same = first.setdefault(ids.tobytes(), text)
@@ -226,11 +237,11 @@ def _in_order(chunks: Iterable[RowChunk], work: _Work, workers: int) -> Iterator
 def _encode_chunk(chunk: RowChunk, work: _Work) -> tuple[EncodedRows, _Counts]:
     counts = _Counts()
     sources, failures = render(work.input_template, chunk.columns, len(chunk))
-    codes = None
-    if work.options.label_map is not None:
-        codes = label_codes(chunk, work.options.label_map, work.target_column)
-        assert work.label_texts is not None
-        references = work.label_texts.take(pa.array(codes, mask=codes < 0))
+    labels, codes = work.labels, None
+    if labels is not None and work.options.label_map is not None:
+        texts, codes = label_codes(chunk, work.options.label_map, work.target_column)
+        labels = work.encoded_labels(texts) if work.options.label_map.separator else labels
+        references = labels.texts.take(pa.array(codes, mask=codes < 0))
     else:
         references, target_failures = render(work.target_template, chunk.columns, len(chunk))
         failures = {**target_failures, **failures}
@@ -244,18 +255,17 @@ def _encode_chunk(chunk: RowChunk, work: _Work) -> tuple[EncodedRows, _Counts]:
         row_ids, lines = row_ids[keep], lines[keep]
         codes = None if codes is None else codes[keep]
     source = work.encoder.encode(sources, work.options.max_source_length, False)
-    target = _target_tokens(references, codes, work)
+    target = _target_tokens(references, labels, codes, work)
     counts.missing_targets = references.null_count
     too_long = _judge_lengths(source, target, chunk.path, lines, work, counts)
     return EncodedRows(source, target, sources, references, row_ids, too_long), counts
 
 
-def _target_tokens(references: pa.Array, codes: np.ndarray | None, work: _Work) -> Tokens:
+def _target_tokens(references: pa.Array, labels: _Labels | None, codes: np.ndarray | None, work: _Work) -> Tokens:
     if references.null_count == len(references):
         return tokens_of_lists([[]] * len(references), [0] * len(references), work.encoder.dtype)
-    if codes is not None:
-        tokens = work.label_tokens
-        assert tokens is not None
+    if labels is not None and codes is not None:
+        tokens = labels.tokens
     else:
         tokens = work.encoder.encode(references.drop_null(), work.options.max_target_length, True)
         if references.null_count == 0:

@@ -46,22 +46,26 @@ def render(template: Template, columns: dict[str, pa.Array], count: int) -> tupl
     return pa.array(texts, TEXT), failures
 
 
-def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> np.ndarray:
-    """Position in `label_map.texts` of every row's target; -1 for a row without one.
+def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> tuple[tuple[str, ...], np.ndarray]:
+    """The target texts that occur, and for every row the position of its own among them; -1 for a row without one.
 
-    Raises `UserError` with file:line for a value that is neither an id nor a text of the label map.
+    With one label a row these are the texts of the label map, all of them and in its order.
+
+    Raises `UserError` with file:line for a value that is neither an id nor a text of the label map, nor several joined.
     """
     encoded = pc.dictionary_encode(chunk.columns["target"])
-    positions = {text: position for position, text in enumerate(label_map.texts)}
-    texts = [label_map.lookup(value) for value in encoded.dictionary.to_pylist()]
-    codes = np.array([-2 if text is None else positions[text] for text in texts] + [-1], dtype=np.int64)
-    rows: np.ndarray = codes[pc.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)]
+    found = [label_map.lookup(value) for value in encoded.dictionary.to_pylist()]
+    occurring = sorted({text for text in found if text is not None}) if label_map.separator else label_map.texts
+    positions = {text: position for position, text in enumerate(occurring)}
+    codes = np.array([-2 if text is None else positions[text] for text in found] + [-1], dtype=np.int64)
+    rows: np.ndarray = codes[pc.fill_null(encoded.indices, len(found)).to_numpy(zero_copy_only=False)]
     unknown = np.flatnonzero(rows == -2)
     if len(unknown):
         first = int(unknown[0])
         value = chunk.columns["target"][first].as_py()
+        several = f", or several, each once, joined by {label_map.separator!r}" if label_map.separator else ""
         raise UserError(
-            f"{chunk.place(first)}: value {value!r} of column {column!r} is not in the label map; "
+            f"{chunk.place(first)}: value {value!r} of column {column!r} is not in the label map{several}; "
             f"known: {', '.join(f'{label_id}={text}' for label_id, text in label_map.entries)}"
         )
-    return rows
+    return tuple(occurring), rows

@@ -44,6 +44,11 @@ class Encoder:
     cache_dir: Path
     target_position_limit: int | None = None
 
+    @property
+    def source_limit(self) -> int:
+        """The longest source in tokens; 0 = none."""
+        return _tighter(self.lengths.max_seq_length or self.task.max_seq_length, self.position_limit)
+
     def encode(self, flag: str, paths: Sequence[str], keep_all: bool) -> EncodedSplit:
         """The rows of `paths`; with `keep_all` (prediction) every row of the input, with or without a target."""
         task = self.task
@@ -62,7 +67,7 @@ class Encoder:
             input_template=task.input_template,
             target_template=task.target_template,
             label_map=task.label_map,
-            max_source_length=_tighter(self.lengths.max_seq_length or task.max_seq_length, self.position_limit),
+            max_source_length=self.source_limit,
             max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, target_limit),
             truncate=self.lengths.do_truncate,
         )

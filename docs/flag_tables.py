@@ -63,6 +63,7 @@ KOREAN_TITLES = {
     "Model and task": "모델과 태스크",
     "Output": "출력",
     "Decoding": "디코딩",
+    "Labels": "라벨",
     "Export": "내보내기",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +31,14 @@ class Devices:
     def autocast_dtype(self) -> torch.dtype | None:
         """The type of the arithmetic, or None for plain fp32."""
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+
+    def device(self, rank: int) -> torch.device:
+        """The device of a process on this machine."""
+        return torch.device("cuda", rank) if self.accelerator == "cuda" else torch.device("cpu")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which a model computes in the precision that was asked for."""
+        return torch.autocast(self.accelerator, self.autocast_dtype) if self.autocast_dtype else nullcontext()
 
 
 def resolve_devices(

@@ -6,7 +6,7 @@ made of plain linear layers (adapters, quantised, sharded), by `generate` of `tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from models.decoder_step import StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.ensemble import start
 from models.forward import decoder_start_token
-from models.label_trie import LabelTrie
+from models.joined_labels import joined_label_graph
+from models.label_trie import LabelTrie, TokenGraph
 from models.loading import target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
@@ -104,11 +105,13 @@ class Decoder:
 
     Args:
         labels: texts to choose from; no other text comes out, and `max_length` is that of the longest.
+        label_separator: if given, a text is one label or several joined by it, each once and in their order.
         others: models with the same tokenizer whose log-probabilities are averaged with those of `model`.
 
     Raises:
         ValueError: labels, sampling or others for an architecture that only `generate` can decode; labels together with
-            n-gram blocking, repetition penalty, minimum length or sampling; labels longer than the model can write;
+            n-gram blocking, repetition penalty, minimum length or sampling; labels longer than the model can write, or
+            that cannot be told apart or joined;
             others with another vocabulary or start token.
     """
 
@@ -119,6 +122,7 @@ class Decoder:
         options: DecodingOptions,
         labels: Sequence[str] = (),
         others: Sequence[PreTrainedModel] = (),
+        label_separator: str = "",
     ) -> None:
         self.models = [model, *others]
         self.model = model
@@ -126,7 +130,7 @@ class Decoder:
         self.options = options
         self.config = generation_config(model, tokenizer, options)
         self.own = all(supports(member) for member in self.models)
-        self.trie: LabelTrie | None = None
+        self.allowed: TokenGraph | None = None
         if not self.own and (labels or options.sampling or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
             raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
@@ -137,7 +141,7 @@ class Decoder:
         if len(set(starts)) > 1:
             raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
         if labels:
-            self.trie = self._label_trie(labels)
+            self.allowed = self._label_graph(labels, label_separator)
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
@@ -182,11 +186,11 @@ class Decoder:
             beams=options.num_return if sampling else options.beam_size,
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
-            labels=None if self.trie is None else self.trie.to(input_ids.device),
+            labels=None if self.allowed is None else self.allowed.to(input_ids.device),
         )
         device = input_ids.device
         state = start(self.step_models(), input_ids, attention_mask, search.beams)
-        if options.beam_size > 1 or self.trie is not None:
+        if options.beam_size > 1 or self.allowed is not None:
             found = beam_search(state, len(input_ids), search, device)
             return [outputs[: options.num_return] for outputs in found]
         return sample(state, list(row_ids), search, sampling, device, with_scores)
@@ -231,26 +235,38 @@ class Decoder:
         total = log_probs.masked_fill(~written, 0.0).sum(1)
         return (total / written.sum(1) ** self.options.length_penalty).tolist()  # type: ignore[no-any-return]
 
-    def _label_trie(self, labels: Sequence[str]) -> LabelTrie:
+    def _label_graph(self, labels: Sequence[str], separator: str) -> TokenGraph:
         if self.options.has_rules or self.options.sampling:
             raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
-        trie = label_trie(self.tokenizer, labels)
-        self.config.max_new_tokens = trie.longest + (self.config.forced_bos_token_id is not None)
+        allowed = label_graph(self.tokenizer, labels, separator)
+        self.config.max_new_tokens = allowed.longest + (self.config.forced_bos_token_id is not None)
         limit = target_limit(self.model.config)
         if limit and self.config.max_new_tokens > limit:
-            raise ValueError(f"the longest label has {trie.longest} tokens; the model writes at most {limit}")
-        return trie
+            raise ValueError(f"the longest label has {allowed.longest} tokens; the model writes at most {limit}")
+        return allowed
 
 
 def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> LabelTrie:
     """The tree of the token sequences of label texts, encoded as targets are, without a fixed first token."""
-    fixed = fixed_first_token(tokenizer)
-    sequences = []
-    for text in labels:
+    return LabelTrie(list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
+
+
+def label_graph(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = "") -> TokenGraph:
+    """What may follow what in label texts, one alone or, with a separator, several joined."""
+    if not separator:
+        return label_trie(tokenizer, labels).graph
+    return joined_label_graph(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
+
+
+def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """What gives the ids of a target without a fixed first token and the end token."""
+    begin = 0 if fixed_first_token(tokenizer) is None else 1
+
+    def encode(text: str) -> list[int]:
         ids = encoded_target(tokenizer, text)
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-        sequences.append(ids[1:] if fixed is not None else ids)
-    return LabelTrie(sequences, tokenizer.eos_token_id)
+        return ids[begin : ids.index(tokenizer.eos_token_id)]
+
+    return encode
 
 
 def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

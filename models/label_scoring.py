@@ -18,6 +18,7 @@ from models.decoder_step import NoMemory, StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.forward import decoder_start_token
 from models.generation import example_target, fixed_first_token, label_trie
+from models.loading import target_limit
 from models.vocabulary import log_normaliser
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
@@ -33,7 +34,7 @@ class LabelScorer:
 
     Raises:
         ValueError: an architecture or a kind of layers that `decoder_weights.supports` does not know; a label without
-            tokens, or two with the same ones.
+            tokens or with more than the model can write, or two with the same ones.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> None:
@@ -45,6 +46,9 @@ class LabelScorer:
         first = fixed_first_token(tokenizer)
         # Decoder inputs: what stands before the labels, then the token that each node was entered by.
         self.before = [start] if first is None else [start, first]
+        limit = target_limit(model.config)
+        if limit and len(self.before) + self.trie.longest - 1 > limit:
+            raise ValueError(f"the longest label has {self.trie.longest} tokens; the model writes at most {limit}")
         self._step_models: dict[torch.dtype, StepModel] = {}
         pairs = {pair: None for path in self.trie.paths for pair in path}
         number = {pair: index for index, pair in enumerate(pairs)}
@@ -76,12 +80,12 @@ class LabelScorer:
     def _queries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions (1, queries) of the pass, and who sees whom (1, queries, queries)."""
         extra = len(self.before) - 1
-        entered = self.trie.entered_by.cpu()
+        entered = self.trie.entered_by
         tokens = torch.cat((torch.tensor(self.before), entered[1:]))
-        positions = torch.cat((torch.arange(extra), self.trie.depths.cpu() + extra))
+        positions = torch.cat((torch.arange(extra), self.trie.depths + extra))
         count = len(tokens)
         seen = torch.ones(count, count, dtype=torch.bool).tril_()
-        seen[extra:, extra:] = self.trie.ancestors().cpu()
+        seen[extra:, extra:] = self.trie.ancestors()
         visible = torch.zeros(count, count, dtype=dtype).masked_fill_(~seen, float("-inf"))
         return tokens.unsqueeze(0), positions.unsqueeze(0), visible.unsqueeze(0)
 

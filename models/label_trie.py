@@ -1,13 +1,51 @@
-"""Label token sequences as a prefix tree in tensors: which tokens may follow, for many beams at once."""
+"""Label token sequences as a graph in tensors: which tokens may follow, for many beams at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 ROOT = 0
+
+Branches = dict[int, int]  # token -> the node that it leads to
+
+
+class TokenGraph:
+    """Which token may follow where, for a search that writes label texts only.
+
+    Args:
+        children: the branches of every node, the root first.
+        ends: nodes where a text may end.
+
+    Attributes:
+        tokens: (A,) the tokens that occur, ascending; the other tensors number tokens by their place here.
+        blocked: (nodes, A) 0 where a token may follow a node and -inf elsewhere.
+        following: (nodes, A) the node that a token leads to; the root after an end token or a blocked one.
+        longest: tokens of the longest text, the end token included.
+    """
+
+    def __init__(self, children: Sequence[Branches], ends: Collection[int], end_token: int, longest: int) -> None:
+        known = sorted({token for branches in children for token in branches} | {end_token})
+        place = {token: index for index, token in enumerate(known)}
+        self.longest = longest
+        self.tokens = torch.tensor(known)
+        self.blocked = torch.full((len(children), len(known)), float("-inf"))
+        self.following = torch.full((len(children), len(known)), ROOT)
+        for node, branches in enumerate(children):
+            for token, child in branches.items():
+                self.blocked[node, place[token]] = 0.0
+                self.following[node, place[token]] = child
+        for node in ends:
+            self.blocked[node, place[end_token]] = 0.0
+
+    def to(self, device: torch.device) -> TokenGraph:
+        """Move the tensors to `device`; returns the graph itself."""
+        self.tokens, self.blocked, self.following = (
+            table.to(device) for table in (self.tokens, self.blocked, self.following)
+        )
+        return self
 
 
 class LabelTrie:
@@ -17,9 +55,7 @@ class LabelTrie:
     Only inner nodes are numbered, in the order of a walk in which parents come before children.
 
     Attributes:
-        tokens: (A,) the tokens that occur in labels, ascending; the other tensors number tokens by their place here.
-        blocked: (nodes, A) 0 where a token may follow a node and -inf elsewhere.
-        following: (nodes, A) the node that a token leads to; the root after an end token or a blocked one.
+        graph: what may follow each node.
         entered_by: (nodes,) the token (id) that leads to a node; -1 for the root.
         depths: (nodes,) tokens from the root.
         paths: for every label the (node, token id) pairs from the root to its end.
@@ -30,7 +66,7 @@ class LabelTrie:
     """
 
     def __init__(self, labels: Sequence[Sequence[int]], end_token: int) -> None:
-        children: list[dict[int, int]] = [{}]
+        children: list[Branches] = [{}]
         parents = [ROOT]
         entered_by = [-1]
         depths = [0]
@@ -56,27 +92,10 @@ class LabelTrie:
             owners[node] = number
             self.paths.append([*path, (node, end_token)])
         self.longest = max(len(path) for path in self.paths)
-        self.end_token = end_token
         self.parents = parents
-        known = sorted({token for branches in children for token in branches} | {end_token})
-        place = {token: index for index, token in enumerate(known)}
-        self.tokens = torch.tensor(known)
-        self.blocked = torch.full((len(children), len(known)), float("-inf"))
-        self.following = torch.zeros(len(children), len(known), dtype=torch.long)
         self.entered_by = torch.tensor(entered_by)
         self.depths = torch.tensor(depths)
-        for node, branches in enumerate(children):
-            for token, child in branches.items():
-                self.blocked[node, place[token]] = 0.0
-                self.following[node, place[token]] = child
-        for node in owners:
-            self.blocked[node, place[end_token]] = 0.0
-
-    def to(self, device: torch.device) -> LabelTrie:
-        """Move the tensors to `device`; returns the tree itself."""
-        for name in ("tokens", "blocked", "following", "entered_by", "depths"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+        self.graph = TokenGraph(children, owners.keys(), end_token, self.longest)
 
     def ancestors(self) -> Tensor:
         """(nodes, nodes), True where the second node lies on the path from the root to the first, itself included."""
@@ -84,4 +103,4 @@ class LabelTrie:
         seen = torch.eye(count, dtype=torch.bool)
         for node in range(1, count):
             seen[node] |= seen[self.parents[node]]
-        return seen.to(self.tokens.device)
+        return seen

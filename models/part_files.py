@@ -182,8 +182,8 @@ class Parts(Sequence[Prediction]):
         return len(self._file_of)
 
     def __getitem__(self, row: Any) -> Any:
-        if not isinstance(row, int):
-            raise TypeError(f"a row number is expected, not {row!r}")
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(row)
         file = self._files[self._file_of[row]]

@@ -29,7 +29,7 @@ FIXED = (  # other flags that may not
     *("max_seq_length", "max_target_length", "do_truncate"),
 )
 MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
-TASK_PARTS = ("input_template", "target_template", "label_map")
+TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
 VALIDATION_DATA = "validation data and encoding"
 NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
 
@@ -68,7 +68,7 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     names += [name for name in MODEL_FLAGS if now[name]]
     found = differences_of(saved, {name: now[name] for name in names}, "-")
     present = task.to_dict()
-    return found + differences_of(content["task"], {name: present[name] for name in TASK_PARTS}, "-")
+    return found + differences_of(content["task"], {name: present.get(name) for name in TASK_PARTS}, "-")
 
 
 def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Difference]:

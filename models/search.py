@@ -7,7 +7,7 @@ a source is done when its k places are taken and its best beam, at its present l
     early stopping, as soon as they are taken
 every few steps: sources that are done leave the batch, and cache columns that no beam sees any more are thrown out
 
-Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label trie).
+Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label graph).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.decoder_step import COLUMNS_TO_COME
-from models.label_trie import ROOT, LabelTrie
+from models.label_trie import ROOT, TokenGraph
 from models.score_rules import ScoreRules
 from models.vocabulary import best_scores, log_normaliser
 
@@ -48,7 +48,7 @@ class SearchOptions:
     beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False  # a source is done when its k places are taken
-    labels: LabelTrie | None = None
+    labels: TokenGraph | None = None
 
     @property
     def end_token(self) -> int:
@@ -105,7 +105,7 @@ class _Finished:
 
 @dataclass
 class _Beams:
-    """The running beams: decoder inputs (B, k, length), log-probabilities (B, k), and where they stand in the trie."""
+    """The running beams: decoder inputs (B, k, length), log-probabilities (B, k) and nodes of the label graph."""
 
     rows: Tensor  # (B,) which source of the call each is
     tokens: Tensor
@@ -131,7 +131,7 @@ class _Beams:
 def beam_search(state: State, count: int, options: SearchOptions, device: torch.device) -> list[list[FoundTokens]]:
     """For each of `count` sources its up to `beams` best outputs, best first.
 
-    Fewer come back only where a label trie has fewer labels. Beams of a source that has just begun are the start token
+    Fewer come back only where there are fewer label texts. Beams of a source that has just begun are the start token
     k times over, all but one at a log-probability of -inf.
     """
     scores = torch.full((count, options.beams), NEVER, device=device)
@@ -197,7 +197,7 @@ def _by_beam(values: Tensor, beams: Tensor) -> Tensor:
 def _continuations(
     logits: Tensor, running: _Beams, step: int, options: SearchOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 2k best continuations of every source: log-probability, parent beam, token and trie node, each (B, 2k)."""
+    """The 2k best continuations of every source: log-probability, parent beam, token and label node, each (B, 2k)."""
     sources, beams, vocabulary = logits.shape
     labels = options.labels
     if step == 0 and options.rules.first_token is not None:

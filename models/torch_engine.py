@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from errors import UserError
+from errors import errors_at
 from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions
 from models.inference_model import InferenceModel
@@ -24,21 +24,21 @@ class TorchEngine:
         models: more than one decode together, with the mean of their log-probabilities.
         with_scores: predictions carry a score; the best outputs too when `options.num_return` is above 1.
         labels: texts to choose from; empty = free text.
+        label_separator: if given, a text may be several labels joined by it.
     """
 
     models: tuple[InferenceModel, ...]
     options: DecodingOptions
     with_scores: bool = False
     labels: tuple[str, ...] = ()
+    label_separator: str = ""
 
     def __call__(self, device: torch.device) -> BatchPredictor:
         loaded = [model() for model in self.models]
         model, tokenizer = loaded[0]
         members = [member.to(device).eval() for member, _ in loaded]
-        try:
-            decoder = Decoder(model, tokenizer, self.options, self.labels, members[1:])
-        except ValueError as error:
-            raise UserError(f"-model {self.models[0].name}: {error}") from error
+        with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
+            decoder = Decoder(model, tokenizer, self.options, self.labels, members[1:], self.label_separator)
         return _TorchPredictor(decoder, tokenizer, device, self.with_scores)
 
 

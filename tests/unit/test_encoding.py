@@ -225,6 +225,22 @@ def test_a_target_outside_the_label_map(bench: Bench) -> None:
     assert "'2'" in bench.problem(file, label_map=LABELS, read=PREDICT)
 
 
+def test_several_labels_a_row_are_one_text_in_declared_order(bench: Bench) -> None:
+    moods = LabelMap.parse("0=joy,1=anger,2=fear").joined_by(", ")
+    file = bench.file("a\t2,0\nb\tanger\nc\tjoy, fear\nd\t0, 1, 2\n")
+    split = bench.encode(file, label_map=moods)
+    texts = ["joy, fear", "anger", "joy, fear", "joy, anger, fear"]
+    assert [split.reference(row) for row in range(4)] == texts
+    assert [split.target_ids(row).tolist() for row in range(4)] == [b(text) for text in texts]
+    assert bench.problem(file, label_map=moods.joined_by("|")) == (
+        f"{file}:1: value '2,0' of column 2 is not in the label map, or several, each once, joined by '|'; "
+        "known: 0=joy, 1=anger, 2=fear"
+    )
+    assert bench.problem(file, label_map=moods, max_target_length=12) == (
+        "-max_target_length 12: label 'joy, anger, fear' has 17 tokens, and labels are never cut"
+    )
+
+
 def test_labels_that_the_model_could_not_write(bench: Bench, tokenizers: dict[str, Any]) -> None:
     """The Korean tokenizer knows no Thai, so both labels are the same unknown token; bytes know every text."""
     file = bench.file("a\t0\nb\t1\n")

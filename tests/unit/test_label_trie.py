@@ -9,7 +9,7 @@ from transformers import ByT5Tokenizer
 from models.decoder_step import StepModel
 from models.generation import Decoder, DecodingOptions, label_trie
 from models.label_scoring import LabelScorer
-from models.label_trie import ROOT, LabelTrie
+from models.label_trie import ROOT, LabelTrie, TokenGraph
 from models.sampling import SamplingOptions
 from models.score_rules import ScoreRules
 from models.search import SearchOptions, beam_search
@@ -20,21 +20,21 @@ END = 1
 LABELS = ["a", "aa", "aab", "b", "bcd", "bce", "dddddd", "hgfedcba"]
 
 
-def allowed(trie: LabelTrie, node: int) -> dict[int, int]:
+def allowed(graph: TokenGraph, node: int) -> dict[int, int]:
     """Tokens that may follow a node, and where they lead."""
     return {
-        int(token): int(trie.following[node, place])
-        for place, token in enumerate(trie.tokens)
-        if trie.blocked[node, place] == 0
+        int(token): int(graph.following[node, place])
+        for place, token in enumerate(graph.tokens)
+        if graph.blocked[node, place] == 0
     }
 
 
 def test_a_label_that_begins_another_may_end_or_go_on() -> None:
     trie = LabelTrie([[5], [5, 7], [6, 7]], END)
-    assert trie.tokens.tolist() == [END, 5, 6, 7]
-    assert allowed(trie, ROOT) == {5: 1, 6: 3}
-    assert allowed(trie, 1) == {END: ROOT, 7: 2}
-    assert allowed(trie, 2) == {END: ROOT}
+    assert trie.graph.tokens.tolist() == [END, 5, 6, 7]
+    assert allowed(trie.graph, ROOT) == {5: 1, 6: 3}
+    assert allowed(trie.graph, 1) == {END: ROOT, 7: 2}
+    assert allowed(trie.graph, 2) == {END: ROOT}
     assert trie.paths == [[(0, 5), (1, END)], [(0, 5), (1, 7), (2, END)], [(0, 6), (3, 7), (4, END)]]
     assert trie.depths.tolist() == [0, 1, 2, 1, 2]
     assert trie.longest == 3
@@ -113,9 +113,11 @@ def test_the_best_label_agrees_with_the_library_s_constrained_search() -> None:
 def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
     tokenizer = bart_tokenizer(f"{tmp_path}/bart")
     trie = label_trie(tokenizer, ["재미있다", "재미없다"])
-    assert tokenizer.bos_token_id not in trie.tokens
+    assert tokenizer.bos_token_id not in trie.graph.tokens
     rules = ScoreRules(end_token=END, first_token=9)
-    options = SearchOptions(start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie([[5, 6], [7]], END))
+    options = SearchOptions(
+        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie([[5, 6], [7]], END).graph
+    )
     with torch.inference_mode():
         state = StepModel(half_trained("bart"), torch.float32).start(*encoded(["abc"]), beams=2)
         found = beam_search(state, 1, options, torch.device("cpu"))

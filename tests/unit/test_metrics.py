@@ -200,3 +200,44 @@ def test_importing_the_metrics_loads_no_heavy_library():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+MOODS = LabelMap((("0", "joy"), ("1", "anger"), ("2", "fear"), ("3", "awe")), separator=", ")
+
+
+def test_rows_of_several_labels_by_hand():
+    """Four rows: right; one label missed; one too many (in a strange order, and misspelt); nothing that is a label."""
+    references = ["joy, anger", "joy, fear", "anger", "fear"]
+    predictions = ["joy, anger", "joy", "fear,angr", "zzzzzzzzz"]
+    scores = score(references, predictions, MOODS, max_distance=2)
+    assert scores.invalid_outputs == 2
+    assert scores.corrections == [
+        {"output": "fear,angr", "label": "anger, fear", "count": 1},
+        {"output": "zzzzzzzzz", "label": None, "count": 1},
+    ]
+    assert scores.corrected_counts == {"joy": 2, "anger": 2, "fear": 1, "awe": 0, None: 1}
+    assert [(row["label"], row["precision"], row["recall"], row["support"]) for row in scores.per_class] == [
+        ("joy", 1.0, 1.0, 2),
+        ("anger", 1.0, 1.0, 2),
+        ("fear", 0.0, 0.0, 2),
+        ("awe", None, None, 0),
+    ]
+    # 4 decisions right, 1 false alarm, 2 misses: precision 4/5, recall 4/6, F1 8/11
+    assert scores.metrics == {
+        "accuracy": 0.25,
+        "accuracy_corrected": 0.25,
+        "macro_f1": pytest.approx(2 / 3),
+        "micro_f1": pytest.approx(8 / 11),
+    }
+    assert [row["support"] for row in scores.averages] == [6, 6]
+    assert scores.confusion_matrix is None
+    assert correct(predictions, MOODS, "none") == ["joy, anger", "joy", None, None]
+    with pytest.raises(ValueError, match="reference 'anger, joy' is no text of labels"):
+        score(["anger, joy"], ["joy"], MOODS)
+
+
+def test_one_label_a_row_is_the_same_with_a_separator():
+    references, predictions = ["joy", "anger", "fear", "joy"], ["joy", "joy", "fear", "jo"]
+    several, one = (score(references, predictions, label_map) for label_map in (MOODS, MOODS.joined_by("")))
+    assert several.metrics == one.metrics
+    assert (several.per_class, several.corrected_counts) == (one.per_class, one.corrected_counts)

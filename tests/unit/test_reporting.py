@@ -169,7 +169,7 @@ def test_report_dict_is_the_json_of_save_report():
     assert report["confusion_matrix"]["rows"] == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
     assert report["settings"] == {
         "model": "runs/x",
-        "labels": {"entries": [["0", "부정"], ["1", "긍정"], ["2", "아주 긍정"]]},
+        "labels": {"entries": [["0", "부정"], ["1", "긍정"], ["2", "아주 긍정"]], "separator": ""},
         "limit": None,
         "beams": [1, 4],
         "metric_details": {},

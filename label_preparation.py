@@ -1,0 +1,124 @@
+"""How labels are predicted, before the first row: what the flags ask for, the prior, and the temperature."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibration import LabelCalibration, fit_temperature, log_mean_probability
+from datamodules.encoded_split import EncodedSplit
+from datamodules.splits import Encoder, report_lines
+from datamodules.token_encoding import make_encoder
+from errors import UserError
+from flags import InferenceConfig
+from models.devices import Devices
+from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
+from task_utils import LabelMap, Template
+
+CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
+DOMAIN_ROWS = 1000
+
+Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+def label_decoding(
+    config: InferenceConfig,
+    labels: LabelMap | None,
+    load: Load,
+    encoder: Encoder,
+    split: EncodedSplit,
+    devices: Devices,
+    say: Callable[..., None],
+) -> LabelDecoding | None:
+    """What the workers are told about labels; None for plain generation.
+
+    A prior and a temperature are found here, once, on the first device, so that all workers use the same numbers.
+
+    Args:
+        split: the rows to predict; the prior of the domain is taken from them.
+        say: prints lines for the user.
+
+    Raises:
+        UserError: -calibrate without a reference; a template that no content-free text can be put in.
+    """
+    flags = config.label
+    if flags.label_decoding == "generate" or labels is None:
+        return None
+    decoding = LabelDecoding(flags.label_decoding, labels.texts, labels.separator)
+    if flags.label_decoding == "constrained":
+        return decoding
+    calibration = LabelCalibration(temperature=flags.label_temperature)
+    if flags.label_prior != "none" or flags.calibrate:
+        model, tokenizer = load()
+        predictor = ScorePredictor(model, tokenizer, decoding, devices)
+        calibration = _calibrated(config, labels, predictor, encoder, split, say)
+        del model, predictor
+        gc.collect()
+        if devices.accelerator == "cuda":
+            torch.cuda.empty_cache()
+    return replace(decoding, calibration=calibration)
+
+
+def _calibrated(
+    config: InferenceConfig,
+    labels: LabelMap,
+    predictor: ScorePredictor,
+    encoder: Encoder,
+    split: EncodedSplit,
+    say: Callable[..., None],
+) -> LabelCalibration:
+    flags, batch_size = config.label, config.decode.batch_size
+    calibration = LabelCalibration(temperature=flags.label_temperature)
+    if flags.label_prior != "none":
+        contextual = flags.label_prior == "contextual"
+        sources = content_free_sources(encoder) if contextual else domain_sources(split)
+        prior = log_mean_probability(label_log_probs(predictor, sources, batch_size))
+        calibration = replace(calibration, log_prior=prior)
+        shown = ", ".join(f"{text} {share:.4f}" for text, share in zip(labels.texts, np.exp(prior), strict=True))
+        of = f"{len(sources):,} content-free inputs" if contextual else f"{len(sources):,} rows of the input"
+        say(f"-label_prior {flags.label_prior}: mean probabilities of {of}: {shown}")
+    if flags.calibrate:
+        rows = encoder.encode("-calibrate", (flags.calibrate,), keep_all=True)
+        say(*report_lines("-calibrate", rows.report))
+        known = [(row, reference) for row in range(len(rows)) if (reference := rows.reference(row)) is not None]
+        if not known:
+            raise UserError(f"-calibrate {flags.calibrate}: no row has a label; give a labelled validation file")
+        sources = [rows.source_ids(row) for row, _ in known]
+        number = {text: label for label, text in enumerate(labels.texts)}
+        targets = [number[reference] for _, reference in known]
+        scores = calibration.scores(label_log_probs(predictor, sources, batch_size))
+        calibration = replace(calibration, temperature=fit_temperature(scores, targets))
+        say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
+    return calibration
+
+
+def content_free_sources(encoder: Encoder) -> list[np.ndarray]:
+    """Token ids of the inputs that say nothing: every column of the input template is `N/A`, `[MASK]`, or empty.
+
+    Raises:
+        UserError: the template cannot be rendered with such a text.
+    """
+    template = Template(encoder.task.input_template, "-input_template")
+    texts = []
+    for text in CONTENT_FREE:
+        try:
+            texts.append(template.render(dict.fromkeys(template.variables, text)))
+        except ValueError as error:
+            raise UserError(
+                f"-label_prior contextual: {template.name} {template.source!r} cannot be rendered with {text!r} as"
+                f" every column ({error}); use -label_prior domain"
+            ) from None
+    tokens = make_encoder(encoder.tokenizer).encode(pa.array(texts, pa.large_string()), encoder.source_limit, False)
+    return [tokens.row(row) for row in range(len(texts))]
+
+
+def domain_sources(split: EncodedSplit) -> Sequence[np.ndarray]:
+    """Token ids of up to 1,000 rows to predict, evenly spaced over the input."""
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), DOMAIN_ROWS)).round().astype(np.int64))
+    return [split.source_ids(int(row)) for row in rows]

@@ -1,0 +1,166 @@
+"""The token sequences of several labels joined by a separator, as a graph that a search walks like a label trie.
+
+A text is labels of the map, each once, in declared order. So what may follow depends on the latest label only: one of
+those declared after it, either as the last (then the end token) or with the separator behind it (then the next one).
+No beam has to remember what it has written.
+
+The tokens are those of the whole joined text, as training encodes it. A label has up to three forms: at the beginning
+with a separator behind it, in the middle, and last. The forms are found by encoding pairs and triples of labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from models.label_trie import ROOT, Branches, LabelTrie, TokenGraph
+
+PROBES = ("0", "가", "Z")  # texts that do not begin alike, so that nothing of a follower is taken for the separator's
+LARGEST_TABLE = 2**25  # entries (nodes times tokens): 128 MB of fp32
+TRIPLES_CHECKED = 300
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Token sequences of the labels, by number, wherever they may stand."""
+
+    alone: list[list[int]]
+    first: list[list[int]]  # with the separator behind
+    middle: list[list[int]]
+    last: list[list[int]]
+
+    def of(self, begins: bool, goes_on: bool) -> list[list[int]]:
+        """The form of labels at the beginning or later, with others behind them or not."""
+        if goes_on:
+            return self.first if begins else self.middle
+        return self.alone if begins else self.last
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere in a form of a label: `written` tokens of it are there already."""
+
+    label: int
+    begins: bool
+    goes_on: bool
+    written: int = 0
+
+
+def joined_label_graph(encode: Encode, texts: Sequence[str], separator: str, end_token: int) -> TokenGraph:
+    """What may follow what, for label texts joined by `separator`.
+
+    What has been written may be the beginning of several texts, so that a node stands for all the places where it may
+    have led (the subset construction of automata).
+
+    Args:
+        encode: gives the tokens of a target text without the end token and without a fixed first token.
+
+    Raises:
+        ValueError: labels whose tokens depend on their neighbours; or too many labels.
+    """
+    if len(texts) == 1:
+        return LabelTrie([encode(texts[0])], end_token).graph
+    forms, count = label_forms(encode, texts, separator), len(texts)
+    known = {token for form in (forms.alone, forms.first, forms.middle, forms.last) for ids in form for token in ids}
+    start = frozenset(_openings(-1, count))
+    nodes = {start: ROOT}
+    children: list[Branches] = []
+    ends: list[int] = []
+    waiting = [start]
+    for places in waiting:  # which grows meanwhile
+        branches: Branches = {}
+        if any(not place.goes_on and not _next_tokens(forms, place) for place in places):
+            ends.append(nodes[places])
+        for token, reached in _steps(forms, places, count).items():
+            if reached not in nodes:
+                nodes[reached] = len(nodes)
+                waiting.append(reached)
+            branches[token] = nodes[reached]
+        children.append(branches)
+        if len(nodes) * (len(known) + 1) > LARGEST_TABLE:
+            raise ValueError(f"{count} labels are too many, or too long, to be joined in a table of what may follow")
+    return TokenGraph(children, ends, end_token, _longest(forms))
+
+
+def _openings(latest: int, count: int) -> list[Place]:
+    """Where a text may go on behind the separator of label `latest`, or begin (-1)."""
+    labels = range(latest + 1, count)
+    return [Place(label, latest < 0, goes_on) for label in labels for goes_on in (False, True)[: count - label]]
+
+
+def _next_tokens(forms: Forms, place: Place) -> list[int]:
+    """The token that follows; none at the end of a form."""
+    return forms.of(place.begins, place.goes_on)[place.label][place.written :][:1]
+
+
+def _steps(forms: Forms, places: Collection[Place], count: int) -> dict[int, frozenset[Place]]:
+    """Every token that may follow, with the places that it leads to."""
+    reached: dict[int, set[Place]] = {}
+    for place in places:
+        for token in _next_tokens(forms, place):
+            step = replace(place, written=place.written + 1)
+            behind = step.goes_on and not _next_tokens(forms, step)
+            reached.setdefault(token, set()).update(_openings(step.label, count) if behind else (step,))
+    return {token: frozenset(found) for token, found in reached.items()}
+
+
+def _longest(forms: Forms) -> int:
+    """Tokens of the longest text, the end token included."""
+    count = len(forms.alone)
+    to_come: dict[int, int] = {}  # behind the separator of a label, or at the beginning (-1)
+    for latest in range(count - 2, -2, -1):
+        going_on, last = (forms.first, forms.alone) if latest < 0 else (forms.middle, forms.last)
+        ending = [len(last[label]) + 1 for label in range(latest + 1, count)]
+        to_come[latest] = max(
+            ending + [len(going_on[label]) + to_come[label] for label in range(latest + 1, count - 1)]
+        )
+    return to_come[-1]
+
+
+def label_forms(encode: Encode, texts: Sequence[str], separator: str) -> Forms:
+    """The forms of every label; those that cannot occur (the last declared one at the beginning) are like the others.
+
+    Raises:
+        ValueError: joined texts that are not made of these forms.
+    """
+    count = len(texts)
+    joined = separator.join
+    followers = (*PROBES, *texts)  # the same behind every label, so that all forms end at the same place
+    first = [_common([encode(joined((text, other))) for other in followers]) for text in texts]
+    middle, last = [], []
+    for label, text in enumerate(texts):
+        leader = 1 if label == 0 else 0
+        begin = len(first[leader])
+        whole = [encode(joined((texts[leader], text, other))) for other in followers]
+        middle.append(_common(whole)[begin:])
+        last.append(encode(joined((texts[leader], text)))[begin:])
+    forms = Forms([encode(text) for text in texts], first, middle, last)
+    for labels in _checked(count):
+        made = first[labels[0]] + [token for label in labels[1:-1] for token in middle[label]] + last[labels[-1]]
+        text = joined(texts[label] for label in labels)
+        if encode(text) != made:
+            raise ValueError(
+                f"the tokens of {text!r} are not those of its labels one after the other; choose another separator,"
+                " for example ', '"
+            )
+    return forms
+
+
+def _checked(count: int) -> list[tuple[int, ...]]:
+    """The label numbers of all pairs, of up to 300 triples all over, and of the longest text."""
+    triples = list(itertools.islice(itertools.combinations(range(count), 3), 100_000))
+    step = max(1, len(triples) // TRIPLES_CHECKED)
+    return [*itertools.combinations(range(count), 2), *triples[::step], tuple(range(count))]
+
+
+def _common(sequences: list[list[int]]) -> list[int]:
+    """The longest beginning that all share."""
+    shortest, longest = min(sequences), max(sequences)
+    length = next(
+        (place for place, token in enumerate(shortest) if place >= len(longest) or token != longest[place]),
+        len(shortest),
+    )
+    return shortest[:length]

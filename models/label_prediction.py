@@ -1,0 +1,100 @@
+"""Labels by their probability, and what the workers are told about labels in general."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibration import Floats, LabelCalibration
+from errors import errors_at
+from models.devices import Devices
+from models.forward import pad_sources
+from models.label_scoring import LabelScorer
+from models.predictions import Prediction
+
+
+@dataclass(frozen=True)
+class LabelDecoding:
+    """How labels are predicted; `mode` is constrained or score, as in -label_decoding.
+
+    With a `separator` a text may be several labels. `calibration` is that of the mode score.
+    """
+
+    mode: str
+    texts: tuple[str, ...]
+    separator: str = ""
+    calibration: LabelCalibration = field(default_factory=LabelCalibration)
+
+    def describe(self) -> list[Any]:
+        """Everything that decides what is predicted, as JSON values."""
+        numbers = self.calibration
+        return [self.mode, list(self.texts), self.separator, list(numbers.log_prior), numbers.temperature]
+
+
+@dataclass(frozen=True)
+class ScoreEngine:
+    """The engine of `-label_decoding score`; calling it loads the model."""
+
+    model: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    labels: LabelDecoding
+    devices: Devices
+
+    def __call__(self, device: torch.device) -> ScorePredictor:
+        return ScorePredictor(*self.model(), self.labels, self.devices, device.index or 0)
+
+
+class ScorePredictor:
+    """A `BatchPredictor` of the most probable label, on the device of process `rank`.
+
+    The score of a prediction is log P(label | source) under the model, without prior, temperature or length.
+
+    Raises:
+        UserError: labels that the model cannot score.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: LabelDecoding,
+        devices: Devices,
+        rank: int = 0,
+    ) -> None:
+        self.devices = devices
+        self.device = devices.device(rank)
+        model.to(self.device).eval()
+        with errors_at("-label_decoding score"):
+            self.scorer = LabelScorer(model, tokenizer, labels.texts)
+        self.labels = labels
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def log_probs(self, sources: Sequence[np.ndarray]) -> Floats:
+        """(rows, labels) log P(label | source)."""
+        with self.devices.autocast():
+            scores = self.scorer(*pad_sources(sources, self.pad_token_id, self.device))
+        log_probs: Floats = scores.cpu().numpy().astype(np.float64)
+        return log_probs
+
+    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
+        log_probs = self.log_probs(sources)
+        best = self.labels.calibration.scores(log_probs).argmax(axis=1).tolist()
+        probabilities = self.labels.calibration.probabilities(log_probs).tolist()
+        return [
+            Prediction(self.labels.texts[label], float(row[label]), label_probabilities=tuple(shares))
+            for label, row, shares in zip(best, log_probs, probabilities, strict=True)
+        ]
+
+
+def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], batch_size: int) -> Floats:
+    """(rows, labels) log P(label | source) of all sources, in their order; like lengths are computed together."""
+    order = np.argsort([-len(source) for source in sources], kind="stable")
+    found = np.empty((len(sources), len(predictor.labels.texts)))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        found[rows] = predictor.log_probs([sources[row] for row in rows])
+    return found

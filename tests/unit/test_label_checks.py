@@ -1,0 +1,95 @@
+"""Flags about labels that exclude each other are told at once, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flag_parsing import parse_flags, to_dict
+from flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
+from inference_validation import check_inference
+from label_checks import label_problems
+from label_maps import LabelMap
+from models.differences import Difference
+from models.durable import CONTENT_KEY
+from models.resuming import flag_differences
+from task_utils import Task
+
+MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
+    "without labels": (
+        ("-label_decoding", "score"),
+        ["-label_decoding score needs labels: give -label_map, or a -task with a label map"],
+    ),
+    "score searches nothing": (
+        (
+            *(
+                "-label_map",
+                "0=a,1=b",
+                "-label_decoding",
+                "score",
+                "-beam_size",
+                4,
+                "-length_penalty",
+                0.5,
+                "-no_repeat_ngram_size",
+                2,
+            ),
+            *("-label_temperature", 2, "-calibrate", "missing.tsv"),
+        ),
+        [
+            "-no_repeat_ngram_size 2: -label_decoding score looks at every label and searches nothing; leave it out",
+            "-beam_size 4: -label_decoding score looks at every label and searches nothing; leave it out",
+            "-length_penalty 0.5: -label_decoding score looks at every label and searches nothing; leave it out",
+            "-calibrate: missing.tsv: no such file",
+            "-calibrate fits the temperature, and -label_temperature 2.0 gives one: leave one of them out",
+        ],
+    ),
+    "probabilities without score": (
+        ("-label_map", "0=a,1=b", "-label_prior", "domain", "-label_temperature", 2, "-label_decoding", "constrained"),
+        [
+            "-label_prior domain is about label probabilities: it goes with -label_decoding score",
+            "-label_temperature 2.0 is about label probabilities: it goes with -label_decoding score",
+        ],
+    ),
+    "several labels have no probability": (
+        ("-label_map", "0=a,1=b", "-label_separator", ", ", "-label_decoding", "score"),
+        [
+            "-label_decoding score gives one label a row, and these rows may have several, joined by ', ';"
+            " use constrained"
+        ],
+    ),
+    "a separator of letters": (
+        ("-label_map", "0=a,1=b", "-label_separator", " and "),
+        [
+            "-label_separator: label separator ' and ': letters and digits could belong to a label; use marks and"
+            " blanks, for example ', '"
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(tmp_path: Path, name: str) -> None:
+    (tmp_path / "rows.txt").write_text("a\n")
+    given, errors = MISTAKES[name]
+    argv = ["-model", "m", "-test_data", str(tmp_path / "rows.txt"), "-task", "seq2seq", *map(str, given)]
+    config, given_names, problems = parse_flags(InferenceConfig, argv)
+    check_inference(config, given_names, problems)
+    assert problems == errors
+
+
+def test_any_label_decoding_goes_with_a_label_map() -> None:
+    labels = LabelMap.parse("0=a,1=b")
+    assert [label_problems(mode, labels) for mode in LABEL_DECODINGS] == [[], [], []]
+    assert label_problems("constrained", labels.joined_by(", ")) == []
+
+
+def test_another_separator_is_another_run() -> None:
+    """The targets differ, although flags, templates and label map are the same."""
+    one = Task("t", "", label_map=LabelMap.parse("0=a,1=b"))
+    several = one.with_label_map(LabelMap.parse("0=a,1=b").joined_by(", "))
+    config = TrainConfig()
+    saved = {CONTENT_KEY: {"flags": to_dict(config), "task": one.to_dict()}}
+    assert flag_differences(saved, config, one) == []
+    assert flag_differences(saved, config, several) == [Difference("-label_separator", None, ", ")]

@@ -1,0 +1,70 @@
+"""Several labels a row: values of the data become one text, whatever their order, and outputs are read back."""
+
+from __future__ import annotations
+
+import pytest
+
+from errors import UserError
+from label_maps import LabelMap
+from task_utils import Task, Template, evaluation_labels
+
+MOODS = LabelMap((("0", "joy"), ("1", "anger"), ("2", "fear")), separator=", ")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("0", "joy"),
+        ("2,0", "joy, fear"),
+        (" fear , joy", "joy, fear"),
+        ("2, anger,0", "joy, anger, fear"),
+        ("joy, joy", None),
+        ("joy, 0", None),
+        ("joy, shame", None),
+        ("joy,", None),
+        ("", None),
+    ],
+)
+def test_values_of_the_data(value: str, text: str | None) -> None:
+    assert MOODS.lookup(value) == text
+
+
+def test_only_the_text_that_training_writes_is_valid() -> None:
+    assert MOODS.labels_of("joy, fear") == ("joy", "fear")
+    assert [MOODS.labels_of(text) for text in ("fear, joy", "joy,fear", "joy, joy", "joy, ", "")] == [None] * 5
+    assert MOODS.joined_by("").labels_of("joy, fear") is None
+
+
+def test_outputs_are_corrected_part_by_part() -> None:
+    assert MOODS.nearest("fear,jo") == "joy, fear"
+    assert MOODS.nearest("joy, yoy") == "joy"
+    assert MOODS.nearest("fear, ") == "fear"  # an output that was cut names no further label
+    assert MOODS.nearest("") == "joy"
+    assert MOODS.nearest("joy, xxxxxx", max_distance=2) is None
+    assert MOODS.correct(["joy", "feer, joy"], 1) == ["joy", "joy, fear"]
+
+
+def test_a_separator_of_blanks_or_marks() -> None:
+    assert MOODS.joined_by(" ").lookup("2   0") == "joy fear"
+    assert MOODS.joined_by(" ").lookup(" ") is None
+    assert MOODS.joined_by("|").lookup("fear | joy") == "joy|fear"
+
+
+def test_separators_that_could_be_part_of_a_label_are_refused() -> None:
+    with pytest.raises(UserError, match="letters and digits could belong to a label"):
+        MOODS.joined_by(" and ")
+    with pytest.raises(UserError, match="text 'great joy' holds the label separator ' '"):
+        LabelMap((("0", "great joy"),), separator=" ")
+    with pytest.raises(UserError, match=r"with a label separator it must be '\{\{ target \}\}'"):
+        evaluation_labels(MOODS, Template("{{ target }}.", "-target_template"))
+
+
+def test_a_task_keeps_its_separator() -> None:
+    task = Task.from_dict({"name": "moods", "label_map": MOODS.to_dict(), "label_separator": ", "})
+    assert task.label_map == MOODS
+    assert Task.from_dict(task.to_dict()) == task
+    assert "label_separator" not in Task("t", "").to_dict()
+    other = task.with_label_map(LabelMap.parse("0=a,1=b"))
+    assert other.label_map == LabelMap((("0", "a"), ("1", "b")), separator=", ")
+    with pytest.raises(UserError, match="label_separator ', ' needs a label_map"):
+        Task.from_dict({"name": "moods", "label_separator": ", "})

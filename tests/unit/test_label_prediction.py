@@ -1,0 +1,189 @@
+"""Labels by their probability: what comes out of a batch, and the priors that are found before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibration import LabelCalibration, log_mean_probability, softmax
+from datamodules.splits import Encoder, prediction_split
+from errors import UserError
+from flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
+from label_preparation import content_free_sources, domain_sources, label_decoding
+from label_report import calibration_settings, with_probabilities
+from metrics import score
+from models.devices import Devices
+from models.generation import DecodingOptions
+from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
+from models.label_scoring import LabelScorer
+from models.predictions import Prediction
+from models.torch_engine import TorchEngine
+from task_utils import LabelMap, Task
+from tests.trained_models import TOKENIZER, encoded, half_trained, words
+
+LABELS = LabelMap.parse("0=a,1=ab,2=c")
+ONE = Devices("cpu", 1, 1, "32-true")
+CPU = torch.device("cpu")
+
+
+def load() -> Any:
+    return half_trained("bart"), TOKENIZER
+
+
+def predictor(**calibration: Any) -> ScorePredictor:
+    labels = LabelDecoding("score", LABELS.texts, calibration=LabelCalibration(**calibration))
+    return ScorePredictor(*load(), labels, ONE)
+
+
+def sources(texts: list[str]) -> list[np.ndarray]:
+    return [np.array(TOKENIZER(text).input_ids) for text in texts]
+
+
+def test_a_prediction_is_the_likeliest_label_with_its_own_score() -> None:
+    texts = words(12, seed=4)
+    expected = LabelScorer(*load(), LABELS.texts)(*encoded(texts)).double().numpy()
+    found = predictor()(range(12), sources(texts))
+    assert [prediction.text for prediction in found] == [LABELS.texts[label] for label in expected.argmax(1)]
+    assert [prediction.score for prediction in found] == expected.max(1).tolist()
+    assert [prediction.label_probabilities for prediction in found] == [
+        tuple(row) for row in softmax(expected).tolist()
+    ]
+
+
+def test_a_prior_changes_the_label_and_leaves_the_score_that_of_the_model() -> None:
+    texts = words(12, seed=4)
+    plain = predictor()(range(12), sources(texts))
+    turned = predictor(log_prior=(0.0, 0.0, -1000.0), temperature=3.0)(range(12), sources(texts))
+    log_probs = LabelScorer(*load(), LABELS.texts)(*encoded(texts)).double().numpy()
+    assert {prediction.text for prediction in plain} != {"c"}
+    assert [prediction.text for prediction in turned] == ["c"] * 12
+    assert [prediction.score for prediction in turned] == log_probs[:, 2].tolist()
+
+
+def test_constrained_search_finds_the_most_probable_label() -> None:
+    texts = words(12, seed=4)
+    labels = LabelDecoding("score", LABELS.texts)
+    options = DecodingOptions(beam_size=3, length_penalty=0.0)
+    found = TorchEngine((load,), options, labels=LABELS.texts)(CPU)(range(12), sources(texts))
+    scored = ScoreEngine(load, labels, ONE)(CPU)(range(12), sources(texts))
+    assert [output.text for output in found] == [output.text for output in scored]
+    joined = TorchEngine((load,), options, labels=("a", "c"), label_separator="|")(CPU)(range(12), sources(texts))
+    assert {output.text for output in joined} <= {"a", "c", "a|c"}
+
+
+def test_batches_by_length_come_back_in_order() -> None:
+    texts = words(23, seed=9)
+    whole = label_log_probs(predictor(), sources(texts), 23)
+    expected = LabelScorer(*load(), LABELS.texts)(*encoded(texts)).double().numpy()
+    np.testing.assert_allclose(whole, expected, atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(label_log_probs(predictor(), sources(texts), 4), expected, atol=1e-5, rtol=1e-6)
+
+
+def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
+    long = LabelDecoding("score", ("a" * 200, "b"))
+    with pytest.raises(UserError, match="-label_decoding score: the longest label has 201 tokens; the model writes at"):
+        ScorePredictor(*load(), long, ONE)
+    with pytest.raises(UserError, match="-label_decoding constrained: the longest label has 201 tokens"):
+        TorchEngine((load,), DecodingOptions(), labels=long.texts)(CPU)
+
+
+# ---- before the first row
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., tuple[LabelDecoding | None, list[str]]]:
+    """`prepared(flag=value, ...)`: what `label_decoding` gives for 5 rows to predict, and what it tells."""
+
+    def get(template: str = "{{ source }}", valid: str = "", **flags: Any) -> tuple[LabelDecoding | None, list[str]]:
+        (tmp_path / "rows.tsv").write_text("abc\t0\ncab\t1\na\t\nfgh\t2\nhh\t1\n")
+        (tmp_path / "valid.tsv").write_text(valid)
+        if valid:
+            flags["calibrate"] = str(tmp_path / "valid.tsv")
+        data = DataFlags(test_data=(str(tmp_path / "rows.tsv"),), header="false")
+        task = Task("t", "", input_template=template, label_map=LABELS)
+        encoder = Encoder(data, LengthFlags(), task, TOKENIZER, 0, tmp_path)
+        split, _ = prediction_split(encoder)
+        config = InferenceConfig(data=data, label=LabelFlags(**flags))
+        lines: list[str] = []
+        return label_decoding(config, LABELS, load, encoder, split, ONE, lambda *told: lines.extend(told)), lines
+
+    return get
+
+
+def test_plain_generation_needs_no_labels(prepared: Any) -> None:
+    assert prepared() == (None, [])
+    assert prepared(label_decoding="constrained") == (LabelDecoding("constrained", LABELS.texts), [])
+    expected = LabelDecoding("score", LABELS.texts, calibration=LabelCalibration((), 2.5))
+    assert prepared(label_decoding="score", label_temperature=2.5) == (expected, [])
+
+
+def test_the_domain_prior_is_the_mean_over_the_input(prepared: Any) -> None:
+    decoding, lines = prepared(label_decoding="score", label_prior="domain")
+    log_probs = LabelScorer(*load(), LABELS.texts)(*encoded(["abc", "cab", "a", "fgh", "hh"]))
+    assert decoding.calibration.log_prior == pytest.approx(log_mean_probability(log_probs.numpy()), abs=1e-5)
+    pairs = zip(LABELS.texts, decoding.calibration.log_prior, strict=True)
+    shares = ", ".join(f"{text} {np.exp(part):.4f}" for text, part in pairs)
+    assert lines == [f"-label_prior domain: mean probabilities of 5 rows of the input: {shares}"]
+
+
+def test_the_contextual_prior_is_of_inputs_without_content(prepared: Any) -> None:
+    decoding, lines = prepared(label_decoding="score", label_prior="contextual", template="say {{ source }}!")
+    log_probs = LabelScorer(*load(), LABELS.texts)(*encoded(["say N/A!", "say [MASK]!", "say !"]))
+    assert decoding.calibration.log_prior == pytest.approx(log_mean_probability(log_probs.numpy()), abs=1e-5)
+    assert lines[0].startswith("-label_prior contextual: mean probabilities of 3 content-free inputs: a ")
+    with pytest.raises(UserError, match="cannot be rendered with 'N/A' as every column"):
+        prepared(label_decoding="score", label_prior="contextual", template="{{ 1 / (source | int) }}")
+
+
+def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
+    from calibration import fit_temperature
+
+    valid = "ab\t0\ncc\t2\nabab\t1\nx\t\nb\tc\n"
+    decoding, lines = prepared(label_decoding="score", label_prior="domain", valid=valid)
+    log_probs = LabelScorer(*load(), LABELS.texts)(*encoded(["ab", "cc", "abab", "b"])).double().numpy()
+    expected = fit_temperature(log_probs - np.array(decoding.calibration.log_prior), [0, 2, 1, 2])
+    assert decoding.calibration.temperature == pytest.approx(expected, rel=1e-4)
+    assert lines[-1] == f"-calibrate: temperature {decoding.calibration.temperature:.6g}, fitted on 4 labelled rows"
+    with pytest.raises(UserError, match="no row has a label; give a labelled validation file"):
+        prepared(label_decoding="score", valid="ab\t\n")
+
+
+def test_the_domain_is_a_thousand_rows_all_over_the_input(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("".join(f"{number}\n" for number in range(2999)))
+    data = DataFlags(test_data=(str(tmp_path / "rows.txt"),), header="false")
+    encoder = Encoder(data, LengthFlags(), Task("t", ""), TOKENIZER, 0, tmp_path)
+    found = domain_sources(prediction_split(encoder)[0])
+    texts = [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in found]
+    assert (len(texts), texts[0], texts[1], texts[-1]) == (1000, "0", "3", "2998")
+
+
+def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
+    encoder = Encoder(DataFlags(), LengthFlags(max_seq_length=4), Task("t", ""), TOKENIZER, 0, tmp_path)
+    assert [len(ids) for ids in content_free_sources(encoder)] == [4, 4, 1]
+
+
+# ---- the report
+
+
+def test_only_rows_with_a_reference_count() -> None:
+    predictions = [Prediction("a", -0.1, label_probabilities=(0.8, 0.1, 0.1))] * 2
+    scores = score(["a", None], ["a", "a"], LABELS)
+    found = with_probabilities(scores, ["a", None], predictions, LABELS)
+    assert found.metrics["brier_score"] == pytest.approx(0.04 + 0.01 + 0.01)
+    assert found.metrics["expected_calibration_error"] == pytest.approx(0.2)
+    assert found.metrics["negative_log_likelihood"] == pytest.approx(-np.log(0.8))
+    assert found.metrics.items() >= scores.metrics.items()
+    nothing = with_probabilities(score([None], ["a"], LABELS), [None], predictions[:1], LABELS)
+    assert (nothing.metrics, nothing.details) == ({}, {})
+
+
+def test_the_prior_in_the_report_is_by_label() -> None:
+    calibration = LabelCalibration(tuple(np.log([0.5, 0.2, 0.3]).tolist()), 2.0)
+    settings = calibration_settings(calibration, LABELS)
+    assert settings == {"temperature": 2.0, "prior": pytest.approx({"a": 0.5, "ab": 0.2, "c": 0.3})}
+    assert calibration_settings(LabelCalibration(), LABELS) == {"temperature": 1.0, "prior": None}
