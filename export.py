@@ -20,7 +20,6 @@ from models.run_folder import CHECKPOINT_FOLDER, holds_run
 USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
-PARITY_TEXTS = ("a", "1, 2, 3", "The quick brown fox.", "가나다 라마바")
 
 
 def main(argv: list[str]) -> int:
@@ -211,7 +210,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     import numpy as np
 
     from models.ctranslate2_conversion import save_converted
-    from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
+    from models.ctranslate2_engine import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
     from models.durable import write_json
     from models.generation import Decoder, DecodingOptions, generation_config
     from models.run_folder import STATE_NAME

@@ -14,6 +14,7 @@ PRECISIONS = ("32", "16", "bf16", "fp16")
 LABEL_DECODINGS = ("generate", "constrained", "score")
 LABEL_PRIORS = ("none", "contextual", "domain")
 FREEZABLE = ("embedding", "encoder", "decoder")
+STANDARD_INPUT = "-"
 ENGINES = ("torch", "ctranslate2")
 EXPORT_FORMATS = ("safetensors", "ctranslate2")
 COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
@@ -31,7 +32,10 @@ class DataFlags:
     )
     valid_data: tuple[str, ...] = flag((), "Validation rows, like -train_data.", metavar="PATH[:N]")
     test_data: tuple[str, ...] = flag(
-        (), "Test rows, like -train_data; the target column may be missing.", metavar="PATH[:N]"
+        (),
+        "Test rows, like -train_data; the target column may be missing. For inference.py '-' is standard input,"
+        " predicted line by line.",
+        metavar="PATH[:N]",
     )
     valid_data_proportions: float = flag(
         0.0,

@@ -6,6 +6,7 @@ goes on where it was. `-h` lists the flags.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 from console import tell
 from errors import RunError, Terminated, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
-from flags import DecodeFlags, InferenceConfig
+from flags import STANDARD_INPUT, InferenceConfig
 from inference_validation import check_inference
-from label_checks import check_labels
-from models.parts_names import is_structured
-from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
+from task_utils import LabelMap, Task, get_task
 from validation import override_task
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from calibration import LabelCalibration
     from datamodules.encoded_split import EncodedSplit
     from models.devices import Devices
-    from models.generation import DecodingOptions
     from models.label_prediction import LabelDecoding
     from models.predictions import Prediction
 
@@ -46,79 +44,64 @@ def main(argv: list[str]) -> int:
     config, given, problems = parse_flags(InferenceConfig, argv)
     check_inference(config, given, problems)
     raise_if_any(problems)
-    return run(config, given)
-
-
-def run(config: InferenceConfig, given: frozenset[str]) -> int:
     from models.environment import quiet_libraries
 
     quiet_libraries()
-    from datamodules.splits import Encoder, prediction_split
-    from label_preparation import label_decoding
-    from models.devices import resolve_devices, use_threads
-    from models.inference_model import inference_models, shared_limits
-    from models.label_prediction import ScoreEngine
-    from models.prediction import Engine, predict
-    from models.torch_engine import TorchEngine
-
-    data, decode = config.data, config.decode
-    models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
-    state = models[0].saved_state()
-    task = resolve_prediction_task(config, state)
-    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    check_labels(config.label.label_decoding, labels)
-    config = with_trained_settings(config, given, state)
-    data = config.data
-    model_config, tokenizer = models[0].config_and_tokenizer()
-    devices = resolve_devices(
-        config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
-    )
-    use_threads(devices)
     with tempfile.TemporaryDirectory() as temporary:
-        cache = Path(data.cache_dir or temporary)
-        source_limit, target_limit = shared_limits(models)
-        encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-        split, lines = prediction_split(encoder)
-        tell(*lines, f"task {task.name}; labels: {labels.describe() if labels else 'free text'}")
-        structured = is_structured(config.output.save_output)
-        options = decoding_options(decode)
-        decoding = label_decoding(config, labels, models[0], encoder, split, devices, tell)
-        engine: Engine = TorchEngine(models, options, structured)
-        if decode.engine == "ctranslate2":
-            from models.engines import convert
-
-            engine = convert(models[0], options, decode.compute_type, structured, split, devices.device(0))
-        elif decoding and decoding.mode == "score":
-            engine = ScoreEngine(models[0], decoding, devices)
-        elif decoding:
-            engine = TorchEngine(models, options, structured, decoding.texts, decoding.separator)
-        began = time.monotonic()
-        with parts_of(config, split, devices, decoding) as parts:
-            with telling_what_is_kept(split, decode.batch_size, parts, bool(config.output.save_output)):
-                predictions = predict(engine, split, decode.batch_size, devices, parts)
-            seconds = time.monotonic() - began
-            tell(f"{len(split):,} rows predicted in {seconds:.1f} s, {len(split) / max(seconds, 1e-9):,.1f} rows/s")
-            finish(config, task, labels, split, predictions, decoding.calibration if decoding else None)
+        work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run
+        work(config, given, Path(temporary))
     return 0
 
 
-def decoding_options(decode: DecodeFlags) -> DecodingOptions:
-    """The options that the flags ask for."""
-    from models.generation import DecodingOptions
-    from models.sampling import SamplingOptions
+def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+    """Predict the rows of files."""
+    from datamodules.splits import prediction_split
+    from inference_setup import find_label_decoding, first_sources, make_engine, prepare
+    from models.prediction import predict
 
-    sampling = SamplingOptions(decode.temperature, decode.top_k, decode.top_p, decode.seed)
-    return DecodingOptions(
-        beam_size=decode.beam_size,
-        length_penalty=decode.length_penalty,
-        max_length=decode.max_predict_length,
-        no_repeat_ngram_size=decode.no_repeat_ngram_size,
-        min_length=decode.min_predict_length,
-        repetition_penalty=decode.repetition_penalty,
-        num_return=decode.num_return,
-        early_stopping=decode.early_stopping,
-        sampling=sampling if decode.do_sample else None,
-    )
+    ready = prepare(config, given, temporary)
+    config, labels = ready.config, ready.labels
+    split, lines = prediction_split(ready.encoder)
+    tell(*lines, f"task {ready.task.name}; labels: {labels.describe() if labels else 'free text'}")
+    decoding = find_label_decoding(ready, split)
+    engine = make_engine(ready, decoding, first_sources(split))
+    began = time.monotonic()
+    with parts_of(config, split, ready.devices, decoding) as parts:
+        with telling_what_is_kept(split, config.decode.batch_size, parts, bool(config.output.save_output)):
+            predictions = predict(engine, split, config.decode.batch_size, ready.devices, parts)
+        seconds = time.monotonic() - began
+        tell(f"{len(split):,} rows predicted in {seconds:.1f} s, {len(split) / max(seconds, 1e-9):,.1f} rows/s")
+        finish(config, ready.task, labels, split, predictions, decoding.calibration if decoding else None)
+
+
+def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+    """Predict the lines of standard input as they come; on standard output are predictions alone."""
+    from datamodules.line_encoding import LineEncoder
+    from inference_setup import make_engine, prepare
+    from metrics import correct
+    from models.ctranslate2_engine import PARITY_TEXTS
+    from models.label_prediction import LabelDecoding
+    from models.prediction_output import one_line
+    from models.streaming import claim_standard_output, stream, waiting_lines
+
+    with claim_standard_output() as output:
+        ready = prepare(config, given, temporary)
+        flags, labels, escapes = config.output, ready.labels, ready.config.data.tsv_escapes
+        encode = LineEncoder(ready.encoder)
+        mode = config.label.label_decoding
+        decoding = LabelDecoding(mode, labels.texts, labels.separator) if labels and mode != "generate" else None
+        engine = make_engine(ready, decoding, encode([text.encode() for text in PARITY_TEXTS]))
+        max_distance = flags.label_max_distance if flags.label_max_distance >= 0 else None
+
+        def line_of(found: Prediction) -> bytes:
+            fixed = correct([found.text], labels, "nearest", max_distance)[0] if labels and nearest else None
+            return f"{one_line(found.text if fixed is None else fixed, escapes)}\n".encode("utf-8", "replace")
+
+        nearest = flags.label_correction == "nearest"
+        with ready.devices.autocast():
+            lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
+            count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output)
+        tell(f"{count:,} lines predicted")
 
 
 @contextmanager

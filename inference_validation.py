@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datamodules.data_paths import parse_data_path
-from flags import InferenceConfig
+from flags import STANDARD_INPUT, InferenceConfig
 from label_checks import check_label_flags
 from models.parts_names import is_structured, parts_folder
 from task_utils import LabelMap, Task, get_task
@@ -27,12 +27,31 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
     """Every problem of an `inference.py` command line, appended to `problems`."""
-    check_data(config.data, problems)
+    streaming = config.data.test_data == (STANDARD_INPUT,)
+    if streaming:
+        _check_streaming(config, problems)
+    else:
+        check_data(config.data, problems)
     task = _check_rows(config, problems)
     _check_outputs(config, problems)
     _check_decoding(config, given, problems)
     check_label_flags(config, task, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
+
+
+def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
+    """Problems of predicting standard input line by line."""
+    place, data, output = f"-test_data {STANDARD_INPUT}", config.data, config.output
+    if data.train_data or data.valid_data:
+        problems.append(f"{place}: standard input stands alone; give no other data")
+    given = [name for name in ("save_output", "save_label", "save_report", "keep_fields") if getattr(output, name)]
+    if given:
+        names = ", ".join(f"-{name}" for name in given)
+        problems.append(f"{place}: predictions go to standard output, a line each; for {names} give a file of rows")
+    if config.device.cpu_processes > 1 or config.device.gpus > 1:
+        problems.append(f"{place}: one device predicts; give -gpus 0 or 1, and no -cpu_processes")
+    if config.label.label_prior != "none" or config.label.calibrate:
+        problems.append(f"{place}: -label_prior and -calibrate need the rows of a file")
 
 
 def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:

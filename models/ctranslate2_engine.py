@@ -35,6 +35,7 @@ from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
 from models.predictions import Prediction
 
 PARITY_ROWS = 16
+PARITY_TEXTS = ("a", "1, 2, 3", "The quick brown fox.", "가나다 라마바")
 NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the first beam that ends
 SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
 

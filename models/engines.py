@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from console import tell
-from datamodules.encoded_split import EncodedSplit
 from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
-from models.ctranslate2_engine import PARITY_ROWS, CTranslate2Engine
+from models.ctranslate2_engine import CTranslate2Engine
 from models.generation import Decoder, DecodingOptions, generation_config
 from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor
@@ -55,10 +56,10 @@ def convert(
     options: DecodingOptions,
     compute_type: str,
     with_scores: bool,
-    split: EncodedSplit,
+    examples: Sequence[np.ndarray],
     device: torch.device,
 ) -> ConvertedModel:
-    """Convert the model, once for all runs, and compare the first rows of `split` with our own engine.
+    """Convert the model, once for all runs, and compare what it makes of `examples` with our own engine.
 
     Raises:
         UserError: the package is missing, the architecture or an option is not supported, or outputs differ.
@@ -70,6 +71,5 @@ def convert(
     converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores)
     engine = converted.load(device)
     tell(*engine.notes())
-    sources = [split.source_ids(row) for row in range(min(PARITY_ROWS, len(split)))]
-    tell(engine.check_parity(Decoder(loaded.to(device), tokenizer, options), sources))
+    tell(engine.check_parity(Decoder(loaded.to(device), tokenizer, options), examples))
     return converted

@@ -4,8 +4,8 @@ A text is labels of the map, each once, in declared order. So what may follow de
 those declared after it, either as the last (then the end token) or with the separator behind it (then the next one).
 No beam has to remember what it has written.
 
-The tokens are those of the whole joined text, as training encodes it. A label has up to four forms: alone, at the beginning
-with a separator behind it, in the middle, and last. They are found by encoding pairs and triples of labels.
+The tokens are those of the whole joined text, as training encodes it. A label has up to four forms: alone, at the
+beginning with a separator behind it, in the middle, and last. They are found by encoding pairs and triples of labels.
 """
 
 from __future__ import annotations

@@ -49,7 +49,12 @@ def write_rows(path: Path, rows: Iterable[OutputRow], escapes: bool, labels: Seq
 
 def plain_lines(texts: Iterable[str], escapes: bool) -> Iterator[str]:
     """A line for each text: line breaks and tabs as escapes, else as blanks."""
-    return map(escape_cell if escapes else flatten_cell, texts)
+    return (one_line(text, escapes) for text in texts)
+
+
+def one_line(text: str, escapes: bool) -> str:
+    """`text` on one line: line breaks and tabs as escapes, else as blanks."""
+    return escape_cell(text) if escapes else flatten_cell(text)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -368,6 +368,15 @@ DECODING = {
         ("-engine", "ctranslate2", "-model", "a", "-model", "b"),
         "-engine ctranslate2 decodes with one -model; several decode together with -engine torch",
     ),
+    "a pipe and a file of predictions": (
+        ("-test_data", "-", "-save_output", "o.txt", "-save_report", "r.json"),
+        "-test_data -: predictions go to standard output, a line each; for -save_output, -save_report give a file of"
+        " rows",
+    ),
+    "a pipe on two processes": (
+        ("-test_data", "-", "-cpu_processes", "2"),
+        "-test_data -: one device predicts; give -gpus 0 or 1, and no -cpu_processes",
+    ),
     "fields in plain lines": (
         ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
         "-keep_fields: give -save_output a file that ends in .jsonl",

@@ -1,0 +1,131 @@
+"""What a prediction needs before its first row: models, task, labels, devices, how to encode and what decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console import tell
+from datamodules.encoded_split import EncodedSplit
+from datamodules.splits import Encoder
+from flags import DecodeFlags, InferenceConfig
+from label_checks import check_labels
+from label_preparation import label_decoding
+from models.ctranslate2_engine import PARITY_ROWS
+from models.devices import Devices, resolve_devices, use_threads
+from models.engines import convert
+from models.generation import DecodingOptions
+from models.inference_model import InferenceModel, inference_models, shared_limits
+from models.label_prediction import LabelDecoding, ScoreEngine
+from models.parts_names import is_structured
+from models.prediction import Engine
+from models.sampling import SamplingOptions
+from models.torch_engine import TorchEngine
+from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
+from validation import override_task
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A command line resolved: `config` has the training's settings in place of those that were not given."""
+
+    config: InferenceConfig
+    models: tuple[InferenceModel, ...]
+    task: Task
+    labels: LabelMap | None  # as they are predicted
+    devices: Devices
+    encoder: Encoder
+
+
+def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> Ready:
+    """Resolve the flags against the model, without loading its weights.
+
+    Args:
+        temporary: folder of the encoded rows where no -cache_dir is given.
+
+    Raises:
+        UserError: a model that cannot be read, a task that it does not fit, devices that are not there.
+    """
+    data = config.data
+    models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
+    state = models[0].saved_state()
+    task = resolve_prediction_task(config, state)
+    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    check_labels(config.label.label_decoding, labels)
+    config = with_trained_settings(config, given, state)
+    data = config.data
+    model_config, tokenizer = models[0].config_and_tokenizer()
+    devices = resolve_devices(
+        config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
+    )
+    use_threads(devices)
+    source_limit, target_limit = shared_limits(models)
+    cache = Path(data.cache_dir or temporary)
+    encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
+    return Ready(config, models, task, labels, devices, encoder)
+
+
+def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
+    """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts."""
+    if config.model.task:
+        task = get_task(config.model.task)
+    elif state.get("task"):
+        task = Task.from_dict(state["task"])
+    else:
+        task = get_task("seq2seq")
+    return override_task(task, config.data)
+
+
+def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:
+    """The config with the training's settings of the data in place of those that were not given."""
+    saved = state.get("flags", {})
+
+    def taken(*names: str) -> dict[str, Any]:
+        return {name: saved[name] for name in names if name not in given and name in saved}
+
+    data = replace(config.data, **taken("tsv_escapes"))
+    return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
+
+
+def decoding_options(decode: DecodeFlags) -> DecodingOptions:
+    """The options that the flags ask for."""
+    sampling = SamplingOptions(decode.temperature, decode.top_k, decode.top_p, decode.seed)
+    return DecodingOptions(
+        beam_size=decode.beam_size,
+        length_penalty=decode.length_penalty,
+        max_length=decode.max_predict_length,
+        no_repeat_ngram_size=decode.no_repeat_ngram_size,
+        min_length=decode.min_predict_length,
+        repetition_penalty=decode.repetition_penalty,
+        num_return=decode.num_return,
+        early_stopping=decode.early_stopping,
+        sampling=sampling if decode.do_sample else None,
+    )
+
+
+def first_sources(split: EncodedSplit) -> list[np.ndarray]:
+    """Token ids of the first rows, on which engines are compared."""
+    return [split.source_ids(row) for row in range(min(PARITY_ROWS, len(split)))]
+
+
+def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | None:
+    """How labels are predicted; None for plain generation."""
+    config = ready.config
+    return label_decoding(config, ready.labels, ready.models[0], ready.encoder, split, ready.devices, tell)
+
+
+def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence[np.ndarray]) -> Engine:
+    """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`."""
+    decode, models, devices = ready.config.decode, ready.models, ready.devices
+    options, with_scores = decoding_options(decode), is_structured(ready.config.output.save_output)
+    if decode.engine == "ctranslate2":
+        return convert(models[0], options, decode.compute_type, with_scores, examples, devices.device(0))
+    if decoding is None:
+        return TorchEngine(models, options, with_scores)
+    if decoding.mode == "score":
+        return ScoreEngine(models[0], decoding, devices)
+    return TorchEngine(models, options, with_scores, decoding.texts, decoding.separator)

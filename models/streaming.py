@@ -1,0 +1,68 @@
+"""Lines from standard input to predictions on standard output, in order, as they come.
+
+A batch is whatever lines have come when the batch before is done, up to -batch_size: a single line that a person types
+is answered at once, and a fast pipe fills whole batches.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from models.predictions import BatchPredictor, Prediction
+
+BLOCK_BYTES = 1 << 16
+
+
+def waiting_lines(descriptor: int, most: int) -> Iterator[list[bytes]]:
+    """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well."""
+    pending, ended = b"", False
+    while not ended:
+        while not ended and (b"\n" not in pending or (pending.count(b"\n") < most and _has_more(descriptor))):
+            block = os.read(descriptor, BLOCK_BYTES)
+            pending += block
+            ended = not block
+        *lines, pending = pending.split(b"\n")
+        if ended and pending:
+            lines.append(pending)
+        for start in range(0, len(lines), most):
+            yield lines[start : start + most]
+
+
+def _has_more(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+def claim_standard_output() -> BinaryIO:
+    """Standard output for predictions alone: everything that is printed from here on goes to standard error."""
+    sys.stdout.flush()
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return output
+
+
+def stream(
+    batches: Iterator[list[bytes]],
+    encode: Callable[[Sequence[bytes]], list[np.ndarray]],
+    predictor: BatchPredictor,
+    line_of: Callable[[Prediction], bytes],
+    output: BinaryIO,
+) -> int:
+    """Predict batch after batch, write a line for each and flush; returns the number of lines.
+
+    Raises:
+        BrokenPipeError: nobody reads the output any more.
+    """
+    count = 0
+    for lines in batches:
+        row_ids = range(count, count + len(lines))
+        predictions = predictor(row_ids, encode(lines))
+        output.write(b"".join(map(line_of, predictions)))
+        output.flush()
+        count += len(lines)
+    return count
