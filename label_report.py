@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,12 @@ def with_probabilities(
     """`scores` with the metrics of label probabilities, over the rows that have a reference."""
     number = {text: label for label, text in enumerate(labels.texts)}
     found = ProbabilityScores()
-    for start in range(0, len(predictions), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        known = [
-            (prediction.label_probabilities, number[reference])
-            for prediction, reference in zip(predictions[part], references[part], strict=True)
-            if reference is not None and prediction.label_probabilities
-        ]
+    rows = (
+        (prediction.label_probabilities, number[reference])
+        for prediction, reference in zip(predictions, references, strict=True)
+        if reference is not None and prediction.label_probabilities
+    )
+    while known := list(itertools.islice(rows, ROWS_AT_ONCE)):
         found.add([probabilities for probabilities, _ in known], [label for _, label in known])
     metrics = found.metrics()
     details = {name: text for name, text in DETAILS.items() if name in metrics}

@@ -10,6 +10,7 @@ A small BART is trained first. Results are printed and, with -output, written as
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -160,25 +161,27 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         model = trained(folder)
         data = write_tsv(folder / "data.tsv", letter_rows(options.rows, 3))
         flags = {"model": model, "test_data": data, "save_output": folder / "out.txt", "batch_size": 256, "gpus": 0}
-        process = start([sys.executable, "inference.py", *flag_list({**flags, "max_predict_length": 4})])
-        watched = psutil.Process(process.pid)
-        parts = folder / "out.txt.parts"
-        times: list[tuple[float, int]] = []
-        peak = {"predicting": 0, "writing and scoring": 0}
-        os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
-        printed = ""
-        while process.poll() is None:
-            count = len(list(parts.glob("part-*"))) if parts.is_dir() else 0
-            if count and (not times or times[-1][1] != count):
-                times.append((time.monotonic(), count))
-            writing = "rows predicted in" in printed
-            phase = "writing and scoring" if writing else "predicting"
-            try:
-                peak[phase] = max(peak[phase], watched.memory_info().rss)
-            except psutil.NoSuchProcess:
-                break
-            printed += process.stdout.read() or ""  # type: ignore[union-attr]
-            time.sleep(0.2)
+        with open(folder / "printed.txt", "w+", encoding="utf-8") as printed:
+            process = subprocess.Popen(
+                [sys.executable, "inference.py", *flag_list({**flags, "max_predict_length": 4})],
+                cwd=ROOT,
+                env=environment(),
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+            )
+            watched = psutil.Process(process.pid)
+            parts = folder / "out.txt.parts"
+            times: list[tuple[float, int]] = []
+            peak = {"predicting": 0, "writing and scoring": 0}
+            while process.poll() is None:
+                count = len(list(parts.glob("part-*"))) if parts.is_dir() else 0
+                if count and (not times or times[-1][1] < count):
+                    times.append((time.monotonic(), count))
+                told = (folder / "printed.txt").read_text(encoding="utf-8")
+                phase = "writing and scoring" if "rows predicted in" in told else "predicting"
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    peak[phase] = max(peak[phase], watched.memory_info().rss)
+                time.sleep(0.2)
         lines = (folder / "out.txt").read_bytes().count(b"\n")
         rows_of_a_part = options.rows / max(count for _, count in times)
         tenth = max(1, len(times) // 10)
@@ -193,7 +196,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             "peak_bytes": peak,
             "rows_per_second_first_tenth": rate(0, tenth),
             "rows_per_second_last_tenth": rate(-1 - tenth, -1),
-            "told": re.findall(r".*rows predicted in.*", printed),
+            "told": re.findall(r".*rows predicted in.*", told),
         }
 
 
