@@ -112,6 +112,8 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
     except NotFiniteError:
         if is_first_process():
             raise
+    finally:
+        stop.release()
     return 0
 
 
@@ -191,7 +193,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         raise
     finally:
         process_watch(trainer).switch_off()
-        stop.release()
+        stop.talk = False  # no optimizer step is left to stop after
     say(*closing_lines(folder, checkpointer, trainer.global_step))
 
 

@@ -59,6 +59,7 @@ class StopSignal:
         self.talk = talk
         self.requeue = requeue
         self._process = os.getpid()
+        self._unwinds = False
         self._before: dict[int, Any] = {}
 
     def watch_saves(self) -> None:
@@ -83,21 +84,27 @@ class StopSignal:
         Raises:
             TrainingStopped: with `words`; also for a signal that came earlier.
         """
-        signums = (*STOPPING, signal.SIGUSR1) if self.requeue else STOPPING
-        before = {signum: signal.signal(signum, self._unwind) for signum in signums}
+        before: dict[int, Any] = {}
+        self._unwinds = True
         try:
+            for signum in (*STOPPING, signal.SIGUSR1) if self.requeue else STOPPING:
+                before[signum] = signal.signal(signum, self._unwind)
             if self.received:
                 raise Terminated
             yield
         except Terminated:
             raise TrainingStopped(words, self.received) from None
         finally:
+            self._unwinds = False
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
     def _unwind(self, signum: int, _: FrameType | None) -> None:
-        self.received = self.received or signum
-        raise Terminated
+        if self.received and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        if self._unwinds and not self.received:
+            self.received = signum
+            raise Terminated
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader process inherits the handler; it lives as long as its parent

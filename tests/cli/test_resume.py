@@ -68,14 +68,28 @@ def test_resuming_into_a_new_folder_takes_the_best_along(whole_run: Path, letter
     assert "trained to optimizer step 21; best val_loss" in result.out
     assert (tmp_path / "new" / "best" / "model.safetensors").is_file()
     assert [entry["epoch"] for entry in json.loads((tmp_path / "new" / "log.json").read_text())] == [2]
+    again = train(*flag_list(flags))
+    assert again.code == 2
+    assert again.errors == [
+        f"-save_path {tmp_path / 'new'}: holds what became of -resume_checkpoint {whole_run / 'run'};"
+        " -resume_checkpoint last goes on with it, or choose another folder"
+    ]
 
 
 def test_finished_run_says_so(whole_run: Path, letters: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole_run / "run", tmp_path / "run")
     before = listing(run)
     result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run)), "-resume_checkpoint", "last")
-    assert result.out == "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
+    finished = "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
+    assert result.out == finished
     assert listing(run) == before
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "other", test_data=letters / "test.tsv")
+    result = train_ok(*flag_list(flags), "-resume_checkpoint", run)
+    assert result.out == (
+        f"{finished}no test rows are scored: there is no {tmp_path / 'other' / 'best'}; the finished run is"
+        f" {run / 'saved_checkpoints' / 'last.ckpt'}\n"
+    )
+    assert not (tmp_path / "other").exists()
 
 
 REFUSED = {
