@@ -54,7 +54,7 @@ class StopSignal:
     """
 
     def __init__(self, talk: bool, requeue: bool = False) -> None:
-        self.received = 0
+        self.received: int = 0
         self.save_requested = False
         self.talk = talk
         self.requeue = requeue
