@@ -54,7 +54,7 @@ class StopSignal:
     """
 
     def __init__(self, talk: bool, requeue: bool = False) -> None:
-        self.received: int = 0
+        self.received = 0
         self.save_requested = False
         self.talk = talk
         self.requeue = requeue
@@ -96,8 +96,8 @@ class StopSignal:
             raise TrainingStopped(words, self.received) from None
         finally:
             self._unwinds = False
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _unwind(self, signum: int, _: FrameType | None) -> None:
         if self.received and signum == signal.SIGINT:

@@ -48,9 +48,9 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def train(*flags: str | Path | int | float) -> Result:
+def train(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
     """`python train.py FLAGS`."""
-    return run(sys.executable, "train.py", *map(str, flags))
+    return run(sys.executable, "train.py", *map(str, flags), env=env)
 
 
 def train_ok(*flags: str | Path | int | float) -> Result:
