@@ -66,11 +66,9 @@ class ProcessWatch(threading.Thread):
     def words(self) -> str:
         """Which process died, and how."""
         rank, code = self.died or (0, 0)
-        how = (
-            f"was ended by {signal.Signals(-code).name} (out of memory, perhaps)"
-            if code < 0
-            else f"ended with code {code}; it told why above"
-        )
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}; it told why above"
+        if code == -signal.SIGKILL:
+            how += " (out of memory, perhaps)"
         return (
             f"process {rank} of {len(self.processes) + 1} {how}; what was saved is whole, and -resume_checkpoint last"
             " goes on from it"
