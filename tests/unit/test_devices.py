@@ -11,6 +11,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from errors import UserError
 from models.devices import Devices, check_launcher, use_threads
 from models.strategies import _Launcher, cluster_environment
+from validation import started_by_launcher
 
 TWO = Devices("cpu", 2, 1, "32-true")
 STARTED_BY_SRUN = {
@@ -25,7 +26,7 @@ STARTED_BY_SRUN = {
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The variables of a batch script that asked for two tasks; to add those of srun."""
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name == "RANK"]:
         monkeypatch.delenv(name)
     for name, value in {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -34,6 +35,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_without_srun_the_first_process_starts_the_others(slurm: pytest.MonkeyPatch) -> None:
     check_launcher(TWO)
+    assert not started_by_launcher()
     assert type(cluster_environment(TWO)).__name__ == "LightningEnvironment"
     slurm.setenv("TORCHELASTIC_RUN_ID", "run")
     assert cluster_environment(TWO) is None
@@ -47,6 +49,7 @@ def test_tasks_of_srun_are_the_processes(slurm: pytest.MonkeyPatch) -> None:
         slurm.setenv(name, value)
     slurm.setenv("SLURM_NTASKS_PER_NODE", "2")
     check_launcher(TWO)
+    assert started_by_launcher()
     environment = cluster_environment(TWO)
     assert type(environment).__name__ == "SLURMEnvironment"
     assert environment is not None
