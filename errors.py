@@ -37,6 +37,10 @@ class RunError(Exception):
     """A run that cannot go on for a reason the flags did not show (a NaN loss, a full disk); exit code 1."""
 
 
+class NotFiniteError(RunError):
+    """NaN or infinity in training: found on every rank at the same step, so that the first one tells it for all."""
+
+
 def raise_if_any(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem; do nothing when there is none."""
     found = tuple(problems)

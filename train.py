@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import tell
-from errors import RunError, Terminated, UserError, raise_if_any, run_command
+from errors import NotFiniteError, UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help, without_flags
 from flags import TrainConfig
 from models.run_folder import CACHE_FOLDER, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import Task
-from validation import check_train, is_first_process, resume_candidates
+from validation import check_train, is_first_process, resume_candidates, started_by_launcher
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoded_split import EncodedSplit
@@ -97,41 +96,46 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
             tested = data.test_data or data.test_data_proportions or hub_test_rows(data, task)
             if not finished or not tested or (folder / TEST_REPORT).exists():
                 return 0
+            if not (folder / "best").exists():
+                say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed['path']}")
+                return 0
     try:
         with nothing_kept_on_user_error(folder / CACHE_FOLDER) if is_first_process() else nullcontext():
             prepared = prepare(config, task, resumed, say)
         if not finished:
             fit(prepared, stop)
+        if is_first_process() and prepared.splits.test is not None:
+            with stop.ending_at_once("the training is complete, the test rows are not scored"):
+                score_test_rows(prepared, prepared.splits.test)
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
-    except RunError:
+    except NotFiniteError:
         if is_first_process():
             raise
-        return 0  # every rank stops alike, and the first one tells
-    if is_first_process() and not stop.received and prepared.splits.test is not None:
-        score_test_rows(prepared, prepared.splits.test, argv)
-    return 128 + stop.received if stop.received and is_first_process() else 0
+    finally:
+        stop.release()
+    return 0
 
 
-def score_test_rows(prepared: Prepared, test: EncodedSplit, argv: list[str]) -> None:
+def score_test_rows(prepared: Prepared, test: EncodedSplit) -> None:
     """Predict the test rows with best/ and print their report."""
     from models.test_report import report_test_split
 
     config = prepared.config
     folder = Path(config.run.save_path)
-    try:
-        say(*report_test_split(folder, test, prepared.task, prepared.labels, config, prepared.devices))
-    except (KeyboardInterrupt, Terminated):
-        say("the training is complete; this scores the test rows:", "  " + resume_command(argv, config.run.seed))
-        raise
+    say(*report_test_split(folder, test, prepared.task, prepared.labels, config, prepared.devices))
 
 
 def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -> int:
     """Say how to go on, or put the job into the queue again; returns the exit code."""
     if not is_first_process():
         return 0
-    say(f"{stopped}; this resumes it:", "  " + resume_command(argv, config.run.seed))
-    if config.run.requeue and stopped.signum in (0, signal.SIGUSR1):
+    command = resume_command(argv, config.run.seed, stopped.steps_are_done)
+    if started_by_launcher():
+        say(f"{stopped}; started as before with these flags it goes on:", "  " + shlex.join(command[2:]))
+    else:
+        say(f"{stopped}; this resumes it:", "  " + shlex.join(command))
+    if config.run.requeue and stopped.out_of_time:
         from models.slurm import requeue
 
         say(requeue())
@@ -152,7 +156,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     from models.run_log import RunLog
     from models.run_setup import closing_lines, open_run_folder, resolved_settings, summary_lines
     from models.signals import TrainingStopped
-    from models.trainer import build_module, build_trainer, end_other_processes
+    from models.trainer import build_module, build_trainer, process_watch
 
     config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
     folder = Path(config.run.save_path)
@@ -185,17 +189,24 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     except TrainingStopped:
         raise  # on every rank alike
     except BaseException as error:
-        end_other_processes(trainer, error)
+        process_watch(trainer).end_all(error)
         raise
     finally:
-        stop.release()
+        process_watch(trainer).switch_off()
+        stop.talk = False  # no optimizer step is left to stop after
     say(*closing_lines(folder, checkpointer, trainer.global_step))
 
 
-def resume_command(argv: list[str], seed: int) -> str:
-    """The command line that continues this run; `seed` is the one in force where -seed below 0 drew one."""
-    kept = without_flags(argv, ("resume_checkpoint", "resume_force", "overwrite", "seed"))
-    return shlex.join(["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"])
+def resume_command(argv: list[str], seed: int, steps_are_done: bool = False) -> list[str]:
+    """The words of the command line that continues this run.
+
+    Args:
+        seed: the one in force where -seed below 0 drew one.
+        steps_are_done: leaves out -max_steps, which would end the run at once.
+    """
+    dropped = ["resume_checkpoint", "resume_force", "overwrite", "seed", "requeue"]
+    kept = without_flags(argv, [*dropped, "max_steps"] if steps_are_done else dropped)
+    return ["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"]
 
 
 if __name__ == "__main__":

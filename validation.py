@@ -25,6 +25,7 @@ from models.run_folder import (
     run_flags,
     validated_checkpoint,
 )
+from models.slurm import step_tasks
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
 LOSS_MONITORS = ("val_loss", "token_accuracy")
@@ -38,6 +39,11 @@ def is_first_process() -> bool:
     # A process that Lightning started inside one SLURM task has that task's SLURM_PROCID, and a LOCAL_RANK of its own.
     names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def started_by_launcher() -> bool:
+    """Whether torchrun, or srun with several tasks, started this process together with others."""
+    return "RANK" in os.environ or step_tasks() > 1
 
 
 def override_task(task: Task, data: DataFlags) -> Task:
@@ -118,8 +124,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
     if config.device.num_nodes > 1 and (config.device.cpu_processes or config.device.gpus == 0):
         problems.append("-num_nodes above 1 goes with GPUs; -gpus 0 and -cpu_processes are for one machine")
-    launched = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
-    if config.run.seed < 0 and (config.device.num_nodes > 1 or launched):
+    if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     _check_monitor(config, task, problems)
     _check_save_path(config, given, problems)
@@ -255,9 +260,14 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
         )
     elif resumed:
         if holds_run(folder) and not _began_from(folder, resumed):
+            value = config.run.resume_checkpoint
+            continued = (run_flags(folder) or {}).get("resume_checkpoint") == value and bool(checkpoints_of(folder))
             problems.append(
-                f"-save_path {folder}: already holds another run than that of -resume_checkpoint {resumed}; choose"
-                " another folder"
+                f"-save_path {folder}: holds what became of -resume_checkpoint {value}; -resume_checkpoint last goes on"
+                " with it, or choose another folder"
+                if continued
+                else f"-save_path {folder}: already holds another run than that of -resume_checkpoint {resumed};"
+                " choose another folder"
             )
     elif config.run.overwrite:
         _check_overwritten_inputs(config, folder, problems)

@@ -121,7 +121,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, float]:
         Clock.flops.append(training_flops(module.model, rows, length, batch["labels"].shape[1]))
         Clock.times.append(time.perf_counter())
         if len(Clock.times) == options.steps + options.warm_up:
-            raise TrainingStopped(0, "timed")
+            raise TrainingStopped("timed", 0)
 
     Checkpointer.on_train_batch_end = timed  # type: ignore[method-assign]
     shard = Path(options.work) / "rows.tsv"

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 
 from console import tell
-from errors import RunError
+from errors import NotFiniteError
 from flags import RunFlags
 from models.durable import CONTENT_KEY, FORMAT_VERSION, link_file
 from models.exports import Exported, write_export
@@ -183,7 +183,7 @@ class Checkpointer(pl.Callback):
     def _note_score(self, score: float, step: int) -> bool:
         """Whether `score` is the best so far; remembers it."""
         if math.isnan(score):
-            raise RunError(f"-monitor {self.flags.monitor}: the validation gave no such figure, or NaN")
+            raise NotFiniteError(f"-monitor {self.flags.monitor}: the validation gave no such figure, or NaN")
         sign = -1 if lower_is_better(self.flags.monitor) else 1
         better = self.best_score is None or sign * score > sign * self.best_score
         if better:
@@ -229,8 +229,8 @@ class Checkpointer(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, signum: int, limit: str) -> None:
         self._save_last(trainer, pl_module)
-        reached = "" if signum else f"{limit} is reached: "
-        raise TrainingStopped(signum, f"{reached}stopped at optimizer step {trainer.global_step} and saved")
+        words = f"stopped at optimizer step {trainer.global_step} and saved"
+        raise TrainingStopped(words, signum, "" if signum else limit)
 
     # ---- writing
 
@@ -294,7 +294,7 @@ class Checkpointer(pl.Callback):
         pl_module.raise_if_not_finite()
         finite = torch.stack([torch.isfinite(p.detach()).all() for p in pl_module.parameters()]).all()
         if not bool(finite):
-            raise RunError(
+            raise NotFiniteError(
                 f"the weights became NaN or infinite at optimizer step {pl_module.trainer.global_step}; nothing of it"
                 " was saved. Likely causes: a learning rate that is too high, or fp16 arithmetic."
             )

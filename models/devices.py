@@ -11,6 +11,7 @@ import torch
 
 from errors import UserError
 from models.loading import FP16_UNSAFE
+from models.slurm import step_tasks
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,30 @@ def resolve_devices(
 
 
 def check_launcher(devices: Devices) -> None:
-    """Refuse a run whose launcher (torchrun) started another number of processes than the flags ask for.
+    """Refuse a run whose launcher (torchrun, srun) started other processes than the flags ask for.
 
     Raises:
         UserError: names both numbers.
     """
     launched = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    if launched is not None and launched != str(devices.world_size):
+    if launched is not None:
+        if launched != str(devices.world_size):
+            raise UserError(
+                f"the launcher started {launched} processes (WORLD_SIZE), and -gpus, -cpu_processes and -num_nodes make"
+                f" {devices.world_size}: give the same number"
+            )
+        return
+    tasks, nodes = step_tasks(), int(os.environ.get("SLURM_NNODES", "1"))
+    if tasks == 1:
+        return
+    if (tasks, nodes) != (devices.world_size, devices.num_nodes):
         raise UserError(
-            f"the launcher started {launched} processes (WORLD_SIZE), and -gpus, -cpu_processes and -num_nodes make"
-            f" {devices.world_size}: give the same number"
+            f"srun started {tasks} tasks on {nodes} nodes, and -gpus, -cpu_processes and -num_nodes make"
+            f" {devices.world_size} on {devices.num_nodes}: give the same numbers, or start one task on one node, which"
+            " starts the others itself"
         )
+    if int(os.environ.get("SLURM_LOCALID", "0")) >= devices.count:
+        raise UserError(f"srun started more tasks on one node than on another: srun --ntasks-per-node={devices.count}")
 
 
 def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
@@ -95,11 +109,15 @@ def use_threads(devices: Devices, resumed: int = 0) -> int:
     Args:
         resumed: the threads of the run that is continued on a CPU: with another number sums are rounded differently.
     """
+    given, on_cpu = "OMP_NUM_THREADS" in os.environ, devices.accelerator == "cpu"
     if resumed:
         torch.set_num_threads(resumed)
-    if resumed or ("OMP_NUM_THREADS" in os.environ and devices.count == 1):
-        return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // devices.count) if devices.accelerator == "cpu" else torch.get_num_threads()
-    torch.set_num_threads(threads)
-    return threads
+    elif devices.count > 1 and (on_cpu or not given):  # on the CPU torchrun's own choice of 1 is not taken over
+        torch.set_num_threads(max(1, _cores() // devices.count))
+    elif on_cpu and not given:
+        torch.set_num_threads(_cores())
+    return torch.get_num_threads()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import RunError
+from errors import NotFiniteError
 from flags import ADAM_RATE, OptimFlags
 from models.forward import decode_teacher_forced, pad_sources
 from models.generation import Decoder, DecodingOptions
@@ -210,7 +210,7 @@ class Seq2SeqModule(pl.LightningModule):
         step = self.meter.first_bad_step(self.device, self.trainer.world_size)
         if step is None:
             return
-        raise RunError(
+        raise NotFiniteError(
             f"the loss or the gradient became NaN or infinite at optimizer step {step}; best/, last/ and the"
             " checkpoints are as they were before. Likely causes: a learning rate that is too high (try a tenth of"
             " -learning_rate, or -warmup_steps), fp16 arithmetic (use -float_precision bf16 or 32), or a damaged"

@@ -6,30 +6,45 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from errors import Terminated
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingStopped(Exception):
-    """Raised at a step boundary after the run was saved, on every rank.
+    """Raised at a step boundary after the run was saved, on every rank; and when the test rows are not scored.
 
     Args:
+        words: what was stopped, and where.
         signum: the signal that asked for it; 0 = a limit of the flags was reached.
-        reason: what to tell the user.
+        limit: that limit, flag and value.
     """
 
-    def __init__(self, signum: int, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, words: str, signum: int, limit: str = "") -> None:
+        super().__init__(f"{limit} is reached: {words}" if limit else words)
         self.signum = signum
+        self.limit = limit
 
     @property
     def exit_code(self) -> int:
         """128 + signal, as shells have it; 0 for a limit, which is no failure."""
         return 128 + self.signum if self.signum else 0
+
+    @property
+    def steps_are_done(self) -> bool:
+        """Whether -max_steps was the limit: the same command line again would train no step."""
+        return self.limit.startswith("-max_steps ")
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time was the reason, the job's (SIGUSR1) or -max_hours: more of it trains on."""
+        return self.signum == signal.SIGUSR1 or self.limit.startswith("-max_hours ")
 
 
 class StopSignal:
@@ -43,10 +58,12 @@ class StopSignal:
         self.save_requested = False
         self.talk = talk
         self.requeue = requeue
+        self._process = os.getpid()
+        self._unwinds = False
         self._before: dict[int, Any] = {}
 
     def watch_saves(self) -> None:
-        """Take over SIGUSR1, which would end a process that does not handle it, for good."""
+        """Take over SIGUSR1, which would end a process that does not handle it."""
         signal.signal(signal.SIGUSR1, self._handle)
 
     def install(self) -> None:
@@ -55,11 +72,45 @@ class StopSignal:
             self._before.setdefault(signum, signal.signal(signum, self._handle))
 
     def release(self) -> None:
-        """Give SIGINT and SIGTERM back to whoever had them: there is no training step left to stop after."""
+        """Give SIGINT and SIGTERM back to whoever had them, and ignore SIGUSR1: no training step is left."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    @contextmanager
+    def ending_at_once(self, words: str) -> Iterator[None]:
+        """Within it a signal that stops has no step to wait for.
+
+        Raises:
+            TrainingStopped: with `words`; also for a signal that came earlier.
+        """
+        before: dict[int, Any] = {}
+        self._unwinds = True
+        try:
+            for signum in (*STOPPING, signal.SIGUSR1) if self.requeue else STOPPING:
+                before[signum] = signal.signal(signum, self._unwind)
+            if self.received:
+                raise Terminated
+            yield
+        except Terminated:
+            raise TrainingStopped(words, self.received) from None
+        finally:
+            self._unwinds = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _unwind(self, signum: int, _: FrameType | None) -> None:
+        if self.received and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        if self._unwinds and not self.received:
+            self.received = signum
+            raise Terminated
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader process inherits the handler; it lives as long as its parent
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+            return
         if self.received and signum == signal.SIGINT:
             os._exit(128 + signum)
         if signum == signal.SIGUSR1 and not self.requeue:

@@ -8,6 +8,19 @@ import subprocess
 from errors import RunError
 
 
+def in_job() -> bool:
+    """Whether this process belongs to a SLURM job."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def step_tasks() -> int:
+    """The tasks that srun started together with this one; 1 where none did (a batch script, a login shell).
+
+    SLURM_NTASKS does not tell: a batch script has it too, for what the job asked for.
+    """
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if in_job() else 1
+
+
 def job_id() -> str:
     """The number that scontrol knows this job by; that of one task of an array is ARRAY_TASK."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from transformers import PreTrainedConfig
 
 from models.devices import Devices
+from models.process_watch import ProcessWatch
+from models.slurm import in_job, step_tasks
 
 
 def lightning_strategy(devices: Devices, strategy: str) -> Any:
@@ -19,8 +27,41 @@ def lightning_strategy(devices: Devices, strategy: str) -> Any:
     return _DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
+def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
+    """Who starts the processes in a SLURM job: srun, or else this process; None where Lightning finds that out itself.
+
+    Lightning takes the number of tasks that the job asked for as that of the processes, whether srun started them or
+    not: a run without srun would be a part of a run that never begins, or one process where several were asked for.
+    """
+    if not in_job() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    if step_tasks() == 1:
+        return LightningEnvironment()
+    # check_launcher saw to it that there is a task for each device; Lightning wants it to be asked for in these words.
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices.count))
+    return SLURMEnvironment(auto_requeue=False)
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Starts the other processes of this machine and watches them; the threads stay as they were shared out."""
+
+    watch: ProcessWatch | None = None
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        del trainer
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            self.watch = ProcessWatch(self.procs)
+            self.watch.start()
+        return function(*args, **kwargs)
+
+
 class _DDPStrategy(DDPStrategy):
     """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def configure_ddp(self) -> None:
         module: Any = self.lightning_module

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,17 +9,16 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.batching import BatchPlan
-from errors import RunError, UserError
+from errors import UserError
 from flags import TrainConfig
 from models.checkpoint_io import DurableCheckpointIO
 from models.devices import Devices
 from models.generation import DecodingOptions, generation_config
 from models.loop_state import take_over_loop
+from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
-from models.strategies import lightning_strategy
+from models.strategies import cluster_environment, lightning_strategy
 from task_utils import LabelMap, Task
-
-SECONDS_TO_DIE = 3.0  # between the closing of a process's connections and its end
 
 
 def build_module(
@@ -63,6 +60,9 @@ def build_trainer(
     Args:
         validates: whether there are validation rows.
         resumed: the checkpoint that the run continues.
+
+    Raises:
+        UserError: the processes that were started are not those that the flags ask for.
     """
     accumulate = config.batch.grad_acc
     interval = max(1, round(plan.num_steps * config.run.valid_check_interval)) * accumulate
@@ -83,33 +83,19 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "default_root_dir": config.run.save_path,
-        "plugins": [DurableCheckpointIO(resumed)],
+        "plugins": [plugin for plugin in (DurableCheckpointIO(resumed), cluster_environment(devices)) if plugin],
         "callbacks": callbacks,
     }
     trainer = pl.Trainer(**settings)
+    if trainer.world_size != devices.world_size:
+        raise UserError(
+            f"{trainer.world_size} processes take part, and -gpus, -cpu_processes and -num_nodes make"
+            f" {devices.world_size}: start as many as the flags say, or one, which starts the others itself"
+        )
     take_over_loop(trainer)
     return trainer
 
 
-def end_other_processes(trainer: pl.Trainer, error: BaseException) -> None:
-    """Kill the processes that this one started, since they may wait in a collective for one that failed.
-
-    Raises:
-        RunError: one of them had died by itself, and `error` came of it.
-    """
-    processes = getattr(trainer.strategy.launcher, "procs", None) or []
-    died: list[tuple[int, int]] = []  # (rank, exit code)
-    if isinstance(error, Exception) and not isinstance(error, RunError | UserError):
-        until = time.monotonic() + SECONDS_TO_DIE
-        while processes and not died and time.monotonic() < until:
-            died = [(rank, process.returncode) for rank, process in enumerate(processes, 1) if process.poll()]
-            time.sleep(0.05)
-    for process in processes:
-        process.kill()
-    if died:
-        rank, code = died[0]
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        raise RunError(
-            f"process {rank} of {len(processes) + 1} {how} (out of memory, perhaps); what was saved is whole, and"
-            " -resume_checkpoint last goes on from it"
-        ) from error
+def process_watch(trainer: pl.Trainer) -> ProcessWatch:
+    """The watch over the processes that this one started; over none where it started none."""
+    return getattr(trainer.strategy.launcher, "watch", None) or ProcessWatch([])

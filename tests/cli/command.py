@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,9 +48,9 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def train(*flags: str | Path | int | float) -> Result:
+def train(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
     """`python train.py FLAGS`."""
-    return run(sys.executable, "train.py", *map(str, flags))
+    return run(sys.executable, "train.py", *map(str, flags), env=env)
 
 
 def train_ok(*flags: str | Path | int | float) -> Result:
@@ -69,6 +70,13 @@ def infer_ok(*flags: str | Path | int | float) -> Result:
     result = infer(*flags)
     assert result.code == 0, result.out + result.err
     return result
+
+
+def printed_command(out: str) -> list[str]:
+    """The words of the command that a stopped run printed, below the line that ends so."""
+    lines = out.splitlines()
+    told = next(index for index, line in enumerate(lines) if line.endswith("; this resumes it:"))
+    return shlex.split(lines[told + 1])
 
 
 def train_until(flags: list[str], line: str, signum: signal.Signals, whole_group: bool = False) -> Result:

@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
-import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.command import listing, run, train, train_ok, train_until
-from tests.cli.tiny import BART, flag_list, json_lines, write_config
+from tests.cli.command import listing, run, train, train_ok
+from tests.cli.tiny import flag_list, json_lines
+from tests.cli.whole import flags_of
 from tests.faults.harness import assert_same_end, start
 
 KEPT_STEPS = {2, 4, 6, 7, 8, 10, 12, 13, 14}  # every second one, the five best validations, ends of epochs
-
-
-def flags_of(folder: Path, letters: Path, **changes: Any) -> dict[str, Any]:
-    """100 rows in batches of 8, 2 to an optimizer step: 7 steps an epoch, the last one short; dropout on."""
-    flags = {
-        "train_data": f"{letters / 'train.tsv'}:2",
-        "valid_data": letters / "valid.tsv",
-        "config_path": folder / "bart.json",
-        "save_path": folder / "run",
-        "cache_dir": folder / "cache",
-        "batch_size": 8,
-        "grad_acc": 2,
-        "max_epoch": 2,
-        "learning_rate": 2e-3,
-        "valid_check_interval": 0.4,
-        "valid_generate_rows": 10,
-        "save_every": 2,
-        "save_last_k": 20,
-        "log_every": 4,
-    }
-    return {**flags, **changes}
-
-
-@pytest.fixture(scope="session")
-def whole_run(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) -> Path:
-    """The run that nobody stopped."""
-
-    def make(folder: Path) -> None:
-        write_config(folder / "bart.json", BART, dropout=0.2, attention_dropout=0.1, activation_dropout=0.1)
-        train_ok(*flag_list(flags_of(folder, letters)))
-
-    return once("whole_run", make)
 
 
 def test_the_whole_run_saved_at_every_kind_of_moment(whole_run: Path) -> None:
@@ -104,14 +68,28 @@ def test_resuming_into_a_new_folder_takes_the_best_along(whole_run: Path, letter
     assert "trained to optimizer step 21; best val_loss" in result.out
     assert (tmp_path / "new" / "best" / "model.safetensors").is_file()
     assert [entry["epoch"] for entry in json.loads((tmp_path / "new" / "log.json").read_text())] == [2]
+    again = train(*flag_list(flags))
+    assert again.code == 2
+    assert again.errors == [
+        f"-save_path {tmp_path / 'new'}: holds what became of -resume_checkpoint {whole_run / 'run'};"
+        " -resume_checkpoint last goes on with it, or choose another folder"
+    ]
 
 
 def test_finished_run_says_so(whole_run: Path, letters: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole_run / "run", tmp_path / "run")
     before = listing(run)
     result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run)), "-resume_checkpoint", "last")
-    assert result.out == "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
+    finished = "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
+    assert result.out == finished
     assert listing(run) == before
+    flags = flags_of(whole_run, letters, save_path=tmp_path / "other", test_data=letters / "test.tsv")
+    result = train_ok(*flag_list(flags), "-resume_checkpoint", run)
+    assert result.out == (
+        f"{finished}no test rows are scored: there is no {tmp_path / 'other' / 'best'}; the finished run is"
+        f" {run / 'saved_checkpoints' / 'last.ckpt'}\n"
+    )
+    assert not (tmp_path / "other").exists()
 
 
 REFUSED = {
@@ -169,71 +147,6 @@ def test_other_data_or_flags_are_refused(whole_run: Path, letters: Path, tmp_pat
     assert message in result.err
     assert "Traceback" not in result.err
     assert listing(run) == before
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_run_prints_the_command_that_resumes_it(
-    whole_run: Path, letters: Path, tmp_path: Path, signum: signal.Signals, code: int
-) -> None:
-    """The printed command is run as it stands; a folder with a blank in its name is quoted."""
-    flags = flags_of(whole_run, letters, save_path=tmp_path / "my run", overwrite="true")
-    if signum == signal.SIGTERM:  # more to do after the signal, and no validation in the way
-        flags |= {"log_every": 1, "max_epoch": 2}
-    stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signum)
-    assert stopped.code == code, stopped.out
-    assert f"{signum.name}: saving at the next optimizer step; Ctrl-C leaves at once\n" in stopped.out
-    assert "Traceback" not in stopped.out
-    lines = stopped.out.splitlines()
-    told = next(index for index, line in enumerate(lines) if line.endswith("and saved; this resumes it:"))
-    command = shlex.split(lines[told + 1])
-    assert command[:2] == ["python", "train.py"]
-    assert "-overwrite" not in command
-    assert (tmp_path / "my run" / "saved_checkpoints" / "last.ckpt").is_file()
-    position = json.loads((tmp_path / "my run" / "last" / "training_state.json").read_text())
-    assert 0 < position["global_step"] < 14
-    resumed = run(*command)
-    assert resumed.code == 0, resumed.err
-    if signum == signal.SIGINT:
-        assert_same_end(tmp_path / "my run", whole_run / "run")
-    else:
-        weights = [
-            (folder / "last" / "model.safetensors").read_bytes() for folder in (tmp_path / "my run", whole_run / "run")
-        ]
-        assert weights[0] == weights[1]
-
-
-def test_seed_drawn_at_random_is_in_the_resume_command() -> None:
-    from train import resume_command
-
-    tokens = ["-seed", "-1", "-save_path", "a b", "-overwrite", "-batch_size", "8", "--resume-checkpoint=x.ckpt"]
-    command = resume_command(tokens, 77)
-    assert shlex.split(command)[2:] == [
-        *("-save_path", "a b", "-batch_size", "8", "-seed", "77", "-resume_checkpoint", "last")
-    ]
-
-
-# ---- stops in a validation
-
-IN_A_VALIDATION = {
-    "inside an epoch": ("validation_step", 3, 3),
-    "inside an epoch, in generation": ("on_validation_epoch_end", 2, 6),
-    "at the end of an epoch": ("validation_step", 12, 7),
-    "at the end of the run, in generation": ("on_validation_epoch_end", 6, 14),
-}
-
-
-@pytest.mark.parametrize("moment", IN_A_VALIDATION)
-def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, tmp_path: Path, moment: str) -> None:
-    """The stop waits for no validation to end, and the resumed run ends as if there had been none."""
-    event, count, step = IN_A_VALIDATION[moment]
-    flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
-    stopped = start(flags, {"FAULT_ON": event, "FAULT_AT": str(count), "FAULT_SIGNAL": str(int(signal.SIGTERM))})
-    assert stopped.returncode == 143, stopped.stdout
-    assert f"stopped at optimizer step {step} and saved; this resumes it:" in stopped.stdout
-    valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
-    assert valid == [done for done in (3, 6, 7, 10, 13, 14) if done < step]
-    train_ok(*flag_list(flags), "-resume_checkpoint", "last")
-    assert_same_end(tmp_path / "run", whole_run / "run")
 
 
 # ---- which checkpoint
@@ -321,61 +234,6 @@ def test_kill_between_the_last_checkpoint_and_its_folder_is_mended(
     assert_same_end(run, whole_run / "run")
     names = [sorted(path.name for path in (folder / name).iterdir()) for folder in (run, whole_run / "run")]
     assert names[0] == names[1]
-
-
-# ---- limits, saves on request, SLURM
-
-
-def test_max_steps_and_max_hours_stop_and_are_resumed(whole_run: Path, letters: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    flags = flags_of(whole_run, letters, save_path=run, resume_checkpoint="auto", test_data=letters / "test.tsv")
-    result = train_ok(*flag_list({**flags, "max_steps": 5}))
-    assert "-max_steps 5 is reached: stopped at optimizer step 5 and saved; this resumes it:\n" in result.out
-    assert not (run / "test_report.json").exists()
-    before = listing(run)
-    result = train_ok(*flag_list({**flags, "max_steps": 5}))
-    assert result.out == "-max_steps 5 is reached: the run is at optimizer step 5\n"
-    assert listing(run) == before
-    result = train_ok(*flag_list({**flags, "max_hours": 1e-9}))
-    assert "-max_hours 1e-09 is reached: stopped at optimizer step 6 and saved; this resumes it:\n" in result.out
-    train_ok(*flag_list(flags))
-    assert_same_end(run, whole_run / "run")
-    assert json.loads((run / "test_report.json").read_text())["rows"] == 30
-
-
-def test_sigusr1_saves_and_goes_on(whole_run: Path, letters: Path, tmp_path: Path) -> None:
-    flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
-    faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
-    result = start(flags, faults)
-    assert result.returncode == 0, result.stdout
-    assert f"saved at optimizer step 5: {tmp_path / 'run' / 'saved_checkpoints' / 'last.ckpt'}\n" in result.stdout
-    assert_same_end(tmp_path / "run", whole_run / "run")
-
-
-def test_requeue_on_slurm(whole_run: Path, letters: Path, tmp_path: Path) -> None:
-    """SLURM's signal ahead of the time limit: saved, stopped, and scontrol called with the number of this job."""
-    flags = flags_of(whole_run, letters, save_path=tmp_path / "run", requeue="true")
-    result = train(*flag_list(flags))
-    assert result.code == 2
-    assert result.errors == [
-        "-requeue runs this same command again, so that it needs -resume_checkpoint auto, not a start afresh",
-        "-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out",
-    ]
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
-    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
-    slurm = {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NAME": "bash"}
-    faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
-    path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
-    flags["resume_checkpoint"] = "auto"
-    result = start(flags, {**slurm, **faults, "PATH": path})
-    assert result.returncode == 128 + signal.SIGUSR1, result.stdout
-    assert "requeued: scontrol requeue 70_3\n" in result.stdout
-    assert (tmp_path / "called").read_text() == "requeue 70_3\n"
-    assert start(flags, {**slurm, "PATH": path}).returncode == 0
-    assert (tmp_path / "called").read_text() == "requeue 70_3\n"
-    assert_same_end(tmp_path / "run", whole_run / "run")
 
 
 # ---- -resume_force

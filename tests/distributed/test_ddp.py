@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.cli.command import listing, run, train, train_ok, train_until
+from tests.cli.command import listing, printed_command, run, train, train_ok, train_until
 from tests.cli.tiny import T5, flag_list, json_lines, letter_rows, write_config, write_tsv
+
+SLURM_BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NAME": "translate",
+    "SLURM_NTASKS": "1",
+    "SLURM_NNODES": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 
 
 def flags_of(folder: Path, letters: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -88,15 +98,16 @@ def test_equal_to_one_process_with_batches_twice_as_large(two_processes: Path, l
 
 
 def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, letters: Path, tmp_path: Path) -> None:
-    """SIGINT goes to the process group, as from a terminal; the printed command ends bit for bit the same."""
+    """SIGINT goes to the process group, as from a terminal; the printed command ends bit for bit the same.
+
+    It is run in a SLURM job of one task: there, too, it starts the second process itself.
+    """
     flags = flags_of(two_processes, letters, "stopped", save_path=tmp_path / "run")
     stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signal.SIGINT, whole_group=True)
     assert stopped.code == 130, stopped.out
     assert "Traceback" not in stopped.out
     assert stopped.out.count("SIGINT: saving at the next optimizer step; Ctrl-C leaves at once\n") == 1
-    lines = stopped.out.splitlines()
-    told = next(index for index, line in enumerate(lines) if line.endswith("and saved; this resumes it:"))
-    resumed = run(*shlex.split(lines[told + 1]))
+    resumed = run(*printed_command(stopped.out), env=SLURM_BATCH_SCRIPT)
     assert resumed.code == 0, resumed.out + resumed.err
     mine, reference = last_checkpoint(tmp_path / "run"), last_checkpoint(two_processes / "two")
     for name, value in mine["state_dict"].items():
@@ -111,6 +122,29 @@ def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, le
             for name in clock:
                 line.pop(name, None)
     assert logs[0] == logs[1]
+
+
+def test_tasks_that_srun_started_are_the_processes(two_processes: Path, letters: Path, tmp_path: Path) -> None:
+    """Two tasks train as the two processes that one starts do; the flags that resume them are told, no command."""
+    flags = flags_of(two_processes, letters, "srun", save_path=tmp_path / "run", max_steps=3, save_every=0)
+    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODELIST": "localhost"}
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [
+            pool.submit(train, *flag_list(flags), env={**SLURM_BATCH_SCRIPT, **step, **rank})
+            for rank in ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {"SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
+        ]
+    first, second = (task.result() for task in tasks)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert (second.out, second.err) == ("", "")
+    told, command = first.out.splitlines()[-2:]
+    assert told.endswith("stopped at optimizer step 3 and saved; started as before with these flags it goes on:")
+    assert command.startswith("  -train_data ")
+    lines = [json_lines(folder / "metrics.jsonl")[0] for folder in (tmp_path / "run", two_processes / "two")]
+    for line in lines:
+        for name in ("tokens_per_second", "rows_per_second"):
+            line.pop(name)
+    assert lines[0] == lines[1]
+    assert lines[0]["step"] == 3
 
 
 def test_nan_on_one_rank_stops_both_and_harms_nothing(letters: Path, tmp_path: Path) -> None:
