@@ -188,14 +188,3 @@ def test_the_prior_in_the_report_is_by_label() -> None:
     settings = calibration_settings(calibration, LABELS)
     assert settings == {"temperature": 2.0, "prior": pytest.approx({"a": 0.5, "ab": 0.2, "c": 0.3})}
     assert calibration_settings(LabelCalibration(), LABELS) == {"temperature": 1.0, "prior": None}
-<<<<<<< HEAD
-=======
-
-
-def test_small_probabilities_outlive_the_part_file(tmp_path: Path) -> None:
-    """One that is rounded to 0 would be a negative log-likelihood of 708 nats in the report."""
-    chunks = Chunks(np.array([0]), 1)
-    write_part(tmp_path, 0, [0], [Prediction("a", -1.5, label_probabilities=(0.12345678, 1.2345678e-9))])
-    found = Prediction("a", -1.5, label_probabilities=(0.123457, 1.23457e-9))
-    assert list(Parts(tmp_path, chunks)) == [found]
->>>>>>> 5c58569 (Read label probabilities row by row from the parts)
