@@ -11,7 +11,13 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibration import LabelCalibration, fit_temperature, log_mean_probability
+from calibration import (
+    HIGHEST_TEMPERATURE,
+    LOWEST_TEMPERATURE,
+    LabelCalibration,
+    fit_temperature,
+    log_mean_probability,
+)
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, report_lines
 from datamodules.token_encoding import make_encoder
@@ -95,6 +101,9 @@ def _calibrated(
         scores = calibration.scores(label_log_probs(predictor, sources, batch_size))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
         say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
+        if calibration.temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):
+            what = "all right" if calibration.temperature == LOWEST_TEMPERATURE else "no better than chance"
+            say(f"-calibrate: that is an end of the range, these rows are {what}: take more of them, or others")
     return calibration
 
 

@@ -31,9 +31,12 @@ class LabelDecoding:
     calibration: LabelCalibration = field(default_factory=LabelCalibration)
 
     def describe(self) -> list[Any]:
-        """Everything that decides what is predicted, as JSON values."""
-        numbers = self.calibration
-        return [self.mode, list(self.texts), self.separator, list(numbers.log_prior), numbers.temperature]
+        """Everything that decides what is predicted, as JSON values.
+
+        Prior and temperature have four significant digits: other numbers of threads round their last ones otherwise.
+        """
+        numbers = [f"{number:.4g}" for number in (*self.calibration.log_prior, self.calibration.temperature)]
+        return [self.mode, list(self.texts), self.separator, numbers]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from models.predictions import Prediction
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
 CLAIMS_NAME = "claims"
 SCORE_DIGITS = 6
+PROBABILITY_DIGITS = 6  # significant ones: a probability of 1e-9 is none of 0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -70,7 +71,7 @@ def _line(row: int, prediction: Prediction) -> str:
         values.append(_rounded(prediction.score))
         values.append([[output.text, _rounded(output.score)] for output in prediction.nbest])
         if prediction.label_probabilities is not None:
-            values.append([_rounded(value) for value in prediction.label_probabilities])
+            values.append([float(f"{value:.{PROBABILITY_DIGITS}g}") for value in prediction.label_probabilities])
     return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
 
 

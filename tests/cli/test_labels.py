@@ -12,11 +12,13 @@ from tests.cli.command import infer, infer_ok, train_ok
 from tests.cli.tiny import BART, flag_list, letter_rows, write_config, write_tsv
 
 
-def report(folder: Path, *flags: str | Path | int | float) -> tuple[dict[str, Any], list[str], list[str]]:
+def report(
+    folder: Path, *flags: str | Path | int | float, name: str = "out.txt"
+) -> tuple[dict[str, Any], list[str], list[str]]:
     """The report, the predictions and the printed lines of `inference.py`."""
-    result = infer_ok(*flags, "-save_output", folder / "out.txt", "-save_report", folder / "report.json")
+    result = infer_ok(*flags, "-save_output", folder / name, "-save_report", folder / "report.json")
     content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return content, (folder / "out.txt").read_text(encoding="utf-8").splitlines(), result.out.splitlines()
+    return content, (folder / name).read_text(encoding="utf-8").splitlines(), result.out.splitlines()
 
 
 def test_constrained_outputs_are_labels_where_generated_ones_are_not(copy_run: Path, tmp_path: Path) -> None:
@@ -37,7 +39,14 @@ def test_scores_prior_and_temperature(label_run: Path, tmp_path: Path) -> None:
     valid = write_tsv(tmp_path / "valid.tsv", [*rows, ("c", "")], ("document", "label"))
     best = label_run / "run" / "best"
     flags = ("-model", best, "-test_data", label_run / "test.tsv", "-label_decoding", "score", "-calibrate", valid)
-    found, predictions, lines = report(tmp_path, *flags, "-label_prior", "domain", "-float_precision", 32)
+    found, output, lines = report(tmp_path, *flags, "-label_prior", "domain", "-float_precision", 32, name="out.jsonl")
+    records = [json.loads(line) for line in output]
+    predictions = [record["prediction"] for record in records]
+    for record in records:
+        probabilities = record["label_probabilities"]
+        assert list(probabilities) == ["부정.", "긍정."]
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert record["score"] < 0
     labels = [line.split("\t")[1] for line in (label_run / "test.tsv").read_text().splitlines()[1:]]
     assert predictions == [{"0": "부정.", "1": "긍정."}[label] for label in labels]
     assert found["metrics"]["accuracy"] == 1.0

@@ -21,6 +21,7 @@ from models.devices import Devices
 from models.generation import DecodingOptions
 from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from models.label_scoring import LabelScorer
+from models.part_files import Chunks, Parts, write_part
 from models.predictions import Prediction
 from models.torch_engine import TorchEngine
 from task_utils import LabelMap, Task
@@ -188,3 +189,29 @@ def test_the_prior_in_the_report_is_by_label() -> None:
     settings = calibration_settings(calibration, LABELS)
     assert settings == {"temperature": 2.0, "prior": pytest.approx({"a": 0.5, "ab": 0.2, "c": 0.3})}
     assert calibration_settings(LabelCalibration(), LABELS) == {"temperature": 1.0, "prior": None}
+
+
+def test_small_probabilities_outlive_the_part_file(tmp_path: Path) -> None:
+    """One that is rounded to 0 would be a negative log-likelihood of 708 nats in the report."""
+    write_part(tmp_path, 0, [0], [Prediction("a", -1.5, label_probabilities=(0.12345678, 1.2345678e-9))])
+    found = Prediction("a", -1.5, label_probabilities=(0.123457, 1.23457e-9))
+    assert list(Parts(tmp_path, Chunks(np.array([0]), 1))) == [found]
+
+
+def test_last_digits_of_the_calibration_make_no_other_run() -> None:
+    def described(prior: float, temperature: float) -> list[Any]:
+        return LabelDecoding("score", ("a",), calibration=LabelCalibration((prior,), temperature)).describe()
+
+    assert described(-0.12345678, 1.2345678) == described(-0.12345679, 1.2345679)
+    assert described(-0.12345678, 1.2345678) != described(-0.12345678, 1.24)
+
+
+def test_a_temperature_at_the_end_of_its_range_is_told(prepared: Any) -> None:
+    plain, _ = prepared(label_decoding="score")
+    predicted = [found.text for found in predictor()(range(3), sources(["abc", "cab", "fgh"]))]
+    valid = "".join(f"{text}\t{label}\n" for text, label in zip(["abc", "cab", "fgh"], predicted, strict=True))
+    decoding, lines = prepared(label_decoding="score", valid=valid)
+    assert (plain.calibration.temperature, decoding.calibration.temperature) == (1.0, 0.01)
+    assert lines[-1] == (
+        "-calibrate: that is an end of the range, these rows are all right: take more of them, or others"
+    )

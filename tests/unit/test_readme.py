@@ -23,8 +23,8 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]+)\)")
 OUR_FOLDERS = ("configs/", "docs/", "run_scripts/", "samples/", "tests/", "datamodules/", "models/", "benchmarks/")
 OUR_FILES = re.compile(r"[a-z_-]+\.(py|sh)|requirements.*\.txt|conda.*\.yaml")
-DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "docs/labels.md", "samples/README.md"] + [
-    f"docs/{name}{language}.md" for name in ("flags", "export", "inference") for language in ("", ".ko")
+DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "samples/README.md"] + [
+    f"docs/{name}{language}.md" for name in ("flags", "export", "inference", "labels") for language in ("", ".ko")
 ]
 WITHOUT_COMMANDS = ("samples/README.md", "docs/flags.md", "docs/flags.ko.md")
 
