@@ -16,6 +16,7 @@ from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
     LAST_NAME,
+    LONGEST_NAME,
     OVERWRITTEN,
     check_unlocked,
     checkpoints_of,
@@ -28,7 +29,7 @@ from models.run_folder import (
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
 LOSS_MONITORS = ("val_loss", "token_accuracy")
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
+LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 
 def is_first_process() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from models.durable import write_file
+from models.durable import run_error, write_file
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -35,7 +35,8 @@ class DurableCheckpointIO(CheckpointIO):
         return dict(self.resumed)
 
     def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+        with run_error(Path(path)):
+            Path(path).unlink(missing_ok=True)
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -31,6 +31,11 @@ def validation_due(trainer: pl.Trainer) -> bool:
     return done >= trainer.num_training_batches or done % int(trainer.val_check_interval) == 0
 
 
+def epoch_of(epoch: int, batches: int) -> int:
+    """The epoch of the latest micro-batch, from a position of the run: the end of an epoch is (epoch + 1, 0)."""
+    return epoch if batches else epoch - 1
+
+
 def take_over_loop(trainer: pl.Trainer) -> None:
     """Put our rules in the place of four of Lightning's (2.6.6, pinned).
 

@@ -16,9 +16,10 @@ from datamodules.batching import BatchPlan
 from errors import UserError
 from flag_parsing import to_dict
 from flags import TrainConfig
+from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from models.devices import Devices
-from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
 from models.loop_state import set_position
+from models.run_folder import CONTENT_KEY
 from task_utils import Task
 
 FREE = ("max_epoch",)  # optimization flags that may change
@@ -43,19 +44,20 @@ class Difference:
 
 
 def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
-    """The first whole checkpoint of `candidates` with its `path`; says which were passed over. None of none.
+    """The first whole checkpoint of `candidates` with its `path`; says which torn ones were passed over. None of none.
 
     Args:
         say: prints a line for the user.
 
     Raises:
-        UserError: none of them is whole.
+        UserError: none of them is whole, or one cannot be taken for another reason than its bytes.
+        RunError: the disk or the memory refused.
     """
     problems: list[str] = []
     for path in candidates:
         try:
             checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
-        except UserError as error:
+        except TornCheckpoint as error:
             problems.extend(error.problems)
             continue
         for problem in problems:
@@ -64,7 +66,11 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
             say(f"continuing from the one before: {path}, optimizer step {checkpoint['global_step']}")
         return {**checkpoint, "path": str(path)}
     if problems:
-        raise UserError(*problems)
+        raise UserError(
+            *problems,
+            "no checkpoint is whole: put one back from a copy of the run, or begin again with -overwrite in place of"
+            " -resume_checkpoint",
+        )
     return None
 
 

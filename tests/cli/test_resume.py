@@ -263,7 +263,9 @@ def test_no_whole_checkpoint_is_an_error(whole_run: Path, letters: Path, tmp_pat
     for value in ("last", "auto"):
         result = train(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint=value)))
         assert result.code == 2
-        assert all("the file is torn or no checkpoint" in error for error in result.errors)
+        *torn, advice = result.errors
+        assert all("the file is torn or no checkpoint" in error for error in torn)
+        assert advice.startswith("no checkpoint is whole: put one back from a copy of the run, or begin again with")
         assert listing(run) == before
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from errors import RunError, UserError
+from models.checkpoint_format import read_checkpoint
 from models.checkpoint_io import DurableCheckpointIO
 from models.durable import (
-    CONTENT_KEY,
     clean_leftovers,
     link_file,
     nothing_kept_on_user_error,
-    read_checkpoint,
     write_file,
     write_folder,
     write_json,
 )
+from models.run_folder import CONTENT_KEY
 
 
 def names(folder: Path) -> list[str]:
