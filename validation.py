@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError
-from flags import ADAM_RATE, FREEZABLE, DataFlags, InferenceConfig, TrainConfig
+from flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, InferenceConfig, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -28,7 +28,6 @@ from models.run_folder import (
 )
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
-LOSS_MONITORS = ("val_loss", "token_accuracy")
 LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 

@@ -98,7 +98,7 @@ def read_checkpoint(
         raise TornCheckpoint(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
     if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
         raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    missing = _missing_entry(checkpoint, {f"{CONTENT_KEY}.format_version": int})
+    missing = _missing_entry(checkpoint, {CONTENT_KEY: Mapping, f"{CONTENT_KEY}.format_version": int})
     if missing:
         raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
     version = checkpoint[CONTENT_KEY]["format_version"]
