@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -46,7 +47,7 @@ class RunLog(pl.Callback):
         del pl_module
         if trainer.is_global_zero:
             with run_error(self.folder):
-                self._take_up_logs(trainer.global_step, trainer.datamodule.validation_pending)  # type: ignore[attr-defined]
+                self._continue_logs(trainer.global_step, trainer.datamodule.validation_pending)  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Seq2SeqModule)
@@ -118,12 +119,12 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Everything logged so far reaches the disk before the checkpoint that counts on it."""
-        assert isinstance(pl_module, Seq2SeqModule)
         with run_error(self.folder):  # TensorBoard's thread tells here what the disk refused it
             if self.writer is not None:
                 self.writer.flush()
             if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
                 sync_path(self.folder / STEP_LOG)
+        assert isinstance(pl_module, Seq2SeqModule)
         meters = [pl_module.meter.state()]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -234,18 +235,32 @@ class RunLog(pl.Callback):
             for name, value in figures.items():
                 self.writer.add_scalar(f"{phase}/{name}", value, step)
 
-    def _take_up_logs(self, step: int, validation_pending: bool) -> None:
-        """Drop what an interrupted run logged after the step it is resumed from, and go on in its files.
+    def _continue_logs(self, step: int, validation_pending: bool) -> None:
+        """Go on in the logs of an interrupted run, without what it logged after `step`, from which it is resumed.
 
-        With `validation_pending` the validation at that step goes too, since it comes again. TensorBoard drops whole
-        steps only, so that it is given the training figures of this one anew.
+        TensorBoard drops whole steps only, so that it is given anew what stays of a step whose validation goes.
+        """
+        lines = self._cut_logs(step, validation_pending)
+        first = step if validation_pending else step + 1
+        threading.excepthook = _thread_failed
+        self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=first)
+        for line in lines:
+            if line["step"] >= first:
+                figures = {name: value for name, value in line.items() if name not in KEYS}
+                self._write_scalars(step, str(line.get("phase")), figures)
+
+    def _cut_logs(self, step: int, validation_pending: bool = False) -> list[dict[str, Any]]:
+        """Drop what was logged after `step`; returns the lines of metrics.jsonl that stay.
+
+        Args:
+            validation_pending: the validation at `step` goes too, since it comes again.
         """
         step_log, epoch_log = self.folder / STEP_LOG, self.folder / EPOCH_LOG
-        lines = step_log.read_bytes().split(b"\n") if step_log.exists() else []
-        entries = [(line, _entry(line)) for line in lines]
-        kept = [(line, entry) for line, entry in entries if entry and _stays(entry, step, validation_pending)]
+        kept: dict[bytes, dict[str, Any]] = {}  # line -> its content
         if step_log.exists():
-            write_file(step_log, lambda file: file.writelines(line + b"\n" for line, _ in kept))
+            entries = [(line + b"\n", _entry(line)) for line in step_log.read_bytes().split(b"\n")]
+            kept = {line: entry for line, entry in entries if entry and _stays(entry, step, validation_pending)}
+            write_file(step_log, lambda file: file.writelines(kept))
         if epoch_log.exists():
             try:
                 epochs = json.loads(epoch_log.read_text(encoding="utf-8"))
@@ -253,12 +268,7 @@ class RunLog(pl.Callback):
                 self.epochs = [entry for entry in epochs if entry["global_step"] <= last and entry["epoch"] >= 0]
             except (ValueError, TypeError, KeyError) as error:
                 tell(f"{epoch_log} could not be read ({error}): it is begun anew")
-        first = step if validation_pending else step + 1
-        self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=first)
-        for _, entry in kept:
-            if entry["step"] >= first:
-                figures = {name: value for name, value in entry.items() if name not in KEYS}
-                self._write_scalars(step, entry["phase"], figures)
+        return list(kept.values())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
@@ -266,6 +276,13 @@ class RunLog(pl.Callback):
             with run_error(self.folder):
                 self.writer.close()
             self.writer = None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except of TensorBoard's: the next call of its writer raises the same error."""
+    told_later = isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")
+    if not told_later:
+        threading.__excepthook__(failure)
 
 
 def step_rate(trainer: pl.Trainer, module: Any) -> float:
@@ -278,14 +295,14 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None when it cannot be read: it counts as never logged."""
     try:
         entry = json.loads(line)
-        return entry if float(entry["step"]) >= 0 and str(entry["phase"]) else None
+        return entry if float(entry["step"]) >= 0 else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _stays(entry: Mapping[str, Any], step: int, validation_pending: bool) -> bool:
     """Whether a line belongs to the run up to `step`, without the validation there if it is still to come."""
-    last = step - 1 if validation_pending and entry["phase"] == "valid" else step
+    last = step - 1 if validation_pending and entry.get("phase") == "valid" else step
     return bool(entry["step"] <= last)
 
 

@@ -135,7 +135,7 @@ def test_a_checkpoint_is_handed_over_once_and_stays_with_nobody_else() -> None:
 
 
 def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version, pickled code or a disk that does not read stop a resume; it falls back for damaged bytes only."""
+    """A later version, or a disk that does not read, stops a resume; it falls back for damaged bytes only."""
     torn, future, whole = (tmp_path / f"{name}.ckpt" for name in ("torn", "future", "whole"))
     torch.save({CONTENT_KEY: {"format_version": 1}}, whole)
     torn.write_bytes(whole.read_bytes()[:-9])
