@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def remove_uncounted(folder: Path, resumed: Mapping[str, Any], later: bool) -> N
     counted = {name for entries in resumed["callbacks"]["Checkpointer"]["kept"].values() for _, name in entries}
     ours = sorted(path for path in checkpoints.glob("*.ckpt") if OUR_NAME.fullmatch(path.name))
     for path in ours:
-        if path.name in counted or path == Path(resumed["path"]) or (step_of(path) > step and not later):
+        resumed_itself = os.path.realpath(path) == os.path.realpath(resumed["path"])
+        if path.name in counted or resumed_itself or (step_of(path) > step and not later):
             continue
         if step_of(path) > step:
             tell(f"the run goes on from optimizer step {step}: {path}, of a later step, is removed")

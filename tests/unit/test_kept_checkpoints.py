@@ -81,9 +81,11 @@ OF_ITS_COURSE = [
 
 
 def test_a_run_goes_on_with_the_checkpoints_of_its_own_course(
-    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, resumed = run
+    monkeypatch.chdir(folder)
+    resumed["path"] = "saved_checkpoints/epoch00-global_step4.ckpt"  # another spelling of the same file
     continue_from(folder, resumed)
     left = sorted(path.name for path in (folder / "saved_checkpoints").iterdir())
     assert left == [*OF_ITS_COURSE, "last.ckpt", "mine.ckpt"]
