@@ -190,9 +190,10 @@ def saved_state(names: Sequence[str]) -> dict[str, Any]:
 
     For a mean it is that of the first, without scores, with `average_of`.
     """
-    from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
+    from models.checkpoint_format import RUN_ENTRIES, read_checkpoint
     from models.exports import exported_at, training_state
     from models.inference_model import InferenceModel
+    from models.run_folder import CONTENT_KEY
 
     model = InferenceModel(names[0])
     if model.is_checkpoint:

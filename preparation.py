@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None, 
         return prepared
     differences = flag_differences(resumed, config, task)
     names = {difference.name for difference in differences}
-    fingerprint = prepared.data_module().fingerprint(devices.world_size)
+    fingerprint = prepared.data_module().fingerprint(devices.world_size, devices.precision)
     differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]
     check_same(differences, config)
     return replace(prepared, differences=differences)

@@ -20,7 +20,7 @@ from console import tell
 from errors import NotFiniteError, UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help, without_flags
 from flags import TrainConfig
-from models.run_folder import CACHE_FOLDER, TEST_REPORT, run_lock
+from models.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import Task
 from validation import check_train, is_first_process, resume_candidates, started_by_launcher
@@ -56,7 +56,7 @@ def with_seed(config: TrainConfig, resumed: Mapping[str, Any] | None) -> TrainCo
     if config.run.seed >= 0:
         return config
     if resumed:
-        return replace(config, run=replace(config.run, seed=resumed["s2s"]["flags"]["seed"]))
+        return replace(config, run=replace(config.run, seed=resumed[CONTENT_KEY]["flags"]["seed"]))
     if SEED_VARIABLE not in os.environ:
         os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**31))
     return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
@@ -150,7 +150,6 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         RunError: a NaN, or the disk refused.
     """
     from models.checkpointing import Checkpointer
-    from models.durable import CONTENT_KEY
     from models.loading import pack_tokenizer
     from models.resuming import adapt, environment, kept_flags
     from models.run_log import RunLog
@@ -179,7 +178,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     checkpointer = Checkpointer(config.run, folder, description, stop)
     callbacks = [RunLog(folder, config.run.log_every), checkpointer]
     trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks, resumed)
-    resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model)
+    resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
     say(*summary_lines(config, prepared.task, resolved))

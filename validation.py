@@ -11,11 +11,12 @@ from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError, errors_at
-from flags import ADAM_RATE, FREEZABLE, DataFlags, TrainConfig
+from flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
     LAST_NAME,
+    LONGEST_NAME,
     OVERWRITTEN,
     check_unlocked,
     checkpoints_of,
@@ -28,8 +29,7 @@ from models.run_folder import (
 from models.slurm import step_tasks
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
-LOSS_MONITORS = ("val_loss", "token_accuracy")
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
+LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 
 def is_first_process() -> bool:

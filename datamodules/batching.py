@@ -81,10 +81,6 @@ class BatchPlan:
         """Give the optimizer step that micro-batch `index` of each rank belongs to."""
         return index // self.accumulate
 
-    def ends_step(self, index: int) -> bool:
-        """Tell whether the optimizer steps after micro-batch `index` of each rank."""
-        return (index + 1) % self.accumulate == 0 or index + 1 == self.batches_per_rank
-
     def padding_share(self) -> float:
         """Give the share of padding in all tokens that the epoch computes, 0 to 1."""
         padded = int(self.padded_tokens.sum())

@@ -172,8 +172,12 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         ended = done >= self._trainer.num_training_batches and not self.validation_pending
         return (epoch + 1, 0) if ended else (epoch, done)
 
-    def fingerprint(self, world_size: int) -> dict[str, Any]:
-        """What must be equal for a resume to continue the same run, by the name a user knows."""
+    def fingerprint(self, world_size: int, precision: str) -> dict[str, Any]:
+        """What must be equal for a resume to continue the same run, by the name a user knows.
+
+        Args:
+            precision: the arithmetic that -float_precision came to on this device, in Lightning's word.
+        """
         options = self.batch_options
         return {
             "training data and encoding": self.train.fingerprint,
@@ -185,6 +189,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "padding to a multiple of (8 on GPUs, 1 on the CPU)": options.pad_to_multiple_of,
             "-seed": self.seed,
             "number of devices": world_size,
+            "-float_precision": precision,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,7 +199,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "batches": batches,
             "batches_per_epoch": int(self._trainer.num_training_batches),
             "validation_pending": self.validation_pending,
-            "fingerprint": self.fingerprint(self._world_size),
+            "fingerprint": self.fingerprint(self._world_size, str(self._trainer.precision)),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

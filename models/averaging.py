@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import UserError
-from models.durable import MODEL_ENTRIES, model_weights, read_checkpoint
+from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
 from models.inference_model import InferenceModel
 from models.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 

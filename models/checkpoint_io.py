@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from models.durable import write_file
+from models.durable import run_error, write_file
+
+LARGE = ("state_dict", "optimizer_states")  # entries of a checkpoint
 
 
 class DurableCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, written durably.
 
     Args:
-        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded.
+        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded. It is
+            handed over once: its weights and optimizer states are taken out of it, so that they do not stay in memory
+            for the whole run.
     """
 
     def __init__(self, resumed: Mapping[str, Any] | None = None) -> None:
@@ -31,11 +36,17 @@ class DurableCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         del map_location, weights_only
         if self.resumed is None:
-            raise RuntimeError(f"{path}: this run continues no checkpoint")
-        return dict(self.resumed)
+            raise RuntimeError(f"{path}: this run continues no checkpoint, or has loaded it")
+        resumed, self.resumed = self.resumed, None
+        loaded = dict(resumed)
+        for name in LARGE:
+            loaded[name] = copy.copy(resumed[name])
+            resumed[name].clear()  # others hold this same object, and would for as long as the run lasts
+        return loaded
 
     def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+        with run_error(Path(path)):
+            Path(path).unlink(missing_ok=True)
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -4,13 +4,15 @@ after each optimizer step:  do the ranks agree to stop or to save? -> save (afte
 after each validation:      better than before? -> best/; checkpoint of the best five; last.ckpt and last/
 at the end of an epoch without validation rows: the same with no score
 a stop in a validation:     last.ckpt says that the validation is still to come; a resumed run begins with it
+
+One state is written once, however many ask for it: the other names are links to the same file.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,22 @@ import torch
 from console import tell
 from errors import NotFiniteError
 from flags import RunFlags
-from models.durable import CONTENT_KEY, FORMAT_VERSION, link_file
+from models.checkpoint_format import FORMAT_VERSION
+from models.durable import link_file, run_error
 from models.exports import Exported, write_export
+from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints
 from models.loading import describe
-from models.loop_state import at_step_boundary, epoch_complete, has_validation, set_position, validation_due
-from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
+from models.loop_state import (
+    at_step_boundary,
+    epoch_complete,
+    epoch_of,
+    has_validation,
+    set_position,
+    validation_due,
+)
+from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from models.seq2seq_module import Seq2SeqModule
 from models.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
-
-KEEP_BEST = 5
 
 
 def lower_is_better(monitor: str) -> bool:
@@ -55,6 +64,14 @@ class Request:
         )
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What the validation just done (or the end of an epoch without one) came to."""
+
+    better: bool  # than all before
+    val_loss: float | None = None  # None: no validation rows
+
+
 class Checkpointer(pl.Callback):
     """Saves the run; see the module's docstring.
 
@@ -74,7 +91,7 @@ class Checkpointer(pl.Callback):
         self.best_score: float | None = None
         self.best_step = 0
         self.validations_without_gain = 0
-        self.kept: dict[str, list[tuple[float, str]]] = {"best": [], "step": [], "hour": []}
+        self.kept = KeptCheckpoints(self.checkpoints, flags.save_last_k)
         self.validation: dict[str, float] = {}  # figures of the latest validation
         self._request = Request()
         self._saved_at = time.monotonic()
@@ -89,7 +106,8 @@ class Checkpointer(pl.Callback):
             # A group of its own on the CPU: agreeing on a stop never waits for the device.
             self._control_group = torch.distributed.new_group(backend="gloo")
         if trainer.is_global_zero:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with run_error(self.checkpoints):
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,17 +137,15 @@ class Checkpointer(pl.Callback):
         self.validation = dict(module.validation)
         score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
-        self._save_validated(trainer, module, better, module.validation["val_loss"])
         if self.flags.early_stopping_patience and self.validations_without_gain >= self.flags.early_stopping_patience:
             trainer.should_stop = True
-        self._act(trainer, module)
+        self._act(trainer, module, Validated(better, module.validation["val_loss"]))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if has_validation(trainer) or not epoch_complete(trainer):
             return
         self.best_step = trainer.global_step
-        self._save_validated(trainer, _ours(pl_module), better=True, val_loss=None)
-        self._act(trainer, _ours(pl_module))
+        self._act(trainer, _ours(pl_module), Validated(better=True))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -151,7 +167,7 @@ class Checkpointer(pl.Callback):
             "best_step": self.best_step,
             "validations_without_gain": self.validations_without_gain,
             "validation": self.validation,
-            "kept": {kind: [list(entry) for entry in entries] for kind, entries in self.kept.items()},
+            "kept": self.kept.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,10 +175,7 @@ class Checkpointer(pl.Callback):
         self.best_step = state_dict["best_step"]
         self.validations_without_gain = state_dict["validations_without_gain"]
         self.validation = state_dict["validation"]
-        self.kept = {
-            kind: [(score, name) for score, name in entries if (self.checkpoints / name).exists()]
-            for kind, entries in state_dict["kept"].items()
-        }
+        self.kept.restore(state_dict["kept"])
 
     # ---- decisions
 
@@ -193,25 +206,47 @@ class Checkpointer(pl.Callback):
             self.validations_without_gain += 1
         return better
 
-    def _act(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
-        """Do what is due after this optimizer step: step save, timed save, stop."""
+    def _act(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, validated: Validated | None = None) -> None:
+        """Do what is due after this optimizer step: save it under all its names, export it, stop."""
         request, self._request = self._request, Request()
         step = trainer.global_step
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
-        stem = f"epoch{epoch if batches else epoch - 1:02d}-global_step{step}"
-        if self.flags.save_every and step % self.flags.save_every == 0:
-            self._save(trainer, pl_module, f"{stem}.ckpt", "step")
-        if request.timed_save:
-            self._save(trainer, pl_module, f"{stem}-by-hour.ckpt", "hour")
-            self._saved_at = time.monotonic()
+        epoch, _ = trainer.datamodule.position()  # type: ignore[attr-defined]
         limit = self._limit(trainer, request)
         finished = trainer.should_stop or epoch >= (trainer.max_epochs or 0)
-        if request.signum or (limit and not finished):
-            self._stop(trainer, pl_module, request.signum, limit)
-        if request.save:
-            self._save_last(trainer, pl_module)
-            if trainer.is_global_zero:
-                tell(f"saved at optimizer step {step}: {self.checkpoints / LAST_NAME}")
+        stops = bool(request.signum or (limit and not finished))
+        due = self._due(trainer, pl_module, request, validated)
+        if due or stops or request.save:
+            self._save(trainer, pl_module, due)
+        if validated or stops or request.save:
+            self._export(trainer, pl_module, "last")
+        if validated and validated.better:
+            self._export(trainer, pl_module, "best")
+        if stops:
+            self._stop(trainer, request.signum, limit)
+        if request.save and trainer.is_global_zero:
+            tell(f"saved at optimizer step {step}: {self.checkpoints / LAST_NAME}")
+
+    def _due(
+        self, trainer: pl.Trainer, pl_module: Seq2SeqModule, request: Request, validated: Validated | None
+    ) -> list[DueCheckpoint]:
+        """The names, besides `last.ckpt`, under which this optimizer step is to be saved."""
+        step = trainer.global_step
+        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        stem = f"epoch{epoch_of(epoch, batches):02d}-global_step{step}"
+        due = []
+        if validated:
+            figure, order = "", float(step)
+            if validated.val_loss is not None:
+                figure, score = f"-val_loss{validated.val_loss:.4f}", float(pl_module.validation[self.flags.monitor])
+                order = -score if lower_is_better(self.flags.monitor) else score
+            ending = "" if batches else "_endofepoch"
+            due.append(DueCheckpoint("best", f"{stem}{figure}{ending}.ckpt", order))
+        if self.flags.save_every and step % self.flags.save_every == 0:
+            due.append(DueCheckpoint("step", f"{stem}.ckpt", step))
+        if request.timed_save:
+            due.append(DueCheckpoint("hour", f"{stem}-by-hour.ckpt", step))
+            self._saved_at = time.monotonic()
+        return due
 
     def _limit(self, trainer: pl.Trainer, request: Request) -> str:
         """The flag whose limit is reached; empty when none is."""
@@ -225,52 +260,28 @@ class Checkpointer(pl.Callback):
         if self._request.signum or self._request.out_of_time:
             trainer.datamodule.validation_pending = True  # type: ignore[attr-defined]
             limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
-            self._stop(trainer, pl_module, self._request.signum, limit)
+            self._save(trainer, pl_module, [])
+            self._export(trainer, pl_module, "last")
+            self._stop(trainer, self._request.signum, limit)
 
-    def _stop(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, signum: int, limit: str) -> None:
-        self._save_last(trainer, pl_module)
+    def _stop(self, trainer: pl.Trainer, signum: int, limit: str) -> None:
         words = f"stopped at optimizer step {trainer.global_step} and saved"
         raise TrainingStopped(words, signum, "" if signum else limit)
 
     # ---- writing
 
-    def _save_validated(
-        self, trainer: pl.Trainer, pl_module: Seq2SeqModule, better: bool, val_loss: float | None
-    ) -> None:
-        """The checkpoint of this validation (or epoch), last.ckpt, last/, and best/ when it is the best."""
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
-        ended = batches == 0
-        shown_epoch = epoch - 1 if ended else epoch
-        figure = "" if val_loss is None else f"-val_loss{val_loss:.4f}"
-        ending = "_endofepoch" if ended else ""
-        name = f"epoch{shown_epoch:02d}-global_step{trainer.global_step}{figure}{ending}.ckpt"
-        order = trainer.global_step if val_loss is None else pl_module.validation[self.flags.monitor]
-        if val_loss is not None and lower_is_better(self.flags.monitor):
-            order = -order
-        self._save(trainer, pl_module, name, "best", float(order))
-        self._export(trainer, pl_module, "last")
-        if better:
-            self._export(trainer, pl_module, "best")
-
-    def _save_last(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, due: Sequence[DueCheckpoint]) -> None:
+        """Write this state as `last.ckpt` and under the names that are due, and remove what is kept no more."""
         self._check_finite(pl_module)
-        trainer.save_checkpoint(self.checkpoints / LAST_NAME)
-        self._export(trainer, pl_module, "last")
-
-    def _save(
-        self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str, kind: str, order: float | None = None
-    ) -> None:
-        """Write a checkpoint, make it `last.ckpt` as well, and remove what is no longer kept of its kind."""
-        self._check_finite(pl_module)
-        entry = (float(trainer.global_step) if order is None else order, name)
-        entries = sorted([*(e for e in self.kept[kind] if e[1] != name), entry], key=lambda e: e[0])
-        keep = KEEP_BEST if kind == "best" else self.flags.save_last_k
-        removed, self.kept[kind] = entries[:-keep], entries[-keep:]
-        trainer.save_checkpoint(self.checkpoints / name)
+        gone = self.kept.add(due, self.best_step)
+        first, *others = [*(self.checkpoints / one.name for one in due), self.checkpoints / LAST_NAME]
+        trainer.save_checkpoint(first)
         if trainer.is_global_zero:
-            link_file(self.checkpoints / name, self.checkpoints / LAST_NAME)
-            for _, old in removed:
-                (self.checkpoints / old).unlink(missing_ok=True)
+            for path in others:  # last.ckpt comes last: what it counts is there
+                link_file(first, path)
+            for path in gone:
+                with run_error(path):
+                    path.unlink(missing_ok=True)
 
     def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str) -> None:
         """Write `best/` or `last/`."""

@@ -6,55 +6,20 @@ import ctypes
 import errno
 import json
 import os
-import pickle
 import re
 import shutil
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from errors import RunError, UserError
-from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT
+from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, EPOCH_LOG, LONGEST_NAME, STEP_LOG, TEST_REPORT
 
 TEMPORARY_SUFFIX = ".tmp"
 OLD_SUFFIX = ".old"
-LONGEST_NAME = 255  # bytes, of a file system's name
-FORMAT_VERSION = 1
-CONTENT_KEY = "s2s"
-MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
-    "state_dict": Mapping,
-    "s2s.model.model_config": str,
-    "s2s.model.untied": bool,
-    "s2s.tokenizer": Mapping,
-}
-RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
-    **MODEL_ENTRIES,
-    "s2s.flags.max_epoch": int,
-    "epoch": int,
-    "global_step": int,
-    "pytorch-lightning_version": str,
-    "callbacks.Checkpointer.best_score": (float, int, type(None)),
-    "callbacks.Checkpointer.best_step": int,
-    "callbacks.Checkpointer.validations_without_gain": int,
-    "callbacks.Checkpointer.kept": Mapping,
-    "callbacks.Checkpointer.validation": Mapping,
-    "loops.fit_loop": Mapping,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "Seq2SeqDataModule.epoch": int,
-    "Seq2SeqDataModule.batches": int,
-    "Seq2SeqDataModule.batches_per_epoch": int,
-    "Seq2SeqDataModule.validation_pending": bool,
-    "Seq2SeqDataModule.fingerprint": Mapping,
-    "s2s.environment": Mapping,
-    "s2s.monitor": str,
-}
 
 
 def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
@@ -80,7 +45,7 @@ def write_file(path: Path, write: Callable[[Any], None], needed: int = 0) -> Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
         temporary.unlink(missing_ok=True)
         reason = write_failure(error, path.parent, needed)
@@ -100,6 +65,16 @@ def write_failure(error: Exception, folder: Path, needed: int = 0) -> str:
     return f"the disk is full, or a limit of file sizes or a quota is reached ({amount})"
 
 
+@contextmanager
+def run_error(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses in the block into a `RunError` that names `path`, what the block was to change."""
+    try:
+        yield
+    except OSError as error:
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        raise RunError(f"{path} could not be changed: {write_failure(error, place)}") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, durably."""
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
@@ -107,18 +82,23 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def link_file(existing: Path, path: Path) -> None:
-    """Make `path` a second name of `existing` (a copy where the file system has no links), replacing it whole."""
+    """Make `path` a second name of `existing` (a copy where the file system has no links), replacing it whole.
+
+    Raises:
+        RunError: the disk refused; names `path`, which is what it was before.
+    """
     temporary = temporary_sibling(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(existing, temporary)
-    except OSError:
-        with open(existing, "rb") as source:
-            write_file(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
-        return
-    os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # renaming one name of a file to another of the same file does nothing
-    sync_folder(path.parent)
+    with run_error(path):
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(existing, temporary)
+        except OSError:
+            with open(existing, "rb") as source:
+                write_file(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
+            return
+        os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # renaming one name of a file to another of the same file does nothing
+        sync_path(path.parent)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> None:
@@ -147,7 +127,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
         else:
             os.replace(folder, old)
             os.replace(temporary, folder)
-        sync_folder(folder.parent)
+        sync_path(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has a full disk of its own kind
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
@@ -172,17 +152,12 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_path(path: Path) -> None:
-    """Flush one file or folder to the disk."""
+    """Flush one file, or the names in one folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk."""
-    sync_path(folder)
 
 
 @contextmanager
@@ -232,86 +207,3 @@ def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
     return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))
-
-
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters of the model in a checkpoint, by their names in the model itself."""
-    prefix = "model."
-    return {
-        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
-    }
-
-
-def read_checkpoint(
-    path: Any,
-    flag: str = "-resume_checkpoint",
-    mmap: bool = False,
-    needed: Mapping[str, type | tuple[type, ...]] | None = None,
-) -> dict[str, Any]:
-    """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
-
-    Args:
-        needed: the entries that must be there, `MODEL_ENTRIES` or `RUN_ENTRIES`, with their types.
-
-    Raises:
-        UserError: missing, torn (every byte is checked), holding pickled code (it is not run), or made by another
-            program or version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file")
-    damage = _damage(path)
-    if damage:
-        raise UserError(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on files of other kinds: the error below tells enough
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: refused, it is torn or holds pickled objects that could run code"
-            f" ({_reason(error)}); our checkpoints hold numbers, texts and tensors only"
-        ) from error
-    except Exception as error:  # torch raises any kind on bytes that are not its own
-        raise UserError(f"{flag} {path}: the file is torn or no checkpoint ({_reason(error)})") from error
-    if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    missing = _missing_entry(checkpoint, {CONTENT_KEY: Mapping})
-    version = None if missing else checkpoint[CONTENT_KEY].get("format_version")
-    if version is not None and version != FORMAT_VERSION:
-        raise UserError(f"{flag} {path}: format version {version}; this program reads version {FORMAT_VERSION}")
-    missing = missing or _missing_entry(checkpoint, {f"{CONTENT_KEY}.format_version": int, **(needed or {})})
-    if missing:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
-    return dict(checkpoint)
-
-
-def _damage(path: Path) -> str:
-    """Why the archive cannot be what was written; empty when every checksum is right (torch checks none)."""
-    if not zipfile.is_zipfile(path):
-        return "another format, or its end is lost" if path.stat().st_size else "it is empty"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # a damaged header can ask for a password, an unknown method, or bytes beyond the end
-        return _reason(error)
-    return f"the checksum of {damaged} is wrong" if damaged else ""
-
-
-def _missing_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
-    """The first of `needed` (names joined with dots) that is not there or of another type; empty when all are."""
-    for name, kind in needed.items():
-        value: Any = checkpoint
-        for key in name.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return f"{name} is missing"
-            value = value[key]
-        if not isinstance(value, kind):
-            return f"{name} is of type {type(value).__name__}"
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "GLOBAL" in line or "global" in line or "WeightsUnpickler error" in line]
-    return (telling or lines or [type(error).__name__])[0][:200]

@@ -10,10 +10,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from console import tell
-from models.durable import CONTENT_KEY, MODEL_ENTRIES, model_weights, read_checkpoint, write_folder, write_json
+from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
+from models.durable import write_folder, write_json
 from models.generation import DecodingOptions, generation_config
 from models.loading import from_checkpoint, unpack_tokenizer
-from models.run_folder import STATE_NAME, exported_step, validated_checkpoint
+from models.run_folder import CONTENT_KEY, STATE_NAME, exported_step, validated_checkpoint
 
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
 

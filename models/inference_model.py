@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from datamodules.token_encoding import tokenizer_digest
 from errors import UserError, raise_if_any
 from models.acceleration import accelerate
+from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
 from models.config_checks import error_reason
-from models.durable import CONTENT_KEY, MODEL_ENTRIES, model_weights, read_checkpoint
 from models.loading import (
     checkpoint_config,
     fitting_tokenizer,
@@ -29,7 +29,7 @@ from models.loading import (
     unpack_tokenizer,
     with_languages,
 )
-from models.run_folder import CHECKPOINT_FOLDER, STATE_NAME
+from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, STATE_NAME
 from task_utils import Task
 
 

@@ -6,6 +6,7 @@ a model whose output embedding is its own matrix keeps it through building, load
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import tempfile
@@ -239,7 +240,10 @@ def from_checkpoint(
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What `from_checkpoint` needs besides the weights, as plain values."""
-    return {"model_config": model.config.to_json_string(use_diff=False), "untied": is_untied(model)}
+    config = copy.deepcopy(model.config)  # as `save_pretrained` leaves it: the same before and after an export
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    return {"model_config": config.to_json_string(use_diff=False), "untied": is_untied(model)}
 
 
 def is_untied(model: PreTrainedModel) -> bool:

@@ -31,6 +31,11 @@ def validation_due(trainer: pl.Trainer) -> bool:
     return done >= trainer.num_training_batches or done % int(trainer.val_check_interval) == 0
 
 
+def epoch_of(epoch: int, batches: int) -> int:
+    """The epoch of the latest micro-batch, from a position of the run: the end of an epoch is (epoch + 1, 0)."""
+    return epoch if batches else epoch - 1
+
+
 def take_over_loop(trainer: pl.Trainer) -> None:
     """Put our rules in the place of four of Lightning's (2.6.6, pinned).
 
@@ -41,16 +46,22 @@ def take_over_loop(trainer: pl.Trainer) -> None:
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     train_batch = epoch_loop.advance
+    taken_up = False  # the validation that the run was stopped in is next, whatever the interval is now
 
     def advance(data_fetcher: Any) -> None:
-        if trainer.datamodule.validation_pending:  # type: ignore[attr-defined]
-            trainer.datamodule.validation_pending = False  # type: ignore[attr-defined] # it comes right after this
+        nonlocal taken_up
+        taken_up = trainer.datamodule.validation_pending  # type: ignore[attr-defined]
+        if taken_up:
+            trainer.datamodule.validation_pending = False  # type: ignore[attr-defined]
             epoch_loop.val_loop.restarting = False
         else:
             train_batch(data_fetcher)
 
+    def should_validate(_: Any) -> bool:
+        return (taken_up and has_validation(trainer)) or validation_due(trainer)
+
     epoch_loop.advance = advance  # type: ignore[method-assign]
-    epoch_loop._should_check_val_fx = lambda data_fetcher: validation_due(trainer)  # type: ignore[method-assign] # noqa: ARG005
+    epoch_loop._should_check_val_fx = should_validate  # type: ignore[method-assign, assignment]
     epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 

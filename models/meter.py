@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,13 +14,17 @@ from torch import Tensor
 class Totals:
     """What was measured since the last reset, over all ranks. Tokens are without padding."""
 
-    loss_sum: float
-    target_tokens: int
-    tokens: int
-    padded_tokens: int
-    rows: int
-    correct_tokens: int
-    seconds: float
+    loss_sum: float = 0.0
+    target_tokens: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    rows: int = 0
+    correct_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        """What was measured in both intervals."""
+        return Totals(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Totals)))
 
     @property
     def loss_per_token(self) -> float:

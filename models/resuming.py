@@ -15,11 +15,12 @@ import torch
 from datamodules.batching import BatchPlan
 from errors import UserError
 from flag_parsing import to_dict
-from flags import TrainConfig
+from flags import LOSS_MONITORS, TrainConfig
+from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from models.devices import Devices
 from models.differences import Difference, difference_table, differences_of
-from models.durable import CONTENT_KEY, RUN_ENTRIES, read_checkpoint
 from models.loop_state import set_position
+from models.run_folder import CONTENT_KEY
 from task_utils import Task
 
 FREE = ("max_epoch",)  # optimization flags that may change
@@ -31,23 +32,27 @@ FIXED = (  # other flags that may not
 MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
 VALIDATION_DATA = "validation data and encoding"
+PRECISION = "-float_precision"
+GENERATED_ROWS = "-valid_generate_rows"
+OTHER_MEASURE = {"-monitor", VALIDATION_DATA, GENERATED_ROWS}  # differences that make another score of the best
 NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
 
 
 def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
-    """The first whole checkpoint of `candidates` with its `path`; says which were passed over. None of none.
+    """The first whole checkpoint of `candidates` with its `path`; says which torn ones were passed over. None of none.
 
     Args:
         say: prints a line for the user.
 
     Raises:
-        UserError: none of them is whole.
+        UserError: none of them is whole, or one cannot be taken for another reason than its bytes.
+        RunError: the disk or the memory refused.
     """
     problems: list[str] = []
     for path in candidates:
         try:
             checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
-        except UserError as error:
+        except TornCheckpoint as error:
             problems.extend(error.problems)
             continue
         for problem in problems:
@@ -56,7 +61,11 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
             say(f"continuing from the one before: {path}, optimizer step {checkpoint['global_step']}")
         return {**checkpoint, "path": str(path)}
     if problems:
-        raise UserError(*problems)
+        raise UserError(
+            *problems,
+            "no checkpoint is whole: put one back from a copy of the run, or begin again with -overwrite in place of"
+            " -resume_checkpoint",
+        )
     return None
 
 
@@ -66,6 +75,8 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     saved, now = content["flags"], to_dict(config)
     names = [*(name for name in asdict(config.optim) if name not in FREE), *FIXED]
     names += [name for name in MODEL_FLAGS if now[name]]
+    if config.run.monitor not in LOSS_MONITORS:  # scores of other rows are not compared
+        names.append(GENERATED_ROWS.removeprefix("-"))
     found = differences_of(saved, {name: now[name] for name in names}, "-")
     present = task.to_dict()
     return found + differences_of(content["task"], {name: present.get(name) for name in TASK_PARTS}, "-")
@@ -77,7 +88,8 @@ def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any])
     Args:
         fingerprint: what the data module says of this run.
     """
-    saved = resumed["Seq2SeqDataModule"]["fingerprint"]
+    saved = dict(resumed["Seq2SeqDataModule"]["fingerprint"])
+    saved.setdefault(PRECISION, fingerprint[PRECISION])  # checkpoints of the first releases do not say
     return differences_of(saved, fingerprint)
 
 
@@ -125,9 +137,10 @@ def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devi
             f"-max_epoch was {before} and is {config.optim.max_epoch} now: the learning rate follows the longer"
             " or shorter course from here"
         )
-    interval = resumed[CONTENT_KEY]["flags"]["valid_check_interval"]
-    if interval != config.run.valid_check_interval:
-        lines.append(f"-valid_check_interval was {interval} and is {config.run.valid_check_interval} now")
+    for name in ("valid_check_interval", "valid_generate_rows"):
+        was, now = resumed[CONTENT_KEY]["flags"].get(name), getattr(config.run, name)
+        if was != now:
+            lines.append(f"-{name} was {was} and is {now} now")
     saved = resumed[CONTENT_KEY]["environment"]
     lines += [
         f"{name} was {saved.get(name)} and is {value} now: sums may be rounded differently from here, so that the"
@@ -186,7 +199,7 @@ def adapt(
         lines.append("the optimizer begins with an empty state")
     checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
     lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
-    if names & {"-monitor", VALIDATION_DATA}:
+    if names & OTHER_MEASURE:
         state = dict(checkpoint["callbacks"]["Checkpointer"])
         state |= {"best_score": None, "best_step": 0, "validations_without_gain": 0}
         checkpoint["callbacks"] = {**checkpoint["callbacks"], "Checkpointer": state}
@@ -204,7 +217,7 @@ def _total_steps(checkpoint: Mapping[str, Any], config: TrainConfig, plan: Batch
 
 def _other_plan(names: set[str]) -> bool:
     """Whether the micro-batches of an epoch are others, so that the saved position means nothing."""
-    same = {"-optim", "-freeze", "-float_precision", "-monitor", VALIDATION_DATA}
+    same = {"-optim", "-freeze", PRECISION, *OTHER_MEASURE}
     plan = {"-batch_size", "-max_tokens", "-grad_acc", "-seed", "number of devices"}
     return any(name in plan or not name.startswith("-") for name in names - same)
 

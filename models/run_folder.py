@@ -24,6 +24,8 @@ STATE_NAME = "training_state.json"
 TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
+CONTENT_KEY = "s2s"  # in a checkpoint: what is ours besides Lightning's state
+LONGEST_NAME = 255  # bytes, of a file system's name
 RUN_NAMES = (
     CONFIG_NAME,
     CHECKPOINT_FOLDER,
@@ -68,10 +70,16 @@ def exported_step(folder: Path, name: str) -> int | None:
 
 
 def validated_checkpoint(folder: Path, step: int | None) -> Path | None:
-    """The checkpoint that the validation (or the end of an epoch) at `step` left; None when it is gone."""
+    """The checkpoint that the validation (or the end of an epoch) at `step` left last; None when it is gone."""
     files = sorted((folder / CHECKPOINT_FOLDER).glob(f"epoch*-global_step{step}-val_loss*.ckpt"))
     files += sorted((folder / CHECKPOINT_FOLDER).glob(f"epoch*-global_step{step}_endofepoch.ckpt"))
-    return files[0] if files else None
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def is_of_run(checkpoint: Path, folder: Path) -> bool:
+    """Whether `checkpoint` lies in the run's folder, also where that is spread by symbolic links."""
+    real = Path(os.path.realpath(checkpoint))
+    return any(real.is_relative_to(os.path.realpath(place)) for place in (folder, folder / CHECKPOINT_FOLDER))
 
 
 def run_flags(folder: Path) -> dict[str, Any] | None:

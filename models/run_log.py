@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,15 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from console import tell
-from errors import RunError
-from models.durable import sync_path, write_failure, write_file, write_json
-from models.loop_state import at_step_boundary
+from models.durable import run_error, sync_path, write_file, write_json
+from models.loop_state import at_step_boundary, epoch_of
 from models.meter import Totals
 from models.optim import current_rate
 from models.progress import ProgressLine
 from models.run_folder import EPOCH_LOG, STEP_LOG
 from models.seq2seq_module import Seq2SeqModule
 
+KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are figures
 STATE_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
 
 
@@ -35,7 +37,7 @@ class RunLog(pl.Callback):
         self.progress: ProgressLine | None = None
         self.validation_progress: ProgressLine | None = None
         self.epochs: list[dict[str, Any]] = []
-        self._epoch_totals: list[Totals] = []
+        self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()
         self._resumed: dict[str, Any] | None = None
 
@@ -43,10 +45,9 @@ class RunLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del pl_module
-        step = trainer.global_step
         if trainer.is_global_zero:
-            self._cut_logs(step)
-            self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=step + 1)
+            with run_error(self.folder):
+                self._continue_logs(trainer.global_step, trainer.datamodule.validation_pending)  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Seq2SeqModule)
@@ -55,7 +56,7 @@ class RunLog(pl.Callback):
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
         module.meter.reset()
-        self._epoch_totals = []
+        self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()
         total = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         title = f"[Epoch {trainer.current_epoch}] [TRAIN]"
@@ -97,7 +98,7 @@ class RunLog(pl.Callback):
         totals = module.meter.totals(module.device, trainer.world_size)
         norm = module.meter.gradient_norm
         module.meter.reset()
-        self._epoch_totals.append(totals)
+        self._epoch_totals += totals
         rate = step_rate(trainer, module)
         if self.progress is not None:
             self.progress.report(loss=f"{totals.loss_per_token:.4g}", lr=f"{rate:.2g}")
@@ -118,11 +119,12 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Everything logged so far reaches the disk before the checkpoint that counts on it."""
+        with run_error(self.folder):  # TensorBoard's thread tells here what the disk refused it
+            if self.writer is not None:
+                self.writer.flush()
+            if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
+                sync_path(self.folder / STEP_LOG)
         assert isinstance(pl_module, Seq2SeqModule)
-        if self.writer is not None:
-            self.writer.flush()
-        if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
-            sync_path(self.folder / STEP_LOG)
         meters = [pl_module.meter.state()]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -130,7 +132,7 @@ class RunLog(pl.Callback):
             meters = gathered
         checkpoint[STATE_KEY] = {
             "meters": meters,  # by rank
-            "epoch_totals": [asdict(totals) for totals in self._epoch_totals],
+            "epoch_totals": [asdict(self._epoch_totals)],  # a list: once there was one entry for each log line
             "epoch_seconds": time.monotonic() - self._epoch_began,
             "learning_rate": pl_module.step_learning_rate,
         }
@@ -146,7 +148,7 @@ class RunLog(pl.Callback):
         if self._resumed is None or len(self._resumed["meters"]) != trainer.world_size:
             return
         module.meter.restore(self._resumed["meters"][trainer.global_rank], module.device)
-        self._epoch_totals = [Totals(**totals) for totals in self._resumed["epoch_totals"]]
+        self._epoch_totals = sum((Totals(**totals) for totals in self._resumed["epoch_totals"]), Totals())
         self._epoch_began = time.monotonic() - self._resumed["epoch_seconds"]
         module.step_learning_rate = self._resumed["learning_rate"]
         self._resumed = None
@@ -184,7 +186,8 @@ class RunLog(pl.Callback):
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)
         if self.writer is not None and pl_module.samples:
-            self.writer.add_text("valid/samples", samples_table(pl_module.samples), step)
+            with run_error(self.folder):
+                self.writer.add_text("valid/samples", samples_table(pl_module.samples), step)
         self._close_epoch(trainer, figures)
         pl_module.meter.reset()
 
@@ -198,18 +201,17 @@ class RunLog(pl.Callback):
         """Add this epoch (so far) to log.json; a later validation of the same epoch replaces the entry."""
         if not trainer.is_global_zero:
             return
-        tokens = sum(totals.target_tokens for totals in self._epoch_totals)
         seconds = time.monotonic() - self._epoch_began
         epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
-        number = epoch - 1 if batches == 0 else epoch
+        number = epoch_of(epoch, batches)
         entry = {
             "epoch": number,
             "global_step": trainer.global_step,
             "complete": batches == 0,
-            "train_loss": sum(totals.loss_sum for totals in self._epoch_totals) / max(tokens, 1),
+            "train_loss": self._epoch_totals.loss_per_token,
             **figures,
             "learning_rate": step_rate(trainer, trainer.lightning_module),
-            "rows": sum(totals.rows for totals in self._epoch_totals),
+            "rows": self._epoch_totals.rows,
             "seconds": round(seconds, 3),
         }
         self.epochs = [kept for kept in self.epochs if kept["epoch"] != number]
@@ -222,35 +224,65 @@ class RunLog(pl.Callback):
         if not trainer.is_global_zero:
             return
         line = {"step": step, "epoch": trainer.current_epoch, "phase": phase, **figures}
-        try:
-            with open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            if self.writer is not None:
-                for name, value in figures.items():
-                    self.writer.add_scalar(f"{phase}/{name}", value, step)
-        except OSError as error:
-            reason = write_failure(error, self.folder)
-            raise RunError(f"the logs in {self.folder} could not be written: {reason}") from error
+        with run_error(self.folder / STEP_LOG), open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._write_scalars(step, phase, figures)
 
-    def _cut_logs(self, step: int) -> None:
-        """Drop what an interrupted run logged after the step it is resumed from."""
-        step_log = self.folder / STEP_LOG
+    def _write_scalars(self, step: int, phase: str, figures: Mapping[str, float]) -> None:
+        if self.writer is None:
+            return
+        with run_error(self.folder):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def _continue_logs(self, step: int, validation_pending: bool) -> None:
+        """Go on in the logs of an interrupted run, without what it logged after `step`, from which it is resumed.
+
+        TensorBoard drops whole steps only, so that it is given anew what stays of a step whose validation goes.
+        """
+        lines = self._cut_logs(step, validation_pending)
+        first = step if validation_pending else step + 1
+        threading.excepthook = _thread_failed
+        self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=first)
+        for line in lines:
+            if line["step"] >= first:
+                figures = {name: value for name, value in line.items() if name not in KEYS}
+                self._write_scalars(step, str(line.get("phase")), figures)
+
+    def _cut_logs(self, step: int, validation_pending: bool = False) -> list[dict[str, Any]]:
+        """Drop what was logged after `step`; returns the lines of metrics.jsonl that stay.
+
+        Args:
+            validation_pending: the validation at `step` goes too, since it comes again.
+        """
+        step_log, epoch_log = self.folder / STEP_LOG, self.folder / EPOCH_LOG
+        kept: dict[bytes, dict[str, Any]] = {}  # line -> its content
         if step_log.exists():
-            lines = [line + b"\n" for line in step_log.read_bytes().split(b"\n") if _step_of(line) <= step]
-            write_file(step_log, lambda file: file.writelines(lines))
-        epoch_log = self.folder / EPOCH_LOG
+            entries = [(line + b"\n", _entry(line)) for line in step_log.read_bytes().split(b"\n")]
+            kept = {line: entry for line, entry in entries if entry and _stays(entry, step, validation_pending)}
+            write_file(step_log, lambda file: file.writelines(kept))
         if epoch_log.exists():
             try:
-                entries = json.loads(epoch_log.read_text(encoding="utf-8"))
-                self.epochs = [entry for entry in entries if entry["global_step"] <= step and entry["epoch"] >= 0]
+                epochs = json.loads(epoch_log.read_text(encoding="utf-8"))
+                last = step - 1 if validation_pending else step
+                self.epochs = [entry for entry in epochs if entry["global_step"] <= last and entry["epoch"] >= 0]
             except (ValueError, TypeError, KeyError) as error:
                 tell(f"{epoch_log} could not be read ({error}): it is begun anew")
+        return list(kept.values())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
         if self.writer is not None:
-            self.writer.close()
+            with run_error(self.folder):
+                self.writer.close()
             self.writer = None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except of TensorBoard's: the next call of its writer raises the same error."""
+    told_later = isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")
+    if not told_later:
+        threading.__excepthook__(failure)
 
 
 def step_rate(trainer: pl.Trainer, module: Any) -> float:
@@ -259,12 +291,19 @@ def step_rate(trainer: pl.Trainer, module: Any) -> float:
     return current_rate(trainer.optimizers[0]) if rate is None else rate
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a metrics.jsonl line; one that cannot be read counts as never logged."""
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None when it cannot be read: it counts as never logged."""
     try:
-        return float(json.loads(line)["step"])
+        entry = json.loads(line)
+        return entry if float(entry["step"]) >= 0 else None
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return None
+
+
+def _stays(entry: Mapping[str, Any], step: int, validation_pending: bool) -> bool:
+    """Whether a line belongs to the run up to `step`, without the validation there if it is still to come."""
+    last = step - 1 if validation_pending and entry.get("phase") == "valid" else step
+    return bool(entry["step"] <= last)
 
 
 def samples_table(samples: list[tuple[str, str, str]]) -> str:

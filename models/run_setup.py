@@ -15,18 +15,24 @@ from flag_parsing import to_dict
 from flags import ADAM_RATE, TrainConfig
 from models.checkpointing import Checkpointer
 from models.devices import Devices
-from models.durable import clean_leftovers, write_folder, write_json
+from models.durable import clean_leftovers, run_error, write_folder, write_json
 from models.exports import complete_exports
+from models.kept_checkpoints import continue_from, remove_uncounted
 from models.optim import resolve_warmup
-from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN
+from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, is_of_run
 from task_utils import Task
 
 
-def resolved_settings(config: TrainConfig, task: Task, devices: Devices, plan: BatchPlan, model: Any) -> dict[str, Any]:
-    """What the flags came to: the `resolved` part of config.json. Rates are per step, sizes in rows or tokens."""
+def resolved_settings(
+    config: TrainConfig, task: Task, devices: Devices, plan: BatchPlan, model: Any, total_steps: int
+) -> dict[str, Any]:
+    """What the flags came to: the `resolved` part of config.json. Rates are per step, sizes in rows or tokens.
+
+    Args:
+        total_steps: optimizer steps of the whole run, as its schedule has them.
+    """
     optim = config.optim
     own_rate = optim.optim == "adafactor" and optim.learning_rate is None
-    steps = plan.num_steps * optim.max_epoch
     return {
         "task": task.to_dict(),
         "model_type": model.config.model_type,
@@ -38,9 +44,9 @@ def resolved_settings(config: TrainConfig, task: Task, devices: Devices, plan: B
         "threads": torch.get_num_threads(),
         "learning_rate": "its own relative step" if own_rate else optim.learning_rate or ADAM_RATE,
         "lr_scheduler": None if own_rate else optim.lr_scheduler,
-        "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, steps),
+        "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, total_steps),
         "steps_per_epoch": plan.num_steps,
-        "steps": steps,
+        "steps": total_steps,
         "padding_share": round(plan.padding_share(), 4),
         "rows_above_max_tokens": plan.oversized_rows,
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
@@ -79,8 +85,28 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any
     So does what a run left that was killed before its first checkpoint, where -resume_checkpoint auto starts afresh.
 
     What marks the folder as a run goes last, and config.json is replaced, so that a kill in between leaves a run.
-    A run that is continued in another folder takes its best/ along: its best score goes on as well.
+    A run that is continued in another folder takes its best/ along: its best score goes on as well. One that is
+    continued in its own has the checkpoints of its own course only.
+
+    Raises:
+        RunError: the disk refused.
     """
+    with run_error(folder):
+        _make_room(config, folder, resumed)
+    clean_leftovers(folder)
+    write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
+    if resumed is not None:
+        path = Path(resumed["path"])
+        if is_of_run(path, folder):
+            continue_from(folder, resumed)
+        best = path.parent.parent / "best"
+        if best.is_dir() and not (folder / "best").exists():
+            write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
+        complete_exports(folder, resumed, finished=False)
+
+
+def _make_room(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None) -> None:
+    """Make `folder`, without the run that is overwritten there."""
     folder.mkdir(parents=True, exist_ok=True)
     anew = config.run.resume_checkpoint == "auto" and resumed is None  # a run that ended before its first checkpoint
     if config.run.overwrite or anew:
@@ -89,13 +115,6 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any
                 shutil.rmtree(path)
             elif path.name != CONFIG_NAME:
                 path.unlink(missing_ok=True)
-    clean_leftovers(folder)
-    write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
-    if resumed is not None:
-        best = Path(resumed["path"]).parent.parent / "best"
-        if best.is_dir() and not (folder / "best").exists():
-            write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
-        complete_exports(folder, resumed, finished=False)
 
 
 def complete_finished_run(folder: Path, resumed: Mapping[str, Any]) -> None:
@@ -103,8 +122,9 @@ def complete_finished_run(folder: Path, resumed: Mapping[str, Any]) -> None:
 
     A finished run that lies in another folder is left alone.
     """
-    if Path(resumed["path"]).resolve().parent.parent == folder.resolve():
+    if is_of_run(Path(resumed["path"]), folder):
         clean_leftovers(folder)
+        remove_uncounted(folder, resumed, later=False)
         complete_exports(folder, resumed, finished=True)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from errors import UserError
 from flags import TrainConfig
 from models.acceleration import accelerate
-from models.durable import CONTENT_KEY, model_weights
+from models.checkpoint_format import model_weights
 from models.forward import check_logits
 from models.loading import (
     check_config_builds,
@@ -27,6 +27,7 @@ from models.loading import (
     unpack_tokenizer,
 )
 from models.presets import TOKENIZER_KEY, read_config
+from models.run_folder import CONTENT_KEY
 
 
 @dataclass(frozen=True)

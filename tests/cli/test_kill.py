@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import assert_same_end, events_of, run_flags, run_under_fire, start
+from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire, start
 
 CASES = {
     "t5, adam": {"model": "t5-untied", "optim": "adam", "grad_acc": 1},
-    "bart, adafactor, accumulation, two loader processes": {
+    "bart, adafactor, accumulation, two loader processes, no validation rows": {
+        "valid_data": None,
         "model": "bart",
         "optim": "adafactor",
         "grad_acc": 4,
@@ -36,7 +37,7 @@ KILLS = 3
 def flags_of(folder: Path, letters: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:
     """100 rows under the flags of a case."""
     data = {"train_data": f"{letters / 'train.tsv'}:2", "valid_data": letters / "valid.tsv"}
-    return run_flags(folder, name, **data, **case)
+    return run_flags(folder, name, **{**data, **case})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -48,6 +49,7 @@ def test_killed_and_resumed_ends_the_same(letters: Path, tmp_path: Path, name: s
     result = run_under_fire(flags, events // 3, random.Random(name), KILLS)
     assert result.kills == KILLS
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert_same_checkpoints(tmp_path / "killed", tmp_path / "whole")
     left = [path.name for path in (tmp_path / "killed").rglob("*") if path.name.endswith((".tmp", ".old"))]
     assert left == []
     again = start({**flags, "resume_checkpoint": "auto"}, {})  # the same command line for ever

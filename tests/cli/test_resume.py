@@ -176,21 +176,22 @@ def test_no_whole_checkpoint_is_an_error(whole_run: Path, letters: Path, tmp_pat
     for value in ("last", "auto"):
         result = train(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint=value)))
         assert result.code == 2
-        assert all("the file is torn or no checkpoint" in error for error in result.errors)
+        *torn, advice = result.errors
+        assert all("the file is torn or no checkpoint" in error for error in torn)
+        assert advice.startswith("no checkpoint is whole: put one back from a copy of the run, or begin again with")
         assert listing(run) == before
 
 
 def test_best_continues_from_the_best_validation(whole_run: Path, letters: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole_run / "run", tmp_path / "run")
-    best = json.loads((run / "best" / "training_state.json").read_text())["best_step"]
-    first = flags_of(whole_run, letters, save_path=run, resume_checkpoint="best", max_steps=best)
-    assert train_ok(*flag_list(first)).out.splitlines()[0] == (
-        f"-max_steps {best} is reached: the run is at optimizer step {best}"
-        if best < 14
-        else "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on"
-    )
+    state = json.loads((run / "best" / "training_state.json").read_text())
+    (run / "best" / "training_state.json").write_text(json.dumps({**state, "global_step": 7}))  # as it was then
+    flags = flags_of(whole_run, letters, save_path=run, resume_checkpoint="best")
+    told = train_ok(*flag_list(flags)).out
+    assert "epoch01-global_step8.ckpt, of a later step, is removed" in told
+    assert_same_end(run, whole_run / "run")
     shutil.rmtree(run / "best")
-    result = train(*flag_list({**first, "max_steps": 0}))
+    result = train(*flag_list(flags))
     assert result.code == 2
     assert result.errors == [
         f"-resume_checkpoint best: no checkpoint of {run / 'best'} in {run / 'saved_checkpoints'};"

@@ -60,7 +60,7 @@ def test_seed_drawn_at_random_is_in_the_resume_command() -> None:
 
 # ---- stops in a validation
 
-IN_A_VALIDATION = {
+IN_A_VALIDATION = {  # where, the event, and the optimizer step
     "inside an epoch": ("validation_step", 3, 3),
     "inside an epoch, in generation": ("on_validation_epoch_end", 2, 6),
     "at the end of an epoch": ("validation_step", 12, 7),
@@ -78,7 +78,15 @@ def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, 
     assert f"stopped at optimizer step {step} and saved; this resumes it:" in stopped.stdout
     valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
     assert valid == [done for done in (3, 6, 7, 10, 13, 14) if done < step]
-    train_ok(*flag_list(flags), "-resume_checkpoint", "last")
+    flags["resume_checkpoint"] = "last"
+    if moment == "at the end of an epoch":  # the resumed validation is logged, and the checkpoint after it is not there
+        killed = start(flags, {"FAULT_ON": "replace", "FAULT_AT": "4"})  # config.json, two logs, then the checkpoint
+        assert killed.returncode == -9
+        logged = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
+        assert logged[-1] == step
+    if moment == "inside an epoch":  # the validation comes whatever the interval is now
+        train_ok(*flag_list({**flags, "valid_check_interval": 1.0, "max_steps": step + 1}))
+    train_ok(*flag_list(flags))
     assert_same_end(tmp_path / "run", whole_run / "run")
 
 

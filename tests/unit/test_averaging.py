@@ -18,7 +18,7 @@ from models.averaging import (
     newest_checkpoints,
     weight_source,
 )
-from models.durable import model_weights, read_checkpoint
+from models.checkpoint_format import model_weights, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import from_config
 from models.run_folder import step_of

@@ -6,6 +6,8 @@ import hashlib
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
+from models.loop_state import at_step_boundary
 
 length_pairs = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 25)), min_size=1, max_size=120)
 row_options = st.builds(
@@ -95,8 +98,11 @@ def test_training_plan_holds_each_row_once_in_equal_ranks_within_budget(pairs, o
     check_each_row_once(plan, len(pairs))
     check_sizes(plan, source, target, options)
     assert plan.step_target_tokens.tolist() == [int(target[rows].sum()) for rows in steps(plan)]
-    ends = [index for index in range(plan.batches_per_rank) if plan.ends_step(index)]
-    assert len(ends) == plan.num_steps
+    trainer: Any = SimpleNamespace(
+        accumulate_grad_batches=options.accumulate, num_training_batches=plan.batches_per_rank
+    )
+    ends = [index for index in range(plan.batches_per_rank) if at_step_boundary(trainer, index)]
+    assert [plan.step_of(index) for index in ends] == list(range(plan.num_steps))
     assert ends[:-1] == [(step + 1) * options.accumulate - 1 for step in range(plan.num_steps - 1)]
 
 

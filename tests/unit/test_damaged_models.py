@@ -14,7 +14,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from errors import UserError
-from models.durable import CONTENT_KEY, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
+from models.checkpoint_format import MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import (
     check_config_builds,
@@ -26,7 +26,7 @@ from models.loading import (
     pack_tokenizer,
     unpack_tokenizer,
 )
-from models.run_folder import exported_step
+from models.run_folder import CONTENT_KEY, exported_step
 from models.run_log import RunLog
 from tests.small_configs import CONFIGS, config_of
 
@@ -226,7 +226,7 @@ def test_another_archive_is_told_without_advice(names: tuple[str, ...], tmp_path
         warnings.simplefilter("error")
         told = message(read_checkpoint, path, "-model")
     assert told.startswith(f"-model {path}: ")
-    assert "torn or" in told
+    assert "no checkpoint, though its bytes are whole" in told
     assert "PyTorch 2.6" not in told
     assert "\n" not in told
 

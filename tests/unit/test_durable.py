@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import pytest
 import torch
 
 from errors import RunError, UserError
+from models import checkpoint_format, resuming
+from models.checkpoint_format import FORMAT_VERSION, UPGRADES, read_checkpoint
 from models.checkpoint_io import DurableCheckpointIO
 from models.durable import (
-    CONTENT_KEY,
     clean_leftovers,
     link_file,
     nothing_kept_on_user_error,
-    read_checkpoint,
     write_file,
     write_folder,
     write_json,
 )
+from models.run_folder import CONTENT_KEY
 
 
 def names(folder: Path) -> list[str]:
@@ -118,6 +120,60 @@ class Payload:
         return (Path.touch, (self.victim,))
 
 
+def test_a_checkpoint_is_handed_over_once_and_stays_with_nobody_else() -> None:
+    weights = OrderedDict(w=torch.arange(3.0))
+    weights._metadata = {"version": 1}  # type: ignore[attr-defined] # torch's modules leave theirs there
+    resumed = {"state_dict": weights, "optimizer_states": [{"state": {0: torch.ones(3)}}], "epoch": 2}
+    reader = DurableCheckpointIO(resumed)
+    loaded = reader.load_checkpoint("a.ckpt")
+    assert torch.equal(loaded["state_dict"]["w"], torch.arange(3.0))
+    assert loaded["state_dict"]._metadata == {"version": 1}
+    assert torch.equal(loaded["optimizer_states"][0]["state"][0], torch.ones(3))
+    assert resumed == {"state_dict": {}, "optimizer_states": [], "epoch": 2}
+    with pytest.raises(RuntimeError, match="has loaded it"):
+        reader.load_checkpoint("a.ckpt")
+
+
+def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version, or a disk that does not read, stops a resume; it falls back for damaged bytes only."""
+    torn, future, whole = (tmp_path / f"{name}.ckpt" for name in ("torn", "future", "whole"))
+    torch.save({CONTENT_KEY: {"format_version": 1}}, whole)
+    torn.write_bytes(whole.read_bytes()[:-9])
+    torch.save({CONTENT_KEY: {"format_version": FORMAT_VERSION + 1}}, future)
+    monkeypatch.setattr(resuming, "RUN_ENTRIES", {})
+    monkeypatch.setitem(UPGRADES, 1, lambda checkpoint: {**checkpoint, "upgraded": True})
+    said: list[str] = []
+    with pytest.raises(UserError, match=rf"format version {FORMAT_VERSION + 1}; this program reads versions 1 to"):
+        resuming.read_newest([torn, future, whole], said.append)
+    torch.save({CONTENT_KEY: {"format_version": 1}, "global_step": 7}, whole)
+    monkeypatch.setattr(checkpoint_format, "FORMAT_VERSION", 2)
+    newest = resuming.read_newest([torn, whole], said.append)
+    assert newest is not None
+    assert newest["upgraded"] is True
+    assert [line.split(": ")[0] for line in said] == ["passed over", "continuing from the one before"]
+    with pytest.raises(UserError) as caught:
+        resuming.read_newest([torn], said.append)
+    assert caught.value.problems[-1].startswith("no checkpoint is whole: put one back")
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(RunError, match=r"whole.ckpt: could not be read: .*Input/output error"):
+        resuming.read_newest([whole, torn], said.append)
+
+
+def test_what_the_disk_refuses_beside_a_write_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.ckpt").write_text("one")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"last\.ckpt could not be changed: the disk is full, .* bytes are free\)"):
+        link_file(tmp_path / "one.ckpt", tmp_path / "last.ckpt")
+
+
 def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(UserError) as caught:
@@ -128,11 +184,12 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.ckpt") == f"-model {tmp_path}/none.ckpt: no such file"
 
     good = tmp_path / "good.ckpt"
-    content = {CONTENT_KEY: {"format_version": 1}, "state_dict": {"w": torch.arange(1000.0)}}
+    weights = {"w": torch.arange(1000.0)}
+    content = {CONTENT_KEY: {"format_version": 1}, "state_dict": weights, "optimizer_states": [{"state": {}}]}
     DurableCheckpointIO().save_checkpoint(content, good)
     checkpoint = read_checkpoint(good)
     assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(1000.0))
-    assert DurableCheckpointIO(checkpoint).load_checkpoint(good) == checkpoint
+    assert list(DurableCheckpointIO(checkpoint).load_checkpoint(good)) == list(content)
 
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(good.read_bytes()[:-500])

@@ -12,8 +12,8 @@ from inference_validation import check_inference
 from label_checks import label_problems
 from label_maps import LabelMap
 from models.differences import Difference
-from models.durable import CONTENT_KEY
 from models.resuming import flag_differences
+from models.run_folder import CONTENT_KEY
 from task_utils import Task
 
 MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {

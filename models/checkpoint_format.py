@@ -1,0 +1,158 @@
+"""The format of our .ckpt files: what they must hold, which versions are read, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import RunError, UserError
+from models.run_folder import CONTENT_KEY
+
+FORMAT_VERSION = 1
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # version -> makes it one of the next version
+MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
+    "state_dict": Mapping,
+    "s2s.model.model_config": str,
+    "s2s.model.untied": bool,
+    "s2s.tokenizer": Mapping,
+}
+RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
+    **MODEL_ENTRIES,
+    "s2s.flags.max_epoch": int,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "callbacks.Checkpointer.best_score": (float, int, type(None)),
+    "callbacks.Checkpointer.best_step": int,
+    "callbacks.Checkpointer.validations_without_gain": int,
+    "callbacks.Checkpointer.kept": Mapping,
+    "callbacks.Checkpointer.validation": Mapping,
+    "loops.fit_loop": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "Seq2SeqDataModule.epoch": int,
+    "Seq2SeqDataModule.batches": int,
+    "Seq2SeqDataModule.batches_per_epoch": int,
+    "Seq2SeqDataModule.validation_pending": bool,
+    "Seq2SeqDataModule.fingerprint": Mapping,
+    "s2s.environment": Mapping,
+    "s2s.monitor": str,
+}
+
+
+class TornCheckpoint(UserError):
+    """A checkpoint whose bytes are not those that were written: another one is as good."""
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The parameters of the model in a checkpoint, by their names in the model itself."""
+    prefix = "model."
+    return {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
+
+
+def read_checkpoint(
+    path: Any,
+    flag: str = "-resume_checkpoint",
+    mmap: bool = False,
+    needed: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> dict[str, Any]:
+    """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
+
+    Args:
+        needed: the entries that must be there, `MODEL_ENTRIES` or `RUN_ENTRIES`, with their types.
+
+    Raises:
+        TornCheckpoint: other bytes than were written (every byte is checked).
+        UserError: missing, holding pickled code (it is not run), or made by another program or a later version.
+        RunError: the disk or the memory refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    try:
+        damage = _damage(path)
+        checkpoint = None if damage else _load(path, mmap)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{flag} {path}: refused, it holds pickled objects that could run code ({_reason(error)}); our checkpoints"
+            " hold numbers, texts and tensors only"
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"{flag} {path}: no permission to read it") from error
+    except (OSError, MemoryError) as error:
+        raise RunError(f"{flag} {path}: could not be read: {str(error) or 'not enough memory'}") from error
+    except Exception as error:  # torch raises any kind on what is not its own
+        if "allocate memory" in str(error):
+            raise RunError(f"{flag} {path}: could not be read: not enough memory") from error
+        raise UserError(f"{flag} {path}: no checkpoint, though its bytes are whole ({_reason(error)})") from error
+    if damage:
+        raise TornCheckpoint(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
+    if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
+    missing = _missing_entry(checkpoint, {CONTENT_KEY: Mapping, f"{CONTENT_KEY}.format_version": int})
+    if missing:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
+    version = checkpoint[CONTENT_KEY]["format_version"]
+    if not 1 <= version <= FORMAT_VERSION:
+        raise UserError(
+            f"{flag} {path}: format version {version}; this program reads versions 1 to {FORMAT_VERSION}, so take the"
+            " one that wrote it"
+        )
+    checkpoint = dict(checkpoint)
+    for older in range(version, FORMAT_VERSION):
+        checkpoint = UPGRADES[older](checkpoint)
+    missing = _missing_entry(checkpoint, needed or {})
+    if missing:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
+    return checkpoint
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on files of other kinds: our errors tell enough
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _damage(path: Path) -> str:
+    """Why the archive cannot be what was written; empty when every checksum is right (torch checks none)."""
+    with open(path, "rb") as file:  # opened here: zipfile takes a file that cannot be read for one of another format
+        if not zipfile.is_zipfile(file):
+            return "another format, or its end is lost" if path.stat().st_size else "it is empty"
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged header asks for a password, an unknown method, a place before the file
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            return _reason(error)
+    return f"the checksum of {damaged} is wrong" if damaged else ""
+
+
+def _missing_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
+    """The first of `needed` (names joined with dots) that is not there or of another type; empty when all are."""
+    for name, kind in needed.items():
+        value: Any = checkpoint
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return f"{name} is missing"
+            value = value[key]
+        if not isinstance(value, kind):
+            return f"{name} is of type {type(value).__name__}"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "global" in line or "WeightsUnpickler error" in line]
+    return (telling or lines or [type(error).__name__])[0][:200]

@@ -1,0 +1,109 @@
+"""Which checkpoints of a run are kept: the best validations, the latest steps, the latest hours. The others go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from console import tell
+from models.durable import link_file, run_error
+from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
+
+KEEP_BEST = 5
+OUR_NAME = re.compile(r"epoch\d+-global_step\d+(-val_loss-?[\d.]+|-by-hour)?(_endofepoch)?\.ckpt")
+
+
+@dataclass(frozen=True)
+class DueCheckpoint:
+    """A name under which the present state is to be saved."""
+
+    kind: str  # best: a validation or the end of an epoch; step: -save_every; hour: -save_every_hour
+    name: str
+    order: float  # within its kind; what is higher is kept longer
+
+
+class KeptCheckpoints:
+    """The checkpoints that count, of each kind, from the first that would go.
+
+    Args:
+        folder: where they lie.
+        save_last_k: how many are kept of the kinds step and hour.
+    """
+
+    def __init__(self, folder: Path, save_last_k: int) -> None:
+        self.folder = folder
+        self.save_last_k = save_last_k
+        self.entries: dict[str, list[tuple[float, str]]] = {"best": [], "step": [], "hour": []}
+
+    def add(self, due: Sequence[DueCheckpoint], best_step: int) -> list[Path]:
+        """Count `due` in; returns the files that do not count any more, perhaps one of `due` among them.
+
+        The checkpoint of `best_step` always counts; of equal ones the earlier does, since it is the one called best.
+        """
+        gone: list[Path] = []
+        for new in due:
+            entries = [entry for entry in self.entries[new.kind] if entry[1] != new.name] + [(new.order, new.name)]
+            if new.kind == "best":
+                entries.sort(key=lambda entry: (_step(entry) == best_step, entry[0], -_step(entry)))
+            else:
+                entries.sort(key=lambda entry: entry[0])
+            keep = KEEP_BEST if new.kind == "best" else self.save_last_k
+            gone += [self.folder / name for _, name in entries[:-keep]]
+            self.entries[new.kind] = entries[-keep:]
+        return gone
+
+    def state(self) -> dict[str, list[list[Any]]]:
+        """For a checkpoint."""
+        return {kind: [list(entry) for entry in entries] for kind, entries in self.entries.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count what `state` counted and what still lies in the folder."""
+        self.entries = {
+            kind: [(order, name) for order, name in entries if (self.folder / name).exists()]
+            for kind, entries in state.items()
+        }
+
+
+def _step(entry: tuple[float, str]) -> int:
+    return step_of(Path(entry[1]))
+
+
+def continue_from(folder: Path, resumed: Mapping[str, Any]) -> None:
+    """Make `resumed`, a checkpoint of the run in `folder`, its `last.ckpt`, and remove what its course does not have.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    path, last = Path(resumed["path"]), folder / CHECKPOINT_FOLDER / LAST_NAME
+    if not last.exists() or not path.samefile(last):
+        link_file(path, last)
+    remove_uncounted(folder, resumed, later=True)
+
+
+def remove_uncounted(folder: Path, resumed: Mapping[str, Any], later: bool) -> None:
+    """Remove the checkpoints that a run saved in `folder` and that its checkpoint `resumed` does not count.
+
+    A kill between a save and the removal of an older checkpoint leaves them, and so does a run that goes on from an
+    earlier step. `last.ckpt`, `resumed` itself, and files with names of their own stay.
+
+    Args:
+        later: also those of later steps than `resumed`, and say which.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    step, checkpoints = resumed["global_step"], folder / CHECKPOINT_FOLDER
+    counted = {name for entries in resumed["callbacks"]["Checkpointer"]["kept"].values() for _, name in entries}
+    ours = sorted(path for path in checkpoints.glob("*.ckpt") if OUR_NAME.fullmatch(path.name))
+    for path in ours:
+        resumed_itself = os.path.realpath(path) == os.path.realpath(resumed["path"])
+        if path.name in counted or resumed_itself or (step_of(path) > step and not later):
+            continue
+        if step_of(path) > step:
+            tell(f"the run goes on from optimizer step {step}: {path}, of a later step, is removed")
+        with run_error(path):
+            path.unlink()

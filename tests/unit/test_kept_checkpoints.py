@@ -1,0 +1,106 @@
+"""Which checkpoints stay, and what a run that goes on in its folder removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints, continue_from, remove_uncounted
+
+
+def validated(step: int, order: float) -> DueCheckpoint:
+    return DueCheckpoint("best", f"epoch00-global_step{step}-val_loss1.0000.ckpt", order)
+
+
+def steps_left(kept: KeptCheckpoints) -> list[int]:
+    return sorted(int(name.split("step")[1].split("-")[0].removesuffix(".ckpt")) for _, name in kept.entries["best"])
+
+
+def test_of_equal_scores_the_earlier_is_kept() -> None:
+    """The first of them is the one called best."""
+    kept = KeptCheckpoints(Path(), 2)
+    for step in range(1, 8):
+        gone = kept.add([validated(step, 0.0)], best_step=1)
+        assert [path.name for path in gone] == ([validated(step, 0.0).name] if step > 5 else [])
+    assert steps_left(kept) == [1, 2, 3, 4, 5]
+
+
+def test_the_best_stays_whatever_older_scores_say() -> None:
+    """After -resume_force the scores of before are of another measure."""
+    kept = KeptCheckpoints(Path(), 2)
+    for step in range(1, 6):
+        kept.add([validated(step, 10.0 + step)], best_step=step)
+    gone = kept.add([validated(6, 0.5)], best_step=6)
+    assert [path.name for path in gone] == [validated(1, 0.0).name]
+    assert steps_left(kept) == [2, 3, 4, 5, 6]
+
+
+def test_one_state_is_counted_under_each_of_its_names(tmp_path: Path) -> None:
+    kept = KeptCheckpoints(tmp_path, 2)
+    for step in (2, 4, 6):
+        due = [DueCheckpoint(kind, f"epoch00-global_step{step}{end}.ckpt", step) for kind, end in KINDS]
+        gone = kept.add(due, best_step=0)
+    assert [path.name for path in gone] == ["epoch00-global_step2.ckpt", "epoch00-global_step2-by-hour.ckpt"]
+    for name in ("epoch00-global_step4.ckpt", "epoch00-global_step6.ckpt"):
+        (tmp_path / name).touch()
+    again = KeptCheckpoints(tmp_path, 2)
+    again.restore(kept.state())
+    assert again.entries["step"] == [(4, "epoch00-global_step4.ckpt"), (6, "epoch00-global_step6.ckpt")]
+    assert again.entries["hour"] == []
+
+
+KINDS = (("step", ""), ("hour", "-by-hour"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A run that is resumed at step 4, its folder as a kill and a later course left it."""
+    folder = tmp_path / "saved_checkpoints"
+    folder.mkdir()
+    for name in (
+        *("epoch00-global_step2.ckpt", "epoch00-global_step3-val_loss0.5000.ckpt", "epoch00-global_step4.ckpt"),
+        *("epoch00-global_step1.ckpt", "epoch00-global_step2-by-hour.ckpt"),  # not counted
+        *("epoch00-global_step6.ckpt", "epoch01-global_step7-val_loss0.2500_endofepoch.ckpt", "last.ckpt"),  # later
+        *("mine.ckpt", "epoch00-global_step1 copy.ckpt"),
+    ):
+        (folder / name).write_text(name)
+    kept = {"step": [[2, "epoch00-global_step2.ckpt"]], "hour": []}
+    kept["best"] = [[-0.5, "epoch00-global_step3-val_loss0.5000.ckpt"]]
+    path = folder / "epoch00-global_step4.ckpt"
+    return tmp_path, {"path": str(path), "global_step": 4, "callbacks": {"Checkpointer": {"kept": kept}}}
+
+
+OF_ITS_COURSE = [
+    "epoch00-global_step1 copy.ckpt",
+    "epoch00-global_step2.ckpt",
+    "epoch00-global_step3-val_loss0.5000.ckpt",
+    "epoch00-global_step4.ckpt",
+]
+
+
+def test_a_run_goes_on_with_the_checkpoints_of_its_own_course(
+    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, resumed = run
+    monkeypatch.chdir(folder)
+    resumed["path"] = "saved_checkpoints/epoch00-global_step4.ckpt"  # another spelling of the same file
+    continue_from(folder, resumed)
+    left = sorted(path.name for path in (folder / "saved_checkpoints").iterdir())
+    assert left == [*OF_ITS_COURSE, "last.ckpt", "mine.ckpt"]
+    assert (folder / "saved_checkpoints" / "last.ckpt").samefile(resumed["path"])
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"the run goes on from optimizer step 4: {folder}/saved_checkpoints/{name}, of a later step, is removed"
+        for name in ("epoch00-global_step6.ckpt", "epoch01-global_step7-val_loss0.2500_endofepoch.ckpt")
+    ]
+
+
+def test_a_finished_run_is_rid_of_what_a_kill_left_and_of_nothing_later(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, resumed = run
+    remove_uncounted(folder, resumed, later=False)
+    left = sorted(path.name for path in (folder / "saved_checkpoints").iterdir())
+    later = ["epoch00-global_step6.ckpt", "epoch01-global_step7-val_loss0.2500_endofepoch.ckpt", "last.ckpt"]
+    assert left == [*OF_ITS_COURSE, *later, "mine.ckpt"]
+    assert (folder / "saved_checkpoints" / "last.ckpt").read_text() == "last.ckpt"

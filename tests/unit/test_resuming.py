@@ -1,0 +1,39 @@
+"""What a resumed run is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flag_parsing import to_dict
+from flags import TrainConfig
+from models.resuming import Difference, flag_differences, plan_differences
+from task_utils import get_task
+
+TASK = get_task("nsmc-naive")
+
+
+def config_with(**run: Any) -> TrainConfig:
+    config = TrainConfig()
+    return replace(config, run=replace(config.run, **run))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"),
+    [("val_loss", []), ("exact_match", [Difference("-valid_generate_rows", 10, 200)])],
+)
+def test_scores_of_other_generated_rows_are_not_compared(monitor: str, expected: list[Difference]) -> None:
+    saved = config_with(monitor=monitor, valid_generate_rows=10)
+    resumed = {"s2s": {"flags": to_dict(saved), "task": TASK.to_dict()}}
+    assert flag_differences(resumed, config_with(monitor=monitor, valid_generate_rows=200), TASK) == expected
+
+
+def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:
+    """-float_precision 16 is bf16 on one GPU and fp16 on another."""
+    now = {"-seed": 1, "-float_precision": "16-mixed"}
+    of = {"-seed": 1, "-float_precision": "bf16-mixed"}
+    expected = [Difference("-float_precision", "bf16-mixed", "16-mixed")]
+    assert plan_differences({"Seq2SeqDataModule": {"fingerprint": of}}, now) == expected
+    assert plan_differences({"Seq2SeqDataModule": {"fingerprint": {"-seed": 1}}}, now) == []
