@@ -44,8 +44,9 @@ def main(argv: list[str]) -> int:
     config, given, problems = parse_flags(InferenceConfig, argv)
     check_inference(config, given, problems)
     raise_if_any(problems)
-    from models.environment import quiet_libraries
+    from models.environment import fix_sums, quiet_libraries
 
+    fix_sums()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run

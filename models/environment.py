@@ -37,3 +37,11 @@ def quiet_libraries(training: bool = False) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     torch.set_float32_matmul_precision("high")
+
+
+def fix_sums() -> None:
+    """Make matrix products on the CPU the same bits with any number of threads; call before torch is imported.
+
+    Strict numerical reproducibility of MKL, which reads this when it is first used; processes inherit it.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
