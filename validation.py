@@ -23,6 +23,8 @@ from models.run_folder import (
     exported_step,
     foreign_names,
     holds_run,
+    is_of_run,
+    misplaced,
     run_flags,
     validated_checkpoint,
 )
@@ -252,7 +254,10 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
     foreign = foreign_names(folder)
     found = len(problems)
     collect(problems, lambda: check_unlocked(folder))
-    if len(problems) > found or (resumed and _is_of_run(resumed, folder)):
+    if resumed and is_of_run(resumed, folder):
+        problems.extend(f"-save_path {folder}: {problem}" for problem in misplaced(folder))
+        return
+    if len(problems) > found:
         return
     if foreign:
         problems.append(
@@ -278,12 +283,6 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
             if checkpoints_of(folder)
             else f"-save_path {folder}: holds a run that ended before its first checkpoint; -overwrite begins again"
         )
-
-
-def _is_of_run(checkpoint: Path, folder: Path) -> bool:
-    """Whether `checkpoint` lies in the run's folder, also where that is spread by symbolic links."""
-    real = Path(os.path.realpath(checkpoint))
-    return any(real.is_relative_to(os.path.realpath(place)) for place in (folder, folder / CHECKPOINT_FOLDER))
 
 
 def _began_from(folder: Path, checkpoint: Path) -> bool:

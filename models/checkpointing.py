@@ -95,6 +95,7 @@ class Checkpointer(pl.Callback):
         self.validation: dict[str, float] = {}  # figures of the latest validation
         self._request = Request()
         self._saved_at = time.monotonic()
+        self._began_at = 0  # the optimizer step that this process began with
         self._control_group: Any = None
 
     # ---- hooks
@@ -112,6 +113,7 @@ class Checkpointer(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: forget a best score whose weights are lost (resumed from an older checkpoint)."""
+        self._began_at = trainer.global_step
         _ours(pl_module).validation = dict(self.validation)
         held = exported_step(self.folder, "best") if trainer.is_global_zero else None
         if self.best_score is None or trainer.strategy.broadcast(held) == self.best_step:
@@ -255,9 +257,13 @@ class Checkpointer(pl.Callback):
         return f"-max_hours {self.flags.max_hours:g}" if request.out_of_time else ""
 
     def _stop_in_validation(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
-        """Between two batches of a validation: stop at once if asked to; a resumed run begins it anew."""
+        """Between two batches of a validation: stop at once if asked to; a resumed run begins it anew.
+
+        A limit of hours waits for a validation that this process began with: else no resume might ever get beyond it.
+        """
         self._request |= self._agree(trainer)
-        if self._request.signum or self._request.out_of_time:
+        gained = trainer.global_step > self._began_at
+        if self._request.signum or (self._request.out_of_time and gained):
             trainer.datamodule.validation_pending = True  # type: ignore[attr-defined]
             limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
             self._save(trainer, pl_module, [])

@@ -166,6 +166,8 @@ def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
 def limit_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
     """Why -max_steps leaves nothing to do after `resumed`; empty when it does not."""
     step, limit = resumed["global_step"], config.run.max_steps
+    if resumed["Seq2SeqDataModule"]["validation_pending"]:
+        return ""  # the validation at that step is still to be done
     return f"-max_steps {limit} is reached: the run is at optimizer step {step}" if 0 < limit <= step else ""
 
 

@@ -98,6 +98,21 @@ def holds_run(folder: Path) -> bool:
     return marks or run_flags(folder) is not None
 
 
+def misplaced(folder: Path) -> list[str]:
+    """What is in the way of the files and folders that a run in `folder` goes on writing, a sentence each."""
+    problems = []
+    for name in ("best", "last"):
+        if os.path.islink(folder / name):
+            problems.append(f"{name} is a link, and is swapped as a whole folder; put a folder there, or nothing")
+    for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs"):
+        if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
+            problems.append(f"{name} is no folder, and the run needs one; move it away")
+    for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, f"{CHECKPOINT_FOLDER}/{LAST_NAME}"):
+        if os.path.isdir(folder / name):
+            problems.append(f"{name} is a folder, and the run needs a file; move it away")
+    return problems
+
+
 def foreign_names(folder: Path) -> list[str]:
     """Files in `folder` that have the name of a run's file and are not of a run: nobody may delete or replace them."""
     there = [name for name in OVERWRITTEN if os.path.lexists(folder / name)]

@@ -86,6 +86,11 @@ def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, 
         assert logged[-1] == step
     if moment == "inside an epoch":  # the validation comes whatever the interval is now
         train_ok(*flag_list({**flags, "valid_check_interval": 1.0, "max_steps": step + 1}))
+    if moment == "inside an epoch, in generation":  # a limit that is reached leaves none undone, however little time
+        told = train_ok(*flag_list({**flags, "max_steps": step, "max_hours": 1e-6})).out
+        assert f"stopped at optimizer step {step} and saved" in told
+        valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
+        assert valid == [3, step]
     train_ok(*flag_list(flags))
     assert_same_end(tmp_path / "run", whole_run / "run")
 
