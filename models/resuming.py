@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from datamodules.batching import BatchPlan
-from errors import UserError
+from errors import UserError, raise_if_any
 from flag_parsing import to_dict
 from flags import LOSS_MONITORS, TrainConfig
 from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
@@ -60,12 +60,12 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
         if problems:
             say(f"continuing from the one before: {path}, optimizer step {checkpoint['global_step']}")
         return {**checkpoint, "path": str(path)}
-    if problems:
-        raise UserError(
-            *problems,
+    if len(problems) > 1:
+        problems.append(
             "no checkpoint is whole: put one back from a copy of the run, or begin again with -overwrite in place of"
-            " -resume_checkpoint",
+            " -resume_checkpoint"
         )
+    raise_if_any(problems)
     return None
 
 
