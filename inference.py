@@ -9,19 +9,17 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from console import tell
 from errors import RunError, Terminated, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import STANDARD_INPUT, InferenceConfig
 from inference_validation import check_inference
-from task_utils import LabelMap, Task, get_task
-from validation import override_task
+from task_utils import LabelMap, Task
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from calibration import LabelCalibration
@@ -148,28 +146,6 @@ def telling_what_is_kept(split: EncodedSplit, batch_size: int, parts: Path, kept
         raise
     except RunError as error:
         raise RunError(f"{error}; {words()}" if kept else str(error)) from error
-
-
-def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
-    """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts."""
-    if config.model.task:
-        task = get_task(config.model.task)
-    elif state.get("task"):
-        task = Task.from_dict(state["task"])
-    else:
-        task = get_task("seq2seq")
-    return override_task(task, config.data)
-
-
-def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:
-    """The config with the training's settings of the data in place of those that were not given."""
-    saved = state.get("flags", {})
-
-    def taken(*names: str) -> dict[str, Any]:
-        return {name: saved[name] for name in names if name not in given and name in saved}
-
-    data = replace(config.data, **taken("tsv_escapes"))
-    return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
 
 
 def finish(
