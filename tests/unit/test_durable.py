@@ -153,6 +153,9 @@ def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.Monke
     assert [line.split(": ")[0] for line in said] == ["passed over", "continuing from the one before"]
     with pytest.raises(UserError) as caught:
         resuming.read_newest([torn], said.append)
+    assert len(caught.value.problems) == 1
+    with pytest.raises(UserError) as caught:
+        resuming.read_newest([torn, torn], said.append)
     assert caught.value.problems[-1].startswith("no checkpoint is whole: put one back")
 
     def fails(*_: Any, **__: Any) -> Any:
