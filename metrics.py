@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from task_utils import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS, LabelMap
+from text_metrics import text_metrics
 
 CORRECTIONS = ("nearest", "none")
 INVALID = "(invalid)"
+TEXTS_COUNTED = 1000  # free texts in `Scores.prediction_counts`
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Scores:
 
     `rows` counts predictions and `scored_rows` those with a reference; the metrics cover the latter. `metrics` is
     empty when no row has a reference. `details` says how a metric was computed (tokenizer, signature).
+    `unique_predictions` is the number of different ones, and `prediction_counts` how often each occurs, most frequent
+    first; of free texts only the `TEXTS_COUNTED` most frequent.
 
     Only with a label map (`labels`, else empty): `invalid_outputs` counts the predictions of all rows that are no
     label text; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
@@ -34,6 +37,7 @@ class Scores:
     rows: int
     scored_rows: int
     metrics: dict[str, float]
+    unique_predictions: int
     prediction_counts: dict[str, int]
     details: dict[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -57,6 +61,9 @@ def score(
 ) -> Scores:
     """Score predictions against raw references; a row whose reference is None is left out of the metrics.
 
+    Rows are gone through one after the other, so that sequences may read their items from a disk. Of free texts 9 bytes
+    a row are kept, with a label map the different pairs of reference and prediction.
+
     Texts are compared as they stand (case and blanks count). `names` default to the label metrics with a label map
     and to the text metrics without one. All are fractions from 0 to 1, but `bleu` and `chrf` are points from 0 to 100:
 
@@ -70,7 +77,7 @@ def score(
     - Where a row may have several labels, `accuracy_corrected` is the share of rows with exactly those of the
       reference; `macro_f1` and `micro_f1` are over the single decisions, a row and a label each; an output that is
       still no label is a row without labels.
-    - `bleu`, `chrf`: see `corpus_bleu`, `corpus_chrf`. `rouge1`, `rouge2`, `rougeL`: see `mean_rouge`.
+    - `bleu`, `chrf`, `rouge1`, `rouge2`, `rougeL`: see `Bleu`, `Chrf` and `Rouge` in `text_metrics`.
 
     Raises `ValueError` on an unknown name, a label metric without a label map, a reference that is no label text,
     or references and predictions of different number.
@@ -81,28 +88,35 @@ def score(
     unknown = [name for name in wanted if name not in (METRIC_NAMES if label_map else TEXT_METRICS)]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is unknown{'' if label_map else ' or needs a label map'}")
-    scored = [(ref, pred) for ref, pred in zip(references, predictions, strict=True) if ref is not None]
-    scored_references, scored_predictions = [ref for ref, _ in scored], [pred for _, pred in scored]
-    text_metrics, details = _text_metrics(scored_references, scored_predictions, wanted)
-    common: dict[str, Any] = {
-        "rows": len(predictions),
-        "scored_rows": len(scored),
-        "prediction_counts": dict(Counter(predictions).most_common()),
-        "details": details,
-    }
+    text_figures, details = text_metrics(references, predictions, wanted)
+    common: dict[str, Any] = {"rows": len(predictions), "details": details}
     if label_map is None:
-        return Scores(metrics=text_metrics, **common)
-    corrected = correct(predictions, label_map, correction, max_distance)
-    scored_labels = [label for ref, label in zip(references, corrected, strict=True) if ref is not None]
+        unique, counts = _most_frequent(predictions)
+        return Scores(
+            scored_rows=sum(reference is not None for reference in references),
+            metrics=text_figures,
+            unique_predictions=unique,
+            prediction_counts=counts,
+            **common,
+        )
+    pairs = Counter(zip(references, predictions, strict=True))
+    counted: Counter[str] = Counter()
+    for (_, prediction), count in pairs.items():
+        counted[prediction] += count
+    label_of = dict(zip(counted, correct(list(counted), label_map, correction, max_distance), strict=True))
+    rows = _CountedRows.of(pairs, label_of)
     compare = _label_set_scores if label_map.separator else _label_scores
-    label_metrics, tables = compare(scored_references, scored_predictions, scored_labels, label_map)
-    found = {**text_metrics, **label_metrics}
+    label_metrics, tables = compare(rows, label_map)
+    found = {**text_figures, **label_metrics}
     return Scores(
+        scored_rows=sum(rows.counts),
         metrics={name: found[name] for name in wanted if name in found},
+        unique_predictions=len(counted),
+        prediction_counts=dict(counted.most_common()),
         labels=label_map.texts,
         correction=correction,
         max_distance=max_distance,
-        **_correction_counts(predictions, corrected, label_map),
+        **_correction_counts(counted, label_of, label_map),
         **tables,
         **common,
     )
@@ -120,89 +134,43 @@ def correct(
     return [text if text in valid else None for text in predictions]
 
 
-def exact_match(references: Sequence[str], predictions: Sequence[str]) -> float:
-    """Share of predictions equal to their reference, 0 to 1 (at least one row)."""
-    return sum(map(str.__eq__, references, predictions)) / len(references)
+def _most_frequent(texts: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """How many different texts there are, and the counts of the most frequent ones.
 
-
-def corpus_bleu(references: Sequence[str], predictions: Sequence[str]) -> tuple[float, str]:
-    """BLEU of the whole corpus in points (sacrebleu, Post 2018) and its signature.
-
-    Tokenizer `13a`, the standard one; `char` when most letters of the references are Hangul, kana or Han, because 13a
-    only splits at blanks and punctuation, and Korean particles and endings cling to their words (`ko-mecab` needs a
-    dictionary that is not installed). Figures from different tokenizers cannot be compared: quote the signature.
+    By digests of 8 bytes: among a million different texts two share one with a probability of 3e-8.
     """
-    from sacrebleu.metrics.bleu import BLEU
+    import numpy as np
 
-    # force: no warning on standard error about lines that end in a detached period
-    metric = BLEU(tokenize="char" if _mostly_cjk(references) else "13a", force=True)
-    result = metric.corpus_score(predictions, [references])
-    return float(result.score), str(metric.get_signature())
-
-
-def corpus_chrf(references: Sequence[str], predictions: Sequence[str]) -> tuple[float, str]:
-    """chrF2 of the whole corpus in points (character 6-grams; sacrebleu, Popović 2015) and its signature."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    metric = CHRF()
-    result = metric.corpus_score(predictions, [references])
-    return float(result.score), str(metric.get_signature())
+    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
+    numbers = np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64, count=len(texts))
+    _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+    order = np.lexsort((first, -counts))[:TEXTS_COUNTED]
+    return len(first), {texts[int(first[place])]: int(counts[place]) for place in order}
 
 
-class WordTokenizer:
-    r"""Words for ROUGE: runs of letters and digits (`\w+`) of the lower-case NFC text, in any script, no stemming.
+@dataclass(frozen=True)
+class _CountedRows:
+    """The different scored rows: reference, prediction, the label it is corrected to, and how often each occurs."""
 
-    The tokenizer that comes with `rouge_score` keeps a-z and 0-9 only, which drops every Hangul word.
-    """
+    references: tuple[str, ...]
+    predictions: tuple[str, ...]
+    corrected: tuple[str | None, ...]
+    counts: tuple[int, ...]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The words of `text`; empty when it has none."""
-        return re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
+    @classmethod
+    def of(cls, pairs: Mapping[tuple[str | None, str], int], label_of: Mapping[str, str | None]) -> _CountedRows:
+        rows = [(ref, text, label_of[text], count) for (ref, text), count in pairs.items() if ref is not None]
+        return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), ())
 
-
-def mean_rouge(
-    references: Sequence[str], predictions: Sequence[str], names: Sequence[str] = ("rouge1", "rouge2", "rougeL")
-) -> dict[str, float]:
-    """Mean over the rows of the ROUGE F-measure, 0 to 1 (rouge_score, Lin 2004; words as in `WordTokenizer`).
-
-    A row without a word (for `rouge2`: without two) on one side counts 0, as in `rouge_score`.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(list(names), tokenizer=WordTokenizer())
-    totals = dict.fromkeys(names, 0.0)
-    for (reference, prediction), count in Counter(zip(references, predictions, strict=True)).items():
-        for name, result in scorer.score(reference, prediction).items():
-            totals[name] += count * float(result.fmeasure)
-    return {name: total / len(references) for name, total in totals.items()}
+    def accuracy(self) -> float:
+        """Share of predictions equal to their reference."""
+        rows = zip(self.references, self.predictions, self.counts, strict=True)
+        return sum(count for reference, text, count in rows if reference == text) / sum(self.counts)
 
 
-def _text_metrics(
-    references: Sequence[str], predictions: Sequence[str], wanted: Sequence[str]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """The text metrics among `wanted`, and how each was computed; nothing without a row."""
-    metrics: dict[str, float] = {}
-    details: dict[str, str] = {}
-    if not references:
-        return metrics, details
-    if "exact_match" in wanted:
-        metrics["exact_match"] = exact_match(references, predictions)
-    if "chrf" in wanted:
-        metrics["chrf"], details["chrf"] = corpus_chrf(references, predictions)
-    if "bleu" in wanted:
-        metrics["bleu"], details["bleu"] = corpus_bleu(references, predictions)
-    rouge = [name for name in wanted if name.startswith("rouge")]
-    if rouge:
-        metrics.update(mean_rouge(references, predictions, rouge))
-        details["rouge"] = r"F-measure, mean of rows; words: NFC, lower case, \w+ (keeps Hangul), no stemming"
-    return {name: metrics[name] for name in wanted if name in metrics}, details
-
-
-def _label_scores(
-    references: Sequence[str], predictions: Sequence[str], corrected: Sequence[str | None], label_map: LabelMap
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _label_scores(rows: _CountedRows, label_map: LabelMap) -> tuple[dict[str, float], dict[str, Any]]:
     """Label metrics, and the fields `per_class`, `averages`, `confusion_matrix` of `Scores`; nothing without a row."""
-    if not references:
+    if not rows.counts:
         return {}, {}
     import numpy as np
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -210,47 +178,48 @@ def _label_scores(
     labels = label_map.texts
     number: dict[str | None, int] = {label: index for index, label in enumerate(labels)}
     invalid = len(labels)
-    strangers = set(references) - set(labels)
+    strangers = set(rows.references) - set(labels)
     if strangers:
         raise ValueError(f"reference {min(strangers)!r} is no label text; known: {', '.join(labels)}")
-    true = np.fromiter((number[label] for label in references), dtype=np.int64, count=len(references))
-    guess = np.fromiter((number.get(label, invalid) for label in corrected), dtype=np.int64, count=len(corrected))
+    true = np.array([number[label] for label in rows.references])
+    guess = np.array([number.get(label, invalid) for label in rows.corrected])
+    counts: dict[str, Any] = {"sample_weight": np.array(rows.counts)}
     classes = np.arange(len(labels))
-    columns = precision_recall_fscore_support(true, guess, labels=classes, zero_division=0)
+    columns = precision_recall_fscore_support(true, guess, labels=classes, zero_division=0, **counts)
     occurring = np.union1d(true, guess[guess < invalid])
     per_class = [
         _class_row(labels[index], [column[index] if index in occurring else None for column in columns[:3]], support)
         for index, support in enumerate(columns[3])
     ]
     averages = {
-        average: precision_recall_fscore_support(true, guess, labels=occurring, average=average, zero_division=0)
+        average: precision_recall_fscore_support(
+            true, guess, labels=occurring, average=average, zero_division=0, **counts
+        )
         for average in ("macro", "micro")
     }
-    matrix = confusion_matrix(true, guess, labels=np.arange(invalid + 1))[:invalid]
+    matrix = confusion_matrix(true, guess, labels=np.arange(invalid + 1), **counts)[:invalid]
     metrics = {
-        "accuracy": exact_match(references, predictions),
-        "accuracy_corrected": float(np.mean(true == guess)),
+        "accuracy": rows.accuracy(),
+        "accuracy_corrected": float(np.average(true == guess, weights=rows.counts)),
         "macro_f1": float(averages["macro"][2]),
         "micro_f1": float(averages["micro"][2]),
     }
     return metrics, {
         "per_class": per_class,
-        "averages": [_class_row(name, row[:3], len(references)) for name, row in averages.items()],
+        "averages": [_class_row(name, row[:3], sum(rows.counts)) for name, row in averages.items()],
         "confusion_matrix": {"labels": list(labels), "columns": [*labels, INVALID], "rows": matrix.tolist()},
     }
 
 
-def _label_set_scores(
-    references: Sequence[str], predictions: Sequence[str], corrected: Sequence[str | None], label_map: LabelMap
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _label_set_scores(rows: _CountedRows, label_map: LabelMap) -> tuple[dict[str, float], dict[str, Any]]:
     """`_label_scores` where a text may name several labels: every pair of row and label is a decision."""
-    if not references:
+    if not rows.counts:
         return {}, {}
     import numpy as np
     from sklearn.metrics import precision_recall_fscore_support
 
     labels = label_map.texts
-    strangers = {text for text in set(references) if not label_map.labels_of(text)}
+    strangers = {text for text in set(rows.references) if not label_map.labels_of(text)}
     if strangers:
         raise ValueError(f"reference {min(strangers)!r} is no text of labels; known: {', '.join(labels)}")
     number = {label: index for index, label in enumerate(labels)}
@@ -262,16 +231,19 @@ def _label_set_scores(
             table[row, [number[label] for label in label_map.labels_of(text or "") or ()]] = 1
         return table
 
-    true, guess = decisions(references), decisions(corrected)
-    columns = precision_recall_fscore_support(true, guess, average=None, zero_division=0)
+    true, guess = decisions(rows.references), decisions(rows.corrected)
+    counts: dict[str, Any] = {"sample_weight": np.array(rows.counts)}
+    columns = precision_recall_fscore_support(true, guess, average=None, zero_division=0, **counts)
     occurring = np.flatnonzero((true | guess).any(axis=0))
     averages = {
-        average: precision_recall_fscore_support(true, guess, labels=occurring, average=average, zero_division=0)
+        average: precision_recall_fscore_support(
+            true, guess, labels=occurring, average=average, zero_division=0, **counts
+        )
         for average in ("macro", "micro")
     }
     metrics = {
-        "accuracy": exact_match(references, predictions),
-        "accuracy_corrected": float((true == guess).all(axis=1).mean()),
+        "accuracy": rows.accuracy(),
+        "accuracy_corrected": float(np.average((true == guess).all(axis=1), weights=rows.counts)),
         "macro_f1": float(averages["macro"][2]),
         "micro_f1": float(averages["micro"][2]),
     }
@@ -282,7 +254,7 @@ def _label_set_scores(
             )
             for index, support in enumerate(columns[3])
         ],
-        "averages": [_class_row(name, row[:3], int(true.sum())) for name, row in averages.items()],
+        "averages": [_class_row(name, row[:3], true.sum(1) @ np.array(rows.counts)) for name, row in averages.items()],
     }
 
 
@@ -293,33 +265,21 @@ def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, An
 
 
 def _correction_counts(
-    predictions: Sequence[str], corrected: Sequence[str | None], label_map: LabelMap
+    counted: Mapping[str, int], label_of: Mapping[str, str | None], label_map: LabelMap
 ) -> dict[str, Any]:
-    """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`."""
-    pairs = Counter(zip(predictions, corrected, strict=True))
-    changed = Counter({pair: count for pair, count in pairs.items() if not label_map.labels_of(pair[0])})
+    """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`, from counts of predictions."""
+    changed = Counter({text: count for text, count in counted.items() if not label_map.labels_of(text)})
     counts: Counter[str | None] = Counter()
-    for (_, text), count in pairs.items():
-        counts.update(dict.fromkeys((None,) if text is None else label_map.labels_of(text) or (), count))
+    for text, count in counted.items():
+        label = label_of[text]
+        counts.update(dict.fromkeys((None,) if label is None else label_map.labels_of(label) or (), count))
     corrected_counts: dict[str | None, int] = {label: counts[label] for label in label_map.texts}
     if counts[None]:
         corrected_counts[None] = counts[None]
     return {
         "invalid_outputs": sum(changed.values()),
         "corrections": [
-            {"output": output, "label": label, "count": count} for (output, label), count in changed.most_common()
+            {"output": text, "label": label_of[text], "count": count} for text, count in changed.most_common()
         ],
         "corrected_counts": corrected_counts,
     }
-
-
-def _mostly_cjk(texts: Sequence[str]) -> bool:
-    """Whether Hangul, kana and Han make up more than half of the letters."""
-    letters = cjk = 0
-    for text in texts:
-        letters += sum(map(str.isalpha, text))
-        cjk += len(_CJK.findall(text))
-    return 2 * cjk > letters
-
-
-_CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff]")

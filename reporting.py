@@ -88,12 +88,13 @@ def _counts(scores: Scores) -> list[str]:
 def _predictions(scores: Scores) -> list[str]:
     """Unique predictions with counts; of a long list of free texts only those that occur more than once."""
     counts = list(scores.prediction_counts.items())
-    title = f"{'predicted labels, as generated' if scores.labels else 'predicted texts'}: {len(counts):,} unique"
+    what = "predicted labels, as generated" if scores.labels else "predicted texts"
+    title = f"{what}: {scores.unique_predictions:,} unique"
     listed = counts
-    if not scores.labels and len(counts) > LIST_LIMIT:
+    if not scores.labels and scores.unique_predictions > LIST_LIMIT:
         listed = [(text, count) for text, count in counts if count > 1]
     rows = [(visible(text), f"{count:,}") for text, count in listed[:LIST_LIMIT]]
-    return _listing(title, ("prediction", "count"), rows, len(counts))
+    return _listing(title, ("prediction", "count"), rows, scores.unique_predictions)
 
 
 def _corrections(scores: Scores) -> list[str]:

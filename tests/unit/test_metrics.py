@@ -7,17 +7,27 @@ import os
 import subprocess
 import sys
 import unicodedata
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import WordTokenizer, corpus_bleu, corpus_chrf, correct, exact_match, mean_rouge, score
+from metrics import correct, score
 from task_utils import LABEL_METRICS, TEXT_METRICS, LabelMap
+from text_metrics import BLOCK, WordTokenizer, text_metrics
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립적인")))
 ROOT = Path(__file__).resolve().parents[2]
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def metric_of(name, references, predictions):
+    """The figure and how it was computed."""
+    figures, details = text_metrics(references, predictions, [name])
+    return figures[name], details.get(name)
 
 
 def test_label_scores_with_a_distance_limit_an_invalid_output_and_an_unlabelled_row():
@@ -130,40 +140,41 @@ def test_a_hundred_thousand_rows():
 
 
 def test_exact_match_compares_texts_as_they_stand():
-    assert exact_match(["a", "a", "가", ""], ["a", "a ", unicodedata.normalize("NFD", "가"), ""]) == 0.5
+    predictions = ["a", "a ", unicodedata.normalize("NFD", "가"), ""]
+    assert metric_of("exact_match", ["a", "a", "가", ""], predictions)[0] == 0.5
 
 
 def test_bleu_of_english_uses_13a():
-    points, signature = corpus_bleu(["the cat sat on the mat"], ["the cat sat on the"])
+    points, signature = metric_of("bleu", ["the cat sat on the mat"], ["the cat sat on the"])
     assert points == pytest.approx(100 * math.exp(1 - 6 / 5))  # every n-gram matches; brevity penalty
     assert "tok:13a" in signature
 
 
 def test_bleu_of_korean_counts_characters():
-    points, signature = corpus_bleu(["가나 다라마"], ["가나 다라"])
+    points, signature = metric_of("bleu", ["가나 다라마"], ["가나 다라"])
     assert points == pytest.approx(100 * math.exp(1 - 5 / 4))
     assert "tok:char" in signature
-    assert corpus_bleu(["the 고양이 sat here"], ["the 고양이 sat here"])[1] == signature.replace("char", "13a")
+    assert metric_of("bleu", ["the 고양이 sat here"], ["the 고양이 sat here"])[1] == signature.replace("char", "13a")
 
 
 def test_chrf_of_korean():
-    points, signature = corpus_chrf(["가나"], ["가"])
+    points, signature = metric_of("chrf", ["가나"], ["가"])
     assert points == pytest.approx(100 * 5 * 1 * 0.5 / (4 * 1 + 0.5))  # unigrams: precision 1, recall 1/2, beta 2
     assert "nc:6" in signature
 
 
 def test_rouge_keeps_hangul():
     assert WordTokenizer().tokenize("밥을 2번, Ate!") == ["밥을", "2번", "ate"]
-    result = mean_rouge(["나는 밥을 먹었다"], ["나는 밥을 먹는다."])
+    result, _ = text_metrics(["나는 밥을 먹었다"], ["나는 밥을 먹는다."], ROUGE)
     assert result == {"rouge1": pytest.approx(2 / 3), "rouge2": pytest.approx(1 / 2), "rougeL": pytest.approx(2 / 3)}
-    result = mean_rouge(["가 나 다"], ["다 가 나"])
+    result, _ = text_metrics(["가 나 다"], ["다 가 나"], ROUGE)
     assert result == {"rouge1": 1.0, "rouge2": pytest.approx(1 / 2), "rougeL": pytest.approx(2 / 3)}
 
 
 def test_rouge_is_a_mean_of_rows_over_normalised_words():
     references = ["밥을 먹었다", "Yes Sir", "하나 둘"]
     predictions = [unicodedata.normalize("NFD", "밥을 먹었다"), "yes sir", ""]
-    assert mean_rouge(references, predictions) == dict.fromkeys(("rouge1", "rouge2", "rougeL"), pytest.approx(2 / 3))
+    assert text_metrics(references, predictions, ROUGE)[0] == dict.fromkeys(ROUGE, pytest.approx(2 / 3))
 
 
 def test_free_text_scores_with_empty_predictions_and_unlabelled_rows():
@@ -177,8 +188,61 @@ def test_free_text_scores_with_empty_predictions_and_unlabelled_rows():
     assert score(["가"], [""]).metrics == dict.fromkeys(TEXT_METRICS, 0.0)
 
 
+def test_blocks_add_up_to_what_the_libraries_say_of_the_whole(monkeypatch):
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    monkeypatch.setattr("text_metrics.BLOCK", 3)
+    references = [f"the {row} cats sat on mat {row % 4}" if row % 5 else None for row in range(23)]
+    predictions = [f"the {row} cats {'sat' if row % 3 else 'lay'} on mat {row % 3}" for row in range(23)]
+    scored = [(ref, text) for ref, text in zip(references, predictions, strict=True) if ref is not None]
+    figures, _ = text_metrics(references, predictions, TEXT_METRICS)
+    texts, raw = [text for _, text in scored], [ref for ref, _ in scored]
+    assert figures["bleu"] == BLEU().corpus_score(texts, [raw]).score
+    assert figures["chrf"] == CHRF().corpus_score(texts, [raw]).score
+    assert figures["exact_match"] == sum(ref == text for ref, text in scored) / len(scored)
+    rouge = [RougeScorer(["rougeL"], tokenizer=WordTokenizer()).score(*pair)["rougeL"].fmeasure for pair in scored]
+    assert figures["rougeL"] == pytest.approx(sum(rouge) / len(rouge))
+
+
+def test_of_many_free_texts_the_most_frequent_are_counted(monkeypatch):
+    monkeypatch.setattr("metrics.TEXTS_COUNTED", 3)
+    predictions = ["a", "b", "", "b", "c", "\ud800", "", "b", "d", "c"]
+    scores = score([None] * 10, predictions, names=[])
+    assert (scores.unique_predictions, scores.rows, scores.scored_rows) == (6, 10, 0)
+    assert list(scores.prediction_counts.items()) == [("b", 3), ("", 2), ("c", 2)]
+
+
+def test_rows_are_read_one_after_the_other_and_not_kept():
+    """A sequence that reads from a disk: no more than a block of its items lives at a time."""
+    alive = weakref.WeakSet()
+    most = 0
+
+    class Text(str):
+        pass
+
+    class OnDisk(Sequence):
+        def __len__(self):
+            return 20_000
+
+        def __getitem__(self, place):
+            nonlocal most
+            if isinstance(place, slice):
+                return [self[row] for row in range(*place.indices(len(self)))]
+            if place >= len(self):
+                raise IndexError(place)
+            text = Text(f"text {place % 7}")
+            alive.add(text)
+            most = max(most, len(alive))
+            return text
+
+    assert score(OnDisk(), OnDisk(), names=["exact_match", "rouge1"]).metrics == {"exact_match": 1.0, "rouge1": 1.0}
+    assert most <= 2 * BLOCK + 10
+
+
 def test_lines_that_end_in_periods_make_no_warning(capfd):
-    corpus_bleu(["a b c d ."] * 200, ["a b c d ."] * 200)
+    metric_of("bleu", ["a b c d ."] * 200, ["a b c d ."] * 200)
     assert capfd.readouterr() == ("", "")
 
 
