@@ -260,6 +260,12 @@ class DecodeFlags:
     """Decoding"""
 
     batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1, maximum=10**7)
+    max_tokens: int = flag(
+        0,
+        "Source tokens in a batch on each device, padding included: batches of long rows hold fewer than -batch_size;"
+        " 0 = no limit.",
+        minimum=0,
+    )
     beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1)
     length_penalty: float = flag(
         1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +18,21 @@ from errors import RunError, Terminated, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import STANDARD_INPUT, InferenceConfig
 from inference_validation import check_inference
-from task_utils import LabelMap, Task
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from calibration import LabelCalibration
     from datamodules.encoded_split import EncodedSplit
-    from models.devices import Devices
+    from inference_setup import Ready
+    from models.batch_limits import BatchLimits
     from models.label_prediction import LabelDecoding
     from models.predictions import Prediction
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
-ARITHMETIC = ("batch_size", "float_precision", "engine", "compute_type")
+ARITHMETIC = ("batch_size", "max_tokens", "engine", "compute_type")
 DECIDING = (*SEARCH, "repetition_penalty", "num_return", "early_stopping", *ARITHMETIC)  # what predictions depend on
 OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+LANGUAGES = ("source_language", "target_language")
 
 
 def main(argv: list[str]) -> int:
@@ -56,28 +56,28 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     """Predict the rows of files."""
     from datamodules.splits import prediction_split
     from inference_setup import find_label_decoding, first_sources, make_engine, prepare
+    from models.batch_limits import BatchLimits
     from models.prediction import predict
 
     ready = prepare(config, given, temporary)
     config, labels = ready.config, ready.labels
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; labels: {labels.describe() if labels else 'free text'}")
+    tell(f"predicting on {ready.devices.describe()}")
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
-    began = time.monotonic()
-    with parts_of(config, split, ready.devices, decoding) as parts:
-        with telling_what_is_kept(split, config.decode.batch_size, parts, bool(config.output.save_output)):
-            predictions = predict(engine, split, config.decode.batch_size, ready.devices, parts)
-        seconds = time.monotonic() - began
-        tell(f"{len(split):,} rows predicted in {seconds:.1f} s, {len(split) / max(seconds, 1e-9):,.1f} rows/s")
-        finish(config, ready.task, labels, split, predictions, decoding.calibration if decoding else None)
+    limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)
+    with parts_of(ready, split, decoding) as parts:
+        with telling_what_is_kept(split, limits, parts, kept):
+            predictions = predict(engine, split, limits, ready.devices, parts)
+        with predictions:
+            finish(ready, split, predictions, decoding.calibration if decoding else None)
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the lines of standard input as they come; on standard output are predictions alone."""
     from datamodules.line_encoding import LineEncoder
-    from inference_setup import make_engine, prepare
-    from metrics import correct
+    from inference_setup import answer_of, make_engine, prepare
     from models.ctranslate2_engine import PARITY_TEXTS
     from models.label_prediction import LabelDecoding
     from models.prediction_output import one_line
@@ -85,18 +85,16 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 
     with claim_standard_output() as output:
         ready = prepare(config, given, temporary)
-        flags, labels, escapes = config.output, ready.labels, ready.config.data.tsv_escapes
+        labels, escapes = ready.labels, ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
         mode = config.label.label_decoding
         decoding = LabelDecoding(mode, labels.texts, labels.separator) if labels and mode != "generate" else None
         engine = make_engine(ready, decoding, encode([text.encode() for text in PARITY_TEXTS]))
-        max_distance = flags.label_max_distance if flags.label_max_distance >= 0 else None
+        answer = answer_of(labels, config.output)
 
         def line_of(found: Prediction) -> bytes:
-            fixed = correct([found.text], labels, "nearest", max_distance)[0] if labels and nearest else None
-            return f"{one_line(found.text if fixed is None else fixed, escapes)}\n".encode("utf-8", "replace")
+            return f"{one_line(answer(found.text), escapes)}\n".encode("utf-8", "replace")
 
-        nearest = flags.label_correction == "nearest"
         with ready.devices.autocast():
             lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
             count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output)
@@ -104,39 +102,40 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 
 
 @contextmanager
-def parts_of(
-    config: InferenceConfig, split: EncodedSplit, devices: Devices, decoding: LabelDecoding | None
-) -> Iterator[Path]:
+def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) -> Iterator[Path]:
     """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
-    from models.parts_folder import content_of, open_parts, remove_parts
+    from datamodules.token_encoding import tokenizer_digest
+    from models.parts_folder import open_parts
 
+    config = ready.config
     if not config.output.save_output:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    output, flags = Path(config.output.save_output), to_dict(config)
-    names = (*DECIDING, *OF_SAMPLING) if config.decode.do_sample else DECIDING
+    flags = to_dict(config)
+    names = (*DECIDING, *LANGUAGES, *(OF_SAMPLING if config.decode.do_sample else ()))
     identity = {
         "rows": len(split),
-        "input (texts and encoding)": split.fingerprint,
-        "-model": [content_of(name) for name in config.model.model],
-        "-tokenizer": content_of(config.model.tokenizer) if config.model.tokenizer else "",
+        "input (token ids)": split.fingerprint,
+        "input (texts)": split.text_digest(),
+        "-model": [model.identity() for model in ready.models],
+        "-tokenizer": tokenizer_digest(ready.encoder.tokenizer),
         **{f"-{name}": flags[name] for name in names},
         "-label_decoding": decoding.describe() if decoding else "generate",
-        "device": devices.accelerator,
+        "device": ready.devices.accelerator,
+        "-float_precision": ready.devices.precision,
     }
-    with open_parts(output, identity, config.output.overwrite) as folder:
+    with open_parts(Path(config.output.save_output), identity, config.output.overwrite) as folder:
         yield folder
-    remove_parts(output)
 
 
 @contextmanager
-def telling_what_is_kept(split: EncodedSplit, batch_size: int, parts: Path, kept: bool) -> Iterator[None]:
+def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, kept: bool) -> Iterator[None]:
     """Say at a stop how much is finished and how it is completed."""
     from models.prediction import finished_rows
 
     def words() -> str:
-        rows = finished_rows(split, batch_size, parts)
+        rows = finished_rows(split, limits, parts)
         return f"{rows:,} of {len(split):,} rows are finished, in {parts}; the same command goes on from there"
 
     try:
@@ -149,43 +148,37 @@ def telling_what_is_kept(split: EncodedSplit, batch_size: int, parts: Path, kept
 
 
 def finish(
-    config: InferenceConfig,
-    task: Task,
-    labels: LabelMap | None,
-    split: EncodedSplit,
-    predictions: Sequence[Prediction],
-    calibration: LabelCalibration | None = None,
+    ready: Ready, split: EncodedSplit, predictions: Sequence[Prediction], calibration: LabelCalibration | None = None
 ) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
     from datamodules.readers import input_records
+    from inference_setup import answer_of, largest_distance
     from label_report import calibration_settings, with_probabilities
-    from metrics import correct, score
+    from lazy_sequence import LazySequence
+    from metrics import score
     from models.durable import write_json
     from models.prediction_output import output_rows, plain_lines, write_lines, write_rows
     from reporting import report_dict, report_text
 
+    config, labels = ready.config, ready.labels
     output, data = config.output, config.data
     scored = config.label.label_decoding == "score"
-    max_distance = output.label_max_distance if output.label_max_distance >= 0 else None
-    texts: Sequence[str] = [prediction.text for prediction in predictions]
-    references = [split.reference(row) for row in range(len(split))]
+    texts = LazySequence(len(split), lambda row: predictions[row].text)
+    references = LazySequence(len(split), split.reference)
     if output.save_output:
-        answers = texts
-        if labels and output.label_correction == "nearest":
-            corrected = correct(texts, labels, "nearest", max_distance)
-            answers = [text if label is None else label for text, label in zip(texts, corrected, strict=True)]
         records = input_records(data.test_data or data.valid_data) if output.keep_fields else None
-        rows = output_rows(predictions, split, answers, records)
+        rows = output_rows(predictions, split, answer_of(labels, output), records)
         shown = labels.texts if labels and scored else ()
         write_rows(Path(output.save_output), rows, data.tsv_escapes, shown, config.decode.num_return > 1)
         tell(f"predictions: {output.save_output}")
     if output.save_label:
         write_lines(Path(output.save_label), plain_lines((text or "" for text in references), data.tsv_escapes))
         tell(f"references: {output.save_label}")
-    scores = score(references, texts, labels, output.label_correction, max_distance, names=task.metrics)
+    limit = largest_distance(output)
+    scores = score(references, texts, labels, output.label_correction, limit, names=ready.task.metrics)
     settings = to_dict(config)
     if labels and scored and calibration:
         scores = with_probabilities(scores, references, predictions, labels)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from console import tell
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
-from flags import DecodeFlags, InferenceConfig
+from flags import DecodeFlags, InferenceConfig, OutputFlags
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.ctranslate2_engine import PARITY_ROWS
@@ -105,6 +106,25 @@ def decoding_options(decode: DecodeFlags) -> DecodingOptions:
         early_stopping=decode.early_stopping,
         sampling=sampling if decode.do_sample else None,
     )
+
+
+def answer_of(labels: LabelMap | None, output: OutputFlags) -> Callable[[str], str]:
+    """What is written for a predicted text: with -label_correction nearest the label that it is corrected to."""
+    if labels is None or output.label_correction != "nearest":
+        return lambda text: text
+    limit = largest_distance(output)
+
+    @lru_cache(maxsize=2**16)
+    def answer(text: str) -> str:
+        label = labels.nearest(text, limit)
+        return text if label is None else label
+
+    return answer
+
+
+def largest_distance(output: OutputFlags) -> int | None:
+    """Edit distance up to which a text is corrected; None = any."""
+    return output.label_max_distance if output.label_max_distance >= 0 else None
 
 
 def first_sources(split: EncodedSplit) -> list[np.ndarray]:

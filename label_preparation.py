@@ -23,6 +23,7 @@ from datamodules.splits import Encoder, report_lines
 from datamodules.token_encoding import make_encoder
 from errors import UserError
 from flags import InferenceConfig
+from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from task_utils import LabelMap, Template
@@ -79,12 +80,12 @@ def _calibrated(
     split: EncodedSplit,
     say: Callable[..., None],
 ) -> LabelCalibration:
-    flags, batch_size = config.label, config.decode.batch_size
+    flags, limits = config.label, BatchLimits.of(config.decode)
     calibration = LabelCalibration(temperature=flags.label_temperature)
     if flags.label_prior != "none":
         contextual = flags.label_prior == "contextual"
         sources = content_free_sources(encoder) if contextual else domain_sources(split)
-        prior = log_mean_probability(label_log_probs(predictor, sources, batch_size))
+        prior = log_mean_probability(label_log_probs(predictor, sources, limits))
         calibration = replace(calibration, log_prior=prior)
         shown = ", ".join(f"{text} {share:.4f}" for text, share in zip(labels.texts, np.exp(prior), strict=True))
         of = f"{len(sources):,} content-free inputs" if contextual else f"{len(sources):,} rows of the input"
@@ -98,7 +99,7 @@ def _calibrated(
         sources = [rows.source_ids(row) for row, _ in known]
         number = {text: label for label, text in enumerate(labels.texts)}
         targets = [number[reference] for _, reference in known]
-        scores = calibration.scores(label_log_probs(predictor, sources, batch_size))
+        scores = calibration.scores(label_log_probs(predictor, sources, limits))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
         say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
         if calibration.temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamodules.byte_encoding import Tokens
 
@@ -133,6 +134,18 @@ class _Store:
         text: str | None = self.texts[batch][side][row - self.starts[batch]].as_py()
         return text
 
+    def text_digest(self) -> str:
+        """A digest of all source texts and references, however they are cut into batches."""
+        digests = [hashlib.blake2b(digest_size=20) for _ in range(4)]
+        for columns in self.texts:
+            for side, column in enumerate(columns):
+                lengths = pc.fill_null(pc.binary_length(column), -1)
+                digests[2 * side].update(_view(lengths).astype("<i8").data)
+                offsets = np.frombuffer(column.buffers()[1], dtype=np.int64)[column.offset :][: len(column) + 1]
+                if len(column) and column.buffers()[2] is not None:
+                    digests[2 * side + 1].update(memoryview(column.buffers()[2])[offsets[0] : offsets[-1]])
+        return hashlib.blake2b(b"".join(part.digest() for part in digests), digest_size=20).hexdigest()
+
 
 def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return _view(column.values), _view(column.offsets)
@@ -208,6 +221,11 @@ class EncodedSplit:
     def reference(self, index: int) -> str | None:
         """Text of the target after its template, never cut; None when the row has no target."""
         return self._store.text_of(1, self._at(index))
+
+    def text_digest(self) -> str:
+        """A digest of the texts that `source_text` and `reference` give; `fingerprint` is that of the token ids."""
+        rows = b"" if self._rows is None else self._rows.astype("<i8").tobytes()
+        return hashlib.blake2b(self._store.text_digest().encode() + rows, digest_size=20).hexdigest()
 
     def _at(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -33,6 +33,11 @@ class Devices:
         """The type of the arithmetic, or None for plain fp32."""
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
 
+    def describe(self) -> str:
+        """Devices and arithmetic in words: `2 x cuda, bf16`."""
+        arithmetic = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(self.precision, "fp32")
+        return f"{self.count} x {self.accelerator}, {arithmetic}"
+
     def device(self, rank: int) -> torch.device:
         """The device of a process on this machine."""
         return torch.device("cuda", rank) if self.accelerator == "cuda" else torch.device("cpu")

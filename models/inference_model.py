@@ -29,6 +29,7 @@ from models.loading import (
     unpack_tokenizer,
     with_languages,
 )
+from models.parts_folder import content_of
 from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, STATE_NAME
 from task_utils import Task
 
@@ -126,6 +127,12 @@ class InferenceModel:
             config = load_config(self.name, "-model")
             tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, "-model")
         return config, fitting_tokenizer(config, tokenizer)
+
+    def identity(self) -> str:
+        """What changes when the model does: a digest of its files, or the commit of a hub model."""
+        if os.path.exists(self.name):
+            return content_of(Path(self.name))
+        return f"{self.name} at {getattr(self.config_and_tokenizer()[0], '_commit_hash', None)}"
 
     def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model in evaluation mode on the CPU, and its tokenizer."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibration import Floats, LabelCalibration
 from errors import errors_at
+from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.forward import pad_sources
 from models.label_scoring import LabelScorer
@@ -93,11 +94,9 @@ class ScorePredictor:
         ]
 
 
-def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], batch_size: int) -> Floats:
+def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], limits: BatchLimits) -> Floats:
     """(rows, labels) log P(label | source) of all sources, in their order; like lengths are computed together."""
-    order = np.argsort([-len(source) for source in sources], kind="stable")
     found = np.empty((len(sources), len(predictor.labels.texts)))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in limits.cut(np.array([len(source) for source in sources])):
         found[rows] = predictor.log_probs([sources[row] for row in rows])
     return found

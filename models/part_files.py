@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from errors import RunError
+from models.batch_limits import BatchLimits, longest_first
 from models.durable import write_file
 from models.generation import Hypothesis
 from models.predictions import Prediction
@@ -31,24 +33,35 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Chunks:
-    """The rows of a split, longest first, in chunks of `size` rows that are worked on as wholes."""
+    """The rows of a split, longest first, in batches, and these in chunks that are worked on as wholes."""
 
     order: np.ndarray  # row numbers
-    size: int
+    starts: Sequence[int]  # where the batches begin in `order`
+    batches_of_a_chunk: int
 
     @classmethod
-    def of(cls, lengths: np.ndarray, batch_size: int) -> Chunks:
-        """Like lengths together: chunks are whole batches, and depend on nothing else."""
-        order = np.argsort(-lengths.astype(np.int64), kind="stable")
-        batches = -(-len(order) // batch_size)
-        return cls(order, batch_size * max(1, -(-batches // PARTS_WANTED)))
+    def of(cls, lengths: np.ndarray, limits: BatchLimits) -> Chunks:
+        """Like lengths together; chunks depend on nothing but these arguments."""
+        order = longest_first(lengths)
+        starts = limits.starts(lengths[order])
+        return cls(order, starts, max(1, -(-len(starts) // PARTS_WANTED)))
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
+        return -(-len(self.starts) // self.batches_of_a_chunk)
+
+    def batches(self, chunk: int) -> list[np.ndarray]:
+        """Row numbers of the batches of a chunk, the longest first."""
+        first = chunk * self.batches_of_a_chunk
+        ends = (*self.starts, len(self.order))[first : first + self.batches_of_a_chunk + 1]
+        return [self.order[start:end] for start, end in itertools.pairwise(ends)]
 
     def rows(self, chunk: int) -> np.ndarray:
         """Row numbers of a chunk, longest first."""
-        return self.order[chunk * self.size : (chunk + 1) * self.size]
+        return np.concatenate(self.batches(chunk))
+
+    def count(self, chunks: Iterable[int]) -> int:
+        """Rows of several chunks together."""
+        return sum(len(batch) for chunk in chunks for batch in self.batches(chunk))
 
 
 def part_path(folder: Path, chunk: int) -> Path:
@@ -156,6 +169,8 @@ class Claims:
 class Parts(Sequence[Prediction]):
     """The predictions of all parts by row number, read from the disk one by one: in memory are 12 bytes a row.
 
+    The files are open until `close`, or until the end of a `with`.
+
     Raises:
         RunError: a row has no prediction, or more than one.
     """
@@ -178,6 +193,12 @@ class Parts(Sequence[Prediction]):
                 raise RunError(f"row {row:,} was predicted twice, see {self._files[number].name}")
             self._file_of[row], self._start_of[row] = number, start
             start += len(line)
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._file_of)

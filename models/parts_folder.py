@@ -24,13 +24,15 @@ MANIFEST = "manifest.json"
 def open_parts(output: Path, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
     """The folder of parts of `output`, locked: the one that an earlier run of the same command left, or a new one.
 
+    When the block ends without an error the output is whole, and the folder goes; else finished parts stay.
+
     Args:
         identity: everything that decides what the predictions are, as JSON values, by what the user calls it.
         overwrite: parts of another command are thrown away.
 
     Raises:
-        UserError: parts of another command, with a table of what differs; another process works on the same output;
-            a folder of that name that is not ours.
+        UserError: parts of another command, with a table of what differs; parts whose manifest cannot be read; another
+            process works on the same output; a folder of that name that is not ours.
     """
     folder = parts_folder(output)
     flag = f"-save_output {output}"
@@ -40,6 +42,8 @@ def open_parts(output: Path, identity: Mapping[str, Any], overwrite: bool) -> It
         try:
             _take_up(output, folder, flag, identity, overwrite)
             yield folder
+            for path in folder.glob("part-*"):  # before the manifest: parts without one would be nobody's
+                path.unlink()
         finally:
             if not any(folder.glob("part-*")):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -50,22 +54,23 @@ def _take_up(output: Path, folder: Path, flag: str, identity: Mapping[str, Any],
     clean_temporary(output)
     for path in folder.glob(".*.tmp"):
         path.unlink()
-    saved = _manifest(folder)
+    parts = list(folder.glob("part-*"))
+    try:
+        saved = _manifest(folder)
+    except (OSError, ValueError) as error:
+        if parts and not overwrite:
+            raise UserError(f"{flag}: {folder / MANIFEST} cannot be read ({error}); -overwrite begins again") from error
+        saved = None
     differences = differences_of(saved, identity) if saved is not None else []
-    if differences and not overwrite:
+    if differences and parts and not overwrite:
         raise UserError(
             f"{flag}: {folder} holds finished parts of another command; give its flags and input to complete it, or"
             f" -overwrite to begin again\n{difference_table(differences, 'parts')}"
         )
     if saved is None or differences:
-        for path in folder.glob("part-*"):
+        for path in parts:
             path.unlink()
         write_json(folder / MANIFEST, dict(identity))
-
-
-def remove_parts(output: Path) -> None:
-    """Remove the parts of an output that is whole."""
-    shutil.rmtree(parts_folder(output), ignore_errors=True)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -76,18 +81,17 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What the parts in the folder belong to, None without parts; `ValueError` or `OSError` if that cannot be read."""
+    if not (folder / MANIFEST).exists() and not any(folder.glob("part-*")):
         return None
-    return content if isinstance(content, dict) else None
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("an object is expected")
+    return content
 
 
-def content_of(name: str) -> str:
-    """A digest of the file, or of the files of the folder, that `name` is; of a hub name the name itself."""
-    path = Path(name)
-    if not path.exists():
-        return name
+def content_of(path: Path) -> str:
+    """A digest of the file, or of the files of the folder."""
     files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
     digest = hashlib.blake2b(digest_size=20)
     for item in files:

@@ -13,8 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -25,7 +25,8 @@ import torch
 from console import tell
 from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
-from models.devices import Devices
+from models.batch_limits import BatchLimits
+from models.devices import Devices, use_threads
 from models.environment import quiet_libraries
 from models.part_files import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from models.predictions import BatchPredictor, Prediction
@@ -42,40 +43,40 @@ class PredictionJob:
 
     split: EncodedSplit
     chunks: Chunks
-    batch_size: int
     devices: Devices
     folder: Path
 
 
-def predict(engine: Engine, split: EncodedSplit, batch_size: int, devices: Devices, folder: Path) -> Parts:
+def predict(engine: Engine, split: EncodedSplit, limits: BatchLimits, devices: Devices, folder: Path) -> Parts:
     """A prediction for each row of `split`, by row number; the parts that are in `folder` already are kept.
+
+    How many rows were predicted, and how fast, is told.
 
     Raises:
         UserError: the model cannot be loaded; in a process of its own as in this one.
         RunError: a process cannot go on, or died. What was finished stays in `folder`.
     """
-    job = PredictionJob(split, Chunks.of(split.source_lengths, batch_size), batch_size, devices, folder)
+    began = time.monotonic()
+    job = PredictionJob(split, Chunks.of(split.source_lengths, limits), devices, folder)
     finished, torn = finished_chunks(folder, job.chunks)
     for path in torn:
         tell(f"{path} was torn and is made again")
     if finished:
-        tell(f"{_rows_of(job, finished):,} of {len(split):,} rows were finished before, in {folder}")
+        tell(f"{job.chunks.count(finished):,} of {len(split):,} rows were finished before, in {folder}")
     if len(finished) < len(job.chunks):
         if devices.count == 1:
             _work(0, engine, job)
         else:
             _work_together(engine, job)
+    rows, seconds = len(split) - job.chunks.count(finished), time.monotonic() - began
+    tell(f"{rows:,} rows predicted in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.1f} rows/s")
     return Parts(folder, job.chunks)
 
 
-def finished_rows(split: EncodedSplit, batch_size: int, folder: Path) -> int:
+def finished_rows(split: EncodedSplit, limits: BatchLimits, folder: Path) -> int:
     """How many rows of a prediction that was stopped are finished."""
-    chunks = Chunks.of(split.source_lengths, batch_size)
-    return sum(len(chunks.rows(chunk)) for chunk in finished_chunks(folder, chunks)[0])
-
-
-def _rows_of(job: PredictionJob, chunks: Sequence[int]) -> int:
-    return sum(len(job.chunks.rows(chunk)) for chunk in chunks)
+    chunks = Chunks.of(split.source_lengths, limits)
+    return chunks.count(finished_chunks(folder, chunks)[0])
 
 
 def _work_together(engine: Engine, job: PredictionJob) -> None:
@@ -155,24 +156,37 @@ def _leave_with_parent() -> NoReturn:
 def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
     """Predict chunk after chunk until none is left that nobody works on."""
     quiet_libraries()
-    devices = job.devices
-    device = torch.device("cuda", rank) if devices.accelerator == "cuda" else torch.device("cpu")
-    if devices.accelerator == "cpu" and devices.count > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // devices.count))
-    predictor = engine(device)
-    autocast = torch.autocast(device.type, devices.autocast_dtype) if devices.autocast_dtype else nullcontext()
+    if job.devices.count > 1:
+        use_threads(job.devices)
+    device = job.devices.device(rank)
+    with _memory_errors(
+        f"the model does not fit into the memory of {device}: a model larger than one GPU is out of scope"
+    ):
+        predictor = engine(device)
     progress = _Progress(job, enabled=rank == 0)
-    with Claims(job.folder, rank, devices.count) as claims, autocast:
+    with Claims(job.folder, rank, job.devices.count) as claims, job.devices.autocast():
         for chunk in claims.open_chunks(job.chunks):
-            rows = job.chunks.rows(chunk).tolist()
             predictions: list[Prediction] = []
-            for start in range(0, len(rows), job.batch_size):
-                batch = rows[start : start + job.batch_size]
-                predictions += predictor(batch, [job.split.source_ids(row) for row in batch])
+            for batch in job.chunks.batches(chunk):
+                sources = [job.split.source_ids(row) for row in batch]
+                with _memory_errors(
+                    f"the memory of {device} is too small for a batch of {len(batch):,} rows of up to"
+                    f" {len(sources[0]):,} tokens: give a smaller -batch_size or -beam_size, or -max_tokens;"
+                    " -overwrite throws away what is finished"
+                ):
+                    predictions += predictor(batch.tolist(), sources)
                 progress.advance(len(predictions))
-            write_part(job.folder, chunk, rows, predictions)
+            write_part(job.folder, chunk, job.chunks.rows(chunk).tolist(), predictions)
     progress.end()
+
+
+@contextmanager
+def _memory_errors(message: str) -> Iterator[None]:
+    """Raise `RunError(message)` where a device has no more memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(message) from error
 
 
 class _Progress:
@@ -185,8 +199,8 @@ class _Progress:
         self.told = time.monotonic()
 
     def _finished(self) -> int:
-        parts = sum(part_path(self.job.folder, chunk).exists() for chunk in range(len(self.job.chunks)))
-        return min(parts * self.job.chunks.size, len(self.job.split))
+        chunks = self.job.chunks
+        return chunks.count(chunk for chunk in range(len(chunks)) if part_path(self.job.folder, chunk).exists())
 
     def advance(self, of_this_chunk: int) -> None:
         if self.enabled and time.monotonic() - self.told > REPORT_SECONDS:

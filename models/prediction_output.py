@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,17 @@ def _cell(value: Any) -> str:
 
 
 def output_rows(
-    predictions: Sequence[Prediction], split: EncodedSplit, answers: Sequence[str], records: Iterator[Any] | None
+    predictions: Iterable[Prediction],
+    split: EncodedSplit,
+    answer_of: Callable[[str], str],
+    records: Iterator[Any] | None,
 ) -> Iterator[OutputRow]:
-    """The rows of an output in order; `records` gives the input's own record of each, None keeps none."""
-    for row, (prediction, answer) in enumerate(zip(predictions, answers, strict=True)):
+    """The rows of an output in order.
+
+    Args:
+        answer_of: what is written for a predicted text.
+        records: the input's own record of each row; None keeps none.
+    """
+    for row, prediction in enumerate(predictions):
         own = () if records is None else (next(records),)
-        yield OutputRow(row, split.source_text(row), split.reference(row), answer, prediction, own)
+        yield OutputRow(row, split.source_text(row), split.reference(row), answer_of(prediction.text), prediction, own)

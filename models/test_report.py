@@ -7,7 +7,9 @@ from pathlib import Path
 
 from datamodules.encoded_split import EncodedSplit
 from flags import BatchFlags, DecodeFlags, TrainConfig
+from lazy_sequence import LazySequence
 from metrics import score
+from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.durable import write_json
 from models.generation import DecodingOptions
@@ -36,12 +38,11 @@ def report_test_split(
     """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
-    rows = prediction_rows(split, config.batch)
-    with tempfile.TemporaryDirectory() as parts:
-        engine = TorchEngine((InferenceModel(str(best)),), DecodingOptions())
-        texts = [prediction.text for prediction in predict(engine, split, rows, one_device, Path(parts))]
-    references = [split.reference(row) for row in range(len(split))]
-    scores = score(references, texts, labels, names=task.metrics)
+    limits = BatchLimits(prediction_rows(split, config.batch))
+    engine = TorchEngine((InferenceModel(str(best)),), DecodingOptions())
+    references = LazySequence(len(split), split.reference)
+    with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
+        scores = score(references, LazySequence(len(split), lambda row: found[row].text), labels, names=task.metrics)
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))
     return [
         f"test split ({len(split):,} rows, greedy, {best}):",

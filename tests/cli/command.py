@@ -60,14 +60,14 @@ def train_ok(*flags: str | Path | int | float) -> Result:
     return result
 
 
-def infer(*flags: str | Path | int | float) -> Result:
+def infer(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
     """`python inference.py FLAGS`."""
-    return run(sys.executable, "inference.py", *map(str, flags))
+    return run(sys.executable, "inference.py", *map(str, flags), env=env)
 
 
-def infer_ok(*flags: str | Path | int | float) -> Result:
+def infer_ok(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
     """`python inference.py FLAGS`, which must end well."""
-    result = infer(*flags)
+    result = infer(*flags, env=env)
     assert result.code == 0, result.out + result.err
     return result
 

@@ -181,6 +181,8 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from datamodules.splits import Encoder, prediction_split
     from flags import DataFlags, InferenceConfig, LengthFlags, OutputFlags
     from inference import finish
+    from inference_setup import Ready
+    from models.devices import Devices
     from models.predictions import Prediction
     from task_utils import LabelMap, get_task
 
@@ -189,12 +191,14 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(metrics, "score", failing)
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
-    config = InferenceConfig(output=OutputFlags(**names))
     data = DataFlags(test_data=(str(write_tsv(tmp_path / "rows.tsv", [("a", "no"), ("b", "yes")])),))
     task = get_task("seq2seq")
-    split, _ = prediction_split(Encoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path))
+    encoder = Encoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path)
+    config = InferenceConfig(data=data, output=OutputFlags(**names))
+    devices = Devices("cpu", 1, 1, "32-true")
+    ready = Ready(config, (), task, LabelMap.parse("0=no,1=yes"), devices, encoder)
     with pytest.raises(MemoryError):
-        finish(config, task, LabelMap.parse("0=no,1=yes"), split, [Prediction("noo"), Prediction("yes")])
+        finish(ready, prediction_split(encoder)[0], [Prediction("noo"), Prediction("yes")])
     assert (tmp_path / "save_output").read_text() == "no\nyes\n"
     assert (tmp_path / "save_label").read_text() == "no\nyes\n"
     assert not (tmp_path / "save_report").exists()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.command import ROOT, TIMEOUT, environment, infer, infer_ok
@@ -25,8 +29,8 @@ def flags(copy_run: Path, letters: Path, output: Path) -> list[str]:
     ]
 
 
-def start_and_stop(command: list[str], parts: Path, count: int, signum: signal.Signals) -> str:
-    """Run until there are `count` more parts, send the signal, and give back what was printed."""
+def start_and_stop(command: list[str], parts: Path, count: int, signum: signal.Signals, worker: bool = False) -> str:
+    """Run until there are `count` more parts, send the signal (to a worker alone), give back what was printed."""
     before = len(list(parts.glob("part-*")))
     process = subprocess.Popen(
         [sys.executable, "inference.py", *command],
@@ -41,9 +45,13 @@ def start_and_stop(command: list[str], parts: Path, count: int, signum: signal.S
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.005)
-    process.send_signal(signum)
+    if worker:
+        children = psutil.Process(process.pid).children()
+        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).send_signal(signum)
+    else:
+        process.send_signal(signum)
     printed, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == ENDINGS[signum], printed
+    assert process.returncode == (1 if worker else ENDINGS[signum]), printed
     return printed
 
 
@@ -56,9 +64,11 @@ def test_killed_anywhere_and_completed_by_others(copy_run: Path, letters: Path, 
     assert not output.exists()
     kept = len(list(parts.glob("part-*")))
     assert kept >= 5
-    refused = infer(*command[:-4], "-beam_size", "2", "-num_return", "2")
-    assert refused.code == 2
-    assert refused.err.splitlines()[-2:] == ["  what        parts  now", "  -beam_size  3      2"]
+    for other, differs in others(letters, tmp_path):
+        refused = infer(*command, *other)
+        assert refused.code == 2
+        assert refused.errors[0].endswith("give its flags and input to complete it, or -overwrite to begin again")
+        assert [line.split("  ")[1] for line in refused.err.splitlines()[2:]] == differs
     printed = start_and_stop([*command, "-cpu_processes", "2"], parts, 5, signal.SIGTERM)
     assert f"{4 * kept:,} of {ROWS} rows were finished before, in {parts}\n" in printed
     kept = len(list(parts.glob("part-*")))
@@ -66,8 +76,71 @@ def test_killed_anywhere_and_completed_by_others(copy_run: Path, letters: Path, 
     assert "Traceback" not in printed
     done = infer_ok(*command, "-cpu_processes", "3")
     assert f"{4 * kept:,} of {ROWS} rows were finished before" in done.out
+    assert f"\n{ROWS - 4 * kept:,} rows predicted in " in done.out
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "whole.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["changed.tsv", "out.jsonl", "whole.jsonl"]
+
+
+def others(letters: Path, folder: Path) -> list[tuple[list[str], list[str]]]:
+    """Flags that make another command of it, and what the table names."""
+    changed = folder / "changed.tsv"
+    *rows, last = (letters / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    source, _ = last.split("\t")
+    changed.write_text("".join((*rows, f"{source}\tanother reference\n")), encoding="utf-8")
+    # A flag that is given twice counts as given last, but -test_data adds rows.
+    return [
+        (["-beam_size", "4"], ["-beam_size"]),
+        (["-max_tokens", "64"], ["-max_tokens"]),
+        (["-test_data", str(changed)], ["rows", "input (token ids)", "input (texts)"]),
+        (["-float_precision", "bf16"], ["-float_precision"]),
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("-float_precision", "bf16")], ids=["fp32", "bf16"])
+def test_threads_and_processes_change_no_byte(
+    copy_run: Path, letters: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """One process on two threads adds up its matrix products as two processes on one thread each do."""
+    infer_ok(*flags(copy_run, letters, tmp_path / "one.jsonl"), *more, env={"OMP_NUM_THREADS": "2"})
+    infer_ok(*flags(copy_run, letters, tmp_path / "two.jsonl"), *more, "-cpu_processes", "2")
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_a_changed_model_or_reference_is_refused(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    """Changed in place, under the same names."""
+    model, rows = tmp_path / "model", tmp_path / "rows.tsv"
+    shutil.copytree(copy_run / "run" / "best", model)
+    shutil.copy(letters / "train.tsv", rows)
+    command = ["-model", str(model), "-test_data", str(rows), "-save_output", str(tmp_path / "out.txt")]
+    command += ["-batch_size", "4"]
+    start_and_stop(command, tmp_path / "out.txt.parts", 3, signal.SIGKILL)
+    rows.write_text(rows.read_text(encoding="utf-8").rstrip("\n") + "!\n", encoding="utf-8")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "dropout": 0.5}))
+    refused = infer(*command)
+    assert refused.code == 2
+    assert [line.split("  ")[1] for line in refused.err.splitlines()[2:]] == [
+        "input (token ids)",
+        "input (texts)",
+        "-model",
+    ]
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_completes_it(
+    copy_run: Path, letters: Path, tmp_path: Path
+) -> None:
+    command = [*flags(copy_run, letters, tmp_path / "out.jsonl"), "-cpu_processes", "2"]
+    parts = tmp_path / "out.jsonl.parts"
+    infer_ok(*flags(copy_run, letters, tmp_path / "whole.jsonl"))
+    printed = start_and_stop(command, parts, 3, signal.SIGKILL, worker=True)
+    kept = len(list(parts.glob("part-*")))
+    assert re.search(
+        rf"error: prediction process [01] of 2 was ended by SIGKILL .*; {4 * kept} of {ROWS} rows are finished, in"
+        rf" {re.escape(str(parts))}; the same command goes on from there\n",
+        printed,
+    )
+    infer_ok(*command)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

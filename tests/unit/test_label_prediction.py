@@ -17,6 +17,7 @@ from flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from label_preparation import content_free_sources, domain_sources, label_decoding
 from label_report import calibration_settings, with_probabilities
 from metrics import score
+from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.generation import DecodingOptions
 from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
@@ -79,10 +80,12 @@ def test_constrained_search_finds_the_most_probable_label() -> None:
 
 def test_batches_by_length_come_back_in_order() -> None:
     texts = words(23, seed=9)
-    whole = label_log_probs(predictor(), sources(texts), 23)
+    whole = label_log_probs(predictor(), sources(texts), BatchLimits(23))
     expected = LabelScorer(*load(), LABELS.texts)(*encoded(texts)).double().numpy()
     np.testing.assert_allclose(whole, expected, atol=1e-5, rtol=1e-6)
-    np.testing.assert_allclose(label_log_probs(predictor(), sources(texts), 4), expected, atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(
+        label_log_probs(predictor(), sources(texts), BatchLimits(4)), expected, atol=1e-5, rtol=1e-6
+    )
 
 
 def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
@@ -195,7 +198,7 @@ def test_small_probabilities_outlive_the_part_file(tmp_path: Path) -> None:
     """One that is rounded to 0 would be a negative log-likelihood of 708 nats in the report."""
     write_part(tmp_path, 0, [0], [Prediction("a", -1.5, label_probabilities=(0.12345678, 1.2345678e-9))])
     found = Prediction("a", -1.5, label_probabilities=(0.123457, 1.23457e-9))
-    assert list(Parts(tmp_path, Chunks(np.array([0]), 1))) == [found]
+    assert list(Parts(tmp_path, Chunks(np.array([0]), [0], 1))) == [found]
 
 
 def test_last_digits_of_the_calibration_make_no_other_run() -> None:

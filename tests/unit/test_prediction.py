@@ -6,10 +6,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,21 +20,24 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, T5Config
 
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
 from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
+from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.generation import Hypothesis
+from models.inference_model import InferenceModel
 from models.part_files import CLAIMS_NAME, PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
-from models.parts_folder import content_of, open_parts, remove_parts
+from models.parts_folder import open_parts
 from models.parts_names import parts_folder
 from models.prediction import finished_rows, predict
 from models.predictions import Prediction
 from task_utils import get_task
 
+PAIRS = BatchLimits(2)
 ONE, TWO = (Devices("cpu", count, 1, "32-true") for count in (1, 2))
 
 
@@ -103,17 +108,29 @@ WANTED = [Prediction(f"row {row} of {row + 2}") for row in range(9)]  # the end 
 
 def test_chunks_hold_every_row_once_and_like_lengths() -> None:
     lengths = np.array([3, 9, 9, 1, 5, 9, 2])
-    chunks = Chunks.of(lengths, 2)
+    chunks = Chunks.of(lengths, BatchLimits(2))
     assert [chunks.rows(chunk).tolist() for chunk in range(len(chunks))] == [[1, 2], [5, 4], [0, 6], [3]]
-    many = Chunks.of(np.ones(10_007, dtype=np.int32), 3)
-    assert (len(many), many.size % 3) == (477, 0)
-    assert len(many) <= PARTS_WANTED
-    assert sorted(row for chunk in range(len(many)) for row in many.rows(chunk).tolist()) == list(range(10_007))
-    assert len(Chunks.of(np.ones(0, dtype=np.int32), 3)) == 0
+    many = Chunks.of(np.ones(10_007, dtype=np.int32), BatchLimits(3))
+    assert len(many) == 477 <= PARTS_WANTED
+    batches = [batch.tolist() for chunk in range(len(many)) for batch in many.batches(chunk)]
+    assert {len(batch) for batch in batches[:-1]} == {3}
+    assert [row for batch in batches for row in batch] == list(range(10_007))
+    assert (many.count([0, 476]), many.count(range(477))) == (3 * 7 + 10_007 - 476 * 21, 10_007)
+    assert len(Chunks.of(np.ones(0, dtype=np.int32), BatchLimits(3))) == 0
+
+
+def test_a_budget_of_tokens_cuts_batches_of_long_rows() -> None:
+    """Padding counts; a row that is longer than the budget is alone; short rows are still bounded by their number."""
+    lengths = np.array([3, 9, 2, 30, 1, 8, 3, 1, 1])
+    chunks = Chunks.of(lengths, BatchLimits(4, 18))
+    batches = [batch.tolist() for chunk in range(len(chunks)) for batch in chunks.batches(chunk)]
+    assert batches == [[3], [1, 5], [0, 6, 2, 4], [7, 8]]
+    assert [rows.tolist() for rows in BatchLimits(4, 18).cut(lengths)] == batches
+    assert BatchLimits(4, 18).cut(lengths[:0]) == []
 
 
 def test_a_part_holds_what_was_written(parts: Path) -> None:
-    chunks = Chunks(np.array([2, 0, 1]), 3)
+    chunks = Chunks(np.array([2, 0, 1]), [0], 1)
     written = [
         Prediction("탭\t\n\r\u2028끝", -0.12345678, (Hypothesis("a", -0.5), Hypothesis("", -1.0)), (0.25, 0.75)),
         Prediction("half a pair \ud83d", -1.0),
@@ -130,16 +147,17 @@ def test_a_part_holds_what_was_written(parts: Path) -> None:
 
 def test_torn_parts_are_found_and_made_again(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
     engine = Echo(tmp_path / "log")
-    predict(engine, split, 2, ONE, parts)
+    predict(engine, split, PAIRS, ONE, parts)
     assert worked_on(engine.log) == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     whole = {path.name: path.read_bytes() for path in parts.glob("part-*")}
     damages = (b"", b"\n", whole["part-000000.jsonl"][:-1], whole["part-000000.jsonl"].replace(b"row 8", b"row 0"))
     for number, damage in enumerate((*damages, whole["part-000004.jsonl"], b"[1, 2]\n")):
         part_path(parts, 0).write_bytes(damage)
-        assert finished_chunks(parts, Chunks.of(split.source_lengths, 2)) == ([1, 2, 3, 4], [part_path(parts, 0)]), (
-            number
-        )
-        assert list(predict(engine, split, 2, ONE, parts)) == WANTED
+        assert finished_chunks(parts, Chunks.of(split.source_lengths, PAIRS)) == (
+            [1, 2, 3, 4],
+            [part_path(parts, 0)],
+        ), number
+        assert list(predict(engine, split, PAIRS, ONE, parts)) == WANTED
         assert worked_on(engine.log) == [8, 7]
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == whole
 
@@ -148,10 +166,10 @@ def test_rows_that_are_missing_or_there_twice_are_told(parts: Path) -> None:
     write_part(parts, 0, [0, 1], [Prediction("a"), Prediction("b")])
     write_part(parts, 1, [1], [Prediction("c")])
     with pytest.raises(RunError, match=r"row 1 was predicted twice, see .*part-000001\.jsonl"):
-        Parts(parts, Chunks(np.arange(4), 2))
+        Parts(parts, Chunks(np.arange(4), [0, 2], 1))
     write_part(parts, 1, [3], [Prediction("c")])
     with pytest.raises(RunError, match="1 of 4 rows have no prediction in"):
-        Parts(parts, Chunks(np.arange(4), 2))
+        Parts(parts, Chunks(np.arange(4), [0, 2], 1))
 
 
 CLAIM = """
@@ -160,13 +178,13 @@ from pathlib import Path
 import numpy as np
 from models.part_files import Chunks, Claims
 with Claims(Path(sys.argv[1]), 0, 2) as claims:
-    print(next(claims.open_chunks(Chunks(np.arange(3), 1))), flush=True)
+    print(next(claims.open_chunks(Chunks(np.arange(3), [0, 1, 2], 1))), flush=True)
     sys.stdin.read()
 """
 
 
 def test_a_chunk_is_claimed_by_one_process_and_free_when_it_dies(parts: Path) -> None:
-    chunks = Chunks(np.arange(3), 1)
+    chunks = Chunks(np.arange(3), [0, 1, 2], 1)
     other = subprocess.Popen(
         [sys.executable, "-c", CLAIM, parts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -185,7 +203,7 @@ def test_without_locks_each_process_has_chunks_of_its_own(parts: Path, monkeypat
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     with Claims(parts, 1, 2) as claims:
-        assert list(claims.open_chunks(Chunks(np.arange(5), 1))) == [1, 3]
+        assert list(claims.open_chunks(Chunks(np.arange(5), range(5), 1))) == [1, 3]
     assert (parts / CLAIMS_NAME).exists()
 
 
@@ -195,12 +213,47 @@ def test_without_locks_each_process_has_chunks_of_its_own(parts: Path, monkeypat
 def test_a_stopped_prediction_goes_on_where_it_was(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(KeyboardInterrupt):
-        predict(Echo(log, stops=3), split, 2, ONE, parts)
+        predict(Echo(log, stops=3), split, PAIRS, ONE, parts)
     assert worked_on(log) == [8, 7, 6, 5, 4, 3]
-    assert finished_rows(split, 2, parts) == 4
-    assert list(predict(Echo(log), split, 2, ONE, parts)) == WANTED
+    assert finished_rows(split, PAIRS, parts) == 4
+    assert list(predict(Echo(log), split, PAIRS, ONE, parts)) == WANTED
     assert worked_on(log) == [4, 3, 2, 1, 0]
-    assert list(predict(mistaken, split, 2, ONE, parts)) == WANTED  # nothing is left to do: no model is loaded
+    assert list(predict(mistaken, split, PAIRS, ONE, parts)) == WANTED  # nothing is left to do: no model is loaded
+
+
+def test_the_speed_is_that_of_the_rows_predicted_now(
+    split: EncodedSplit, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        predict(Echo(tmp_path / "log", stops=3), split, PAIRS, ONE, parts)
+    predict(Echo(tmp_path / "log"), split, PAIRS, ONE, parts).close()
+    lines = capsys.readouterr().out.splitlines()
+    assert f"4 of 9 rows were finished before, in {parts}" in lines
+    assert re.fullmatch(r"5 rows predicted in 0\.\d s, [\d,.]+ rows/s", lines[-1])
+
+
+def no_memory(_: torch.device) -> NoReturn:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def no_memory_later(_: torch.device) -> Callable[..., list[Prediction]]:
+    def predictor(row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+        return no_memory(torch.device("cpu")) if 4 in row_ids else [Prediction("a") for _ in sources]
+
+    return predictor
+
+
+def test_a_device_without_memory_is_told_of_the_model_and_of_the_batch(split: EncodedSplit, parts: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        predict(no_memory, split, PAIRS, ONE, parts)
+    assert str(caught.value) == (
+        "the model does not fit into the memory of cpu: a model larger than one GPU is out of scope"
+    )
+    with pytest.raises(
+        RunError, match=r"too small for a batch of 2 rows of up to 6 tokens: give a smaller -batch_size"
+    ):
+        predict(no_memory_later, split, PAIRS, ONE, parts)
+    assert finished_rows(split, PAIRS, parts) == 4
 
 
 def test_a_killed_process_loses_its_chunk_only(
@@ -211,12 +264,12 @@ def test_a_killed_process_loses_its_chunk_only(
     with pytest.raises(
         RunError, match=r"^prediction process [01] of 2 was ended by SIGKILL \(out of memory, perhaps\)$"
     ):
-        predict(Echo(log, dies=8), split, 2, TWO, parts)
+        predict(Echo(log, dies=8), split, PAIRS, TWO, parts)
     # Whether the other one had looked at chunk 0 while it was claimed decides who has done it: nobody, or it died too.
     assert sorted(set(worked_on(log))) in ([*range(9)], [7, 8])
-    left = 9 - finished_rows(split, 2, parts)
+    left = 9 - finished_rows(split, PAIRS, parts)
     assert left in (2, 9)
-    assert list(predict(Echo(log), split, 2, ONE, parts)) == WANTED
+    assert list(predict(Echo(log), split, PAIRS, ONE, parts)) == WANTED
     assert len(worked_on(log)) == left
     assert "Traceback" not in capfd.readouterr().err
 
@@ -225,10 +278,10 @@ def test_problems_of_a_process_are_raised_by_the_parent(
     split: EncodedSplit, parts: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError) as mistakes:
-        predict(mistaken, split, 2, TWO, parts)
+        predict(mistaken, split, PAIRS, TWO, parts)
     assert mistakes.value.problems == ("-model x: 모델이 없음", "-tokenizer y: no such file")
     with pytest.raises(RunError, match=r"^the disk is full$"):
-        predict(full, split, 2, TWO, parts)
+        predict(full, split, PAIRS, TWO, parts)
     assert capfd.readouterr() == ("", "")  # no traceback of a worker
 
 
@@ -237,14 +290,22 @@ def test_problems_of_a_process_are_raised_by_the_parent(
 IDENTITY = {"rows": 3, "-beam_size": 4}
 
 
-def test_parts_of_the_same_command_are_kept_and_others_refused(tmp_path: Path) -> None:
-    output = tmp_path / "out.txt"
-    with open_parts(output, IDENTITY, overwrite=False) as folder:
-        assert folder == tmp_path / "out.txt.parts" == parts_folder(output)
+def stop_with_a_part(output: Path) -> Path:
+    """Open the parts of an output, finish one, and be stopped; gives the folder."""
+    with suppress(KeyboardInterrupt), open_parts(output, IDENTITY, overwrite=False) as folder:
         write_part(folder, 0, [0], [Prediction("a")])
         (folder / ".part-000001.jsonl.77.tmp").touch()  # of a process that was killed
-    with open_parts(output, IDENTITY, overwrite=False):
+        raise KeyboardInterrupt
+    return folder
+
+
+def test_parts_of_the_same_command_are_kept_and_others_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    folder = stop_with_a_part(output)
+    assert folder == tmp_path / "out.txt.parts" == parts_folder(output)
+    with suppress(KeyboardInterrupt), open_parts(output, IDENTITY, overwrite=False):
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "manifest.json", "part-000000.jsonl"]
+        raise KeyboardInterrupt
     other = {"rows": 3, "-beam_size": 5}
     with pytest.raises(UserError) as caught, open_parts(output, other, overwrite=False):
         pytest.fail("taken")
@@ -258,8 +319,26 @@ def test_parts_of_the_same_command_are_kept_and_others_refused(tmp_path: Path) -
     with open_parts(output, other, overwrite=True):
         assert not part_path(folder, 0).exists()
         assert json.loads((folder / "manifest.json").read_text()) == other
-    remove_parts(output)
-    assert list(tmp_path.iterdir()) == []
+        write_part(folder, 0, [0], [Prediction("a")])
+    assert list(tmp_path.iterdir()) == []  # the block ended well: the output is whole
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", None], ids=["torn", "no object", "gone"])
+def test_parts_are_not_thrown_away_for_a_manifest_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
+    folder = stop_with_a_part(tmp_path / "out.txt")
+    manifest = folder / "manifest.json"
+    if content is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(content)
+    with (
+        pytest.raises(UserError, match=r"manifest\.json cannot be read \(.*\); -overwrite begins again$"),
+        open_parts(tmp_path / "out.txt", IDENTITY, overwrite=False),
+    ):
+        pytest.fail("taken")
+    assert part_path(folder, 0).exists()
+    with open_parts(tmp_path / "out.txt", IDENTITY, overwrite=True):
+        assert not part_path(folder, 0).exists()
 
 
 def test_one_process_works_for_an_output(tmp_path: Path) -> None:
@@ -297,9 +376,14 @@ def test_the_content_of_a_model_is_told_apart(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(text)
         (tmp_path / name / "config.json").write_text("{}")
-    one, same, other = (content_of(str(tmp_path / name)) for name in "abc")
+    one, same, other = (InferenceModel(str(tmp_path / name)).identity() for name in "abc")
     assert one == same != other
-    assert content_of(str(tmp_path / "a" / "model.safetensors")) == content_of(
-        str(tmp_path / "b" / "model.safetensors")
-    )
-    assert content_of("google/byt5-small") == "google/byt5-small"
+    first, second = (InferenceModel(str(tmp_path / name / "model.safetensors")).identity() for name in "ab")
+    assert first == second
+
+
+def test_a_hub_model_is_told_apart_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = T5Config()
+    config._commit_hash = "1a2b"
+    monkeypatch.setattr(InferenceModel, "config_and_tokenizer", lambda _: (config, None))
+    assert InferenceModel("google/byt5-small").identity() == "google/byt5-small at 1a2b"
