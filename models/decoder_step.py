@@ -14,14 +14,15 @@ length, C columns of the cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from models.decoder_weights import Linear, Norm, decoder_weights
+from models.decoder_weights import Linear, Norm, decoder_weights, normed
+from models.encoder_pass import EncoderPass, serves
 
 # Steps that a fresh cache has room for, and one that was just compacted; a full cache is doubled.
 COLUMNS_AT_FIRST = 64
@@ -64,7 +65,7 @@ class StepModel:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        self.encoder = model.get_encoder()
+        self.encoder: Any = EncoderPass(model, dtype) if serves(model) else model.get_encoder()
         self.weights = decoder_weights(model, dtype)
         self.dtype = dtype
         self.vocabulary = len(self.weights.head)
@@ -76,7 +77,8 @@ class StepModel:
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Sources:
         """What the decoder needs of (B, S) source ids."""
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0].to(self.dtype)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        encoded = (encoded if isinstance(encoded, Tensor) else encoded[0]).to(self.dtype)
         keys, values = [], []
         for layer in self.weights.layers:
             projected = _linear(encoded.view(-1, encoded.shape[-1]), layer.cross_key_value)
@@ -121,7 +123,7 @@ class StepModel:
         if weights.positions is not None:
             x = x + functional.embedding(positions, weights.positions)
         if weights.first_norm is not None:
-            x = _normed(x, weights.first_norm)
+            x = normed(x, weights.first_norm)
         x = x.view(-1, x.shape[-1])
         for number, layer in enumerate(weights.layers):
             y = self._begin(x, layer.self_norm)
@@ -144,7 +146,7 @@ class StepModel:
                 inner = inner.mul_(_linear(y, layer.up))
             x = self._end(x, inner, layer.outer, layer.ff_norm)
         if weights.last_norm is not None:
-            x = _normed(x, weights.last_norm)
+            x = normed(x, weights.last_norm)
         return x.view(*shape, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -166,12 +168,12 @@ class StepModel:
         return out.float().view(*hidden.shape[:-1], -1)
 
     def _begin(self, x: Tensor, norm: Norm) -> Tensor:
-        return (_normed(x, norm) if self.weights.norm_first else x).to(self.dtype)
+        return (normed(x, norm) if self.weights.norm_first else x).to(self.dtype)
 
     def _end(self, x: Tensor, y: Tensor, linear: Linear, norm: Norm) -> Tensor:
         fused = linear.bias is None and y.dtype == x.dtype
         x = torch.addmm(x, y, linear.weight) if fused else x + _linear(y, linear)
-        return x if self.weights.norm_first else _normed(x, norm)
+        return x if self.weights.norm_first else normed(x, norm)
 
     def _heads(self, projected: Tensor, shape: torch.Size, parts: int) -> Tensor:
         """(B * N, parts * H * D) as (parts, B, H, N, D), where `shape` is (B, N)."""
@@ -279,9 +281,3 @@ def _rows(context: Tensor) -> Tensor:
 def _linear(x: Tensor, linear: Linear) -> Tensor:
     """Of rows (N, in)."""
     return torch.mm(x, linear.weight) if linear.bias is None else torch.addmm(linear.bias, x, linear.weight)
-
-
-def _normed(x: Tensor, norm: Norm) -> Tensor:
-    if norm.bias is None:
-        return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
-    return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)

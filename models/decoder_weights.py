@@ -82,9 +82,9 @@ def decoder_weights(model: Any, dtype: torch.dtype) -> DecoderWeights:
         embedding=decoder.embed_tokens.weight,
         embedding_scale=float(getattr(decoder.embed_tokens, "embed_scale", 1.0)),
         positions=None if t5 else decoder.embed_positions.weight[decoder.embed_positions.offset :],
-        first_norm=None if t5 else _norm(decoder.layernorm_embedding),
+        first_norm=None if t5 else norm_of(decoder.layernorm_embedding),
         layers=_t5_layers(decoder, dtype) if t5 else _bart_layers(decoder, dtype),
-        last_norm=None if last_norm is None else _norm(last_norm),
+        last_norm=None if last_norm is None else norm_of(last_norm),
         head=model.lm_head.weight.to(dtype),
         head_bias=None if t5 else model.final_logits_bias.view(-1).to(dtype),
         logit_scale=logit_scale(model),
@@ -114,10 +114,18 @@ def supports(model: PreTrainedModel) -> bool:
     )
 
 
-def _norm(module: Any) -> Norm:
+def norm_of(module: Any) -> Norm:
+    """The weights of a layer norm or of a T5's RMS norm."""
     if isinstance(module, nn.LayerNorm):
         return Norm(module.weight, module.bias, module.eps)
     return Norm(module.weight, None, module.variance_epsilon)
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """`x` after the norm."""
+    if norm.bias is None:
+        return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 def _stacked(dtype: torch.dtype, *modules: Any, first_scale: float = 1.0) -> Linear:
@@ -129,7 +137,8 @@ def _stacked(dtype: torch.dtype, *modules: Any, first_scale: float = 1.0) -> Lin
     return Linear(torch.cat(weights, 1).to(dtype).contiguous(), bias)
 
 
-def _activation(module: Any) -> Callable[[Tensor], Tensor]:
+def activation_of(module: Any) -> Callable[[Tensor], Tensor]:
+    """An activation function, by PyTorch's kernel where `transformers` has many small operations."""
     if isinstance(module, NewGELUActivation):
         return lambda x: functional.gelu(x, approximate="tanh")
     return module  # type: ignore[no-any-return]
@@ -148,18 +157,18 @@ def _t5_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
         gated = hasattr(dense, "wi_0")
         layers.append(
             Layer(
-                self_norm=_norm(own.layer_norm),
+                self_norm=norm_of(own.layer_norm),
                 self_in=_stacked(dtype, attention.q, attention.k, attention.v),
                 self_out=_stacked(dtype, attention.o),
-                cross_norm=_norm(cross.layer_norm),
+                cross_norm=norm_of(cross.layer_norm),
                 cross_query=_stacked(dtype, cross.EncDecAttention.q),
                 cross_key_value=_stacked(dtype, cross.EncDecAttention.k, cross.EncDecAttention.v),
                 cross_out=_stacked(dtype, cross.EncDecAttention.o),
-                ff_norm=_norm(feed_forward.layer_norm),
+                ff_norm=norm_of(feed_forward.layer_norm),
                 inner=_stacked(dtype, dense.wi_0 if gated else dense.wi),
                 up=_stacked(dtype, dense.wi_1) if gated else None,
                 outer=_stacked(dtype, dense.wo),
-                activation=_activation(dense.act),
+                activation=activation_of(dense.act),
                 distance_bias=table,
             )
         )
@@ -172,18 +181,18 @@ def _bart_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
         own, cross = block.self_attn, block.encoder_attn
         layers.append(
             Layer(
-                self_norm=_norm(block.self_attn_layer_norm),
+                self_norm=norm_of(block.self_attn_layer_norm),
                 self_in=_stacked(dtype, own.q_proj, own.k_proj, own.v_proj, first_scale=own.scaling),
                 self_out=_stacked(dtype, own.out_proj),
-                cross_norm=_norm(block.encoder_attn_layer_norm),
+                cross_norm=norm_of(block.encoder_attn_layer_norm),
                 cross_query=_stacked(dtype, cross.q_proj, first_scale=cross.scaling),
                 cross_key_value=_stacked(dtype, cross.k_proj, cross.v_proj),
                 cross_out=_stacked(dtype, cross.out_proj),
-                ff_norm=_norm(block.final_layer_norm),
+                ff_norm=norm_of(block.final_layer_norm),
                 inner=_stacked(dtype, block.fc1),
                 up=None,
                 outer=_stacked(dtype, block.fc2),
-                activation=_activation(block.activation_fn),
+                activation=activation_of(block.activation_fn),
                 distance_bias=None,
             )
         )
