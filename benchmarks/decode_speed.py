@@ -2,13 +2,18 @@
 
     python benchmarks/decode_speed.py                         # bart-mini, trained here on the sample first
     python benchmarks/decode_speed.py -config t5-mini -batch_size 64 -repeats 5
+    python benchmarks/decode_speed.py -part labels -nsmc data/nsmc -config byt5-mini
 
 Text normalisation: the test rows of the bundled sample, greedy and with 4 beams, in file order and length-sorted; with
-`pip install ctranslate2` also by CTranslate2, float32 and int8, whose beam search stops early. A
-label task of two labels ("does the sentence hold a digit?") on the same rows: scoring the labels, and searching among
-them only, against generating them. Both models are trained once under -work. A run decodes all rows in this process,
-ours and the peer's in turn; figures are medians, ratios are of medians, "same" is the share of rows with the very same
-text. The matmul rate of the machine, measured in the same run, stands beside them.
+`pip install ctranslate2` also by our engine of CTranslate2, float32 and int8, whose beam search stops early, and by
+bare CTranslate2: one `translate_batch` of all rows, without scores.
+
+Labels: scoring them, and searching among them only, against generating them; on NSMC (the folder of its two files), or
+else on the question whether a sentence of the sample holds a digit.
+
+All models are trained once under -work. A run decodes all rows in this process, ours and the peer's in turn; figures
+are medians, ratios are of medians, "same" is the share of rows with the very same text. The matmul rate of the machine,
+measured in the same run, stands beside them.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SAMPLE = ROOT / "samples" / "text_normalization"
-LABELS = {"0": "숫자 없음", "1": "숫자 있음"}
+LABELS = ("숫자 없음", "숫자 있음")
+NSMC_TRAINING_ROWS = 6000
 Batch = tuple[Any, Any]  # ids, mask
 
 
@@ -34,15 +40,15 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     return [tuple(line.split("\t")[:2]) for line in path.read_text(encoding="utf-8").splitlines()]  # type: ignore[misc]
 
 
-def trained(options: argparse.Namespace, name: str, data: Path, *flags: str) -> Path:
+def trained(options: argparse.Namespace, name: str, data: Path, *flags: str, task: str = "seq2seq") -> Path:
     """The folder of the best model of a short training run, trained now if it is not there."""
     best = Path(options.work) / f"{options.config}_{name}" / "best"
     if not (best / "config.json").exists():
         print(f"training {options.config} on {data} ...", flush=True)
-        command = [sys.executable, str(ROOT / "train.py"), "-task", "seq2seq", "-config_path", options.config]
+        command = [sys.executable, str(ROOT / "train.py"), "-task", task, "-config_path", options.config]
         command += ["-train_data", str(data), "-valid_data_proportions", "0.04", "-save_path", str(best.parent)]
-        command += ["-overwrite", "-gpus", "0", "-batch_size", "16", "-learning_rate", "1.5e-3", "-warmup_steps", "300"]
-        command += ["-lr_scheduler", "linear", "-header", "false", *flags]
+        command += ["-overwrite", "-gpus", "0", "-batch_size", "16", "-learning_rate", "1e-3", "-warmup_steps", "0.1"]
+        command += ["-lr_scheduler", "linear", *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     return best
 
@@ -152,11 +158,44 @@ def ctranslate2_decoders(
     return {f"CTranslate2 {compute_type}": decoder(compute_type) for compute_type in ("float32", "int8")}
 
 
+def bare_ctranslate2(
+    options: argparse.Namespace, folder: Path, tokenizer: Any, beams: int, sources: list[str]
+) -> dict[str, Callable[[], list[str]]]:
+    """CTranslate2 without anything of ours but the conversion, by compute type: it sorts by length itself."""
+    if importlib.util.find_spec("ctranslate2") is None:
+        return {}
+    import ctranslate2
+    import torch
+
+    from models.ctranslate2_conversion import cached_conversion
+    from models.inference_model import InferenceModel
+
+    def runner(compute_type: str) -> Callable[[], list[str]]:
+        converted = cached_conversion(str(folder), *InferenceModel(str(folder))(), compute_type)
+        threads = torch.get_num_threads()
+        translator = ctranslate2.Translator(str(converted), "cpu", compute_type=compute_type, intra_threads=threads)
+        rows = [tokenizer.convert_ids_to_tokens(tokenizer(source).input_ids) for source in sources]
+        first = tokenizer.convert_ids_to_tokens(tokenizer(text_target="a").input_ids)[0]
+        prefix = [[first]] * len(rows) if tokenizer.bos_token == first else None
+
+        def run() -> list[str]:
+            results = translator.translate_batch(
+                rows, target_prefix=prefix, beam_size=beams, max_batch_size=options.batch_size, max_input_length=0,
+                max_decoding_length=options.max_length, min_decoding_length=0, return_end_token=True,
+            )  # fmt: skip
+            ids = [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
+            return tokenizer.batch_decode(ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+        return run
+
+    return {f"bare CTranslate2 {compute_type}": runner(compute_type) for compute_type in ("float32", "int8")}
+
+
 def text_normalisation(options: argparse.Namespace) -> None:
     from models.generation import Decoder, DecodingOptions
     from models.inference_model import InferenceModel
 
-    folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3")
+    folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
     model, tokenizer = InferenceModel(str(folder))()
     plain, _ = library_model(folder)
@@ -177,8 +216,9 @@ def text_normalisation(options: argparse.Namespace) -> None:
                 peers[f"{name}, {order_name}"] = lambda decode=decode, made=made, order=order: decode_all(
                     decode, made, order
                 )
+        peers |= bare_ctranslate2(options, folder, tokenizer, beams, sources)
         seconds, texts = measure(peers, options.repeats)
-        for peer in ("generate, file order", "generate, length-sorted", "CTranslate2 float32, length-sorted"):
+        for peer in ("generate, file order", "generate, length-sorted", "bare CTranslate2 float32"):
             if peer not in peers:
                 continue
             print_table(f"text normalisation, {beams} beams", len(sources), seconds, texts, peer)
@@ -189,29 +229,53 @@ def label_task(options: argparse.Namespace) -> None:
     from models.inference_model import InferenceModel
     from models.label_scoring import LabelScorer
 
-    label_map = ",".join(f"{number}={text}" for number, text in LABELS.items())
-    folder = trained(options, "label", label_rows(options), "-label_map", label_map, "-max_epoch", "1")
-    sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
+    folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
     model, tokenizer = InferenceModel(str(folder))()
     plain, _ = library_model(folder)
-    made, order = batches(tokenizer, sources, options.batch_size, by_length=True)
-    texts_of = list(LABELS.values())
-    scorer = LabelScorer(model, tokenizer, texts_of)
+    scorer = LabelScorer(model, tokenizer, labels)
     decoders = {
-        "ours: labels scored": lambda ids, mask: [texts_of[best] for best in scorer(ids, mask).argmax(1).tolist()],
-        "ours: greedy among labels": Decoder(model, tokenizer, DecodingOptions(), texts_of),
-        "ours: 4 beams among labels": Decoder(model, tokenizer, DecodingOptions(beam_size=4), texts_of),
+        "ours: labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
+        "ours: greedy among labels": Decoder(model, tokenizer, DecodingOptions(), labels),
         "ours: greedy": Decoder(model, tokenizer, DecodingOptions(max_length=options.max_length)),
         "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
         "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),
     }
-    peers = {
-        name: lambda decode=decode: decode_all(decode, made, order)  # type: ignore[misc]
-        for name, decode in decoders.items()
-    }
+    peers: dict[str, Callable[[], list[str]]] = {}
+    for order_name, by_length in (("file order", False), ("length-sorted", True)):
+        made, order = batches(tokenizer, sources, options.batch_size, by_length)
+        for name, decode in decoders.items():
+            peers[f"{name}, {order_name}"] = lambda decode=decode, made=made, order=order: decode_all(  # type: ignore[misc]
+                decode, made, order
+            )
     seconds, texts = measure(peers, options.repeats)
-    for peer in ("generate, greedy", "generate, 4 beams"):
-        print_table("two labels, length-sorted", len(sources), seconds, texts, peer)
+    for peer in peers:
+        if peer.startswith("generate"):
+            print_table(f"labels {', '.join(labels)}", len(sources), seconds, texts, peer)
+
+
+def digit_task(options: argparse.Namespace) -> tuple[Path, list[str], tuple[str, ...]]:
+    """Model, sources and labels of the question whether a sentence holds a digit."""
+    label_map = ",".join(f"{number}={text}" for number, text in enumerate(LABELS))
+    flags = ("-label_map", label_map, "-max_epoch", "1", "-header", "false")
+    folder = trained(options, "label", label_rows(options), *flags)
+    return folder, [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows], LABELS
+
+
+def nsmc_task(options: argparse.Namespace) -> tuple[Path, list[str], tuple[str, ...]]:
+    """The same of NSMC, on its first training rows."""
+    from task_utils import Template, get_task
+
+    task = get_task("nsmc-prompted")
+    lines = (Path(options.nsmc) / "ratings_train.txt").read_text(encoding="utf-8").split("\n")
+    part = Path(options.work) / "nsmc_train.txt"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text("\n".join(lines[: NSMC_TRAINING_ROWS + 1]) + "\n", encoding="utf-8")
+    folder = trained(options, "nsmc", part, "-max_epoch", "1", task="nsmc-prompted")
+    lines = (Path(options.nsmc) / "ratings_test.txt").read_text(encoding="utf-8").split("\n")
+    template = Template(task.input_template, "the task's input_template")
+    reviews = [line.split("\t")[1] for line in lines[1 : options.rows + 1]]
+    labels = task.label_map.texts if task.label_map else ()
+    return folder, [template.render({"source": text, "document": text}) for text in reviews], labels
 
 
 def main() -> None:
@@ -223,19 +287,24 @@ def main() -> None:
     parser.add_argument("-repeats", type=int, default=3)
     parser.add_argument("-threads", type=int, default=0, help="0 = PyTorch's choice")
     parser.add_argument("-work", default="runs/benchmark_decode_speed")
+    parser.add_argument("-part", choices=("all", "text", "labels"), default="all")
+    parser.add_argument("-nsmc", default="", help="folder of ratings_train.txt and ratings_test.txt")
     options = parser.parse_args()
 
     import torch
 
     from benchmarks.matmul_rate import rate
-    from models.environment import quiet_libraries
+    from models.environment import fix_sums, quiet_libraries
 
+    fix_sums()
     quiet_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"threads {torch.get_num_threads()}, matmul {rate(2048, 2048, 2048):.0f} GFLOP/s (fp32, 2048^3)")
-    text_normalisation(options)
-    label_task(options)
+    if options.part != "labels":
+        text_normalisation(options)
+    if options.part != "text":
+        label_task(options)
 
 
 if __name__ == "__main__":
