@@ -8,7 +8,7 @@ from pathlib import Path
 from datamodules.data_paths import parse_data_path
 from flags import STANDARD_INPUT, InferenceConfig
 from label_checks import check_label_flags
-from models.parts_names import is_structured, parts_folder
+from models.parts_names import has_parts, is_structured
 from task_utils import LabelMap, Task, get_task
 from validation import (
     check_data,
@@ -78,18 +78,27 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     calibrate = data_file(config.label.calibrate)
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
     inputs += [("-model", name) for name in model.model if os.path.exists(name)]
-    going_on = bool(output.save_output) and os.path.isdir(parts_folder(Path(output.save_output)))
+    going_on = bool(output.save_output) and has_parts(Path(output.save_output))
     seen: dict[str, str] = {}
     for name in ("save_output", "save_label", "save_report"):
         value = getattr(output, name)
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
-            if not problem and os.path.lexists(value) and not (output.overwrite or going_on):
-                problem = "exists; -overwrite replaces it"
+            if not problem and os.path.lexists(value) and not output.overwrite:
+                problem = _existing_problem(name, going_on)
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     if output.keep_fields:
         _check_fields(config, problems)
+
+
+def _existing_problem(name: str, going_on: bool) -> str:
+    """Why the file of -`name` is not replaced without -overwrite; empty when a stopped run of this command wrote it."""
+    if not going_on:
+        return "exists; -overwrite replaces it"
+    if name == "save_output":
+        return ""
+    return "exists; -overwrite replaces it, and keeps the finished parts of the same command"
 
 
 def _check_fields(config: InferenceConfig, problems: list[str]) -> None:

@@ -242,6 +242,22 @@ def test_a_dangling_link_exists(place: Path) -> None:
     assert inference_problems("-save_output", "out", "-overwrite") == []
 
 
+def test_a_stopped_prediction_replaces_its_own_output_only(place: Path) -> None:
+    """What else is there may be the user's; and a folder without our manifest is no stopped prediction."""
+    make(place, "out", "label", "report")
+    flags = ("-save_output", "out", "-save_label", "label", "-save_report", "report")
+    told = [f"-save_{name}: exists; -overwrite replaces it" for name in ("output out", "label label", "report report")]
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/")
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/notes.txt")
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/manifest.json")
+    ending = ", and keeps the finished parts of the same command"
+    assert inference_problems(*flags) == [f"{line}{ending}" for line in told[1:]]
+    assert inference_problems(*flags, "-overwrite") == []
+
+
 # ---- writing
 
 
