@@ -88,7 +88,7 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             if not problem and os.path.lexists(value) and not output.overwrite:
                 problem = _existing_problem(name, going_on)
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
-    if output.keep_fields:
+    if output.keep_fields and config.data.test_data != (STANDARD_INPUT,):
         _check_fields(config, problems)
 
 
@@ -105,7 +105,13 @@ def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
     """What -keep_fields needs: records on both sides, and every row of them."""
     if not config.output.save_output.lower().endswith(".jsonl"):
         problems.append("-keep_fields: give -save_output a file that ends in .jsonl")
-    paths = config.data.test_data or config.data.valid_data
+    paths, share = config.data.test_data or config.data.valid_data, config.data.test_data_proportions
+    if share and not config.data.test_data:
+        problems.append(
+            f"-keep_fields copies the records of whole files, and -test_data_proportions {share} predicts a share of"
+            " -train_data; give the rows as -test_data, or leave -keep_fields out"
+        )
+        return
     kinds = [collect(problems, lambda path=path: parse_data_path(path).kind) for path in paths]  # type: ignore[misc]
     if not paths or not set(kinds) <= {"json", "jsonl", None}:
         problems.append("-keep_fields: give -test_data .jsonl or .json files; others have no records to keep")

@@ -60,7 +60,7 @@ def train_problems(*flags: str) -> list[str]:
 
 def inference_problems(*flags: str) -> list[str]:
     """The problems of `inference.py` with good data and these flags."""
-    data = [] if "-test_data" in flags else ["-test_data", "good.tsv"]
+    data = [] if {"-test_data", "-train_data"} & set(flags) else ["-test_data", "good.tsv"]
     model = [] if "-model" in flags else ["-model", "m.ckpt"]
     config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
     check_inference(config, given, problems)
@@ -368,6 +368,7 @@ def test_the_lock_leaves_nothing_behind(tmp_path: Path) -> None:
 
 # ---- decoding
 
+TRAINING_SHARE = ("-train_data", "good.tsv", "-test_data_proportions", "0.5")
 DECODING = {
     "two outputs of a greedy search": (
         ("-num_return", "2", "-save_output", "o.jsonl"),
@@ -417,6 +418,11 @@ DECODING = {
     "fields of a TSV": (
         ("-keep_fields", "-save_output", "o.jsonl"),
         "-keep_fields: give -test_data .jsonl or .json files; others have no records to keep",
+    ),
+    "fields of a share of other rows": (
+        ("-keep_fields", *TRAINING_SHARE, "-valid_data", "in.jsonl", "-save_output", "o.jsonl"),
+        "-keep_fields copies the records of whole files, and -test_data_proportions 0.5 predicts a share of"
+        " -train_data; give the rows as -test_data, or leave -keep_fields out",
     ),
 }
 
