@@ -93,7 +93,7 @@ def _tsv_lines(rows: Iterable[OutputRow], labels: Sequence[str], nbest: bool) ->
     for row in rows:
         record: Mapping[str, Any] = _record(row, labels, nbest)
         cells = [_cell(record[name]) for name in COLUMNS]
-        yield "\t".join((*cells, *(json.dumps(record[name], ensure_ascii=False) for name in more)))
+        yield "\t".join((*cells, *(escape_cell(_json(record[name])) for name in more)))
 
 
 def _cell(value: Any) -> str:
