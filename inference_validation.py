@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from datamodules.data_paths import parse_data_path
+from engine_checks import check_engine_flags
 from flags import STANDARD_INPUT, InferenceConfig
 from label_checks import check_label_flags
 from models.parts_names import has_parts, is_structured
@@ -129,7 +130,7 @@ def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: li
                 f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
                 " -beam_size, or give -do_sample"
             )
-    _check_engine(config, given, problems)
+    check_engine_flags(config, given, problems)
     if decode.num_return > 1 and not is_structured(config.output.save_output):
         problems.append(
             f"-num_return {decode.num_return}: a plain line holds one output; give -save_output a .jsonl or .tsv file"
@@ -138,22 +139,6 @@ def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: li
         problems.append(
             f"-min_predict_length {decode.min_predict_length} is more than -max_predict_length"
             f" {decode.max_predict_length}"
-        )
-
-
-def _check_engine(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
-    if config.decode.engine == "torch":
-        problems.extend(
-            ["-compute_type: of -engine ctranslate2; -float_precision is that of -engine torch"]
-            if "compute_type" in given
-            else []
-        )
-        return
-    if len(config.model.model) > 1:
-        problems.append("-engine ctranslate2 decodes with one -model; several decode together with -engine torch")
-    if config.device.float_precision != "32":
-        problems.append(
-            f"-float_precision {config.device.float_precision}: of -engine torch; give -compute_type with ctranslate2"
         )
 
 

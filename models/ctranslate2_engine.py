@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from errors import RunError, UserError, raise_if_any
+from errors import RunError, UserError
 from flags import COMPUTE_TYPES
 from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
 from models.forward import pad_sources
@@ -40,34 +40,28 @@ NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the 
 SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
 
 
-def option_problems(options: DecodingOptions, start_token: int, end_token: int) -> list[str]:
-    """What CTranslate2 cannot do with the very same meaning, a sentence each; empty when it can do all."""
-    problems = []
-    if options.sampling is not None:
-        problems.append("-engine ctranslate2 does not sample; -engine torch does, with a seed for each row")
-    if options.beam_size > 1 and not options.early_stopping:
-        problems.append(
-            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {options.beam_size} outputs have"
-            " ended; ask for that with -early_stopping true (-engine torch then gives the same texts), or for one beam"
+def check_start_token(options: DecodingOptions, start_token: int, end_token: int) -> None:
+    """Raise `UserError` for rules that CTranslate2 applies otherwise where the start token is the end token."""
+    rules = [("-repetition_penalty", options.repetition_penalty)] if options.repetition_penalty != 1.0 else []
+    rules += [("-no_repeat_ngram_size", 1)] if options.no_repeat_ngram_size == 1 else []
+    if rules and start_token == end_token:
+        raise UserError(
+            f"{', '.join(f'{flag} {value}' for flag, value in rules)}: -engine ctranslate2 does not have this for a"
+            " model that begins with its end token, as BART does; use -engine torch"
         )
-    if options.beam_size > 1 and options.has_rules:
-        problems.append(
-            "-engine ctranslate2 has no_repeat_ngram_size, min_length and repetition_penalty with one beam only: with"
-            f" -beam_size {options.beam_size} its scores would be others than those of -engine torch"
-        )
-    counts_start = options.repetition_penalty != 1.0 or options.no_repeat_ngram_size == 1
-    if counts_start and start_token == end_token:
-        problems.append(
-            "-engine ctranslate2 has no repetition_penalty (nor no_repeat_ngram_size 1) for a model that begins with"
-            " its end token, as BART does; use -engine torch"
-        )
-    return problems
 
 
 def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
     """The values of -compute_type that the device (cpu or cuda) calculates with."""
     package = require_ctranslate2("-engine ctranslate2")
     return [name for name in COMPUTE_TYPES if name in package.get_supported_compute_types(device, device_index)]
+
+
+def check_compute_type(compute_type: str, device: str, device_index: int = 0) -> None:
+    """Raise `UserError` for a value of -compute_type that the device (cpu or cuda) does not calculate with."""
+    supported = supported_compute_types(device, device_index)
+    if compute_type not in supported:
+        raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
 
 
 class CTranslate2Engine:
@@ -82,7 +76,8 @@ class CTranslate2Engine:
         with_scores: whether predictions get scores; several outputs a row have them in any case.
 
     Raises:
-        UserError: the package is missing, options that it does not have, or a compute type that the device does not.
+        UserError: the package is missing, a rule that it does not have for this model, or a compute type that the
+            device does not. What flags alone show is refused before, by engine_checks.py.
         RunError: the converted model cannot be loaded.
     """
 
@@ -100,10 +95,8 @@ class CTranslate2Engine:
     ) -> None:
         package = require_ctranslate2("-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
-        raise_if_any(option_problems(options, self.start_token, self.end_token))
-        supported = supported_compute_types(device, device_index)
-        if compute_type not in supported:
-            raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
+        check_start_token(options, self.start_token, self.end_token)
+        check_compute_type(compute_type, device, device_index)
         self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
         self.with_scores = with_scores or options.num_return > 1
         self.first_token: int | None = generation.forced_bos_token_id

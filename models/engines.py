@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from console import tell
 from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
-from models.ctranslate2_engine import CTranslate2Engine
+from models.ctranslate2_engine import CTranslate2Engine, check_start_token
 from models.generation import Decoder, DecodingOptions, generation_config
 from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor
@@ -66,8 +66,9 @@ def convert(
     """
     require_ctranslate2("-engine ctranslate2")
     loaded, tokenizer = model()
-    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
     generation = generation_config(loaded, tokenizer, options)
+    check_start_token(options, generation.decoder_start_token_id, generation.eos_token_id)
+    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
     converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores)
     engine = converted.load(device)
     tell(*engine.notes())

@@ -105,11 +105,7 @@ def test_a_fixed_first_token_is_kept_and_noted(tmp_path: Path) -> None:
 
 def test_what_has_another_meaning_is_refused(folders: Any) -> None:
     model = half_trained("t5")
-    with pytest.raises(UserError, match=r"-beam_size 4 outputs have ended; ask for that with -early_stopping true"):
-        engine(folders("t5"), model, DecodingOptions(beam_size=4))
-    with pytest.raises(UserError, match=r"no_repeat_ngram_size, min_length and repetition_penalty with one beam only"):
-        engine(folders("t5"), model, DecodingOptions(beam_size=2, early_stopping=True, min_length=3))
-    with pytest.raises(UserError, match=r"for a model that begins with its end token"):
+    with pytest.raises(UserError, match=r"^-repetition_penalty 1\.2: .* for a model that begins with its end token"):
         engine(folders("mbart"), half_trained("mbart"), DecodingOptions(repetition_penalty=1.2))
     if "float16" not in supported_compute_types("cpu"):
         with pytest.raises(UserError, match=r"^-compute_type float16: not on this cpu, which has float32, int8"):
