@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,4 +74,8 @@ def convert(
     engine = converted.load(device)
     tell(*engine.notes())
     tell(engine.check_parity(Decoder(loaded.to(device), tokenizer, options), examples))
+    del engine, loaded  # both lie on the device, where the worker is about to load the converted model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return converted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from errors import UserError
-from models import ctranslate2_conversion
+from models import ctranslate2_conversion, engines
 from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
 from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
 from models.forward import pad_sources
@@ -191,3 +192,38 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
     model = from_config(config_of("t5"), seed=4)
     with pytest.raises(UserError, match=r"^-engine ctranslate2 needs the package .* pip install ctranslate2==4\.8\.5$"):
         cached_conversion(str(tmp_path), model, TOKENIZER, "float32")
+
+
+def test_the_check_of_a_conversion_leaves_the_gpu_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Model and engine lay on the GPU for it: both are gone when its memory is given back. (No GPU is needed here.)"""
+
+    class OnDevice:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.itself = self  # freed by the garbage collector only, as models may be
+            lying.append(weakref.ref(self))
+
+        def __call__(self) -> tuple[OnDevice, None]:
+            return OnDevice(), None
+
+        def to(self, _: torch.device) -> OnDevice:
+            return self
+
+        def notes(self) -> list[str]:
+            return []
+
+        def check_parity(self, *_: object) -> str:
+            return "all the same"
+
+    lying: list[weakref.ref[OnDevice]] = []
+    left: list[list[bool]] = []
+    model = OnDevice()
+    model.name = "m"  # type: ignore[attr-defined]
+    for name in ("CTranslate2Engine", "Decoder"):
+        monkeypatch.setattr(engines, name, OnDevice)
+    config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1)
+    monkeypatch.setattr(engines, "generation_config", lambda *_: config)
+    monkeypatch.setattr(engines, "cached_conversion", lambda *_: tmp_path)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([there() is not None for there in lying]))
+    options = DecodingOptions()
+    engines.convert(model, options, "float32", False, [], torch.device("cuda", 0))  # type: ignore[arg-type]
+    assert left == [[True, False, False, False]]
