@@ -123,13 +123,17 @@ def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: li
     if decode.do_sample and decode.beam_size > 1:
         problems.append(f"-do_sample and -beam_size {decode.beam_size} exclude each other: draw, or search")
     if not decode.do_sample:
-        wanted = ", ".join(f"-{name}" for name in SAMPLING if name in given)
-        problems.extend([f"{wanted}: of sampling only; give -do_sample with it"] if wanted else [])
+        wanted = [f"-{name}" for name in SAMPLING if name in given]
+        if wanted:
+            works = "works" if len(wanted) == 1 else "work"
+            problems.append(f"{', '.join(wanted)} only {works} with sampling; give -do_sample as well")
         if decode.num_return > decode.beam_size:
             problems.append(
                 f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
                 " -beam_size, or give -do_sample"
             )
+    if decode.early_stopping and decode.beam_size == 1 and config.label.label_decoding != "score":
+        problems.append("-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out")
     check_engine_flags(config, given, problems)
     if decode.num_return > 1 and not is_structured(config.output.save_output):
         problems.append(

@@ -47,7 +47,7 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
     ]
     if mode != "generate" and config.decode.engine != "torch":
         problems.append(
-            f"-label_decoding {mode} is of -engine torch; {config.decode.engine} has no search among labels"
+            f"-label_decoding {mode} only works with -engine torch; {config.decode.engine} has no search among labels"
         )
     if mode == "score" and len(config.model.model) > 1:
         problems.append("-label_decoding score takes one -model; several decode together with constrained")

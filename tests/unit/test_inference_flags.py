@@ -48,7 +48,11 @@ DECODING = {
     ),
     "sampling flags without sampling": (
         ("-top_k", "5", "-temperature", "0.7"),
-        "-temperature, -top_k: of sampling only; give -do_sample with it",
+        "-temperature, -top_k only work with sampling; give -do_sample as well",
+    ),
+    "an end of the search without one": (
+        ("-early_stopping",),
+        "-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out",
     ),
     "lengths": (
         ("-min_predict_length", "9", "-max_predict_length", "8"),
@@ -121,3 +125,18 @@ def test_a_missing_package_is_told_with_the_other_problems(monkeypatch: pytest.M
         " ctranslate2==4.8.5",
         "-do_sample only works with -engine torch, which draws with a seed for each row",
     ]
+
+
+@pytest.mark.usefixtures("place")
+def test_what_older_scripts_give_is_accepted() -> None:
+    """The flags of inference.py that the tool before this one had, with values that mean something or nothing."""
+    lengths = ("-max_seq_length", "0", "-do_truncate", "true", "-max_predict_length", "128", "-beam_size", "1")
+    assert problems_of(*lengths, "-seed", "-1", "-batch_size", "128", "-gpus", "0", "-float_precision", "32") == []
+    shares = ("-train_data", "good.tsv", "-valid_data_proportions", "0.1", "-test_data_proportions", "0.1")
+    assert problems_of(*shares, "-seed", "123456") == []
+
+
+@pytest.mark.usefixtures("place")
+def test_one_kind_of_device() -> None:
+    told = ["-cpu_processes 2 and -gpus 1 exclude each other; leave one of them out"]
+    assert problems_of("-cpu_processes", "2", "-gpus", "1") == told
