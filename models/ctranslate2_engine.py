@@ -14,6 +14,8 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
   by 1.0.
 - Right after a fixed first token (BART's `<s>`, mBART's language) it drops an empty output that is not the best, where
   ours keeps it among the ended ones. No option changes that; `notes` says so.
+- A source of nothing but its start and end token is empty to it, and gets an empty output with the score 0, unread. An
+  empty line is such a source: our engine decodes these few beforehand, and its outputs are given for them.
 - The repetition penalty and 1-grams leave the start token out, ours as in `transformers` do not. Where that is also
   the end token (BART), outputs would differ.
 """
@@ -21,7 +23,7 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,11 @@ def check_start_token(options: DecodingOptions, start_token: int, end_token: int
         )
 
 
+def unread_sources(start_token: int, end_token: int) -> list[tuple[int, ...]]:
+    """Token ids of the sources that CTranslate2 takes for empty and does not read."""
+    return list(dict.fromkeys([(end_token,), (start_token,), (start_token, end_token)]))
+
+
 def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
     """The values of -compute_type that the device (cpu or cuda) calculates with."""
     package = require_ctranslate2("-engine ctranslate2")
@@ -74,6 +81,7 @@ class CTranslate2Engine:
         device: cpu or cuda; `device_index` is the GPU's number.
         threads: of a CPU; 0 = the library's choice.
         with_scores: whether predictions get scores; several outputs a row have them in any case.
+        unread: the outputs, best first, of each of the `unread_sources`; without them these get an empty text.
 
     Raises:
         UserError: the package is missing, a rule that it does not have for this model, or a compute type that the
@@ -92,6 +100,7 @@ class CTranslate2Engine:
         device_index: int = 0,
         threads: int = 0,
         with_scores: bool = True,
+        unread: Mapping[tuple[int, ...], Sequence[Hypothesis]] | None = None,
     ) -> None:
         package = require_ctranslate2("-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
@@ -99,6 +108,7 @@ class CTranslate2Engine:
         check_compute_type(compute_type, device, device_index)
         self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
         self.with_scores = with_scores or options.num_return > 1
+        self.unread = unread or {}
         self.first_token: int | None = generation.forced_bos_token_id
         self.max_length: int = generation.max_new_tokens
         self.tokens: list[str] = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
@@ -161,12 +171,14 @@ class CTranslate2Engine:
         return f"CTranslate2 ({self.compute_type}): {same} of the first {len(sources)} texts are those of -engine torch"
 
     def _predictions(self, sources: Sequence[np.ndarray], with_scores: bool) -> list[Prediction]:
-        rows = [self._tokens(source.tolist()) for source in sources]
+        known = [self.unread.get(tuple(source.tolist())) for source in sources]
+        rows = [self._tokens(source.tolist()) for source, own in zip(sources, known, strict=True) if own is None]
         found = self._search(rows, with_scores)
         texts = iter(decode_texts(self.tokenizer, [ids for outputs in found for ids, _ in outputs]))
+        read = iter([[Hypothesis(next(texts), score) for _, score in outputs] for outputs in found])
         predictions = []
-        for outputs in found:
-            best = [Hypothesis(next(texts), score) for _, score in outputs]
+        for own in known:
+            best = next(read) if own is None else own
             predictions.append(
                 Prediction(
                     text=best[0].text,
