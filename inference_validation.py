@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datamodules.data_paths import parse_data_path
 from engine_checks import check_engine_flags
 from flags import STANDARD_INPUT, InferenceConfig
-from label_checks import check_label_flags
+from label_checks import SCORE_FLAGS, check_label_flags
 from models.parts_names import has_parts, is_structured
 from task_utils import LabelMap, Task, get_task
 from validation import (
@@ -23,6 +25,8 @@ from validation import (
     same_file,
 )
 
+ROW_FLAGS = ("valid_data_proportions", "test_data_proportions", "source_column", "target_column", "header")
+FILE_FLAGS = (*ROW_FLAGS, "strict_data", "cache_dir", "max_target_length", "do_truncate")  # not of standard input
 SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -51,8 +55,24 @@ def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
         problems.append(f"{place}: predictions go to standard output, a line each; for {names} give a file of rows")
     if config.device.cpu_processes > 1 or config.device.gpus > 1:
         problems.append(f"{place}: one device predicts; give -gpus 0 or 1, and no -cpu_processes")
-    if config.label.label_prior != "none" or config.label.calibrate:
-        problems.append(f"{place}: -label_prior and -calibrate need the rows of a file")
+    ignored = [*_changed(data, FILE_FLAGS), *_changed(config.length, FILE_FLAGS)]
+    if ignored:
+        problems.append(
+            f"{place}: a line is a source and nothing else, and is cut where it is too long; for {', '.join(ignored)}"
+            " give a file of rows"
+        )
+    probabilities = _changed(config.label, SCORE_FLAGS)
+    if probabilities:
+        problems.append(
+            f"{place}: a line holds no label probabilities; for {', '.join(probabilities)} give a file of rows"
+        )
+
+
+def _changed(flags: Any, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are flags of this group and have another value than by default, as the user types them."""
+    defaults, values = asdict(type(flags)()), asdict(flags)
+    changed = {name: values[name] for name in names if name in values and values[name] != defaults[name]}
+    return [f"-{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in changed.items()]
 
 
 def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
@@ -62,7 +82,7 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
     if config.model.task:
         task = collect(problems, lambda: override_task(get_task(config.model.task), data))
     hub = bool(task and task.hub_dataset) and not data.train_data
-    if data.test_data_proportions and not data.train_data and not hub:
+    if data.test_data_proportions and not (data.train_data or data.test_data or hub):
         problems.append(
             f"-test_data_proportions {data.test_data_proportions}: a share of the rows of -train_data, which is not"
             " given; give it, or leave the share out and give -test_data"

@@ -32,6 +32,11 @@ def problems_of(*flags: str) -> list[str]:
 
 
 RULES = ("-no_repeat_ngram_size", "2", "-repetition_penalty", "1.2")
+OF_ROWS = (
+    *("-strict_data", "-cache_dir", "x", "-max_target_length", "9"),
+    *("-do_truncate", "false", "-test_data_proportions", "0.2"),
+)
+OF_LABELS = ("-label_prior", "domain", "-label_temperature", "2")
 TRAINING_SHARE = ("-train_data", "good.tsv", "-test_data_proportions", "0.5")
 DECODING = {
     "two outputs of a greedy search": (
@@ -93,6 +98,24 @@ DECODING = {
     "a pipe on two processes": (
         ("-test_data", "-", "-cpu_processes", "2"),
         "-test_data -: one device predicts; give -gpus 0 or 1, and no -cpu_processes",
+    ),
+    "a pipe and fields": (
+        ("-test_data", "-", "-keep_fields"),
+        "-test_data -: predictions go to standard output, a line each; for -keep_fields give a file of rows",
+    ),
+    "a pipe has no columns": (
+        (
+            *("-test_data", "-", "-header", "true", "-source_column", "b", "-target_column", "2", "-strict_data"),
+            *OF_ROWS,
+        ),
+        "-test_data -: a line is a source and nothing else, and is cut where it is too long; for -test_data_proportions"
+        " 0.2, -source_column b, -target_column 2, -header true, -strict_data true, -cache_dir x, -max_target_length 9,"
+        " -do_truncate false give a file of rows",
+    ),
+    "a pipe has no probabilities": (
+        (*("-test_data", "-", "-label_map", "0=a,1=b", "-task", "seq2seq", "-label_decoding", "score"), *OF_LABELS),
+        "-test_data -: a line holds no label probabilities; for -label_prior domain, -label_temperature 2.0 give a file"
+        " of rows",
     ),
     "fields in plain lines": (
         ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
