@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -20,18 +21,26 @@ BLOCK_BYTES = 1 << 16
 
 
 def waiting_lines(descriptor: int, most: int) -> Iterator[list[bytes]]:
-    """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well."""
-    pending, ended = b"", False
-    while not ended:
-        while not ended and (b"\n" not in pending or (pending.count(b"\n") < most and _has_more(descriptor))):
+    """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well.
+
+    A list is shorter than `most` only where no more input is waiting. Time grows with the bytes, however long a line.
+    """
+    lines: deque[bytes] = deque()
+    begun: list[bytes] = []  # the blocks so far of a line whose end has not come
+    ended = False
+    while True:
+        while not ended and (not lines or (len(lines) < most and _has_more(descriptor))):
             block = os.read(descriptor, BLOCK_BYTES)
-            pending += block
             ended = not block
-        *lines, pending = pending.split(b"\n")
-        if ended and pending:
-            lines.append(pending)
-        for start in range(0, len(lines), most):
-            yield lines[start : start + most]
+            start, *following = block.split(b"\n")
+            begun.append(start)
+            if following or (ended and any(begun)):
+                lines.append(b"".join(begun))
+                lines.extend(following[:-1])
+                begun = following[-1:]
+        if not lines:
+            return
+        yield [lines.popleft() for _ in range(min(most, len(lines)))]
 
 
 def _has_more(descriptor: int) -> bool:
