@@ -89,7 +89,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
         encode = LineEncoder(ready.encoder)
         mode = config.label.label_decoding
         decoding = LabelDecoding(mode, labels.texts, labels.separator) if labels and mode != "generate" else None
-        engine = make_engine(ready, decoding, encode([text.encode() for text in PARITY_TEXTS]))
+        engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
         answer = answer_of(labels, config.output)
 
         def line_of(found: Prediction) -> bytes:
@@ -97,7 +97,10 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 
         with ready.devices.autocast():
             lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
-            count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output)
+            try:
+                count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output)
+            finally:
+                tell(*encode.report())
         tell(f"{count:,} lines predicted")
 
 
