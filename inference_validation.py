@@ -32,8 +32,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
     """Every problem of an `inference.py` command line, appended to `problems`."""
-    streaming = config.data.test_data == (STANDARD_INPUT,)
-    if streaming:
+    if STANDARD_INPUT in config.data.test_data:
         _check_streaming(config, problems)
     else:
         check_data(config.data, problems)
@@ -47,7 +46,7 @@ def check_inference(config: InferenceConfig, given: frozenset[str], problems: li
 def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
     """Problems of predicting standard input line by line."""
     place, data, output = f"-test_data {STANDARD_INPUT}", config.data, config.output
-    if data.train_data or data.valid_data:
+    if data.train_data or data.valid_data or len(data.test_data) > 1:
         problems.append(f"{place}: standard input stands alone; give no other data")
     given = [name for name in ("save_output", "save_label", "save_report", "keep_fields") if getattr(output, name)]
     if given:
@@ -109,7 +108,7 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             if not problem and os.path.lexists(value) and not output.overwrite:
                 problem = _existing_problem(name, going_on)
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
-    if output.keep_fields and config.data.test_data != (STANDARD_INPUT,):
+    if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
 
 

@@ -99,6 +99,10 @@ DECODING = {
         ("-test_data", "-", "-cpu_processes", "2"),
         "-test_data -: one device predicts; give -gpus 0 or 1, and no -cpu_processes",
     ),
+    "a pipe and a file": (
+        ("-test_data", "-", "-test_data", "good.tsv"),
+        "-test_data -: standard input stands alone; give no other data",
+    ),
     "a pipe and fields": (
         ("-test_data", "-", "-keep_fields"),
         "-test_data -: predictions go to standard output, a line each; for -keep_fields give a file of rows",
