@@ -63,7 +63,8 @@ def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
     probabilities = _changed(config.label, SCORE_FLAGS)
     if probabilities:
         problems.append(
-            f"{place}: a line holds no label probabilities; for {', '.join(probabilities)} give a file of rows"
+            f"{place}: a prior and a calibration need all rows, and a line holds no probabilities; for"
+            f" {', '.join(probabilities)} give a file of rows"
         )
 
 

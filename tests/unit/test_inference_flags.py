@@ -118,8 +118,8 @@ DECODING = {
     ),
     "a pipe has no probabilities": (
         (*("-test_data", "-", "-label_map", "0=a,1=b", "-task", "seq2seq", "-label_decoding", "score"), *OF_LABELS),
-        "-test_data -: a line holds no label probabilities; for -label_prior domain, -label_temperature 2.0 give a file"
-        " of rows",
+        "-test_data -: a prior and a calibration need all rows, and a line holds no probabilities; for -label_prior"
+        " domain, -label_temperature 2.0 give a file of rows",
     ),
     "fields in plain lines": (
         ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
