@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from models.batch_limits import BatchLimits
 from models.predictions import BatchPredictor, Prediction
 
 BLOCK_BYTES = 1 << 16
@@ -61,17 +62,25 @@ def stream(
     predictor: BatchPredictor,
     line_of: Callable[[Prediction], bytes],
     output: BinaryIO,
+    limits: BatchLimits,
 ) -> int:
     """Predict batch after batch, write a line for each and flush; returns the number of lines.
+
+    Args:
+        batches: lines that are answered together; they are decoded in several batches where `limits` ask for it.
 
     Raises:
         BrokenPipeError: nobody reads the output any more.
     """
     count = 0
     for lines in batches:
-        row_ids = range(count, count + len(lines))
-        predictions = predictor(row_ids, encode(lines))
-        output.write(b"".join(map(line_of, predictions)))
+        sources = encode(lines)
+        found: dict[int, Prediction] = {}
+        for rows in limits.cut(np.array([len(source) for source in sources])):
+            numbers = rows.tolist()
+            predictions = predictor([count + row for row in numbers], [sources[row] for row in numbers])
+            found.update(zip(numbers, predictions, strict=True))
+        output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
         output.flush()
         count += len(lines)
     return count

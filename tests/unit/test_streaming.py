@@ -17,6 +17,7 @@ from datamodules.splits import Encoder, prediction_split
 from errors import UserError
 from flags import DataFlags, LengthFlags
 from models import streaming
+from models.batch_limits import BatchLimits
 from models.predictions import Prediction
 from models.streaming import stream, waiting_lines
 from task_utils import get_task
@@ -174,8 +175,24 @@ def test_every_line_has_its_number_whatever_the_batches(tmp_path: Path) -> None:
     """What is drawn at random for a row depends on it."""
     for batches in ([[b"a"], [b"b", b"c"]], [[b"a", b"b", b"c"]]):
         output = io.BytesIO()
-        assert stream(iter(batches), LineEncoder(encoder(tmp_path)), shouted, line_of, output) == 3
+        assert stream(iter(batches), LineEncoder(encoder(tmp_path)), shouted, line_of, output, BatchLimits(4)) == 3
         assert output.getvalue() == b"0 a\n1 b\n2 c\n"
+
+
+def test_lines_that_wait_are_decoded_within_the_limit_of_tokens(tmp_path: Path) -> None:
+    """And answered in their order."""
+    sizes = []
+
+    def noted(row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+        sizes.append([len(source) for source in sources])
+        return shouted(row_ids, sources)
+
+    output = io.BytesIO()
+    lines = [b"a", b"bbbbbb", b"", b"cc", b"d" * 30]
+    encode = LineEncoder(encoder(tmp_path))
+    assert stream(iter([lines, [b"e"]]), encode, noted, line_of, output, BatchLimits(5, tokens=10)) == 6
+    assert output.getvalue() == b"0 a\n1 bbbbbb\n2 \n3 cc\n4 " + b"d" * 30 + b"\n5 e\n"
+    assert sizes == [[31], [7], [3, 2, 1], [2]]
 
 
 def test_a_batch_is_written_before_the_next_is_waited_for(tmp_path: Path) -> None:
@@ -188,7 +205,7 @@ def test_a_batch_is_written_before_the_next_is_waited_for(tmp_path: Path) -> Non
         yield [b"b"]
 
     with os.fdopen(writer, "wb") as output:
-        assert stream(batches(), encode, shouted, line_of, output) == 2
+        assert stream(batches(), encode, shouted, line_of, output, BatchLimits(4)) == 2
     assert os.read(reader, 10) == b"1 b\n"
     os.close(reader)
 
@@ -199,5 +216,5 @@ def test_a_reader_that_goes_ends_the_work(tmp_path: Path) -> None:
     closing = threading.Thread(target=lambda: (os.read(reader, 4), os.close(reader)))
     closing.start()
     with pytest.raises(BrokenPipeError), os.fdopen(writer, "wb", buffering=0) as output:
-        stream(endless, LineEncoder(encoder(tmp_path)), shouted, line_of, output)  # type: ignore[arg-type]
+        stream(endless, LineEncoder(encoder(tmp_path)), shouted, line_of, output, BatchLimits(4))  # type: ignore[arg-type]
     closing.join()
