@@ -57,7 +57,9 @@ class DataFlags:
         "Whether the first line of a TSV or CSV file names the columns; auto looks for the names that are needed.",
         choices=("auto", "true", "false"),
     )
-    tsv_escapes: bool = flag(True, r"Read \n \t \r \\ in TSV cells, and write predictions so; false = plain text.")
+    tsv_escapes: bool = flag(
+        True, r"Read \n \t \r \\ \uHHHH in TSV cells, and write predictions so; false = plain text."
+    )
     strict_data: bool = flag(False, "Stop at the first malformed row instead of skipping and counting it.")
     label_map: str = flag(
         "",

@@ -78,6 +78,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
     """Predict the lines of standard input as they come; on standard output are predictions alone."""
     from datamodules.line_encoding import LineEncoder
     from inference_setup import answer_of, make_engine, prepare
+    from models.batch_limits import BatchLimits
     from models.ctranslate2_engine import PARITY_TEXTS
     from models.label_prediction import LabelDecoding
     from models.prediction_output import one_line
@@ -89,7 +90,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
         encode = LineEncoder(ready.encoder)
         mode = config.label.label_decoding
         decoding = LabelDecoding(mode, labels.texts, labels.separator) if labels and mode != "generate" else None
-        engine = make_engine(ready, decoding, encode([text.encode() for text in PARITY_TEXTS]))
+        engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
         answer = answer_of(labels, config.output)
 
         def line_of(found: Prediction) -> bytes:
@@ -97,7 +98,11 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 
         with ready.devices.autocast():
             lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
-            count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output)
+            limits = BatchLimits.of(config.decode)
+            try:
+                count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output, limits)
+            finally:
+                tell(*encode.report())
         tell(f"{count:,} lines predicted")
 
 

@@ -16,7 +16,8 @@ from datamodules.splits import Encoder
 from flags import DecodeFlags, InferenceConfig, OutputFlags
 from label_checks import check_labels
 from label_preparation import label_decoding
-from models.ctranslate2_engine import PARITY_ROWS
+from models.ctranslate2_conversion import check_convertible
+from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
 from models.devices import Devices, resolve_devices, use_threads
 from models.engines import convert
 from models.generation import DecodingOptions
@@ -49,7 +50,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         temporary: folder of the encoded rows where no -cache_dir is given.
 
     Raises:
-        UserError: a model that cannot be read, a task that it does not fit, devices that are not there.
+        UserError: a model that cannot be read, a task that it does not fit, devices that are not there, a model or an
+            arithmetic that -engine ctranslate2 does not have.
     """
     data = config.data
     models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
@@ -63,6 +65,9 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     devices = resolve_devices(
         config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
     )
+    if config.decode.engine == "ctranslate2":
+        check_compute_type(config.decode.compute_type, devices.accelerator)
+        check_convertible(model_config.model_type, f"-model {models[0].name}")
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
     cache = Path(data.cache_dir or temporary)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datamodules.data_paths import parse_data_path
+from engine_checks import check_engine_flags
 from flags import STANDARD_INPUT, InferenceConfig
-from label_checks import check_label_flags
-from models.parts_names import is_structured, parts_folder
+from label_checks import SCORE_FLAGS, check_label_flags
+from models.parts_names import has_parts, is_structured
 from task_utils import LabelMap, Task, get_task
 from validation import (
     check_data,
@@ -22,13 +25,14 @@ from validation import (
     same_file,
 )
 
+ROW_FLAGS = ("valid_data_proportions", "test_data_proportions", "source_column", "target_column", "header")
+FILE_FLAGS = (*ROW_FLAGS, "strict_data", "cache_dir", "max_target_length", "do_truncate")  # not of standard input
 SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
     """Every problem of an `inference.py` command line, appended to `problems`."""
-    streaming = config.data.test_data == (STANDARD_INPUT,)
-    if streaming:
+    if STANDARD_INPUT in config.data.test_data:
         _check_streaming(config, problems)
     else:
         check_data(config.data, problems)
@@ -42,7 +46,7 @@ def check_inference(config: InferenceConfig, given: frozenset[str], problems: li
 def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
     """Problems of predicting standard input line by line."""
     place, data, output = f"-test_data {STANDARD_INPUT}", config.data, config.output
-    if data.train_data or data.valid_data:
+    if data.train_data or data.valid_data or len(data.test_data) > 1:
         problems.append(f"{place}: standard input stands alone; give no other data")
     given = [name for name in ("save_output", "save_label", "save_report", "keep_fields") if getattr(output, name)]
     if given:
@@ -50,8 +54,25 @@ def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
         problems.append(f"{place}: predictions go to standard output, a line each; for {names} give a file of rows")
     if config.device.cpu_processes > 1 or config.device.gpus > 1:
         problems.append(f"{place}: one device predicts; give -gpus 0 or 1, and no -cpu_processes")
-    if config.label.label_prior != "none" or config.label.calibrate:
-        problems.append(f"{place}: -label_prior and -calibrate need the rows of a file")
+    ignored = [*_changed(data, FILE_FLAGS), *_changed(config.length, FILE_FLAGS)]
+    if ignored:
+        problems.append(
+            f"{place}: a line is a source and nothing else, and is cut where it is too long; for {', '.join(ignored)}"
+            " give a file of rows"
+        )
+    probabilities = _changed(config.label, SCORE_FLAGS)
+    if probabilities:
+        problems.append(
+            f"{place}: a prior and a calibration need all rows, and a line holds no probabilities; for"
+            f" {', '.join(probabilities)} give a file of rows"
+        )
+
+
+def _changed(flags: Any, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are flags of this group and have another value than by default, as the user types them."""
+    defaults, values = asdict(type(flags)()), asdict(flags)
+    changed = {name: values[name] for name in names if name in values and values[name] != defaults[name]}
+    return [f"-{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in changed.items()]
 
 
 def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
@@ -61,7 +82,7 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
     if config.model.task:
         task = collect(problems, lambda: override_task(get_task(config.model.task), data))
     hub = bool(task and task.hub_dataset) and not data.train_data
-    if data.test_data_proportions and not data.train_data and not hub:
+    if data.test_data_proportions and not (data.train_data or data.test_data or hub):
         problems.append(
             f"-test_data_proportions {data.test_data_proportions}: a share of the rows of -train_data, which is not"
             " given; give it, or leave the share out and give -test_data"
@@ -78,25 +99,40 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     calibrate = data_file(config.label.calibrate)
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
     inputs += [("-model", name) for name in model.model if os.path.exists(name)]
-    going_on = bool(output.save_output) and os.path.isdir(parts_folder(Path(output.save_output)))
+    going_on = bool(output.save_output) and has_parts(Path(output.save_output))
     seen: dict[str, str] = {}
     for name in ("save_output", "save_label", "save_report"):
         value = getattr(output, name)
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
-            if not problem and os.path.lexists(value) and not (output.overwrite or going_on):
-                problem = "exists; -overwrite replaces it"
+            if not problem and os.path.lexists(value) and not output.overwrite:
+                problem = _existing_problem(name, going_on)
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
-    if output.keep_fields:
+    if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
+
+
+def _existing_problem(name: str, going_on: bool) -> str:
+    """Why the file of -`name` is not replaced without -overwrite; empty when a stopped run of this command wrote it."""
+    if not going_on:
+        return "exists; -overwrite replaces it"
+    if name == "save_output":
+        return ""
+    return "exists; -overwrite replaces it, and keeps the finished parts of the same command"
 
 
 def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
     """What -keep_fields needs: records on both sides, and every row of them."""
     if not config.output.save_output.lower().endswith(".jsonl"):
         problems.append("-keep_fields: give -save_output a file that ends in .jsonl")
-    paths = config.data.test_data or config.data.valid_data
+    paths, share = config.data.test_data or config.data.valid_data, config.data.test_data_proportions
+    if share and not config.data.test_data:
+        problems.append(
+            f"-keep_fields copies the records of whole files, and -test_data_proportions {share} predicts a share of"
+            " -train_data; give the rows as -test_data, or leave -keep_fields out"
+        )
+        return
     kinds = [collect(problems, lambda path=path: parse_data_path(path).kind) for path in paths]  # type: ignore[misc]
     if not paths or not set(kinds) <= {"json", "jsonl", None}:
         problems.append("-keep_fields: give -test_data .jsonl or .json files; others have no records to keep")
@@ -107,14 +143,18 @@ def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: li
     if decode.do_sample and decode.beam_size > 1:
         problems.append(f"-do_sample and -beam_size {decode.beam_size} exclude each other: draw, or search")
     if not decode.do_sample:
-        wanted = ", ".join(f"-{name}" for name in SAMPLING if name in given)
-        problems.extend([f"{wanted}: of sampling only; give -do_sample with it"] if wanted else [])
+        wanted = [f"-{name}" for name in SAMPLING if name in given]
+        if wanted:
+            works = "works" if len(wanted) == 1 else "work"
+            problems.append(f"{', '.join(wanted)} only {works} with sampling; give -do_sample as well")
         if decode.num_return > decode.beam_size:
             problems.append(
                 f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
                 " -beam_size, or give -do_sample"
             )
-    _check_engine(config, given, problems)
+    if decode.early_stopping and decode.beam_size == 1 and config.label.label_decoding != "score":
+        problems.append("-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out")
+    check_engine_flags(config, given, problems)
     if decode.num_return > 1 and not is_structured(config.output.save_output):
         problems.append(
             f"-num_return {decode.num_return}: a plain line holds one output; give -save_output a .jsonl or .tsv file"
@@ -123,22 +163,6 @@ def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: li
         problems.append(
             f"-min_predict_length {decode.min_predict_length} is more than -max_predict_length"
             f" {decode.max_predict_length}"
-        )
-
-
-def _check_engine(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
-    if config.decode.engine == "torch":
-        problems.extend(
-            ["-compute_type: of -engine ctranslate2; -float_precision is that of -engine torch"]
-            if "compute_type" in given
-            else []
-        )
-        return
-    if len(config.model.model) > 1:
-        problems.append("-engine ctranslate2 decodes with one -model; several decode together with -engine torch")
-    if config.device.float_precision != "32":
-        problems.append(
-            f"-float_precision {config.device.float_precision}: of -engine torch; give -compute_type with ctranslate2"
         )
 
 

@@ -6,18 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from datamodules.data_paths import check_data_paths
+from engine_checks import RULE_FLAGS
 from errors import raise_if_any
 from flags import DecodeFlags, InferenceConfig, LabelFlags
 from label_maps import LabelMap
 from task_utils import Task
 
 SCORE_FLAGS = ("label_prior", "calibrate", "label_temperature")
-RULE_FLAGS = ("no_repeat_ngram_size", "min_predict_length", "repetition_penalty")  # that could block every label
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "do_sample")
 SEARCH_FLAGS = ("beam_size", "length_penalty", "num_return", "early_stopping")
 EXCLUDED = {
     "generate": (),
-    "constrained": (*RULE_FLAGS, *SAMPLING_FLAGS),
+    "constrained": (*RULE_FLAGS, *SAMPLING_FLAGS),  # rules could block every label
     "score": (*RULE_FLAGS, *SAMPLING_FLAGS, *SEARCH_FLAGS),
 }
 REASONS = {
@@ -47,7 +47,7 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
     ]
     if mode != "generate" and config.decode.engine != "torch":
         problems.append(
-            f"-label_decoding {mode} is of -engine torch; {config.decode.engine} has no search among labels"
+            f"-label_decoding {mode} only works with -engine torch; {config.decode.engine} has no search among labels"
         )
     if mode == "score" and len(config.model.model) > 1:
         problems.append("-label_decoding score takes one -model; several decode together with constrained")

@@ -102,10 +102,19 @@ def _calibrated(
         scores = calibration.scores(label_log_probs(predictor, sources, limits))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
         say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
-        if calibration.temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):
-            what = "all right" if calibration.temperature == LOWEST_TEMPERATURE else "no better than chance"
-            say(f"-calibrate: that is an end of the range, these rows are {what}: take more of them, or others")
+        say(*_outside_the_range(calibration.temperature))
     return calibration
+
+
+def _outside_the_range(temperature: float) -> list[str]:
+    """What to tell, and to do, where the best temperature lies beyond those that are looked at."""
+    if temperature == LOWEST_TEMPERATURE:
+        why = "these rows are all predicted right, so that more sure is always better; take more or harder rows"
+        return [f"-calibrate: the best temperature lies below {temperature:g}, the lowest one that is tried: {why}"]
+    if temperature == HIGHEST_TEMPERATURE:
+        why = "the model does no better on these rows than chance; look at their labels, or take other rows"
+        return [f"-calibrate: the best temperature lies above {temperature:g}, the highest one that is tried: {why}"]
+    return []
 
 
 def content_free_sources(encoder: Encoder) -> list[np.ndarray]:

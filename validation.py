@@ -155,7 +155,7 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
 
 def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
     if cpu_processes and gpus > 0:
-        problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; give -gpus 0 or leave it")
+        problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; leave one of them out")
     if cpu_processes > (os.cpu_count() or 1) * 4:
         problems.append(f"-cpu_processes {cpu_processes}: this machine has {os.cpu_count()} processors")
 

@@ -40,7 +40,7 @@ from task_utils import LabelMap, Task, Template, evaluation_labels
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
-FORMAT_VERSION = 3  # of the cache: raised whenever the same input would be encoded or stored in another way
+FORMAT_VERSION = 4  # of the cache: raised whenever the same input would be encoded or stored in another way
 
 
 @dataclass(frozen=True)

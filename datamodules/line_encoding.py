@@ -6,18 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from console import tell
-from datamodules.escapes import unescape_cell
+from datamodules.byte_encoding import Tokens
+from datamodules.escapes import ESCAPES, unescape_cell
 from datamodules.rendering import render
-from datamodules.rows import text_array
+from datamodules.rows import PLACES_KEPT, text_array
 from datamodules.splits import Encoder
 from datamodules.token_encoding import check_limit, make_encoder
 from errors import UserError
 from task_utils import Template
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class LineEncoder:
     """Encodes lines as a file with one column would be: escapes read, template filled, cut at the limit.
+
+    What was changed on the way is counted with the first line numbers, from 1; `report` tells it.
 
     Raises:
         UserError: the template reads a column besides the source, or the limit holds no token.
@@ -35,13 +39,57 @@ class LineEncoder:
         self.tokens = make_encoder(encoder.tokenizer)
         self.limit = encoder.source_limit
         check_limit(self.tokens, "-max_seq_length", self.limit)
+        self.lines = 0
+        self.escapes_seen = 0
+        self._changed: dict[str, tuple[int, list[int]]] = {}  # what happened -> how often, and the first lines
 
     def __call__(self, lines: Sequence[bytes]) -> list[np.ndarray]:
-        """Token ids of each line (without its end); bytes that are no UTF-8 become U+FFFD."""
-        texts = [line.removesuffix(b"\r").decode("utf-8", errors="replace") for line in lines]
-        if self.escapes:
-            texts = [unescape_cell(text)[0] for text in texts]
-        rendered, failures = render(self.template, {"source": text_array(texts)}, len(texts))
-        tell(*(f"-test_data -: an empty source: {reason}" for reason in failures.values()))
-        tokens = self.tokens.encode(rendered, self.limit, False)
+        """Token ids of each of the next lines (without its end); bytes that are no UTF-8 become U+FFFD."""
+        first = self.lines + 1
+        texts = [self._text(number, line) for number, line in enumerate(lines, first)]
+        self.lines += len(lines)
+        tokens, failures = self._encoded(texts)
+        for row, reason in failures.items():
+            self._count(f"lines with an empty source ({reason})", first + row)
+        if self.limit:
+            for row in np.flatnonzero(tokens.full_lengths > self.limit).tolist():
+                self._count("sources truncated", first + row)
         return [tokens.row(row) for row in range(len(texts))]
+
+    def examples(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of texts that are no lines of the input: nothing is counted."""
+        tokens, _ = self._encoded(texts)
+        return [tokens.row(row) for row in range(len(texts))]
+
+    def report(self) -> list[str]:
+        """What happened to the lines so far, a sentence for each kind of change; empty when nothing did."""
+        told = []
+        for what, (count, numbers) in self._changed.items():
+            told.append(f"-test_data -: {count:,} {what}, first at line {', '.join(map(str, numbers))}")
+        if self.escapes_seen:
+            told.append(
+                f"-test_data -: {self.escapes_seen:,} escapes ({ESCAPES}) were read; -tsv_escapes false keeps them"
+            )
+        return told
+
+    def _text(self, number: int, line: bytes) -> str:
+        line = line.removesuffix(b"\r")
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            text = line.decode("utf-8", errors="replace")
+            self._count("lines with invalid UTF-8, read as U+FFFD", number)
+        if self.escapes and "\\" in text:
+            text, count = unescape_cell(text)
+            self.escapes_seen += count
+        return text
+
+    def _encoded(self, texts: Sequence[str]) -> tuple[Tokens, dict[int, str]]:
+        rendered, failures = render(self.template, {"source": text_array(texts)}, len(texts))
+        return self.tokens.encode(rendered, self.limit, False), failures
+
+    def _count(self, what: str, number: int) -> None:
+        count, numbers = self._changed.get(what, (0, []))
+        self._changed[what] = (count + 1, [*numbers, number][:PLACES_KEPT])

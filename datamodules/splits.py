@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.encoding import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
+from datamodules.escapes import ESCAPES
 from datamodules.readers import ReadOptions
 from errors import UserError
 from flags import DataFlags, LengthFlags
@@ -170,6 +171,5 @@ def report_lines(flag: str, report: EncodeReport) -> list[str]:
     if report.missing_targets:
         lines.append(f"{flag}: {report.missing_targets:,} rows without a reference")
     if report.escapes_seen:
-        escapes = r"\n \t \r \\"
-        lines.append(f"{flag}: {report.escapes_seen:,} escapes ({escapes}) were read; -tsv_escapes false keeps them")
+        lines.append(f"{flag}: {report.escapes_seen:,} escapes ({ESCAPES}) were read; -tsv_escapes false keeps them")
     return [*lines, *(f"{flag}: {note}" for note in report.notes)]

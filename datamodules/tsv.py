@@ -169,7 +169,7 @@ def _gather(block: bytes, left: np.ndarray, right: np.ndarray) -> pa.Array:
 
 
 def _unescaped(column: pa.Array, report: RowReport) -> pa.Array:
-    r"""The cells with `\n`, `\t`, `\r` and `\\` turned into what they stand for; other backslashes stay."""
+    """The cells with their escapes turned into what they stand for; other backslashes stay."""
     rows = np.flatnonzero(pc.match_substring(column, "\\").to_numpy(zero_copy_only=False))
     if len(rows) == 0:
         return column

@@ -23,12 +23,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from console import tell
+from engine_checks import CTRANSLATE2_INSTALL
 from errors import RunError, UserError
 from models.durable import write_folder
 from models.forward import BART_LIKE, decoder_start_token, logit_scale
 from models.generation import example_target
 
-PACKAGE_VERSION = "4.8.5"
 LOADERS = {  # by model_type; ByT5 is a t5
     "t5": "T5Loader",
     "mt5": "MT5Loader",
@@ -47,8 +47,7 @@ def require_ctranslate2(flag: str) -> Any:
         return importlib.import_module("ctranslate2")
     except ImportError as error:
         raise UserError(
-            f"{flag} needs the package ctranslate2, which cannot be imported ({error}); install it:"
-            f" pip install ctranslate2=={PACKAGE_VERSION}"
+            f"{flag} needs the package ctranslate2, which cannot be imported ({error}); {CTRANSLATE2_INSTALL}"
         ) from error
 
 

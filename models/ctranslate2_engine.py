@@ -14,6 +14,8 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
   by 1.0.
 - Right after a fixed first token (BART's `<s>`, mBART's language) it drops an empty output that is not the best, where
   ours keeps it among the ended ones. No option changes that; `notes` says so.
+- A source of nothing but its start and end token is empty to it, and gets an empty output with the score 0, unread. An
+  empty line is such a source: our engine decodes these few beforehand, and its outputs are given for them.
 - The repetition penalty and 1-grams leave the start token out, ours as in `transformers` do not. Where that is also
   the end token (BART), outputs would differ.
 """
@@ -21,13 +23,13 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from errors import RunError, UserError, raise_if_any
+from errors import RunError, UserError
 from flags import COMPUTE_TYPES
 from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
 from models.forward import pad_sources
@@ -40,34 +42,33 @@ NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the 
 SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
 
 
-def option_problems(options: DecodingOptions, start_token: int, end_token: int) -> list[str]:
-    """What CTranslate2 cannot do with the very same meaning, a sentence each; empty when it can do all."""
-    problems = []
-    if options.sampling is not None:
-        problems.append("-engine ctranslate2 does not sample; -engine torch does, with a seed for each row")
-    if options.beam_size > 1 and not options.early_stopping:
-        problems.append(
-            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {options.beam_size} outputs have"
-            " ended; ask for that with -early_stopping true (-engine torch then gives the same texts), or for one beam"
+def check_start_token(options: DecodingOptions, start_token: int, end_token: int) -> None:
+    """Raise `UserError` for rules that CTranslate2 applies otherwise where the start token is the end token."""
+    rules = [("-repetition_penalty", options.repetition_penalty)] if options.repetition_penalty != 1.0 else []
+    rules += [("-no_repeat_ngram_size", 1)] if options.no_repeat_ngram_size == 1 else []
+    if rules and start_token == end_token:
+        raise UserError(
+            f"{', '.join(f'{flag} {value}' for flag, value in rules)}: -engine ctranslate2 does not have this for a"
+            " model that begins with its end token, as BART does; use -engine torch"
         )
-    if options.beam_size > 1 and options.has_rules:
-        problems.append(
-            "-engine ctranslate2 has no_repeat_ngram_size, min_length and repetition_penalty with one beam only: with"
-            f" -beam_size {options.beam_size} its scores would be others than those of -engine torch"
-        )
-    counts_start = options.repetition_penalty != 1.0 or options.no_repeat_ngram_size == 1
-    if counts_start and start_token == end_token:
-        problems.append(
-            "-engine ctranslate2 has no repetition_penalty (nor no_repeat_ngram_size 1) for a model that begins with"
-            " its end token, as BART does; use -engine torch"
-        )
-    return problems
+
+
+def unread_sources(start_token: int, end_token: int) -> list[tuple[int, ...]]:
+    """Token ids of the sources that CTranslate2 takes for empty and does not read."""
+    return list(dict.fromkeys([(end_token,), (start_token,), (start_token, end_token)]))
 
 
 def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
     """The values of -compute_type that the device (cpu or cuda) calculates with."""
     package = require_ctranslate2("-engine ctranslate2")
     return [name for name in COMPUTE_TYPES if name in package.get_supported_compute_types(device, device_index)]
+
+
+def check_compute_type(compute_type: str, device: str, device_index: int = 0) -> None:
+    """Raise `UserError` for a value of -compute_type that the device (cpu or cuda) does not calculate with."""
+    supported = supported_compute_types(device, device_index)
+    if compute_type not in supported:
+        raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
 
 
 class CTranslate2Engine:
@@ -80,9 +81,11 @@ class CTranslate2Engine:
         device: cpu or cuda; `device_index` is the GPU's number.
         threads: of a CPU; 0 = the library's choice.
         with_scores: whether predictions get scores; several outputs a row have them in any case.
+        unread: the outputs, best first, of each of the `unread_sources`; without them these get an empty text.
 
     Raises:
-        UserError: the package is missing, options that it does not have, or a compute type that the device does not.
+        UserError: the package is missing, a rule that it does not have for this model, or a compute type that the
+            device does not. What flags alone show is refused before, by engine_checks.py.
         RunError: the converted model cannot be loaded.
     """
 
@@ -97,15 +100,15 @@ class CTranslate2Engine:
         device_index: int = 0,
         threads: int = 0,
         with_scores: bool = True,
+        unread: Mapping[tuple[int, ...], Sequence[Hypothesis]] | None = None,
     ) -> None:
         package = require_ctranslate2("-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
-        raise_if_any(option_problems(options, self.start_token, self.end_token))
-        supported = supported_compute_types(device, device_index)
-        if compute_type not in supported:
-            raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")
+        check_start_token(options, self.start_token, self.end_token)
+        check_compute_type(compute_type, device, device_index)
         self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
         self.with_scores = with_scores or options.num_return > 1
+        self.unread = unread or {}
         self.first_token: int | None = generation.forced_bos_token_id
         self.max_length: int = generation.max_new_tokens
         self.tokens: list[str] = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
@@ -168,12 +171,14 @@ class CTranslate2Engine:
         return f"CTranslate2 ({self.compute_type}): {same} of the first {len(sources)} texts are those of -engine torch"
 
     def _predictions(self, sources: Sequence[np.ndarray], with_scores: bool) -> list[Prediction]:
-        rows = [self._tokens(source.tolist()) for source in sources]
+        known = [self.unread.get(tuple(source.tolist())) for source in sources]
+        rows = [self._tokens(source.tolist()) for source, own in zip(sources, known, strict=True) if own is None]
         found = self._search(rows, with_scores)
         texts = iter(decode_texts(self.tokenizer, [ids for outputs in found for ids, _ in outputs]))
+        read = iter([[Hypothesis(next(texts), score) for _, score in outputs] for outputs in found])
         predictions = []
-        for outputs in found:
-            best = [Hypothesis(next(texts), score) for _, score in outputs]
+        for own in known:
+            best = next(read) if own is None else own
             predictions.append(
                 Prediction(
                     text=best[0].text,

@@ -104,7 +104,7 @@ def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
             f"-float_precision {float_precision}: a {model_type} model overflows in fp16 and gives NaN; use bf16 or 32"
         )
     if accelerator == "cpu":
-        raise UserError("-float_precision fp16: there is no fp16 training on the CPU; use bf16 or 32")
+        raise UserError("-float_precision fp16: only on a GPU; on the CPU use bf16 or 32")
     return "16-mixed"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from console import tell
 from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
-from models.ctranslate2_engine import CTranslate2Engine
-from models.generation import Decoder, DecodingOptions, generation_config
+from models.ctranslate2_engine import CTranslate2Engine, check_start_token, unread_sources
+from models.forward import pad_sources
+from models.generation import Decoder, DecodingOptions, Hypothesis, generation_config
 from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor
 
@@ -28,6 +30,7 @@ class ConvertedModel:
     generation: GenerationConfig
     compute_type: str
     with_scores: bool
+    unread: Mapping[tuple[int, ...], Sequence[Hypothesis]]  # outputs of the sources that CTranslate2 does not read
 
     def __call__(self, device: torch.device) -> BatchPredictor:
         return self.load(device)
@@ -48,6 +51,7 @@ class ConvertedModel:
             device.index or 0,
             threads=torch.get_num_threads(),
             with_scores=self.with_scores,
+            unread=self.unread,
         )
 
 
@@ -66,10 +70,19 @@ def convert(
     """
     require_ctranslate2("-engine ctranslate2")
     loaded, tokenizer = model()
-    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
     generation = generation_config(loaded, tokenizer, options)
-    converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores)
+    check_start_token(options, generation.decoder_start_token_id, generation.eos_token_id)
+    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
+    decoder = Decoder(loaded.to(device), tokenizer, options)
+    sources = unread_sources(generation.decoder_start_token_id, generation.eos_token_id)
+    outputs = decoder.decode(*pad_sources([np.array(ids) for ids in sources], tokenizer.pad_token_id, device))
+    unread = dict(zip(sources, outputs, strict=True))
+    converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores, unread)
     engine = converted.load(device)
     tell(*engine.notes())
-    tell(engine.check_parity(Decoder(loaded.to(device), tokenizer, options), examples))
+    tell(engine.check_parity(decoder, examples))
+    del engine, decoder, loaded  # they lie on the device, where the worker is about to load the converted model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return converted

@@ -14,10 +14,8 @@ from typing import Any
 from errors import UserError
 from models.differences import difference_table, differences_of
 from models.durable import clean_temporary, write_json
-from models.parts_names import parts_folder
+from models.parts_names import MANIFEST, parts_folder
 from models.run_folder import run_lock
-
-MANIFEST = "manifest.json"
 
 
 @contextmanager

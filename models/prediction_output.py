@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.encoded_split import EncodedSplit
-from datamodules.escapes import escape_cell, flatten_cell
+from datamodules.escapes import escape_cell, escape_json, flatten_cell
 from models.durable import write_file
 from models.predictions import Prediction
 
@@ -32,14 +32,14 @@ def write_rows(path: Path, rows: Iterable[OutputRow], escapes: bool, labels: Seq
     """Write the predictions in the format of the file's ending; the file appears whole or not at all.
 
     Args:
-        escapes: line breaks and tabs are written as escapes, else as blanks (plain lines only; TSV always escapes).
+        escapes: control characters are written as escapes, else as blanks (plain lines only; TSV always escapes).
         labels: label texts of the probabilities; empty where there are none.
         nbest: whether rows have several outputs.
     """
     ending = path.suffix.lower()
     lines: Iterator[str]
     if ending == ".jsonl":
-        lines = (json.dumps(_record(row, labels, nbest), ensure_ascii=False) for row in rows)
+        lines = (_json(_record(row, labels, nbest)) for row in rows)
     elif ending == ".tsv":
         lines = _tsv_lines(rows, labels, nbest)
     else:
@@ -48,18 +48,22 @@ def write_rows(path: Path, rows: Iterable[OutputRow], escapes: bool, labels: Seq
 
 
 def plain_lines(texts: Iterable[str], escapes: bool) -> Iterator[str]:
-    """A line for each text: line breaks and tabs as escapes, else as blanks."""
+    """A line for each text: line breaks and other control characters as escapes, else as blanks."""
     return (one_line(text, escapes) for text in texts)
 
 
 def one_line(text: str, escapes: bool) -> str:
-    """`text` on one line: line breaks and tabs as escapes, else as blanks."""
+    """`text` on one line: line breaks and other control characters as escapes, else as blanks."""
     return escape_cell(text) if escapes else flatten_cell(text)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines, UTF-8, durably; half of a surrogate pair, which UTF-8 has no place for, becomes `?`."""
     write_file(path, lambda file: file.writelines(f"{line}\n".encode("utf-8", "replace") for line in lines))
+
+
+def _json(value: Any) -> str:
+    return escape_json(json.dumps(value, ensure_ascii=False))
 
 
 def _record(row: OutputRow, labels: Sequence[str], nbest: bool) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def _tsv_lines(rows: Iterable[OutputRow], labels: Sequence[str], nbest: bool) ->
     for row in rows:
         record: Mapping[str, Any] = _record(row, labels, nbest)
         cells = [_cell(record[name]) for name in COLUMNS]
-        yield "\t".join((*cells, *(json.dumps(record[name], ensure_ascii=False) for name in more)))
+        yield "\t".join((*cells, *(escape_cell(_json(record[name])) for name in more)))
 
 
 def _cell(value: Any) -> str:

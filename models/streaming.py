@@ -9,29 +9,39 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
 
+from models.batch_limits import BatchLimits
 from models.predictions import BatchPredictor, Prediction
 
 BLOCK_BYTES = 1 << 16
 
 
 def waiting_lines(descriptor: int, most: int) -> Iterator[list[bytes]]:
-    """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well."""
-    pending, ended = b"", False
-    while not ended:
-        while not ended and (b"\n" not in pending or (pending.count(b"\n") < most and _has_more(descriptor))):
+    """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well.
+
+    A list is shorter than `most` only where no more input is waiting. Time grows with the bytes, however long a line.
+    """
+    lines: deque[bytes] = deque()
+    begun: list[bytes] = []  # the blocks so far of a line whose end has not come
+    ended = False
+    while True:
+        while not ended and (not lines or (len(lines) < most and _has_more(descriptor))):
             block = os.read(descriptor, BLOCK_BYTES)
-            pending += block
             ended = not block
-        *lines, pending = pending.split(b"\n")
-        if ended and pending:
-            lines.append(pending)
-        for start in range(0, len(lines), most):
-            yield lines[start : start + most]
+            start, *following = block.split(b"\n")
+            begun.append(start)
+            if following or (ended and any(begun)):
+                lines.append(b"".join(begun))
+                lines.extend(following[:-1])
+                begun = following[-1:]
+        if not lines:
+            return
+        yield [lines.popleft() for _ in range(min(most, len(lines)))]
 
 
 def _has_more(descriptor: int) -> bool:
@@ -52,17 +62,25 @@ def stream(
     predictor: BatchPredictor,
     line_of: Callable[[Prediction], bytes],
     output: BinaryIO,
+    limits: BatchLimits,
 ) -> int:
     """Predict batch after batch, write a line for each and flush; returns the number of lines.
+
+    Args:
+        batches: lines that are answered together; they are decoded in several batches where `limits` ask for it.
 
     Raises:
         BrokenPipeError: nobody reads the output any more.
     """
     count = 0
     for lines in batches:
-        row_ids = range(count, count + len(lines))
-        predictions = predictor(row_ids, encode(lines))
-        output.write(b"".join(map(line_of, predictions)))
+        sources = encode(lines)
+        found: dict[int, Prediction] = {}
+        for rows in limits.cut(np.array([len(source) for source in sources])):
+            numbers = rows.tolist()
+            predictions = predictor([count + row for row in numbers], [sources[row] for row in numbers])
+            found.update(zip(numbers, predictions, strict=True))
+        output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
         output.flush()
         count += len(lines)
     return count

@@ -280,6 +280,22 @@ def test_both_engines_write_the_same_texts_and_scores(copy_run: Path, letters: P
     assert "ask for that with -early_stopping true" in refused.errors[0]
 
 
+def test_an_arithmetic_that_this_processor_has_not_is_told_before_anything_is_made(
+    copy_run: Path, letters: Path, tmp_path: Path
+) -> None:
+    """Rows are not encoded and the model is not converted for it."""
+    from models.ctranslate2_engine import supported_compute_types
+
+    if "float16" in supported_compute_types("cpu"):
+        pytest.skip("this processor has float16")
+    model = shutil.copytree(copy_run / "run" / "best", tmp_path / "model")
+    flags = ("-model", model, "-test_data", letters / "test.tsv", "-gpus", 0, "-engine", "ctranslate2")
+    told = infer(*flags, "-compute_type", "float16")
+    assert (told.code, told.out) == (2, "")
+    assert told.errors[0].startswith("-compute_type float16: not on this cpu, which has float32, int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_models_with_other_tokenizers_do_not_decode_together(copy_run: Path, letters: Path, tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel
 
 from errors import UserError
-from models import ctranslate2_conversion
+from models import ctranslate2_conversion, engines
 from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
 from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
 from models.forward import pad_sources
-from models.generation import Decoder, DecodingOptions, generation_config
+from models.generation import Decoder, DecodingOptions, Hypothesis, generation_config
+from models.inference_model import InferenceModel
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
@@ -103,13 +106,30 @@ def test_a_fixed_first_token_is_kept_and_noted(tmp_path: Path) -> None:
         assert len(found.notes()) == beams - 1
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "mbart"])
+@pytest.mark.parametrize("num_return", [1, 2])
+def test_an_empty_source_is_decoded_as_by_our_engine(name: str, num_return: int, tmp_path: Path) -> None:
+    """CTranslate2 by itself gives an empty text with the score 0 for it, without a look at the model."""
+    model = half_trained(name)
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    options = DecodingOptions(max_length=20, beam_size=num_return, num_return=num_return, early_stopping=True)
+    texts = [np.array(ids) for ids in ([1], [100, 1], [0, 1], [1, 1], [1], [2, 1])]
+    inference_model, cpu = InferenceModel(str(tmp_path / "model")), torch.device("cpu")
+    converted = engines.convert(inference_model, options, "float32", True, texts, cpu)
+    found = pickle.loads(pickle.dumps(converted))(cpu)(range(6), texts)
+    decoder = Decoder(model, TOKENIZER, options)
+    wanted = [decoder.decode(*pad_sources([ids], 0, cpu))[0] for ids in texts]
+    for prediction, outputs in zip(found, wanted, strict=True):
+        assert (prediction.text, prediction.score) == (outputs[0].text, pytest.approx(outputs[0].score, abs=1e-4))
+        listed = outputs if num_return > 1 else []
+        assert [output.text for output in prediction.nbest] == [output.text for output in listed]
+    assert converted(cpu)(range(1), texts[:1])[0].text == wanted[0][0].text  # a batch of nothing else
+
+
 def test_what_has_another_meaning_is_refused(folders: Any) -> None:
     model = half_trained("t5")
-    with pytest.raises(UserError, match=r"-beam_size 4 outputs have ended; ask for that with -early_stopping true"):
-        engine(folders("t5"), model, DecodingOptions(beam_size=4))
-    with pytest.raises(UserError, match=r"no_repeat_ngram_size, min_length and repetition_penalty with one beam only"):
-        engine(folders("t5"), model, DecodingOptions(beam_size=2, early_stopping=True, min_length=3))
-    with pytest.raises(UserError, match=r"for a model that begins with its end token"):
+    with pytest.raises(UserError, match=r"^-repetition_penalty 1\.2: .* for a model that begins with its end token"):
         engine(folders("mbart"), half_trained("mbart"), DecodingOptions(repetition_penalty=1.2))
     if "float16" not in supported_compute_types("cpu"):
         with pytest.raises(UserError, match=r"^-compute_type float16: not on this cpu, which has float32, int8"):
@@ -195,3 +215,42 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
     model = from_config(config_of("t5"), seed=4)
     with pytest.raises(UserError, match=r"^-engine ctranslate2 needs the package .* pip install ctranslate2==4\.8\.5$"):
         cached_conversion(str(tmp_path), model, TOKENIZER, "float32")
+
+
+def test_the_check_of_a_conversion_leaves_the_gpu_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Model and engine lay on the GPU for it: both are gone when its memory is given back. (No GPU is needed here.)"""
+
+    class OnDevice:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.itself = self  # freed by the garbage collector only, as models may be
+            lying.append(weakref.ref(self))
+
+        def __call__(self) -> tuple[OnDevice, ByT5Tokenizer]:
+            return OnDevice(), TOKENIZER
+
+        def to(self, _: torch.device) -> OnDevice:
+            return self
+
+        def notes(self) -> list[str]:
+            return []
+
+        def check_parity(self, *_: object) -> str:
+            return "all the same"
+
+        def decode(self, *_: object) -> list[list[Hypothesis]]:
+            return [[], [], []]
+
+    lying: list[weakref.ref[OnDevice]] = []
+    left: list[list[bool]] = []
+    model = OnDevice()
+    model.name = "m"  # type: ignore[attr-defined]
+    for name in ("CTranslate2Engine", "Decoder"):
+        monkeypatch.setattr(engines, name, OnDevice)
+    config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1)
+    monkeypatch.setattr(engines, "generation_config", lambda *_: config)
+    monkeypatch.setattr(engines, "cached_conversion", lambda *_: tmp_path)
+    monkeypatch.setattr(engines, "pad_sources", lambda *_: ())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([there() is not None for there in lying]))
+    options = DecodingOptions()
+    engines.convert(model, options, "float32", False, [], torch.device("cuda", 0))  # type: ignore[arg-type]
+    assert left == [[True, False, False, False]]

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from errors import UserError
-from models.devices import Devices, check_launcher, use_threads
+from models.devices import Devices, check_launcher, resolve_devices, use_threads
 from models.strategies import _Launcher, cluster_environment
 from validation import started_by_launcher
 
@@ -111,3 +111,9 @@ def test_threads_are_shared_out_and_stay(monkeypatch: pytest.MonkeyPatch, case: 
         assert _Launcher(LightningEnvironment(), processes, 1).launch(torch.get_num_threads) == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_fp16_is_for_gpus() -> None:
+    """Training and predicting tell it with the same words."""
+    with pytest.raises(UserError, match=r"^-float_precision fp16: only on a GPU; on the CPU use bf16 or 32$"):
+        resolve_devices(0, 0, "fp16", "bart")

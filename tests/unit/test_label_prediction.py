@@ -216,5 +216,6 @@ def test_a_temperature_at_the_end_of_its_range_is_told(prepared: Any) -> None:
     decoding, lines = prepared(label_decoding="score", valid=valid)
     assert (plain.calibration.temperature, decoding.calibration.temperature) == (1.0, 0.01)
     assert lines[-1] == (
-        "-calibrate: that is an end of the range, these rows are all right: take more of them, or others"
+        "-calibrate: the best temperature lies below 0.01, the lowest one that is tried: these rows are all predicted"
+        " right, so that more sure is always better; take more or harder rows"
     )

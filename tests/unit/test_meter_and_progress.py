@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.escapes import escape_cell, flatten_cell, unescape_cell
 from models.meter import StepMeter
 from models.progress import ProgressLine
 from models.run_log import samples_table
@@ -94,11 +93,3 @@ def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_sample_tables_keep_their_columns() -> None:
     table = samples_table([("a|b", "x\ny", "z")])
     assert table == "| source | reference | prediction |\n| --- | --- | --- |\n| a\\|b | x y | z |"
-
-
-@pytest.mark.parametrize("text", ["", "plain", "a\nb", "a\tb\r", "back\\slash", "\\n is not a newline", "끝\\"])
-def test_escapes_are_one_line_and_reversible(text: str) -> None:
-    line = escape_cell(text)
-    assert not set(line) & {"\n", "\t", "\r"}
-    assert unescape_cell(line)[0] == text
-    assert not set(flatten_cell(text)) & {"\n", "\t", "\r"}

@@ -242,6 +242,22 @@ def test_a_dangling_link_exists(place: Path) -> None:
     assert inference_problems("-save_output", "out", "-overwrite") == []
 
 
+def test_a_stopped_prediction_replaces_its_own_output_only(place: Path) -> None:
+    """What else is there may be the user's; and a folder without our manifest is no stopped prediction."""
+    make(place, "out", "label", "report")
+    flags = ("-save_output", "out", "-save_label", "label", "-save_report", "report")
+    told = [f"-save_{name}: exists; -overwrite replaces it" for name in ("output out", "label label", "report report")]
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/")
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/notes.txt")
+    assert inference_problems(*flags) == told
+    make(place, "out.parts/manifest.json")
+    ending = ", and keeps the finished parts of the same command"
+    assert inference_problems(*flags) == [f"{line}{ending}" for line in told[1:]]
+    assert inference_problems(*flags, "-overwrite") == []
+
+
 # ---- writing
 
 
@@ -348,65 +364,3 @@ def test_the_lock_leaves_nothing_behind(tmp_path: Path) -> None:
     with run_lock(tmp_path / "run"):
         (tmp_path / "run" / "result").write_text("x")
     assert [*listing(tmp_path)] == ["run", "run/result"]
-
-
-# ---- decoding
-
-DECODING = {
-    "two outputs of a greedy search": (
-        ("-num_return", "2", "-save_output", "o.jsonl"),
-        "-num_return 2: at most -beam_size 1 outputs are found; raise -beam_size, or give -do_sample",
-    ),
-    "lists in plain lines": (
-        ("-num_return", "2", "-beam_size", "2", "-save_output", "o.txt"),
-        "-num_return 2: a plain line holds one output; give -save_output a .jsonl or .tsv file",
-    ),
-    "drawing and searching": (
-        ("-do_sample", "-beam_size", "2"),
-        "-do_sample and -beam_size 2 exclude each other: draw, or search",
-    ),
-    "sampling flags without sampling": (
-        ("-top_k", "5", "-temperature", "0.7"),
-        "-temperature, -top_k: of sampling only; give -do_sample with it",
-    ),
-    "lengths": (
-        ("-min_predict_length", "9", "-max_predict_length", "8"),
-        "-min_predict_length 9 is more than -max_predict_length 8",
-    ),
-    "arithmetic of the other engine": (
-        ("-compute_type", "int8"),
-        "-compute_type: of -engine ctranslate2; -float_precision is that of -engine torch",
-    ),
-    "arithmetic of this engine": (
-        ("-engine", "ctranslate2", "-float_precision", "bf16"),
-        "-float_precision bf16: of -engine torch; give -compute_type with ctranslate2",
-    ),
-    "an ensemble elsewhere": (
-        ("-engine", "ctranslate2", "-model", "a", "-model", "b"),
-        "-engine ctranslate2 decodes with one -model; several decode together with -engine torch",
-    ),
-    "a pipe and a file of predictions": (
-        ("-test_data", "-", "-save_output", "o.txt", "-save_report", "r.json"),
-        "-test_data -: predictions go to standard output, a line each; for -save_output, -save_report give a file of"
-        " rows",
-    ),
-    "a pipe on two processes": (
-        ("-test_data", "-", "-cpu_processes", "2"),
-        "-test_data -: one device predicts; give -gpus 0 or 1, and no -cpu_processes",
-    ),
-    "fields in plain lines": (
-        ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
-        "-keep_fields: give -save_output a file that ends in .jsonl",
-    ),
-    "fields of a TSV": (
-        ("-keep_fields", "-save_output", "o.jsonl"),
-        "-keep_fields: give -test_data .jsonl or .json files; others have no records to keep",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DECODING)
-def test_decoding_flags_that_exclude_each_other(place: Path, name: str) -> None:
-    flags, told = DECODING[name]
-    (place / "in.jsonl").write_text('{"source": "a"}\n')
-    assert inference_problems(*flags) == [told]

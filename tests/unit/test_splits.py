@@ -112,7 +112,7 @@ def test_malformed_rows_are_told_with_their_places(tmp_path: Path) -> None:
     told = "\n".join(splits.lines)
     assert f"{path}:2" in told
     assert f"{path}:4" in told
-    assert r"1 escapes (\n \t \r \\) were read" in told
+    assert r"1 escapes (\n \t \r \\ \uHHHH) were read" in told
     assert splits.train.source_text(1) == "c\nd"
 
 

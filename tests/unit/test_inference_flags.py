@@ -1,0 +1,169 @@
+"""Flags of inference.py that exclude each other, or say nothing, are told at once, before anything is imported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from flag_parsing import parse_flags
+from flags import InferenceConfig
+from inference_validation import check_inference
+from tests.cli.tiny import letter_rows, write_tsv
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with rows as TSV and as JSON lines."""
+    monkeypatch.chdir(tmp_path)
+    write_tsv(tmp_path / "good.tsv", letter_rows(20, 0))
+    (tmp_path / "in.jsonl").write_text('{"source": "a"}\n')
+    return tmp_path
+
+
+def problems_of(*flags: str) -> list[str]:
+    """The problems of `inference.py` with these flags, and good data where they give none."""
+    data = [] if {"-test_data", "-train_data"} & set(flags) else ["-test_data", "good.tsv"]
+    model = [] if "-model" in flags else ["-model", "m.ckpt"]
+    config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
+    check_inference(config, given, problems)
+    return problems
+
+
+RULES = ("-no_repeat_ngram_size", "2", "-repetition_penalty", "1.2")
+OF_ROWS = (
+    *("-strict_data", "-cache_dir", "x", "-max_target_length", "9"),
+    *("-do_truncate", "false", "-test_data_proportions", "0.2"),
+)
+OF_LABELS = ("-label_prior", "domain", "-label_temperature", "2")
+TRAINING_SHARE = ("-train_data", "good.tsv", "-test_data_proportions", "0.5")
+DECODING = {
+    "two outputs of a greedy search": (
+        ("-num_return", "2", "-save_output", "o.jsonl"),
+        "-num_return 2: at most -beam_size 1 outputs are found; raise -beam_size, or give -do_sample",
+    ),
+    "lists in plain lines": (
+        ("-num_return", "2", "-beam_size", "2", "-save_output", "o.txt"),
+        "-num_return 2: a plain line holds one output; give -save_output a .jsonl or .tsv file",
+    ),
+    "drawing and searching": (
+        ("-do_sample", "-beam_size", "2"),
+        "-do_sample and -beam_size 2 exclude each other: draw, or search",
+    ),
+    "sampling flags without sampling": (
+        ("-top_k", "5", "-temperature", "0.7"),
+        "-temperature, -top_k only work with sampling; give -do_sample as well",
+    ),
+    "an end of the search without one": (
+        ("-early_stopping",),
+        "-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out",
+    ),
+    "lengths": (
+        ("-min_predict_length", "9", "-max_predict_length", "8"),
+        "-min_predict_length 9 is more than -max_predict_length 8",
+    ),
+    "arithmetic of the other engine": (
+        ("-compute_type", "int8"),
+        "-compute_type int8 only works with -engine ctranslate2; give -float_precision with -engine torch",
+    ),
+    "arithmetic of this engine": (
+        ("-engine", "ctranslate2", "-float_precision", "bf16"),
+        "-float_precision bf16 only works with -engine torch; give -compute_type with ctranslate2",
+    ),
+    "sampling elsewhere": (
+        ("-engine", "ctranslate2", "-do_sample"),
+        "-do_sample only works with -engine torch, which draws with a seed for each row",
+    ),
+    "beams that end otherwise": (
+        ("-engine", "ctranslate2", "-beam_size", "4"),
+        "-engine ctranslate2 ends the search of a row as soon as -beam_size 4 outputs have ended; ask for that with"
+        " -early_stopping true (-engine torch then gives the same texts), or give -beam_size 1",
+    ),
+    "rules with beams": (
+        (*("-engine", "ctranslate2", "-beam_size", "2", "-early_stopping", "-min_predict_length", "3"), *RULES),
+        "-no_repeat_ngram_size 2, -min_predict_length 3, -repetition_penalty 1.2: -engine ctranslate2 has this with one"
+        " beam only; with -beam_size 2 its scores would be others than those of -engine torch: give -beam_size 1, or"
+        " -engine torch",
+    ),
+    "an ensemble elsewhere": (
+        ("-engine", "ctranslate2", "-model", "a", "-model", "b"),
+        "-engine ctranslate2 decodes with one -model; several decode together with -engine torch",
+    ),
+    "a pipe and a file of predictions": (
+        ("-test_data", "-", "-save_output", "o.txt", "-save_report", "r.json"),
+        "-test_data -: predictions go to standard output, a line each; for -save_output, -save_report give a file of"
+        " rows",
+    ),
+    "a pipe on two processes": (
+        ("-test_data", "-", "-cpu_processes", "2"),
+        "-test_data -: one device predicts; give -gpus 0 or 1, and no -cpu_processes",
+    ),
+    "a pipe and a file": (
+        ("-test_data", "-", "-test_data", "good.tsv"),
+        "-test_data -: standard input stands alone; give no other data",
+    ),
+    "a pipe and fields": (
+        ("-test_data", "-", "-keep_fields"),
+        "-test_data -: predictions go to standard output, a line each; for -keep_fields give a file of rows",
+    ),
+    "a pipe has no columns": (
+        (
+            *("-test_data", "-", "-header", "true", "-source_column", "b", "-target_column", "2", "-strict_data"),
+            *OF_ROWS,
+        ),
+        "-test_data -: a line is a source and nothing else, and is cut where it is too long; for -test_data_proportions"
+        " 0.2, -source_column b, -target_column 2, -header true, -strict_data true, -cache_dir x, -max_target_length 9,"
+        " -do_truncate false give a file of rows",
+    ),
+    "a pipe has no probabilities": (
+        (*("-test_data", "-", "-label_map", "0=a,1=b", "-task", "seq2seq", "-label_decoding", "score"), *OF_LABELS),
+        "-test_data -: a prior and a calibration need all rows, and a line holds no probabilities; for -label_prior"
+        " domain, -label_temperature 2.0 give a file of rows",
+    ),
+    "fields in plain lines": (
+        ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
+        "-keep_fields: give -save_output a file that ends in .jsonl",
+    ),
+    "fields of a TSV": (
+        ("-keep_fields", "-save_output", "o.jsonl"),
+        "-keep_fields: give -test_data .jsonl or .json files; others have no records to keep",
+    ),
+    "fields of a share of other rows": (
+        ("-keep_fields", *TRAINING_SHARE, "-valid_data", "in.jsonl", "-save_output", "o.jsonl"),
+        "-keep_fields copies the records of whole files, and -test_data_proportions 0.5 predicts a share of"
+        " -train_data; give the rows as -test_data, or leave -keep_fields out",
+    ),
+}
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_flags_that_exclude_each_other(name: str) -> None:
+    flags, told = DECODING[name]
+    assert problems_of(*flags) == [told]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_missing_package_is_told_with_the_other_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    assert problems_of("-engine", "ctranslate2", "-do_sample") == [
+        "-engine ctranslate2 needs the package ctranslate2, which is missing; install it: pip install"
+        " ctranslate2==4.8.5",
+        "-do_sample only works with -engine torch, which draws with a seed for each row",
+    ]
+
+
+@pytest.mark.usefixtures("place")
+def test_what_older_scripts_give_is_accepted() -> None:
+    """The flags of inference.py that the tool before this one had, with values that mean something or nothing."""
+    lengths = ("-max_seq_length", "0", "-do_truncate", "true", "-max_predict_length", "128", "-beam_size", "1")
+    assert problems_of(*lengths, "-seed", "-1", "-batch_size", "128", "-gpus", "0", "-float_precision", "32") == []
+    shares = ("-train_data", "good.tsv", "-valid_data_proportions", "0.1", "-test_data_proportions", "0.1")
+    assert problems_of(*shares, "-seed", "123456") == []
+
+
+@pytest.mark.usefixtures("place")
+def test_one_kind_of_device() -> None:
+    told = ["-cpu_processes 2 and -gpus 1 exclude each other; leave one of them out"]
+    assert problems_of("-cpu_processes", "2", "-gpus", "1") == told
