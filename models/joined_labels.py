@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from models.label_trie import ROOT, Branches, LabelTrie, TokenGraph
 
 PROBES = ("0", "가", "Z")  # texts that do not begin alike, so that nothing of a follower is taken for the separator's
-LARGEST_TABLE = 2**25  # entries (nodes times tokens): 128 MB of fp32
+MOST_BRANCHES = 2**20  # of the graph while it is made: some 200 MB
 TRIPLES_CHECKED = 300
 
 Encode = Callable[[str], list[int]]
@@ -64,12 +64,11 @@ def joined_label_graph(encode: Encode, texts: Sequence[str], separator: str, end
     if len(texts) == 1:
         return LabelTrie([encode(texts[0])], end_token).graph
     forms, count = label_forms(encode, texts, separator), len(texts)
-    known = {token for form in (forms.alone, forms.first, forms.middle, forms.last) for ids in form for token in ids}
     start = frozenset(_openings(-1, count))
     nodes = {start: ROOT}
     children: list[Branches] = []
     ends: list[int] = []
-    waiting = [start]
+    waiting, made = [start], 0
     for places in waiting:  # which grows meanwhile
         branches: Branches = {}
         if any(not place.goes_on and not _next_tokens(forms, place) for place in places):
@@ -80,8 +79,12 @@ def joined_label_graph(encode: Encode, texts: Sequence[str], separator: str, end
                 waiting.append(reached)
             branches[token] = nodes[reached]
         children.append(branches)
-        if len(nodes) * (len(known) + 1) > LARGEST_TABLE:
-            raise ValueError(f"{count} labels are too many, or too long, to be joined in a table of what may follow")
+        made += len(branches)
+        if made > MOST_BRANCHES:
+            raise ValueError(
+                f"{count} labels are too many, or too long, to be joined: more than {MOST_BRANCHES:,} tokens may follow"
+                " here or there"
+            )
     return TokenGraph(children, ends, end_token, _longest(forms))
 
 

@@ -15,35 +15,47 @@ Branches = dict[int, int]  # token -> the node that it leads to
 class TokenGraph:
     """Which token may follow where, for a search that writes label texts only.
 
+    The branches of all nodes lie one after the other, so that the graph takes 16 bytes a branch and 16 a node, however
+    many labels and tokens there are.
+
     Args:
         children: the branches of every node, the root first.
         ends: nodes where a text may end.
 
     Attributes:
-        tokens: (A,) the tokens that occur, ascending; the other tensors number tokens by their place here.
-        blocked: (nodes, A) 0 where a token may follow a node and -inf elsewhere.
-        following: (nodes, A) the node that a token leads to; the root after an end token or a blocked one.
+        tokens: (branches,) the token of each, ascending among those of a node.
+        targets: (branches,) the node that it leads to. The end token leads to a last node, from which only the end
+            token follows, for ever.
+        starts: (nodes,) the first branch of each node; `counts` (nodes,) how many it has.
         longest: tokens of the longest text, the end token included.
     """
 
     def __init__(self, children: Sequence[Branches], ends: Collection[int], end_token: int, longest: int) -> None:
-        known = sorted({token for branches in children for token in branches} | {end_token})
-        place = {token: index for index, token in enumerate(known)}
+        ended = {end_token: len(children)}
+        ends = frozenset(ends)
+        nodes = [{**branches, **ended} if node in ends else branches for node, branches in enumerate(children)]
+        branches = [branch for node in (*nodes, ended) for branch in sorted(node.items())]
         self.longest = longest
-        self.tokens = torch.tensor(known)
-        self.blocked = torch.full((len(children), len(known)), float("-inf"))
-        self.following = torch.full((len(children), len(known)), ROOT)
-        for node, branches in enumerate(children):
-            for token, child in branches.items():
-                self.blocked[node, place[token]] = 0.0
-                self.following[node, place[token]] = child
-        for node in ends:
-            self.blocked[node, place[end_token]] = 0.0
+        self.tokens = torch.tensor([token for token, _ in branches])
+        self.targets = torch.tensor([target for _, target in branches])
+        self.counts = torch.tensor([len(node) for node in (*nodes, ended)])
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def choices(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What may follow nodes of any shape (...): tokens, the nodes they lead to, and which of them are there.
+
+        All three are (..., most): as wide as the node of most branches among these, the others filled up with copies.
+        Waits for the device.
+        """
+        counts = self.counts[nodes].unsqueeze(-1)
+        place = torch.arange(int(counts.max()), device=nodes.device)
+        branches = self.starts[nodes].unsqueeze(-1) + place.minimum(counts - 1)
+        return self.tokens[branches], self.targets[branches], place < counts
 
     def to(self, device: torch.device) -> TokenGraph:
         """Move the tensors to `device`; returns the graph itself."""
-        self.tokens, self.blocked, self.following = (
-            table.to(device) for table in (self.tokens, self.blocked, self.following)
+        self.tokens, self.targets, self.starts, self.counts = (
+            table.to(device) for table in (self.tokens, self.targets, self.starts, self.counts)
         )
         return self
 

@@ -7,7 +7,7 @@ a source is done when its k places are taken and its best beam, at its present l
     early stopping, as soon as they are taken
 every few steps: sources that are done leave the batch, and cache columns that no beam sees any more are thrown out
 
-Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label graph).
+Shapes: B sources still in the batch, k beams, V vocabulary (or the most that may follow in a label graph).
 """
 
 from __future__ import annotations
@@ -197,14 +197,18 @@ def _by_beam(values: Tensor, beams: Tensor) -> Tensor:
 def _continuations(
     logits: Tensor, running: _Beams, step: int, options: SearchOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 2k best continuations of every source: log-probability, parent beam, token and label node, each (B, 2k)."""
+    """The 2k best continuations of every source: log-probability, parent beam, token and label node, each (B, 2k).
+
+    Fewer where fewer tokens may follow, but never fewer than k.
+    """
     sources, beams, vocabulary = logits.shape
     labels = options.labels
     if step == 0 and options.rules.first_token is not None:
         labels = None  # a fixed first token stands before the labels
     normaliser = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
     if labels is not None:
-        log_probs = logits[:, :, labels.tokens] - normaliser + labels.blocked[running.nodes]
+        allowed, targets, exists = labels.choices(running.nodes)
+        log_probs = (logits.gather(2, allowed) - normaliser).masked_fill_(~exists, NEVER)
     else:
         log_probs = logits.sub_(normaliser)
         options.rules.apply(log_probs.view(-1, vocabulary), running.tokens.view(sources * beams, -1))
@@ -214,8 +218,8 @@ def _continuations(
     parents, tokens = index // choices, index % choices
     nodes = torch.full_like(tokens, ROOT)
     if labels is not None:
-        nodes = labels.following[running.nodes.gather(1, parents), tokens]
-        tokens = labels.tokens[tokens]
+        nodes = targets.view(sources, -1).gather(1, index)
+        tokens = allowed.view(sources, -1).gather(1, index)
     return scores, parents, tokens, nodes
 
 

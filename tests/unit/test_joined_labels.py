@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.generation import Decoder, DecodingOptions, label_encoder, label_graph
 from models.joined_labels import joined_label_graph
@@ -27,10 +28,10 @@ def every_text(labels: list[str], separator: str) -> list[str]:
 def every_path(graph: TokenGraph, end: int, node: int = ROOT) -> list[list[int]]:
     """All token sequences from a node to the end."""
     found: list[list[int]] = []
-    for place, token in enumerate(graph.tokens.tolist()):
-        if graph.blocked[node, place] == 0:
-            rest = [[]] if token == end else every_path(graph, end, int(graph.following[node, place]))
-            found += [[token, *path] for path in rest]
+    tokens, targets, _ = graph.choices(torch.tensor(node))
+    for token, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+        rest = [[]] if token == end else every_path(graph, end, target)
+        found += [[token, *path] for path in rest]
     return found
 
 
@@ -66,7 +67,7 @@ def test_tokens_that_depend_on_the_neighbour_are_refused() -> None:
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.joined_labels.LARGEST_TABLE", 100)
+    monkeypatch.setattr("models.joined_labels.MOST_BRANCHES", 40)
     with pytest.raises(ValueError, match="8 labels are too many, or too long, to be joined"):
         label_graph(TOKENIZER, list("abcdefgh"), ", ")
 

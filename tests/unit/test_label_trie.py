@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from transformers import ByT5Tokenizer
@@ -22,19 +24,17 @@ LABELS = ["a", "aa", "aab", "b", "bcd", "bce", "dddddd", "hgfedcba"]
 
 def allowed(graph: TokenGraph, node: int) -> dict[int, int]:
     """Tokens that may follow a node, and where they lead."""
-    return {
-        int(token): int(graph.following[node, place])
-        for place, token in enumerate(graph.tokens)
-        if graph.blocked[node, place] == 0
-    }
+    tokens, targets, exists = graph.choices(torch.tensor(node))
+    assert bool(exists.all())
+    return dict(zip(tokens.tolist(), targets.tolist(), strict=True))
 
 
 def test_a_label_that_begins_another_may_end_or_go_on() -> None:
     trie = LabelTrie([[5], [5, 7], [6, 7]], END)
-    assert trie.graph.tokens.tolist() == [END, 5, 6, 7]
     assert allowed(trie.graph, ROOT) == {5: 1, 6: 3}
-    assert allowed(trie.graph, 1) == {END: ROOT, 7: 2}
-    assert allowed(trie.graph, 2) == {END: ROOT}
+    assert allowed(trie.graph, 1) == {END: 5, 7: 2}
+    assert allowed(trie.graph, 2) == {END: 5}
+    assert allowed(trie.graph, 5) == {END: 5}  # behind the end of a label
     assert trie.paths == [[(0, 5), (1, END)], [(0, 5), (1, 7), (2, END)], [(0, 6), (3, 7), (4, END)]]
     assert trie.depths.tolist() == [0, 1, 2, 1, 2]
     assert trie.longest == 3
@@ -45,6 +45,44 @@ def test_a_label_that_begins_another_may_end_or_go_on() -> None:
         [1, 0, 0, 1, 0],
         [1, 0, 0, 1, 1],
     ]
+
+
+def test_nodes_of_several_beams_are_as_wide_as_the_widest() -> None:
+    graph = LabelTrie([[7, 4], [3], [5]], END).graph
+    tokens, targets, exists = graph.choices(torch.tensor([[ROOT, 1], [2, ROOT]]))
+    assert tokens.tolist() == [[[3, 5, 7], [4, 4, 4]], [[END, END, END], [3, 5, 7]]]
+    assert targets.tolist() == [[[3, 4, 1], [2, 2, 2]], [[5, 5, 5], [3, 4, 1]]]
+    assert exists.tolist() == [[[True] * 3, [True, False, False]], [[True, False, False], [True] * 3]]
+
+
+def test_the_memory_of_many_labels_is_that_of_their_tokens() -> None:
+    """A table of all nodes by all tokens would take 25 GB here."""
+    draw = random.Random(0)
+    labels = sorted({tuple(draw.randrange(5, 30_000) for _ in range(4)) for _ in range(20_000)})
+    graph = LabelTrie(labels, END).graph
+    tables = (graph.tokens, graph.targets, graph.starts, graph.counts)
+    assert sum(table.nbytes for table in tables) < 4e6
+    state = _Repeated(torch.randn(1, 4, 30_000, generator=torch.Generator().manual_seed(2)))
+    options = SearchOptions(start_token=0, max_length=5, rules=ScoreRules(end_token=END), beams=4, labels=graph)
+    found = beam_search(state, 1, options, torch.device("cpu"))[0]
+    assert {tuple(output.ids[:-1]) for output in found} <= set(labels)
+
+
+class _Repeated:
+    """Logits that are the same at every step."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.fixed = logits
+
+    def logits(self, tokens: torch.Tensor, step: int) -> torch.Tensor:
+        del tokens, step
+        return self.fixed.clone()
+
+    def follow(self, parents: torch.Tensor) -> None:
+        pass
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.fixed = self.fixed[rows]
 
 
 @pytest.mark.parametrize(
