@@ -18,8 +18,8 @@ from models.decoder_step import StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.ensemble import start
 from models.forward import decoder_start_token
-from models.joined_labels import joined_label_graph
-from models.label_trie import LabelTrie, TokenGraph
+from models.joined_labels import JoinedLabels
+from models.label_trie import LabelTrie
 from models.loading import target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
@@ -130,7 +130,7 @@ class Decoder:
         self.options = options
         self.config = generation_config(model, tokenizer, options)
         self.own = all(supports(member) for member in self.models)
-        self.allowed: TokenGraph | None = None
+        self.allowed: LabelTrie | JoinedLabels | None = None
         if not self.own and (labels or options.sampling or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
             raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
@@ -141,7 +141,7 @@ class Decoder:
         if len(set(starts)) > 1:
             raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
         if labels:
-            self.allowed = self._label_graph(labels, label_separator)
+            self.allowed = self._allowed_texts(labels, label_separator)
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
@@ -149,7 +149,7 @@ class Decoder:
         if not self.own:
             return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
         found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.options.num_return > 1)
-        return decode_texts(self.tokenizer, [outputs[0].ids for outputs in found])
+        return self._texts([outputs[0].ids for outputs in found])
 
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int] | None = None
@@ -164,7 +164,7 @@ class Decoder:
             return self._generate(input_ids, attention_mask, with_scores=True)
         row_ids = range(len(input_ids)) if row_ids is None else row_ids
         found = self._search(input_ids, attention_mask, row_ids, with_scores=True)
-        texts = iter(decode_texts(self.tokenizer, [output.ids for outputs in found for output in outputs]))
+        texts = iter(self._texts([output.ids for outputs in found for output in outputs]))
         return [[Hypothesis(next(texts), output.score) for output in outputs] for outputs in found]
 
     @torch.inference_mode()
@@ -186,7 +186,7 @@ class Decoder:
             beams=options.num_return if sampling else options.beam_size,
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
-            labels=None if self.allowed is None else self.allowed.to(input_ids.device),
+            labels=None if self.allowed is None else self.allowed.graph.to(input_ids.device),
         )
         device = input_ids.device
         state = start(self.step_models(), input_ids, attention_mask, search.beams)
@@ -194,6 +194,13 @@ class Decoder:
             found = beam_search(state, len(input_ids), search, device)
             return [outputs[: options.num_return] for outputs in found]
         return sample(state, list(row_ids), search, sampling, device, with_scores)
+
+    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Of outputs (a fixed first token and the end token included)."""
+        if self.allowed is None:
+            return decode_texts(self.tokenizer, rows)
+        begin = 0 if self.config.forced_bos_token_id is None else 1
+        return [self.allowed.text(ids[begin : ids.index(self.config.eos_token_id, begin)]) for ids in rows]
 
     def step_models(self) -> list[StepModel]:
         """The decoders that searches run on, in the precision in force."""
@@ -235,27 +242,30 @@ class Decoder:
         total = log_probs.masked_fill(~written, 0.0).sum(1)
         return (total / written.sum(1) ** self.options.length_penalty).tolist()  # type: ignore[no-any-return]
 
-    def _label_graph(self, labels: Sequence[str], separator: str) -> TokenGraph:
+    def _allowed_texts(self, labels: Sequence[str], separator: str) -> LabelTrie | JoinedLabels:
         if self.options.has_rules or self.options.sampling:
             raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
-        allowed = label_graph(self.tokenizer, labels, separator)
-        self.config.max_new_tokens = allowed.longest + (self.config.forced_bos_token_id is not None)
+        allowed = allowed_texts(self.tokenizer, labels, separator)
+        longest = allowed.graph.longest
+        self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)
         limit = target_limit(self.model.config)
         if limit and self.config.max_new_tokens > limit:
-            raise ValueError(f"the longest label has {allowed.longest} tokens; the model writes at most {limit}")
+            raise ValueError(f"the longest label has {longest} tokens; the model writes at most {limit}")
         return allowed
 
 
 def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> LabelTrie:
     """The tree of the token sequences of label texts, encoded as targets are, without a fixed first token."""
-    return LabelTrie(list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
+    return LabelTrie(labels, list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
 
 
-def label_graph(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = "") -> TokenGraph:
-    """What may follow what in label texts, one alone or, with a separator, several joined."""
-    if not separator:
-        return label_trie(tokenizer, labels).graph
-    return joined_label_graph(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
+def allowed_texts(
+    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = ""
+) -> LabelTrie | JoinedLabels:
+    """The texts that may come out: one label alone or, with a separator, several joined."""
+    if not separator or len(labels) == 1:
+        return label_trie(tokenizer, labels)
+    return JoinedLabels(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
 
 
 def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:

@@ -66,6 +66,10 @@ class LabelTrie:
     A label that is the beginning of another ends where the other goes on: there the end token is one of the choices.
     Only inner nodes are numbered, in the order of a walk in which parents come before children.
 
+    Args:
+        texts: of the labels.
+        labels: their tokens, without the end token.
+
     Attributes:
         graph: what may follow each node.
         entered_by: (nodes,) the token (id) that leads to a node; -1 for the root.
@@ -77,18 +81,18 @@ class LabelTrie:
         ValueError: no label, an empty one, the end token inside one, or two of the same tokens.
     """
 
-    def __init__(self, labels: Sequence[Sequence[int]], end_token: int) -> None:
+    def __init__(self, texts: Sequence[str], labels: Sequence[Sequence[int]], end_token: int) -> None:
         children: list[Branches] = [{}]
         parents = [ROOT]
         entered_by = [-1]
         depths = [0]
         owners: dict[int, int] = {}  # node where a label ends -> the label
         self.paths: list[list[tuple[int, int]]] = []
+        self._texts: dict[tuple[int, ...], str] = {}
         if not labels:
             raise ValueError("no labels")
-        for number, label in enumerate(labels):
-            if not label or end_token in label:
-                raise ValueError(f"label {number} is empty or holds the end token: {list(label)}")
+        for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
+            _check_label(text, label, end_token)
             node, path = ROOT, []
             for token in label:
                 path.append((node, token))
@@ -100,14 +104,25 @@ class LabelTrie:
                     depths.append(depths[node] + 1)
                 node = children[node][token]
             if node in owners:
-                raise ValueError(f"labels {owners[node]} and {number} have the same tokens: {list(label)}")
+                raise ValueError(
+                    f"the tokenizer writes labels {texts[owners[node]]!r} and {text!r} with the same tokens, and the"
+                    " model cannot tell them apart; change the text of one of them in the label map"
+                )
             owners[node] = number
             self.paths.append([*path, (node, end_token)])
+            self._texts[tuple(label)] = text
         self.longest = max(len(path) for path in self.paths)
         self.parents = parents
         self.entered_by = torch.tensor(entered_by)
         self.depths = torch.tensor(depths)
         self.graph = TokenGraph(children, owners.keys(), end_token, self.longest)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The label of these tokens (without the end token); `KeyError` for others.
+
+        Decoding the tokens would not do: a tokenizer that normalises its input gives another text back.
+        """
+        return self._texts[tuple(tokens)]
 
     def ancestors(self) -> Tensor:
         """(nodes, nodes), True where the second node lies on the path from the root to the first, itself included."""
@@ -116,3 +131,10 @@ class LabelTrie:
         for node in range(1, count):
             seen[node] |= seen[self.parents[node]]
         return seen
+
+
+def _check_label(text: str, tokens: Sequence[int], end_token: int) -> None:
+    if not tokens:
+        raise ValueError(f"label {text!r} has no tokens: the tokenizer drops all of it; change it in the label map")
+    if end_token in tokens:
+        raise ValueError(f"label {text!r} holds the end token; change it in the label map")

@@ -30,7 +30,8 @@ def allowed(graph: TokenGraph, node: int) -> dict[int, int]:
 
 
 def test_a_label_that_begins_another_may_end_or_go_on() -> None:
-    trie = LabelTrie([[5], [5, 7], [6, 7]], END)
+    trie = LabelTrie(["a", "ab", "cb"], [[5], [5, 7], [6, 7]], END)
+    assert [trie.text(tokens) for tokens in ([5], [5, 7], [6, 7])] == ["a", "ab", "cb"]
     assert allowed(trie.graph, ROOT) == {5: 1, 6: 3}
     assert allowed(trie.graph, 1) == {END: 5, 7: 2}
     assert allowed(trie.graph, 2) == {END: 5}
@@ -48,7 +49,7 @@ def test_a_label_that_begins_another_may_end_or_go_on() -> None:
 
 
 def test_nodes_of_several_beams_are_as_wide_as_the_widest() -> None:
-    graph = LabelTrie([[7, 4], [3], [5]], END).graph
+    graph = LabelTrie(["a", "b", "c"], [[7, 4], [3], [5]], END).graph
     tokens, targets, exists = graph.choices(torch.tensor([[ROOT, 1], [2, ROOT]]))
     assert tokens.tolist() == [[[3, 5, 7], [4, 4, 4]], [[END, END, END], [3, 5, 7]]]
     assert targets.tolist() == [[[3, 4, 1], [2, 2, 2]], [[5, 5, 5], [3, 4, 1]]]
@@ -59,7 +60,7 @@ def test_the_memory_of_many_labels_is_that_of_their_tokens() -> None:
     """A table of all nodes by all tokens would take 25 GB here."""
     draw = random.Random(0)
     labels = sorted({tuple(draw.randrange(5, 30_000) for _ in range(4)) for _ in range(20_000)})
-    graph = LabelTrie(labels, END).graph
+    graph = LabelTrie([str(label) for label in labels], labels, END).graph
     tables = (graph.tokens, graph.targets, graph.starts, graph.counts)
     assert sum(table.nbytes for table in tables) < 4e6
     state = _Repeated(torch.randn(1, 4, 30_000, generator=torch.Generator().manual_seed(2)))
@@ -89,14 +90,18 @@ class _Repeated:
     ("labels", "message"),
     [
         ([], "no labels"),
-        ([[5], []], "label 1 is empty"),
-        ([[5, END, 6]], "label 0 is empty or holds the end token"),
-        ([[5, 6], [7], [5, 6]], "labels 0 and 2 have the same tokens"),
+        ([[5], []], "label 'b' has no tokens: the tokenizer drops all of it; change it in the label map"),
+        ([[5, END, 6]], "label 'a' holds the end token"),
+        (
+            [[5, 6], [7], [5, 6]],
+            "the tokenizer writes labels 'a' and 'c' with the same tokens, and the model cannot tell them apart; change"
+            " the text of one of them in the label map",
+        ),
     ],
 )
 def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LabelTrie(labels, END)
+        LabelTrie(["a", "b", "c"][: len(labels)], labels, END)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -154,7 +159,7 @@ def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
     assert tokenizer.bos_token_id not in trie.graph.tokens
     rules = ScoreRules(end_token=END, first_token=9)
     options = SearchOptions(
-        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie([[5, 6], [7]], END).graph
+        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie(["a", "b"], [[5, 6], [7]], END).graph
     )
     with torch.inference_mode():
         state = StepModel(half_trained("bart"), torch.float32).start(*encoded(["abc"]), beams=2)
