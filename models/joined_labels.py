@@ -13,6 +13,8 @@ that is not, its forms would still be read as this text, only the model would ha
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -219,10 +221,15 @@ def label_forms(encode: Encode, texts: Sequence[str], separator: str) -> Forms:
 
 
 def _checked(count: int) -> list[tuple[int, ...]]:
-    """The label numbers of all pairs, of up to 300 triples all over, and of the longest text."""
-    triples = list(itertools.islice(itertools.combinations(range(count), 3), 100_000))
-    step = max(1, len(triples) // TRIPLES_CHECKED)
-    return [*itertools.combinations(range(count), 2), *triples[::step], tuple(range(count))]
+    """The label numbers of all pairs, of all triples or `TRIPLES_CHECKED` drawn from them, and of the longest text."""
+    labels = range(count)
+    triples: set[tuple[int, ...]] = set()
+    if math.comb(count, 3) <= TRIPLES_CHECKED:
+        triples.update(itertools.combinations(labels, 3))
+    draw = random.Random(0)
+    while len(triples) < min(TRIPLES_CHECKED, math.comb(count, 3)):
+        triples.add(tuple(sorted(draw.sample(labels, 3))))
+    return [*itertools.combinations(labels, 2), *sorted(triples), tuple(labels)]
 
 
 def _common(sequences: list[list[int]]) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.generation import Decoder, DecodingOptions, allowed_texts, label_encoder
-from models.joined_labels import JoinedLabels
+from models.joined_labels import JoinedLabels, _checked
 from models.label_scoring import LabelScorer
 from models.label_trie import ROOT, TokenGraph
 from models.loading import from_config
@@ -105,6 +105,16 @@ def test_outputs_are_label_texts_where_decoding_gives_others(tmp_path: Path) -> 
         texts = [[output.text for output in row] for row in decoder.decode(*encoded(words(20, seed=3)))]
         assert {text for row in texts for text in row} == set(valid)
         assert decoder(*encoded(words(20, seed=3))) == [row[0] for row in texts]
+
+
+def test_triples_all_over_the_labels_are_checked() -> None:
+    checked = _checked(200)
+    triples = [labels for labels in checked if len(labels) == 3]
+    assert len(triples) == len(set(triples)) == 300
+    assert all(first < second < third for first, second, third in triples)
+    assert {labels[0] // 20 for labels in triples} >= set(range(8))
+    assert checked == _checked(200)
+    assert sum(len(labels) == 3 for labels in _checked(5)) == 10
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
