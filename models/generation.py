@@ -20,7 +20,7 @@ from models.ensemble import start
 from models.forward import decoder_start_token
 from models.joined_labels import JoinedLabels
 from models.label_trie import LabelTrie
-from models.loading import target_limit
+from models.loading import shared_target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
 from models.search import FoundTokens, SearchOptions, beam_search
@@ -73,15 +73,19 @@ class Hypothesis:
 
 
 def generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DecodingOptions
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: DecodingOptions,
+    others: Sequence[PreTrainedModel] = (),
 ) -> GenerationConfig:
     """Every generation field that matters, set: none is inherited from a checkpoint's own generation config.
 
     The start token, and a fixed first token (BART's `<s>`, mBART's language), are taken from an encoded target, so
-    that decoding begins as training did.
+    that decoding begins as training did. Outputs are as long as the model, and the others that decode with it, have
+    positions for.
     """
     target = example_target(tokenizer)
-    limit = target_limit(model.config)
+    limit = shared_target_limit(member.config for member in (model, *others))
     return GenerationConfig(
         max_new_tokens=min(options.max_length, limit - 1) if limit else options.max_length,
         min_length=options.min_length,
@@ -128,7 +132,7 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.config = generation_config(model, tokenizer, options)
+        self.config = generation_config(model, tokenizer, options, others)
         self.own = all(supports(member) for member in self.models)
         self.allowed: LabelTrie | JoinedLabels | None = None
         if not self.own and (labels or options.sampling or others):
@@ -248,7 +252,7 @@ class Decoder:
         allowed = allowed_texts(self.tokenizer, labels, separator)
         longest = allowed.graph.longest
         self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)
-        limit = target_limit(self.model.config)
+        limit = shared_target_limit(member.config for member in self.models)
         if limit and self.config.max_new_tokens > limit:
             raise ValueError(f"the longest label has {longest} tokens; the model writes at most {limit}")
         return allowed

@@ -293,6 +293,17 @@ def test_an_ensemble_averages_log_probabilities(beams: int) -> None:
         assert output.score == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("names", [("t5-untied", "bart"), ("bart", "t5-untied")])
+def test_an_ensemble_writes_no_more_than_its_shortest_model(names: tuple[str, str]) -> None:
+    """The BART has 128 positions, the T5 any number."""
+    first, second = map(half_trained, names)
+    options = DecodingOptions(max_length=200, min_length=200)
+    ((output,),) = Decoder(first, TOKENIZER, options, others=[second]).decode(*encoded(["abc"]))
+    assert 120 <= len(output.text) <= 127
+    with pytest.raises(ValueError, match="the longest label has 151 tokens; the model writes at most 128"):
+        Decoder(first, TOKENIZER, DecodingOptions(), ["a" * 150], others=[second])
+
+
 def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:
     other = from_config(config_of("bart", vocab_size=500), seed=1)
     with pytest.raises(ValueError, match=r"need the same vocabulary; theirs have \[384, 500\] tokens"):
