@@ -12,11 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    ByT5Tokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from models.decoder_step import StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.ensemble import start
+from models.finite import require_finite
 from models.forward import decoder_start_token
 from models.joined_labels import JoinedLabels
 from models.label_trie import LabelTrie
@@ -104,6 +112,17 @@ def generation_config(
     )
 
 
+class _FiniteWatch(LogitsProcessor):  # type: ignore[misc]
+    """Notices scores that are NaN or infinite on their way through `generate`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 (the library's signature)
+        self.broken |= ~(scores.amax() < float("inf"))  # NaN is larger than all, and not smaller than infinity
+        return scores
+
+
 class Decoder:
     """Texts for batches of encoded sources; the weights are those at the first call: make a new one after training on.
 
@@ -149,7 +168,7 @@ class Decoder:
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """The best text for each row of (batch, source_length) ids."""
+        """The best text for each row of (batch, source_length) ids; raises as `decode` does."""
         if not self.own:
             return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
         found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.options.num_return > 1)
@@ -163,6 +182,9 @@ class Decoder:
         Fewer come back only where there are fewer labels. Samples depend on the options and on `row_ids`, by default
         the places in the batch. The scores of beam search are the `sequences_scores` of `transformers`; those of greedy
         search and of samples are the model's own, untouched by penalties and temperature.
+
+        Raises:
+            RunError: the model's scores are NaN or infinite.
         """
         if not self.own:
             return self._generate(input_ids, attention_mask, with_scores=True)
@@ -216,7 +238,7 @@ class Decoder:
     @torch.inference_mode()
     def _generate(self, input_ids: Tensor, attention_mask: Tensor, with_scores: bool) -> list[list[Hypothesis]]:
         """The same by `generate`; leaves the model's own generation config as it was. Scores of 0 unless asked for."""
-        own = self.model.generation_config
+        own, watch = self.model.generation_config, _FiniteWatch(input_ids.device)
         self.model.generation_config = self.config  # `generate` fills unset fields from it
         beams = self.options.beam_size > 1
         try:
@@ -224,6 +246,7 @@ class Decoder:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 generation_config=self.config,
+                logits_processor=LogitsProcessorList([watch]),
                 output_scores=with_scores and beams,  # both are kept for every step
                 output_logits=with_scores and not beams,
                 return_dict_in_generate=True,
@@ -231,6 +254,7 @@ class Decoder:
             scores = self._generate_scores(output) if with_scores else [0.0] * len(output.sequences)
         finally:
             self.model.generation_config = own
+        require_finite(watch.broken, compute_dtype(self.model))
         count = self.options.num_return
         texts = decode_texts(self.tokenizer, output.sequences)
         flat = [Hypothesis(text, score) for text, score in zip(texts, scores, strict=True)]

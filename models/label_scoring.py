@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.decoder_step import NoMemory, StepModel
 from models.decoder_weights import compute_dtype, supports
+from models.finite import require_finite
 from models.forward import decoder_start_token
 from models.generation import example_target, fixed_first_token, label_trie
 from models.loading import target_limit
@@ -61,10 +62,16 @@ class LabelScorer:
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """fp32 (batch, labels) log-probabilities for (batch, source_length) ids."""
+        """fp32 (batch, labels) log-probabilities for (batch, source_length) ids.
+
+        Raises:
+            RunError: they are NaN or infinite.
+        """
         rows = max(1, QUERIES_AT_ONCE // (len(self.before) + len(self.trie.depths)))
         parts = [slice(start, start + rows) for start in range(0, len(input_ids), rows)]
-        return torch.cat([self._scores(input_ids[part], attention_mask[part]) for part in parts])
+        scores = torch.cat([self._scores(input_ids[part], attention_mask[part]) for part in parts])
+        require_finite(~scores.isfinite().all(), compute_dtype(self.model))
+        return scores
 
     def _scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         device = input_ids.device

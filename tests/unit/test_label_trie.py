@@ -72,6 +72,8 @@ def test_the_memory_of_many_labels_is_that_of_their_tokens() -> None:
 class _Repeated:
     """Logits that are the same at every step."""
 
+    dtype = torch.float32
+
     def __init__(self, logits: torch.Tensor) -> None:
         self.fixed = logits
 
