@@ -12,6 +12,7 @@ import numpy as np
 from console import tell
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
+from errors import UserError
 from flags import DecodeFlags, InferenceConfig
 from label_checks import check_labels
 from label_preparation import label_decoding
@@ -21,6 +22,7 @@ from models.engines import convert
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel, inference_models, shared_limits
 from models.label_prediction import LabelDecoding, ScoreEngine
+from models.loading import longest_output
 from models.parts_names import is_structured
 from models.prediction import Engine
 from models.sampling import SamplingOptions
@@ -39,6 +41,7 @@ class Ready:
     labels: LabelMap | None  # as they are predicted
     devices: Devices
     encoder: Encoder
+    target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
 
 
 def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> Ready:
@@ -48,7 +51,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         temporary: folder of the encoded rows where no -cache_dir is given.
 
     Raises:
-        UserError: a model that cannot be read, a task that it does not fit, devices that are not there.
+        UserError: a model that cannot be read, a task that it does not fit, devices that are not there, outputs longer
+            than the model can write.
     """
     data = config.data
     models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
@@ -64,9 +68,20 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     )
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
+    check_min_length(config.decode, target_limit)
     cache = Path(data.cache_dir or temporary)
     encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, labels, devices, encoder)
+    return Ready(config, models, task, labels, devices, encoder, target_limit)
+
+
+def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
+    """Refuse a -min_predict_length that is more than the models have positions for."""
+    longest = longest_output(target_limit)
+    if longest and decode.min_predict_length > longest:
+        raise UserError(
+            f"-min_predict_length {decode.min_predict_length}: the model has positions for outputs of {longest} tokens;"
+            " give that or less"
+        )
 
 
 def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
@@ -119,8 +134,14 @@ def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | No
 
 
 def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence[np.ndarray]) -> Engine:
-    """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`."""
+    """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`.
+
+    Tells what the flags do not say: outputs that end before -max_predict_length.
+    """
     decode, models, devices = ready.config.decode, ready.models, ready.devices
+    longest = longest_output(ready.target_limit)
+    if decoding is None and longest and decode.max_predict_length > longest:
+        tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
     options, with_scores = decoding_options(decode), is_structured(ready.config.output.save_output)
     if decode.engine == "ctranslate2":
         return convert(models[0], options, decode.compute_type, with_scores, examples, devices.device(0))

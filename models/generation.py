@@ -28,7 +28,7 @@ from models.finite import require_finite
 from models.forward import decoder_start_token
 from models.joined_labels import JoinedLabels
 from models.label_trie import LabelTrie
-from models.loading import shared_target_limit
+from models.loading import longest_output, shared_target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
 from models.search import FoundTokens, SearchOptions, beam_search
@@ -93,9 +93,9 @@ def generation_config(
     positions for.
     """
     target = example_target(tokenizer)
-    limit = shared_target_limit(member.config for member in (model, *others))
+    longest = longest_output(shared_target_limit(member.config for member in (model, *others)))
     return GenerationConfig(
-        max_new_tokens=min(options.max_length, limit - 1) if limit else options.max_length,
+        max_new_tokens=min(options.max_length, longest or options.max_length),
         min_length=options.min_length,
         num_beams=options.beam_size,
         num_return_sequences=options.num_return if options.beam_size > 1 else 1,

@@ -97,6 +97,11 @@ def shared_target_limit(configs: Iterable[PreTrainedConfig]) -> int:
     return min(filter(None, map(target_limit, configs)), default=0)
 
 
+def longest_output(limit: int) -> int:
+    """Tokens that a model with that `target_limit` writes at most (the start token takes a place); 0 = no limit."""
+    return limit - 1 if limit else 0
+
+
 def _positions(config: PreTrainedConfig, side: str) -> int:
     if config.model_type in T5_FAMILY:
         return 0
