@@ -17,6 +17,7 @@ from flags import DecodeFlags, InferenceConfig
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.ctranslate2_engine import PARITY_ROWS
+from models.decoder_weights import KNOWN
 from models.devices import Devices, resolve_devices, use_threads
 from models.engines import convert
 from models.generation import DecodingOptions
@@ -41,6 +42,7 @@ class Ready:
     labels: LabelMap | None  # as they are predicted
     devices: Devices
     encoder: Encoder
+    model_type: str
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
 
 
@@ -71,7 +73,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     check_min_length(config.decode, target_limit)
     cache = Path(data.cache_dir or temporary)
     encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, labels, devices, encoder, target_limit)
+    return Ready(config, models, task, labels, devices, encoder, model_config.model_type, target_limit)
 
 
 def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
@@ -136,12 +138,16 @@ def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | No
 def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence[np.ndarray]) -> Engine:
     """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`.
 
-    Tells what the flags do not say: outputs that end before -max_predict_length.
+    Tells what the flags do not say: outputs that end before -max_predict_length, and a search that is not our own.
     """
     decode, models, devices = ready.config.decode, ready.models, ready.devices
     longest = longest_output(ready.target_limit)
     if decoding is None and longest and decode.max_predict_length > longest:
         tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
+    if decode.engine == "torch" and ready.model_type not in KNOWN:
+        tell(
+            f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
+        )
     options, with_scores = decoding_options(decode), is_structured(ready.config.output.save_output)
     if decode.engine == "ctranslate2":
         return convert(models[0], options, decode.compute_type, with_scores, examples, devices.device(0))
