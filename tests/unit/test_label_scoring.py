@@ -47,6 +47,19 @@ def test_the_probabilities_of_all_that_can_be_said_sum_to_one() -> None:
     assert bool((scores.sum(1) < 1).all())
 
 
+def test_the_pass_is_prepared_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = LabelScorer(half_trained("bart"), TOKENIZER, LABELS)
+    prepared: list[torch.dtype] = []
+    queries = scorer._queries
+    monkeypatch.setattr(scorer, "_queries", lambda dtype: (prepared.append(dtype), queries(dtype))[1])
+    for _ in range(3):
+        scorer(*encoded(["abc", "x"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        scorer(*encoded(["abc"]))
+        scorer(*encoded(["abc"]))
+    assert prepared == [torch.float32, torch.bfloat16]
+
+
 @pytest.mark.parametrize("limit", ["LOGITS_AT_ONCE", "QUERIES_AT_ONCE"])
 def test_a_large_batch_is_done_in_parts_without_a_difference(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     model = half_trained("bart")
