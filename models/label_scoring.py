@@ -76,7 +76,7 @@ class LabelScorer:
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """fp32 (batch, labels) log-probabilities for (batch, source_length) ids.
+        """fp64 (batch, labels) log-probabilities for (batch, source_length) ids.
 
         Raises:
             RunError: they are NaN or infinite.
@@ -121,12 +121,15 @@ class LabelScorer:
 
 
 def _pair_log_probs(fixed: _Pass, hidden: Tensor) -> Tensor:
-    """(batch, pairs) log-probability of each pair's token at its node, by parts of the batch."""
+    """fp64 (batch, pairs) log-probability of each pair's token at its node, by parts of the batch.
+
+    In fp32 the difference of a logit and the normaliser is rounded at every token, and then again their sum.
+    """
     vocabulary = fixed.model.vocabulary
     parts = []
     rows = max(1, LOGITS_AT_ONCE // (vocabulary * hidden.shape[1]))
     for start in range(0, len(hidden), rows):
         logits = fixed.model.logits(hidden[start : start + rows])
         normaliser = log_normaliser(logits.view(-1, vocabulary)).view(logits.shape[:2])
-        parts.append(logits[:, fixed.pair_nodes, fixed.pair_tokens] - normaliser[:, fixed.pair_nodes])
+        parts.append(logits[:, fixed.pair_nodes, fixed.pair_tokens].double() - normaliser[:, fixed.pair_nodes].double())
     return torch.cat(parts)
