@@ -49,7 +49,9 @@ def check_against_library(name: str, rows: int = 24, **settings: Any) -> list[li
     ids, mask = encoded(words(rows, seed=99))
     own = {"num_beams": "beam_size", "num_return_sequences": "num_return"}
     options = DecodingOptions(max_length=LONGEST, **{own.get(key, key): value for key, value in settings.items()})
-    found = Decoder(model, TOKENIZER, options).decode(ids, mask)
+    decoder = Decoder(model, TOKENIZER, options)
+    found = decoder.decode(ids, mask)
+    assert decoder(ids, mask) == [row[0].text for row in found]
     expected = by_library(model, ids, mask, 1 if name == "mbart" else 0, **settings)
     assert [[output.text for output in row] for row in found] == [[text for text, _ in row] for row in expected]
     if settings.get("num_beams", 1) > 1:
