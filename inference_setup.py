@@ -13,16 +13,19 @@ import numpy as np
 from console import tell
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
+from errors import UserError
 from flags import DecodeFlags, InferenceConfig, OutputFlags
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.ctranslate2_conversion import check_convertible
 from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
+from models.decoder_weights import KNOWN
 from models.devices import Devices, resolve_devices, use_threads
 from models.engines import convert
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel, inference_models, shared_limits
 from models.label_prediction import LabelDecoding, ScoreEngine
+from models.loading import longest_output
 from models.parts_names import is_structured
 from models.prediction import Engine
 from models.sampling import SamplingOptions
@@ -41,6 +44,8 @@ class Ready:
     labels: LabelMap | None  # as they are predicted
     devices: Devices
     encoder: Encoder
+    model_type: str
+    target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
 
 
 def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> Ready:
@@ -51,7 +56,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
 
     Raises:
         UserError: a model that cannot be read, a task that it does not fit, devices that are not there, a model or an
-            arithmetic that -engine ctranslate2 does not have.
+            arithmetic that -engine ctranslate2 does not have, outputs longer than the model can write.
     """
     data = config.data
     models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
@@ -70,9 +75,20 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         check_convertible(model_config.model_type, f"-model {models[0].name}")
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
+    check_min_length(config.decode, target_limit)
     cache = Path(data.cache_dir or temporary)
     encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, labels, devices, encoder)
+    return Ready(config, models, task, labels, devices, encoder, model_config.model_type, target_limit)
+
+
+def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
+    """Refuse a -min_predict_length that is more than the models have positions for."""
+    longest = longest_output(target_limit)
+    if longest and decode.min_predict_length > longest:
+        raise UserError(
+            f"-min_predict_length {decode.min_predict_length}: the model has positions for outputs of {longest} tokens;"
+            " give that or less"
+        )
 
 
 def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
@@ -144,8 +160,18 @@ def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | No
 
 
 def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence[np.ndarray]) -> Engine:
-    """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`."""
+    """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`.
+
+    Tells what the flags do not say: outputs that end before -max_predict_length, and a search that is not our own.
+    """
     decode, models, devices = ready.config.decode, ready.models, ready.devices
+    longest = longest_output(ready.target_limit)
+    if decoding is None and longest and decode.max_predict_length > longest:
+        tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
+    if decode.engine == "torch" and ready.model_type not in KNOWN:
+        tell(
+            f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
+        )
     options, with_scores = decoding_options(decode), is_structured(ready.config.output.save_output)
     if decode.engine == "ctranslate2":
         return convert(models[0], options, decode.compute_type, with_scores, examples, devices.device(0))

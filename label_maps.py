@@ -35,9 +35,10 @@ class LabelMap:
             problems += [f"label map: {kind} {v!r} occurs more than once" for v, count in counts.items() if count > 1]
             if self.separator:
                 problems += [
-                    f"label map: {kind} {value!r} holds the label separator {self.separator!r}; choose another"
+                    f"label map: {kind} {value!r} holds the label separator {self.separator!r}, or ends like it; choose"
+                    " another"
                     for value in values
-                    if len(self._parts(value)) > 1
+                    if len(self._parts(value)) > 1 or self._runs_into_separator(value)
                 ]
         if any(character.isalnum() for character in self.separator):
             problems.append(
@@ -163,6 +164,11 @@ class LabelMap:
         """`text` cut at the separator, without blanks around; a separator of blanks is any run of blanks."""
         mark = self.separator.strip()
         return [part.strip() for part in text.split(mark)] if mark else text.split() or [""]
+
+    def _runs_into_separator(self, value: str) -> bool:
+        """Whether the end of `value` makes a separator with the beginning of the one behind it: `a-` before `--`."""
+        marks = filter(None, (self.separator, self.separator.strip()))
+        return any((value + mark).split(mark) != [value, ""] for mark in marks)
 
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
         """`nearest` of every prediction, worked out once per unique string."""

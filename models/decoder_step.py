@@ -241,6 +241,7 @@ class StepState:
         self.model = model
         self.sources = sources
         self.cache = cache
+        self.dtype = model.dtype
 
     def logits(self, tokens: Tensor, step: int) -> Tensor:
         """(B, beams, vocabulary) after the last tokens (B, beams), which are those of `step`."""

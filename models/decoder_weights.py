@@ -14,6 +14,8 @@ from transformers.activations import NewGELUActivation
 
 from models.forward import BART_LIKE, T5_LIKE, logit_scale
 
+KNOWN = (*T5_LIKE, *BART_LIKE)  # the model types that are decoded by our own search
+
 
 class Linear(NamedTuple):
     """A projection. Weights (in, out) suit the matrix products of few rows: a fifth faster on a CPU than (out, in)."""
@@ -104,7 +106,7 @@ def supports(model: PreTrainedModel) -> bool:
     quantised layers and weights that are sharded over processes are left to `generate`.
     """
     kind = model.config.model_type
-    if kind not in (*T5_LIKE, *BART_LIKE) or not type(model).__name__.endswith("ForConditionalGeneration"):
+    if kind not in KNOWN or not type(model).__name__.endswith("ForConditionalGeneration"):
         return False
     decoder = model.get_decoder()
     projections = [module for module in (*decoder.modules(), model.lm_head) if hasattr(module, "in_features")]

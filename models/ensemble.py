@@ -15,6 +15,7 @@ class EnsembleState:
 
     def __init__(self, states: Sequence[StepState]) -> None:
         self.states = states
+        self.dtype = states[0].dtype
 
     def logits(self, tokens: Tensor, step: int) -> Tensor:
         return torch.stack([state.logits(tokens, step).log_softmax(2) for state in self.states]).mean(0)

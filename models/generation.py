@@ -12,15 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    ByT5Tokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from models.decoder_step import StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.ensemble import start
+from models.finite import require_finite
 from models.forward import decoder_start_token
-from models.joined_labels import joined_label_graph
-from models.label_trie import LabelTrie, TokenGraph
-from models.loading import target_limit
+from models.joined_labels import JoinedLabels
+from models.label_trie import LabelTrie
+from models.loading import longest_output, shared_target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
 from models.search import FoundTokens, SearchOptions, beam_search
@@ -73,17 +81,21 @@ class Hypothesis:
 
 
 def generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DecodingOptions
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: DecodingOptions,
+    others: Sequence[PreTrainedModel] = (),
 ) -> GenerationConfig:
     """Every generation field that matters, set: none is inherited from a checkpoint's own generation config.
 
     The start token, and a fixed first token (BART's `<s>`, mBART's language), are taken from an encoded target, so
-    that decoding begins as training did.
+    that decoding begins as training did. Outputs are as long as the model, and the others that decode with it, have
+    positions for.
     """
     target = example_target(tokenizer)
-    limit = target_limit(model.config)
+    longest = longest_output(shared_target_limit(member.config for member in (model, *others)))
     return GenerationConfig(
-        max_new_tokens=min(options.max_length, limit - 1) if limit else options.max_length,
+        max_new_tokens=min(options.max_length, longest or options.max_length),
         min_length=options.min_length,
         num_beams=options.beam_size,
         num_return_sequences=options.num_return if options.beam_size > 1 else 1,
@@ -98,6 +110,17 @@ def generation_config(
         forced_bos_token_id=fixed_first_token(tokenizer),
         use_cache=True,
     )
+
+
+class _FiniteWatch(LogitsProcessor):  # type: ignore[misc]
+    """Notices scores that are NaN or infinite on their way through `generate`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 (the library's signature)
+        self.broken |= ~(scores.amax() < float("inf"))  # NaN is larger than all, and not smaller than infinity
+        return scores
 
 
 class Decoder:
@@ -128,9 +151,9 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.config = generation_config(model, tokenizer, options)
+        self.config = generation_config(model, tokenizer, options, others)
         self.own = all(supports(member) for member in self.models)
-        self.allowed: TokenGraph | None = None
+        self.allowed: LabelTrie | JoinedLabels | None = None
         if not self.own and (labels or options.sampling or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
             raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
@@ -141,15 +164,15 @@ class Decoder:
         if len(set(starts)) > 1:
             raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
         if labels:
-            self.allowed = self._label_graph(labels, label_separator)
+            self.allowed = self._allowed_texts(labels, label_separator)
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """The best text for each row of (batch, source_length) ids."""
+        """The best text for each row of (batch, source_length) ids; raises as `decode` does."""
         if not self.own:
             return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
         found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.options.num_return > 1)
-        return decode_texts(self.tokenizer, [outputs[0].ids for outputs in found])
+        return self._texts([outputs[0].ids for outputs in found])
 
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int] | None = None
@@ -159,12 +182,15 @@ class Decoder:
         Fewer come back only where there are fewer labels. Samples depend on the options and on `row_ids`, by default
         the places in the batch. The scores of beam search are the `sequences_scores` of `transformers`; those of greedy
         search and of samples are the model's own, untouched by penalties and temperature.
+
+        Raises:
+            RunError: the model's scores are NaN or infinite.
         """
         if not self.own:
             return self._generate(input_ids, attention_mask, with_scores=True)
         row_ids = range(len(input_ids)) if row_ids is None else row_ids
         found = self._search(input_ids, attention_mask, row_ids, with_scores=True)
-        texts = iter(decode_texts(self.tokenizer, [output.ids for outputs in found for output in outputs]))
+        texts = iter(self._texts([output.ids for outputs in found for output in outputs]))
         return [[Hypothesis(next(texts), output.score) for output in outputs] for outputs in found]
 
     @torch.inference_mode()
@@ -186,7 +212,7 @@ class Decoder:
             beams=options.num_return if sampling else options.beam_size,
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
-            labels=None if self.allowed is None else self.allowed.to(input_ids.device),
+            labels=None if self.allowed is None else self.allowed.graph.to(input_ids.device),
         )
         device = input_ids.device
         state = start(self.step_models(), input_ids, attention_mask, search.beams)
@@ -194,6 +220,13 @@ class Decoder:
             found = beam_search(state, len(input_ids), search, device)
             return [outputs[: options.num_return] for outputs in found]
         return sample(state, list(row_ids), search, sampling, device, with_scores)
+
+    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Of outputs (a fixed first token and the end token included)."""
+        if self.allowed is None:
+            return decode_texts(self.tokenizer, rows)
+        begin = 0 if self.config.forced_bos_token_id is None else 1
+        return [self.allowed.text(ids[begin : ids.index(self.config.eos_token_id, begin)]) for ids in rows]
 
     def step_models(self) -> list[StepModel]:
         """The decoders that searches run on, in the precision in force."""
@@ -205,7 +238,7 @@ class Decoder:
     @torch.inference_mode()
     def _generate(self, input_ids: Tensor, attention_mask: Tensor, with_scores: bool) -> list[list[Hypothesis]]:
         """The same by `generate`; leaves the model's own generation config as it was. Scores of 0 unless asked for."""
-        own = self.model.generation_config
+        own, watch = self.model.generation_config, _FiniteWatch(input_ids.device)
         self.model.generation_config = self.config  # `generate` fills unset fields from it
         beams = self.options.beam_size > 1
         try:
@@ -213,6 +246,7 @@ class Decoder:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 generation_config=self.config,
+                logits_processor=LogitsProcessorList([watch]),
                 output_scores=with_scores and beams,  # both are kept for every step
                 output_logits=with_scores and not beams,
                 return_dict_in_generate=True,
@@ -220,6 +254,7 @@ class Decoder:
             scores = self._generate_scores(output) if with_scores else [0.0] * len(output.sequences)
         finally:
             self.model.generation_config = own
+        require_finite(watch.broken, compute_dtype(self.model))
         count = self.options.num_return
         texts = decode_texts(self.tokenizer, output.sequences)
         flat = [Hypothesis(text, score) for text, score in zip(texts, scores, strict=True)]
@@ -235,27 +270,30 @@ class Decoder:
         total = log_probs.masked_fill(~written, 0.0).sum(1)
         return (total / written.sum(1) ** self.options.length_penalty).tolist()  # type: ignore[no-any-return]
 
-    def _label_graph(self, labels: Sequence[str], separator: str) -> TokenGraph:
+    def _allowed_texts(self, labels: Sequence[str], separator: str) -> LabelTrie | JoinedLabels:
         if self.options.has_rules or self.options.sampling:
             raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
-        allowed = label_graph(self.tokenizer, labels, separator)
-        self.config.max_new_tokens = allowed.longest + (self.config.forced_bos_token_id is not None)
-        limit = target_limit(self.model.config)
+        allowed = allowed_texts(self.tokenizer, labels, separator)
+        longest = allowed.graph.longest
+        self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)
+        limit = shared_target_limit(member.config for member in self.models)
         if limit and self.config.max_new_tokens > limit:
-            raise ValueError(f"the longest label has {allowed.longest} tokens; the model writes at most {limit}")
+            raise ValueError(f"the longest label has {longest} tokens; the model writes at most {limit}")
         return allowed
 
 
 def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> LabelTrie:
     """The tree of the token sequences of label texts, encoded as targets are, without a fixed first token."""
-    return LabelTrie(list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
+    return LabelTrie(labels, list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
 
 
-def label_graph(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = "") -> TokenGraph:
-    """What may follow what in label texts, one alone or, with a separator, several joined."""
-    if not separator:
-        return label_trie(tokenizer, labels).graph
-    return joined_label_graph(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
+def allowed_texts(
+    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = ""
+) -> LabelTrie | JoinedLabels:
+    """The texts that may come out: one label alone or, with a separator, several joined."""
+    if not separator or len(labels) == 1:
+        return label_trie(tokenizer, labels)
+    return JoinedLabels(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
 
 
 def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:

@@ -24,8 +24,8 @@ from models.loading import (
     from_pretrained,
     load_config,
     load_tokenizer,
+    shared_target_limit,
     source_limit,
-    target_limit,
     unpack_tokenizer,
     with_languages,
 )
@@ -185,5 +185,4 @@ def inference_models(
 def shared_limits(models: Sequence[InferenceModel]) -> tuple[int, int]:
     """Tokens of a source, and of a target, that all the models can hold; 0 = no limit."""
     configs = [model.config_and_tokenizer()[0] for model in models]
-    sources, targets = [source_limit(config) for config in configs], [target_limit(config) for config in configs]
-    return min(filter(None, sources), default=0), min(filter(None, targets), default=0)
+    return min(filter(None, map(source_limit, configs)), default=0), shared_target_limit(configs)

@@ -6,18 +6,22 @@ No beam has to remember what it has written.
 
 The tokens are those of the whole joined text, as training encodes it. A label has up to four forms: alone, at the
 beginning with a separator behind it, in the middle, and last. They are found by encoding pairs and triples of labels.
+That all texts are made of these forms is checked on every pair, on some triples and on the longest text; were there one
+that is not, its forms would still be read as this text, only the model would have learned other tokens for it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from models.label_trie import ROOT, Branches, LabelTrie, TokenGraph
 
 PROBES = ("0", "가", "Z")  # texts that do not begin alike, so that nothing of a follower is taken for the separator's
-LARGEST_TABLE = 2**25  # entries (nodes times tokens): 128 MB of fp32
+MOST_BRANCHES = 2**20  # of the graph while it is made: some 200 MB
 TRIPLES_CHECKED = 300
 
 Encode = Callable[[str], list[int]]
@@ -49,39 +53,87 @@ class Place:
     written: int = 0
 
 
-def joined_label_graph(encode: Encode, texts: Sequence[str], separator: str, end_token: int) -> TokenGraph:
-    """What may follow what, for label texts joined by `separator`.
+class JoinedLabels:
+    """What may follow what in label texts joined by `separator`, and which text a sequence of tokens is.
 
     What has been written may be the beginning of several texts, so that a node stands for all the places where it may
     have led (the subset construction of automata).
 
     Args:
         encode: gives the tokens of a target text without the end token and without a fixed first token.
+        texts: two labels or more, in declared order.
+
+    Attributes:
+        graph: what may follow each node.
 
     Raises:
-        ValueError: labels whose tokens depend on their neighbours; or too many labels.
+        ValueError: labels whose tokens depend on their neighbours; different texts of the same tokens; too many labels.
     """
-    if len(texts) == 1:
-        return LabelTrie([encode(texts[0])], end_token).graph
-    forms, count = label_forms(encode, texts, separator), len(texts)
-    known = {token for form in (forms.alone, forms.first, forms.middle, forms.last) for ids in form for token in ids}
+
+    def __init__(self, encode: Encode, texts: Sequence[str], separator: str, end_token: int) -> None:
+        self.texts = texts
+        self.separator = separator
+        forms = label_forms(encode, texts, separator)
+        LabelTrie(texts, forms.alone, end_token)  # refuses labels that one alone cannot be told by
+        self.graph = _graph(forms, texts, end_token)
+        labels = range(len(texts))
+        # What ends a text, and what goes on: tokens -> label, at the beginning of a text (True) and later (False). The
+        # last declared label never goes on, and the first declared one stands at the beginning only.
+        self._ending = {
+            True: {tuple(forms.alone[label]): label for label in labels},
+            False: {tuple(forms.last[label]): label for label in labels[1:]},
+        }
+        self._going_on = {
+            True: {tuple(forms.first[label]): label for label in labels[:-1]},
+            False: {tuple(forms.middle[label]): label for label in labels[1:-1]},
+        }
+        self._lengths = {begins: sorted({len(form) for form in known}) for begins, known in self._going_on.items()}
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The joined label texts of these tokens (without the end token); `KeyError` for others.
+
+        There is only one such text: two of the same tokens were refused.
+        """
+        whole = tuple(tokens)
+        waiting: list[tuple[int, tuple[int, ...]]] = [(0, ())]  # tokens read, and the labels that they are
+        while waiting:
+            begin, labels = waiting.pop()
+            latest, rest = labels[-1] if labels else -1, whole[begin:]
+            ending = self._ending[not labels].get(rest, -1)
+            if ending > latest:
+                return self.separator.join(self.texts[label] for label in (*labels, ending))
+            for length in self._lengths[not labels]:
+                label = self._going_on[not labels].get(rest[:length], -1)
+                if label > latest:
+                    waiting.append((begin + length, (*labels, label)))
+        raise KeyError(whole)
+
+
+def _graph(forms: Forms, texts: Sequence[str], end_token: int) -> TokenGraph:
+    count = len(texts)
     start = frozenset(_openings(-1, count))
     nodes = {start: ROOT}
     children: list[Branches] = []
     ends: list[int] = []
-    waiting = [start]
+    waiting, made = [start], 0
     for places in waiting:  # which grows meanwhile
         branches: Branches = {}
-        if any(not place.goes_on and not _next_tokens(forms, place) for place in places):
+        ended = [place for place in places if not place.goes_on and not _next_tokens(forms, place)]
+        if ended:
+            _check_one(ended, texts)
             ends.append(nodes[places])
-        for token, reached in _steps(forms, places, count).items():
+        for token, reached in _steps(forms, places, texts).items():
             if reached not in nodes:
                 nodes[reached] = len(nodes)
                 waiting.append(reached)
             branches[token] = nodes[reached]
         children.append(branches)
-        if len(nodes) * (len(known) + 1) > LARGEST_TABLE:
-            raise ValueError(f"{count} labels are too many, or too long, to be joined in a table of what may follow")
+        made += len(branches)
+        if made > MOST_BRANCHES:
+            raise ValueError(
+                f"{count} labels are too many, or too long, to be joined: more than {MOST_BRANCHES:,} tokens may follow"
+                " here or there"
+            )
     return TokenGraph(children, ends, end_token, _longest(forms))
 
 
@@ -96,15 +148,34 @@ def _next_tokens(forms: Forms, place: Place) -> list[int]:
     return forms.of(place.begins, place.goes_on)[place.label][place.written :][:1]
 
 
-def _steps(forms: Forms, places: Collection[Place], count: int) -> dict[int, frozenset[Place]]:
+def _steps(forms: Forms, places: Collection[Place], texts: Sequence[str]) -> dict[int, frozenset[Place]]:
     """Every token that may follow, with the places that it leads to."""
     reached: dict[int, set[Place]] = {}
+    behind: dict[int, list[Place]] = {}  # labels whose separator is complete with a token
     for place in places:
         for token in _next_tokens(forms, place):
             step = replace(place, written=place.written + 1)
-            behind = step.goes_on and not _next_tokens(forms, step)
-            reached.setdefault(token, set()).update(_openings(step.label, count) if behind else (step,))
+            if step.goes_on and not _next_tokens(forms, step):
+                behind.setdefault(token, []).append(step)
+                reached.setdefault(token, set()).update(_openings(step.label, len(texts)))
+            else:
+                reached.setdefault(token, set()).add(step)
+    for complete in behind.values():
+        _check_one(complete, texts)
     return {token: frozenset(found) for token, found in reached.items()}
+
+
+def _check_one(complete: Sequence[Place], texts: Sequence[str]) -> None:
+    """Refuse places that were reached by the same tokens and at which labels end: they are different texts.
+
+    Two texts of the same tokens have such places: at their ends, or where the last labels that differ end.
+    """
+    if len(complete) > 1:
+        names = " and ".join(sorted({repr(texts[place.label]) for place in complete}))
+        raise ValueError(
+            f"the tokenizer writes different joined texts with the same tokens, as far as {names}, and the model cannot"
+            " tell them apart; change these labels in the label map, or the separator"
+        )
 
 
 def _longest(forms: Forms) -> int:
@@ -124,7 +195,7 @@ def label_forms(encode: Encode, texts: Sequence[str], separator: str) -> Forms:
     """The forms of every label; those that cannot occur (the last declared one at the beginning) are like the others.
 
     Raises:
-        ValueError: joined texts that are not made of these forms.
+        ValueError: a text among those of `_checked` that is not made of these forms.
     """
     count = len(texts)
     joined = separator.join
@@ -150,10 +221,15 @@ def label_forms(encode: Encode, texts: Sequence[str], separator: str) -> Forms:
 
 
 def _checked(count: int) -> list[tuple[int, ...]]:
-    """The label numbers of all pairs, of up to 300 triples all over, and of the longest text."""
-    triples = list(itertools.islice(itertools.combinations(range(count), 3), 100_000))
-    step = max(1, len(triples) // TRIPLES_CHECKED)
-    return [*itertools.combinations(range(count), 2), *triples[::step], tuple(range(count))]
+    """The label numbers of all pairs, of all triples or `TRIPLES_CHECKED` drawn from them, and of the longest text."""
+    labels = range(count)
+    triples: set[tuple[int, ...]] = set()
+    if math.comb(count, 3) <= TRIPLES_CHECKED:
+        triples.update(itertools.combinations(labels, 3))
+    draw = random.Random(0)
+    while len(triples) < min(TRIPLES_CHECKED, math.comb(count, 3)):
+        triples.add(tuple(sorted(draw.sample(labels, 3))))
+    return [*itertools.combinations(labels, 2), *sorted(triples), tuple(labels)]
 
 
 def _common(sequences: list[list[int]]) -> list[int]:

@@ -8,6 +8,7 @@ values. The log-probability of a label is the sum over its path of the log-proba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.decoder_step import NoMemory, StepModel
 from models.decoder_weights import compute_dtype, supports
+from models.finite import require_finite
 from models.forward import decoder_start_token
 from models.generation import example_target, fixed_first_token, label_trie
 from models.loading import target_limit
@@ -23,6 +25,19 @@ from models.vocabulary import log_normaliser
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
 LOGITS_AT_ONCE = 2**22  # 16 MB of fp32: what is looked at while it is still in the cache
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What is the same for every batch: the decoder, its inputs, and what is read from its outputs."""
+
+    model: StepModel
+    tokens: Tensor  # (1, queries)
+    positions: Tensor  # (1, queries)
+    biases: list[Tensor | None]
+    pair_nodes: Tensor  # (pairs,)
+    pair_tokens: Tensor  # (pairs,)
+    steps: Tensor  # (labels, longest)
 
 
 class LabelScorer:
@@ -49,7 +64,7 @@ class LabelScorer:
         limit = target_limit(model.config)
         if limit and len(self.before) + self.trie.longest - 1 > limit:
             raise ValueError(f"the longest label has {self.trie.longest} tokens; the model writes at most {limit}")
-        self._step_models: dict[torch.dtype, StepModel] = {}
+        self._passes: dict[tuple[torch.dtype, torch.device], _Pass] = {}
         pairs = {pair: None for path in self.trie.paths for pair in path}
         number = {pair: index for index, pair in enumerate(pairs)}
         self.pair_nodes = torch.tensor([node for node, _ in pairs])
@@ -61,21 +76,36 @@ class LabelScorer:
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """fp32 (batch, labels) log-probabilities for (batch, source_length) ids."""
+        """fp64 (batch, labels) log-probabilities for (batch, source_length) ids.
+
+        Raises:
+            RunError: they are NaN or infinite.
+        """
         rows = max(1, QUERIES_AT_ONCE // (len(self.before) + len(self.trie.depths)))
         parts = [slice(start, start + rows) for start in range(0, len(input_ids), rows)]
-        return torch.cat([self._scores(input_ids[part], attention_mask[part]) for part in parts])
+        scores = torch.cat([self._scores(input_ids[part], attention_mask[part]) for part in parts])
+        require_finite(~scores.isfinite().all(), compute_dtype(self.model))
+        return scores
 
     def _scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        device = input_ids.device
-        model = self._step_model()
-        tokens, positions, visible = (part.to(device) for part in self._queries(model.dtype))
+        fixed = self._pass(input_ids.device)
+        model = fixed.model
         given = model.encode(input_ids, attention_mask)
-        biases = model.self_bias(positions.unsqueeze(2) - positions.unsqueeze(1), visible)
-        hidden = model.hidden(tokens.expand(len(input_ids), -1), positions, biases, NoMemory(), given)
+        tokens = fixed.tokens.expand(len(input_ids), -1)
+        hidden = model.hidden(tokens, fixed.positions, fixed.biases, NoMemory(), given)
         hidden = hidden[:, len(self.before) - 1 :]  # (batch, nodes, width)
-        log_probs = functional.pad(self._pair_log_probs(model, hidden), (0, 1))
-        return log_probs[:, self.steps.to(device)].sum(2)
+        log_probs = functional.pad(_pair_log_probs(fixed, hidden), (0, 1))
+        return log_probs[:, fixed.steps].sum(2)
+
+    def _pass(self, device: torch.device) -> _Pass:
+        dtype = compute_dtype(self.model)
+        if (dtype, device) not in self._passes:
+            model = StepModel(self.model, dtype)
+            tokens, positions, visible = (part.to(device) for part in self._queries(dtype))
+            biases = model.self_bias(positions.unsqueeze(2) - positions.unsqueeze(1), visible)
+            pairs = (part.to(device) for part in (self.pair_nodes, self.pair_tokens, self.steps))
+            self._passes[dtype, device] = _Pass(model, tokens, positions, biases, *pairs)
+        return self._passes[dtype, device]
 
     def _queries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions (1, queries) of the pass, and who sees whom (1, queries, queries)."""
@@ -89,19 +119,17 @@ class LabelScorer:
         visible = torch.zeros(count, count, dtype=dtype).masked_fill_(~seen, float("-inf"))
         return tokens.unsqueeze(0), positions.unsqueeze(0), visible.unsqueeze(0)
 
-    def _pair_log_probs(self, model: StepModel, hidden: Tensor) -> Tensor:
-        """(batch, pairs) log-probability of each pair's token at its node, by parts of the batch."""
-        nodes, tokens = self.pair_nodes.to(hidden.device), self.pair_tokens.to(hidden.device)
-        parts = []
-        rows = max(1, LOGITS_AT_ONCE // (model.vocabulary * hidden.shape[1]))
-        for start in range(0, len(hidden), rows):
-            logits = model.logits(hidden[start : start + rows])
-            normaliser = log_normaliser(logits.view(-1, model.vocabulary)).view(logits.shape[:2])
-            parts.append(logits[:, nodes, tokens] - normaliser[:, nodes])
-        return torch.cat(parts)
 
-    def _step_model(self) -> StepModel:
-        dtype = compute_dtype(self.model)
-        if dtype not in self._step_models:
-            self._step_models[dtype] = StepModel(self.model, dtype)
-        return self._step_models[dtype]
+def _pair_log_probs(fixed: _Pass, hidden: Tensor) -> Tensor:
+    """fp64 (batch, pairs) log-probability of each pair's token at its node, by parts of the batch.
+
+    In fp32 the difference of a logit and the normaliser is rounded at every token, and then again their sum.
+    """
+    vocabulary = fixed.model.vocabulary
+    parts = []
+    rows = max(1, LOGITS_AT_ONCE // (vocabulary * hidden.shape[1]))
+    for start in range(0, len(hidden), rows):
+        logits = fixed.model.logits(hidden[start : start + rows])
+        normaliser = log_normaliser(logits.view(-1, vocabulary)).view(logits.shape[:2])
+        parts.append(logits[:, fixed.pair_nodes, fixed.pair_tokens].double() - normaliser[:, fixed.pair_nodes].double())
+    return torch.cat(parts)

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,16 @@ def source_limit(config: PreTrainedConfig) -> int:
 def target_limit(config: PreTrainedConfig) -> int:
     """Longest target in tokens that the model has positions for; 0 = no limit. LED's is below its `source_limit`."""
     return _positions(config, "decoder")
+
+
+def shared_target_limit(configs: Iterable[PreTrainedConfig]) -> int:
+    """Longest target in tokens that all models together have positions for; 0 = no limit."""
+    return min(filter(None, map(target_limit, configs)), default=0)
+
+
+def longest_output(limit: int) -> int:
+    """Tokens that a model with that `target_limit` writes at most (the start token takes a place); 0 = no limit."""
+    return limit - 1 if limit else 0
 
 
 def _positions(config: PreTrainedConfig, side: str) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.finite import require_finite
 from models.search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
 from models.vocabulary import best_scores, log_normaliser
 
@@ -52,7 +53,7 @@ def draw_tokens(logits: Tensor, draws: Tensor, options: SamplingOptions) -> Tens
     reached = probabilities.cumsum(1)
     place = (reached <= draws.unsqueeze(1) * reached[:, -1:]).sum(1, keepdim=True)
     place = place.clamp_(max=width - 1).minimum((probabilities > 0).sum(1, keepdim=True) - 1)
-    return tokens.gather(1, place).view(-1)
+    return tokens.gather(1, place.clamp_(min=0)).view(-1)  # NaN logits leave none: the search refuses them
 
 
 @dataclass
@@ -65,6 +66,7 @@ class _Runs:
     lengths: Tensor
     ended: Tensor
     state: State
+    broken: Tensor  # whether the logit of a token that was taken was NaN or infinite
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
@@ -86,6 +88,9 @@ def sample(
 
     A score is the model's own log-probability, whatever the temperature and the rules, over length ** penalty; a fixed
     first token counts 0. Without `with_scores` it is 0.
+
+    Raises:
+        RunError: scores that are NaN or infinite.
     """
     count, samples = len(row_ids), options.beams
     runs = _Runs(
@@ -95,6 +100,7 @@ def sample(
         lengths=torch.zeros(count, samples, dtype=torch.long, device=device),
         ended=torch.zeros(count, samples, dtype=torch.bool, device=device),
         state=state,
+        broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     draws = None
     if sampling is not None:
@@ -113,6 +119,7 @@ def sample(
             _collect(runs, finished, options, results)
             runs.keep((~finished).nonzero().view(-1))
             since_kept = 0
+    require_finite(runs.broken, state.dtype)
     _collect(runs, torch.ones(len(runs.rows), dtype=torch.bool, device=device), options, results)
     return results
 
@@ -134,8 +141,10 @@ def _step(
         tokens = best_scores(allowed, 1)[1].view(-1)
     else:
         tokens = draw_tokens(allowed, draws.reshape(-1), sampling)
+    taken = logits.gather(1, tokens.unsqueeze(1))
+    runs.broken |= (~taken.isfinite().view(shape) & ~runs.ended).any()  # NaN and infinity are taken before others
     if with_scores and not (step == 0 and options.rules.first_token is not None):
-        log_probs = logits.gather(1, tokens.unsqueeze(1)) - log_normaliser(logits)
+        log_probs = taken - log_normaliser(logits)
         runs.scores += log_probs.view(shape).masked_fill_(runs.ended, 0.0)
     tokens = tokens.view(shape).masked_fill_(runs.ended, options.end_token)
     runs.tokens = torch.cat((runs.tokens, tokens.unsqueeze(2)), 2)

@@ -7,7 +7,7 @@ a source is done when its k places are taken and its best beam, at its present l
     early stopping, as soon as they are taken
 every few steps: sources that are done leave the batch, and cache columns that no beam sees any more are thrown out
 
-Shapes: B sources still in the batch, k beams, V vocabulary (or the tokens of a label graph).
+Shapes: B sources still in the batch, k beams, V vocabulary (or the most that may follow in a label graph).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.decoder_step import COLUMNS_TO_COME
+from models.finite import require_finite
 from models.label_trie import ROOT, TokenGraph
 from models.score_rules import ScoreRules
 from models.vocabulary import best_scores, log_normaliser
@@ -29,7 +30,9 @@ NEVER = float("-inf")
 
 
 class State(Protocol):
-    """The running outputs under a model or several, as `StepState` describes it."""
+    """The running outputs under a model or several, as `StepState` describes it; `dtype` is that of matrix products."""
+
+    dtype: torch.dtype
 
     def logits(self, tokens: Tensor, step: int) -> Tensor: ...
 
@@ -113,6 +116,7 @@ class _Beams:
     done: Tensor  # (B,)
     state: State
     finished: _Finished
+    broken: Tensor  # whether a score was NaN, for a source that was not done
     nodes: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def keep(self, rows: Tensor) -> None:
@@ -133,6 +137,9 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
 
     Fewer come back only where there are fewer label texts. Beams of a source that has just begun are the start token
     k times over, all but one at a log-probability of -inf.
+
+    Raises:
+        RunError: scores that are NaN or infinite.
     """
     scores = torch.full((count, options.beams), NEVER, device=device)
     scores[:, 0] = 0.0
@@ -143,6 +150,7 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
         done=torch.zeros(count, dtype=torch.bool, device=device),
         state=state,
         finished=_Finished.none(count, options.beams, device),
+        broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     if options.labels is not None:
         beams.nodes = torch.full((count, options.beams), ROOT, device=device)
@@ -158,6 +166,7 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
             _collect(beams, beams.done, results)
             beams.keep((~beams.done).nonzero().view(-1))
             since_compacted = 0
+    require_finite(beams.broken, state.dtype)
     _collect(beams, torch.ones_like(beams.done), results)
     return results
 
@@ -172,6 +181,7 @@ def _step(beams: _Beams, step: int, options: SearchOptions) -> None:
     length = step + 1
     logits = beams.state.logits(beams.tokens[:, :, -1], step)
     scores, parents, tokens, nodes = _continuations(logits, beams, step, options)
+    beams.broken |= (scores[:, 0].isnan() & ~beams.done).any()  # NaN is the largest of all, and so the first
     ended = tokens == options.end_token
     if length == options.max_length:
         ended = torch.ones_like(ended)
@@ -197,14 +207,18 @@ def _by_beam(values: Tensor, beams: Tensor) -> Tensor:
 def _continuations(
     logits: Tensor, running: _Beams, step: int, options: SearchOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 2k best continuations of every source: log-probability, parent beam, token and label node, each (B, 2k)."""
+    """The 2k best continuations of every source: log-probability, parent beam, token and label node, each (B, 2k).
+
+    Fewer where fewer tokens may follow, but never fewer than k.
+    """
     sources, beams, vocabulary = logits.shape
     labels = options.labels
     if step == 0 and options.rules.first_token is not None:
         labels = None  # a fixed first token stands before the labels
     normaliser = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
     if labels is not None:
-        log_probs = logits[:, :, labels.tokens] - normaliser + labels.blocked[running.nodes]
+        allowed, targets, exists = labels.choices(running.nodes)
+        log_probs = (logits.gather(2, allowed) - normaliser).masked_fill_(~exists, NEVER)
     else:
         log_probs = logits.sub_(normaliser)
         options.rules.apply(log_probs.view(-1, vocabulary), running.tokens.view(sources * beams, -1))
@@ -214,8 +228,8 @@ def _continuations(
     parents, tokens = index // choices, index % choices
     nodes = torch.full_like(tokens, ROOT)
     if labels is not None:
-        nodes = labels.following[running.nodes.gather(1, parents), tokens]
-        tokens = labels.tokens[tokens]
+        nodes = targets.view(sources, -1).gather(1, index)
+        tokens = allowed.view(sources, -1).gather(1, index)
     return scores, parents, tokens, nodes
 
 

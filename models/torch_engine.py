@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from console import tell
 from errors import errors_at
+from models.decoder_weights import KNOWN
 from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions
 from models.inference_model import InferenceModel
@@ -39,6 +41,10 @@ class TorchEngine:
         members = [member.to(device).eval() for member, _ in loaded]
         with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
             decoder = Decoder(model, tokenizer, self.options, self.labels, members[1:], self.label_separator)
+        if not decoder.own and model.config.model_type in KNOWN and not device.index:
+            tell(
+                f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
+            )
         return _TorchPredictor(decoder, tokenizer, device, self.with_scores)
 
 

@@ -196,7 +196,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     encoder = Encoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path)
     config = InferenceConfig(data=data, output=OutputFlags(**names))
     devices = Devices("cpu", 1, 1, "32-true")
-    ready = Ready(config, (), task, LabelMap.parse("0=no,1=yes"), devices, encoder)
+    ready = Ready(config, (), task, LabelMap.parse("0=no,1=yes"), devices, encoder, "t5", 0)
     with pytest.raises(MemoryError):
         finish(ready, prediction_split(encoder)[0], [Prediction("noo"), Prediction("yes")])
     assert (tmp_path / "save_output").read_text() == "no\nyes\n"

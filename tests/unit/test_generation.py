@@ -1,61 +1,24 @@
-"""Decoding starts as training did, inherits nothing, and gives the texts of the library's own generate."""
+"""Decoding starts as training did and inherits nothing; its texts and scores are tested in `test_search.py`."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from models.acceleration import accelerate
-from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions, decode_texts, example_target, generation_config
 from models.loading import from_config
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer
-
-
-def encoded(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    tokenizer = ByT5Tokenizer()
-    ids = [torch.tensor(tokenizer(text).input_ids).numpy() for text in texts]
-    return pad_sources(ids, 0, torch.device("cpu"))
-
-
-def trained(name: str) -> torch.nn.Module:
-    """A model after a few steps of copying, so that its outputs end at various lengths."""
-    model = from_config(config_of(name), seed=4).train()
-    accelerate(model)
-    ids, mask = encoded(["가나", "abc", "x", "한글 text", "1234567"])
-    labels = ids.masked_fill(mask == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-@pytest.mark.parametrize("beam_size", [1, 4])
-@pytest.mark.parametrize("name", ["t5-untied", "bart", "mbart", "umt5"])
-def test_texts_are_those_of_the_library(name: str, beam_size: int) -> None:
-    model, tokenizer = trained(name), ByT5Tokenizer()
-    ids, mask = encoded(["가나", "abc", "x", "한글 text", "zz"])
-    texts = Decoder(model, tokenizer, DecodingOptions(beam_size=beam_size, max_length=12))(ids, mask)
-    start = 1 if name == "mbart" else 0
-    plain = GenerationConfig(
-        max_new_tokens=12, num_beams=beam_size, pad_token_id=0, eos_token_id=1, decoder_start_token_id=start
-    )
-    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=start)
-    expected = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
-    assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert len(set(texts)) > 1
+from tests.trained_models import encoded, half_trained, words
 
 
 def test_a_checkpoint_s_own_generation_settings_are_not_inherited() -> None:
-    model, tokenizer = trained("bart"), ByT5Tokenizer()
-    ids, mask = encoded(["가나", "abc"])
+    model, tokenizer = deepcopy(half_trained("bart")), ByT5Tokenizer()
+    ids, mask = encoded(words(8, seed=1))
     expected = Decoder(model, tokenizer, DecodingOptions(max_length=10))(ids, mask)
     own = GenerationConfig(
         no_repeat_ngram_size=1, min_length=9, num_beams=3, forced_bos_token_id=50, decoder_start_token_id=7

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from models.generation import Decoder, DecodingOptions, label_encoder, label_graph
-from models.joined_labels import joined_label_graph
+from models.generation import Decoder, DecodingOptions, allowed_texts, label_encoder
+from models.joined_labels import JoinedLabels, _checked
 from models.label_scoring import LabelScorer
 from models.label_trie import ROOT, TokenGraph
+from models.loading import from_config
+from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer, unigram_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 
@@ -27,10 +30,10 @@ def every_text(labels: list[str], separator: str) -> list[str]:
 def every_path(graph: TokenGraph, end: int, node: int = ROOT) -> list[list[int]]:
     """All token sequences from a node to the end."""
     found: list[list[int]] = []
-    for place, token in enumerate(graph.tokens.tolist()):
-        if graph.blocked[node, place] == 0:
-            rest = [[]] if token == end else every_path(graph, end, int(graph.following[node, place]))
-            found += [[token, *path] for path in rest]
+    tokens, targets, _ = graph.choices(torch.tensor(node))
+    for token, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+        rest = [[]] if token == end else every_path(graph, end, target)
+        found += [[token, *path] for path in rest]
     return found
 
 
@@ -39,20 +42,26 @@ def every_path(graph: TokenGraph, end: int, node: int = ROOT) -> list[list[int]]
 def test_the_paths_are_the_encoded_texts(tmp_path: Path, build: Callable[[Path], Any], separator: str) -> None:
     """Word tokenizers write a label in other tokens at the beginning than behind a blank."""
     tokenizer = build(tmp_path / "tokenizer")
-    graph = label_graph(tokenizer, KOREAN, separator)
+    allowed = allowed_texts(tokenizer, KOREAN, separator)
     end = tokenizer.eos_token_id
-    expected = [[*label_encoder(tokenizer)(text), end] for text in every_text(KOREAN, separator)]
+    texts = every_text(KOREAN, separator)
+    expected = [[*label_encoder(tokenizer)(text), end] for text in texts]
     assert len(expected) == 15
-    assert sorted(every_path(graph, end)) == sorted(expected)
-    assert graph.longest == max(map(len, expected))
+    assert sorted(every_path(allowed.graph, end)) == sorted(expected)
+    assert allowed.graph.longest == max(map(len, expected))
+    assert [allowed.text(path[:-1]) for path in expected] == texts
 
 
 @pytest.mark.parametrize("labels", [["a", "ab", "abc"], ["c", "b", "a", "ba"], ["x"], ["a", "aa"]])
 def test_labels_that_begin_others_in_bytes(labels: list[str]) -> None:
-    graph = label_graph(TOKENIZER, labels, "|")
-    expected = [[*label_encoder(TOKENIZER)(text), END] for text in every_text(labels, "|")]
-    assert sorted(every_path(graph, END)) == sorted(expected)
-    assert graph.longest == max(map(len, expected))
+    allowed = allowed_texts(TOKENIZER, labels, "|")
+    texts = every_text(labels, "|")
+    expected = [[*label_encoder(TOKENIZER)(text), END] for text in texts]
+    assert sorted(every_path(allowed.graph, END)) == sorted(expected)
+    assert allowed.graph.longest == max(map(len, expected))
+    assert [allowed.text(path[:-1]) for path in expected] == texts
+    with pytest.raises(KeyError):
+        allowed.text(expected[0])  # the end token belongs to no label
 
 
 def test_tokens_that_depend_on_the_neighbour_are_refused() -> None:
@@ -62,13 +71,56 @@ def test_tokens_that_depend_on_the_neighbour_are_refused() -> None:
         return [ord(letter) for letter in text.replace("b,c", "*")]
 
     with pytest.raises(ValueError, match="the tokens of 'b,c' are not those of its labels"):
-        joined_label_graph(encode, ["a", "b", "c"], ",", END)
+        JoinedLabels(encode, ["a", "b", "c"], ",", END)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "b", "A"], "writes labels 'a' and 'A' with the same tokens"),
+        (["a", "b", "a，b"], "different joined texts with the same tokens, as far as 'a，b' and 'b'"),
+        (["a", "b", "a，b", "c"], "different joined texts with the same tokens, as far as 'a，b' and 'b'"),
+        (["a", "b", "c", "b，c", "d"], "different joined texts with the same tokens, as far as 'b，c' and 'c'"),
+    ],
+)
+def test_texts_that_a_tokenizer_writes_alike_are_refused(labels: list[str], message: str) -> None:
+    """A tokenizer that normalises: NFKC makes the full-width comma a plain one."""
+
+    def encode(text: str) -> list[int]:
+        return [ord(letter) for letter in text.lower().replace("，", ",")]
+
+    with pytest.raises(ValueError, match=message):
+        JoinedLabels(encode, labels, ",", END)
+
+
+def test_outputs_are_label_texts_where_decoding_gives_others(tmp_path: Path) -> None:
+    """A T5 tokenizer normalises and folds blanks: neither text comes back from its tokens."""
+    tokenizer = unigram_tokenizer(tmp_path / "tokenizer")
+    labels = ["영화…", "최고  영화", "연기"]
+    assert not set(tokenizer.batch_decode(tokenizer(labels).input_ids, skip_special_tokens=True)) & set(labels[:2])
+    model = from_config(config_of("t5", vocab_size=500), seed=1).eval()
+    for separator, valid in (("", labels), (", ", every_text(labels, ", "))):
+        options = DecodingOptions(beam_size=8, num_return=8)
+        decoder = Decoder(model, tokenizer, options, labels, label_separator=separator)
+        texts = [[output.text for output in row] for row in decoder.decode(*encoded(words(20, seed=3)))]
+        assert {text for row in texts for text in row} == set(valid)
+        assert decoder(*encoded(words(20, seed=3))) == [row[0] for row in texts]
+
+
+def test_triples_all_over_the_labels_are_checked() -> None:
+    checked = _checked(200)
+    triples = [labels for labels in checked if len(labels) == 3]
+    assert len(triples) == len(set(triples)) == 300
+    assert all(first < second < third for first, second, third in triples)
+    assert {labels[0] // 20 for labels in triples} >= set(range(8))
+    assert checked == _checked(200)
+    assert sum(len(labels) == 3 for labels in _checked(5)) == 10
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.joined_labels.LARGEST_TABLE", 100)
+    monkeypatch.setattr("models.joined_labels.MOST_BRANCHES", 40)
     with pytest.raises(ValueError, match="8 labels are too many, or too long, to be joined"):
-        label_graph(TOKENIZER, list("abcdefgh"), ", ")
+        allowed_texts(TOKENIZER, list("abcdefgh"), ", ")
 
 
 def test_ten_thousand_outputs_are_all_sets_of_labels() -> None:

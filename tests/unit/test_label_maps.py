@@ -55,6 +55,9 @@ def test_separators_that_could_be_part_of_a_label_are_refused() -> None:
         MOODS.joined_by(" and ")
     with pytest.raises(UserError, match="text 'great joy' holds the label separator ' '"):
         LabelMap((("0", "great joy"),), separator=" ")
+    for separator, text in (("--", "a-"), (" - - ", "a -")):
+        with pytest.raises(UserError, match=f"text '{text}' holds the label separator '{separator}', or ends like it"):
+            LabelMap((("0", text), ("1", "b")), separator=separator)
     with pytest.raises(UserError, match=r"with a label separator it must be '\{\{ target \}\}'"):
         evaluation_labels(MOODS, Template("{{ target }}.", "-target_template"))
 

@@ -16,35 +16,53 @@ from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 
 LABELS = ["긍정", "부정", "a", "ab", "abc", "중립입니다", "b"]
+UNLIKELY = ["z" * 20, "아주 긴 라벨의 이름입니다"]  # a log-probability of some -500
 
 
 def brute_force(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, target: list[int]) -> torch.Tensor:
-    """(batch,) sum of log-probabilities of a target under the plain model."""
+    """fp64 (batch,) sum of log-probabilities of a target under the plain model."""
     labels = torch.tensor([target] * len(ids))
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, labels=labels).logits
-    return logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2).sum(1)
+    return logits.double().log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2).sum(1)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5-untied", "mt5", "umt5", "bart", "mbart"])
 def test_scores_are_sums_of_token_log_probabilities(name: str) -> None:
     model = half_trained(name)
     ids, mask = encoded(words(9, seed=2))
-    scores = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
-    assert scores.shape == (9, len(LABELS))
-    for label, text in enumerate(LABELS):
+    labels = [*LABELS, *UNLIKELY]
+    scores = LabelScorer(model, TOKENIZER, labels)(ids, mask)
+    assert scores.shape == (9, len(labels))
+    assert scores.min() < -200
+    for label, text in enumerate(labels):
         expected = brute_force(model, ids, mask, encoded_target(TOKENIZER, text))
-        # Relative: a label that the model holds for impossible has a log-probability of some -70.
-        torch.testing.assert_close(scores[:, label], expected, rtol=1e-6, atol=1e-5)
+        # The logits of 40 tokens are those of fp32 arithmetic: some 1e-5 of -500.
+        torch.testing.assert_close(scores[:, label], expected, rtol=2e-8, atol=1e-5)
 
 
-def test_the_probabilities_of_all_that_can_be_said_sum_to_one() -> None:
-    model = from_config(config_of("t5", vocab_size=384), seed=1).eval()
+def test_the_probability_of_all_letters_is_that_of_one_token_and_the_end() -> None:
+    """P(letter) * P(end | letter), summed over 95 labels that share nothing but the start."""
+    model = half_trained("t5")
     ids, mask = encoded(["abc", "x"])
     letters = [chr(code) for code in range(32, 127)]
-    scores = LabelScorer(model, TOKENIZER, letters)(ids, mask).exp()
-    assert bool((scores > 0).all())
-    assert bool((scores.sum(1) < 1).all())
+    found = LabelScorer(model, TOKENIZER, letters)(ids, mask).exp().sum(1)
+    expected = sum(brute_force(model, ids, mask, encoded_target(TOKENIZER, letter)).exp() for letter in letters)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert bool((found < 1).all())
+
+
+def test_the_pass_is_prepared_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = LabelScorer(half_trained("bart"), TOKENIZER, LABELS)
+    prepared: list[torch.dtype] = []
+    queries = scorer._queries
+    monkeypatch.setattr(scorer, "_queries", lambda dtype: (prepared.append(dtype), queries(dtype))[1])
+    for _ in range(3):
+        scorer(*encoded(["abc", "x"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        scorer(*encoded(["abc"]))
+        scorer(*encoded(["abc"]))
+    assert prepared == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("limit", ["LOGITS_AT_ONCE", "QUERIES_AT_ONCE"])
@@ -84,7 +102,7 @@ def test_scores_under_autocast_are_close() -> None:
     exact = scorer(ids, mask)
     with torch.autocast("cpu", torch.bfloat16):
         close = scorer(ids, mask)
-    assert close.dtype == torch.float32
+    assert close.dtype == torch.float64
     torch.testing.assert_close(close, exact, rtol=0.05, atol=0.3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from transformers import ByT5Tokenizer
@@ -22,19 +24,18 @@ LABELS = ["a", "aa", "aab", "b", "bcd", "bce", "dddddd", "hgfedcba"]
 
 def allowed(graph: TokenGraph, node: int) -> dict[int, int]:
     """Tokens that may follow a node, and where they lead."""
-    return {
-        int(token): int(graph.following[node, place])
-        for place, token in enumerate(graph.tokens)
-        if graph.blocked[node, place] == 0
-    }
+    tokens, targets, exists = graph.choices(torch.tensor(node))
+    assert bool(exists.all())
+    return dict(zip(tokens.tolist(), targets.tolist(), strict=True))
 
 
 def test_a_label_that_begins_another_may_end_or_go_on() -> None:
-    trie = LabelTrie([[5], [5, 7], [6, 7]], END)
-    assert trie.graph.tokens.tolist() == [END, 5, 6, 7]
+    trie = LabelTrie(["a", "ab", "cb"], [[5], [5, 7], [6, 7]], END)
+    assert [trie.text(tokens) for tokens in ([5], [5, 7], [6, 7])] == ["a", "ab", "cb"]
     assert allowed(trie.graph, ROOT) == {5: 1, 6: 3}
-    assert allowed(trie.graph, 1) == {END: ROOT, 7: 2}
-    assert allowed(trie.graph, 2) == {END: ROOT}
+    assert allowed(trie.graph, 1) == {END: 5, 7: 2}
+    assert allowed(trie.graph, 2) == {END: 5}
+    assert allowed(trie.graph, 5) == {END: 5}  # behind the end of a label
     assert trie.paths == [[(0, 5), (1, END)], [(0, 5), (1, 7), (2, END)], [(0, 6), (3, 7), (4, END)]]
     assert trie.depths.tolist() == [0, 1, 2, 1, 2]
     assert trie.longest == 3
@@ -47,18 +48,62 @@ def test_a_label_that_begins_another_may_end_or_go_on() -> None:
     ]
 
 
+def test_nodes_of_several_beams_are_as_wide_as_the_widest() -> None:
+    graph = LabelTrie(["a", "b", "c"], [[7, 4], [3], [5]], END).graph
+    tokens, targets, exists = graph.choices(torch.tensor([[ROOT, 1], [2, ROOT]]))
+    assert tokens.tolist() == [[[3, 5, 7], [4, 4, 4]], [[END, END, END], [3, 5, 7]]]
+    assert targets.tolist() == [[[3, 4, 1], [2, 2, 2]], [[5, 5, 5], [3, 4, 1]]]
+    assert exists.tolist() == [[[True] * 3, [True, False, False]], [[True, False, False], [True] * 3]]
+
+
+def test_the_memory_of_many_labels_is_that_of_their_tokens() -> None:
+    """A table of all nodes by all tokens would take 25 GB here."""
+    draw = random.Random(0)
+    labels = sorted({tuple(draw.randrange(5, 30_000) for _ in range(4)) for _ in range(20_000)})
+    graph = LabelTrie([str(label) for label in labels], labels, END).graph
+    tables = (graph.tokens, graph.targets, graph.starts, graph.counts)
+    assert sum(table.nbytes for table in tables) < 4e6
+    state = _Repeated(torch.randn(1, 4, 30_000, generator=torch.Generator().manual_seed(2)))
+    options = SearchOptions(start_token=0, max_length=5, rules=ScoreRules(end_token=END), beams=4, labels=graph)
+    found = beam_search(state, 1, options, torch.device("cpu"))[0]
+    assert {tuple(output.ids[:-1]) for output in found} <= set(labels)
+
+
+class _Repeated:
+    """Logits that are the same at every step."""
+
+    dtype = torch.float32
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.fixed = logits
+
+    def logits(self, tokens: torch.Tensor, step: int) -> torch.Tensor:
+        del tokens, step
+        return self.fixed.clone()
+
+    def follow(self, parents: torch.Tensor) -> None:
+        pass
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.fixed = self.fixed[rows]
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         ([], "no labels"),
-        ([[5], []], "label 1 is empty"),
-        ([[5, END, 6]], "label 0 is empty or holds the end token"),
-        ([[5, 6], [7], [5, 6]], "labels 0 and 2 have the same tokens"),
+        ([[5], []], "label 'b' has no tokens: the tokenizer drops all of it; change it in the label map"),
+        ([[5, END, 6]], "label 'a' holds the end token"),
+        (
+            [[5, 6], [7], [5, 6]],
+            "the tokenizer writes labels 'a' and 'c' with the same tokens, and the model cannot tell them apart; change"
+            " the text of one of them in the label map",
+        ),
     ],
 )
 def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LabelTrie(labels, END)
+        LabelTrie(["a", "b", "c"][: len(labels)], labels, END)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -116,7 +161,7 @@ def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
     assert tokenizer.bos_token_id not in trie.graph.tokens
     rules = ScoreRules(end_token=END, first_token=9)
     options = SearchOptions(
-        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie([[5, 6], [7]], END).graph
+        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie(["a", "b"], [[5, 6], [7]], END).graph
     )
     with torch.inference_mode():
         state = StepModel(half_trained("bart"), torch.float32).start(*encoded(["abc"]), beams=2)

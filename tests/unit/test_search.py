@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from models.sampling import SamplingOptions, draw_tokens, row_draws, sample
 from models.score_rules import ScoreRules
 from models.search import SearchOptions, beam_search
 from tests.small_configs import config_of
+from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 
 NAMES = ("t5", "t5-untied", "mt5", "umt5", "bart", "mbart")
@@ -46,7 +49,9 @@ def check_against_library(name: str, rows: int = 24, **settings: Any) -> list[li
     ids, mask = encoded(words(rows, seed=99))
     own = {"num_beams": "beam_size", "num_return_sequences": "num_return"}
     options = DecodingOptions(max_length=LONGEST, **{own.get(key, key): value for key, value in settings.items()})
-    found = Decoder(model, TOKENIZER, options).decode(ids, mask)
+    decoder = Decoder(model, TOKENIZER, options)
+    found = decoder.decode(ids, mask)
+    assert decoder(ids, mask) == [row[0].text for row in found]
     expected = by_library(model, ids, mask, 1 if name == "mbart" else 0, **settings)
     assert [[output.text for output in row] for row in found] == [[text for text, _ in row] for row in expected]
     if settings.get("num_beams", 1) > 1:
@@ -262,15 +267,56 @@ def test_other_architectures_are_decoded_by_the_library() -> None:
         Decoder(model, TOKENIZER, DecodingOptions(sampling=SamplingOptions()))
 
 
+class Adapted(torch.nn.Linear):
+    """A linear layer that might add something of its own."""
+
+
+def adapted(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model for the eyes of `supports` another one, which is decoded by the library."""
+    model = deepcopy(model)
+    model.model.decoder.layers[0].fc1.__class__ = Adapted
+    return model
+
+
 def test_adapters_are_decoded_by_the_library() -> None:
     model = from_config(config_of("bart"), seed=1).eval()
     assert supports(model)
+    assert not supports(adapted(model))
 
-    class Adapted(torch.nn.Linear):
-        """A linear layer that adds something of its own."""
 
-    model.model.decoder.layers[0].fc1.__class__ = Adapted
-    assert not supports(model)
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("first", [False, True])
+def test_scores_through_the_library_are_sums_of_log_probabilities(
+    tmp_path: Path, first: bool, penalty: float, beams: int
+) -> None:
+    """Over the length ** penalty; neither padding nor a fixed first token counts (its length does)."""
+    tokenizer = bart_tokenizer(tmp_path / "bart") if first else TOKENIZER
+    model = half_trained("bart")
+    if first:
+        model = from_config(config_of("bart", vocab_size=500, pad_token_id=1, eos_token_id=2), seed=9).eval()
+    ids, mask = encoded(words(16, seed=4))
+    options = DecodingOptions(beam_size=beams, num_return=beams, max_length=LONGEST, length_penalty=penalty)
+    own = Decoder(model, tokenizer, options)
+    found = own._search(ids, mask, range(16), with_scores=True)
+    library = Decoder(adapted(model), tokenizer, options)
+    assert library.config.forced_bos_token_id == (tokenizer.bos_token_id if first else None)
+    scored = library.decode(ids, mask)
+    assert [[output.text for output in row] for row in scored] == [
+        [output.text for output in row] for row in own.decode(ids, mask)
+    ]
+    if not first:
+        assert len({len(row[0].ids) for row in found}) > 4
+    for row, (outputs, tokens) in enumerate(zip(scored, found, strict=True)):
+        for output, path in zip(outputs, tokens, strict=True):
+            target = torch.tensor([path.ids])
+            inputs = torch.cat((torch.tensor([[own.config.decoder_start_token_id]]), target[:, :-1]), 1)
+            with torch.no_grad():
+                logits = model(
+                    input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], decoder_input_ids=inputs
+                ).logits
+            taken = logits.double().log_softmax(-1)[0].gather(1, target.T)[1 if first else 0 :]
+            assert output.score == pytest.approx(float(taken.sum()) / len(path.ids) ** penalty, abs=1e-5, rel=1e-6)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -291,6 +337,17 @@ def test_an_ensemble_averages_log_probabilities(beams: int) -> None:
             mean = (first(**inputs).logits.log_softmax(-1) + second(**inputs).logits.log_softmax(-1)) / 2
         expected = mean.log_softmax(-1)[0].gather(1, labels.T).mean()
         assert output.score == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("names", [("t5-untied", "bart"), ("bart", "t5-untied")])
+def test_an_ensemble_writes_no_more_than_its_shortest_model(names: tuple[str, str]) -> None:
+    """The BART has 128 positions, the T5 any number."""
+    first, second = map(half_trained, names)
+    options = DecodingOptions(max_length=200, min_length=200)
+    ((output,),) = Decoder(first, TOKENIZER, options, others=[second]).decode(*encoded(["abc"]))
+    assert 120 <= len(output.text) <= 127
+    with pytest.raises(ValueError, match="the longest label has 151 tokens; the model writes at most 128"):
+        Decoder(first, TOKENIZER, DecodingOptions(), ["a" * 150], others=[second])
 
 
 def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:

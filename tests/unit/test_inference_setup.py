@@ -1,0 +1,99 @@
+"""What a prediction tells and refuses before its first row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
+
+from errors import UserError
+from flag_parsing import parse_flags
+from flags import InferenceConfig
+from inference_setup import make_engine, prepare
+from models.generation import DecodingOptions
+from models.label_prediction import LabelDecoding
+from models.loading import from_config
+from models.torch_engine import TorchEngine
+from tests.small_configs import config_of
+from tests.small_models import byte_tokenizer
+
+Prepared = Callable[..., list[str]]
+
+
+def folder_of(model: PreTrainedModel, folder: Path) -> Path:
+    """A from_pretrained folder of the model with the byte tokenizer."""
+    model.save_pretrained(folder)
+    byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prepared:
+    """`told(model, FLAG, VALUE, ..., decoding=None)`: the lines printed until the engine is there."""
+
+    def get(*flags: object, decoding: LabelDecoding | None = None) -> list[str]:
+        argv = [*map(str, flags), "-test_data", "rows.tsv", "-gpus", "0"]
+        config, given, problems = parse_flags(InferenceConfig, argv)
+        assert problems == []
+        capsys.readouterr()
+        make_engine(prepare(config, given, tmp_path), decoding, [])
+        return capsys.readouterr().out.splitlines()
+
+    return get
+
+
+def test_the_end_of_outputs_is_told_where_the_flag_says_more(tmp_path: Path, told: Prepared) -> None:
+    bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
+    t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
+    assert told("-model", bart) == ["-max_predict_length 512: outputs end at 127 tokens, the model's limit"]
+    assert told("-model", bart, "-max_predict_length", 127) == []
+    assert told("-model", t5, "-max_predict_length", 1000) == []
+    assert told("-model", t5, "-model", bart, "-max_predict_length", 128) == [
+        "-max_predict_length 128: outputs end at 127 tokens, the model's limit"
+    ]
+    assert told("-model", bart, decoding=LabelDecoding("constrained", ("a", "b"))) == []
+
+
+def test_a_shortest_output_beyond_the_model_is_refused(tmp_path: Path, told: Prepared) -> None:
+    bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
+    with pytest.raises(UserError) as refused:
+        told("-model", bart, "-min_predict_length", 128)
+    assert refused.value.problems == (
+        "-min_predict_length 128: the model has positions for outputs of 127 tokens; give that or less",
+    )
+    assert told("-model", bart, "-min_predict_length", 127, "-max_predict_length", 127) == []
+
+
+def test_a_search_that_is_not_our_own_is_told(tmp_path: Path, told: Prepared) -> None:
+    config = PegasusConfig(
+        vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=600, pad_token_id=0,
+        eos_token_id=1,
+    )  # fmt: skip
+    pegasus = folder_of(PegasusForConditionalGeneration(config), tmp_path / "pegasus")
+    assert told("-model", pegasus) == [
+        "a pegasus model is decoded by generate of transformers: slower than our search, the same texts"
+    ]
+
+
+def test_layers_that_are_no_plain_ones_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = from_config(config_of("bart"), seed=1).eval()
+
+    class Adapted(torch.nn.Linear):
+        """A linear layer that adds something of its own."""
+
+    model.model.decoder.layers[0].fc1.__class__ = Adapted
+
+    class Loaded:
+        name = "adapted"
+
+        def __call__(self) -> tuple[PreTrainedModel, ByT5Tokenizer]:
+            return model, ByT5Tokenizer()
+
+    TorchEngine((Loaded(),), DecodingOptions())(torch.device("cpu"))
+    assert capsys.readouterr().out == (
+        "-model adapted: its layers are no plain ones, so that generate of transformers decodes\n"
+    )
