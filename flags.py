@@ -268,9 +268,13 @@ class DecodeFlags:
         " 0 = no limit.",
         minimum=0,
     )
-    beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1)
+    beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1, maximum=1024)
     length_penalty: float = flag(
-        1.0, "Exponent of the length by which a beam's log-probability is divided; 0 = off.", metavar="X"
+        1.0,
+        "Exponent of the length by which a beam's log-probability is divided; 0 = off.",
+        minimum=-10.0,
+        maximum=10.0,
+        metavar="X",
     )
     early_stopping: bool = flag(False, "End a row's beam search as soon as -beam_size outputs have ended.")
     max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
@@ -279,7 +283,9 @@ class DecodeFlags:
     repetition_penalty: float = flag(
         1.0, "Scores of tokens that were written are divided (or, below 0, multiplied) by it; 1 = off.", minimum=1e-6
     )
-    num_return: int = flag(1, "Outputs of a row, best first: at most -beam_size, or that many samples.", minimum=1)
+    num_return: int = flag(
+        1, "Outputs of a row, best first: at most -beam_size, or that many samples.", minimum=1, maximum=1024
+    )
     do_sample: bool = flag(False, "Draw the tokens at random; each row from -seed and its number, in any batch.")
     temperature: float = flag(1.0, "Sampling: logits are divided by it; 1 = off.", minimum=1e-6)
     top_k: int = flag(0, "Sampling: only the K best tokens are drawn from; 0 = all.", minimum=0)

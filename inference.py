@@ -22,6 +22,7 @@ from inference_validation import check_inference
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from calibration import LabelCalibration
     from datamodules.encoded_split import EncodedSplit
+    from datamodules.readers import InputRecords
     from inference_setup import Ready
     from models.batch_limits import BatchLimits
     from models.label_prediction import LabelDecoding
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be righ
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
 ARITHMETIC = ("batch_size", "max_tokens", "engine", "compute_type")
-DECIDING = (*SEARCH, "repetition_penalty", "num_return", "early_stopping", *ARITHMETIC)  # what predictions depend on
+DECIDING = (*SEARCH, "repetition_penalty", "num_return", "early_stopping", "do_sample", *ARITHMETIC)
 OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 LANGUAGES = ("source_language", "target_language")
 
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the rows of files."""
+    from datamodules.readers import InputRecords
     from datamodules.splits import prediction_split
     from inference_setup import find_label_decoding, first_sources, make_engine, prepare
     from models.batch_limits import BatchLimits
@@ -61,6 +63,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
 
     ready = prepare(config, given, temporary)
     config, labels = ready.config, ready.labels
+    records = InputRecords(config.data.test_data or config.data.valid_data) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; labels: {labels.describe() if labels else 'free text'}")
     tell(f"predicting on {ready.devices.describe()}")
@@ -71,7 +74,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
         with telling_what_is_kept(split, limits, parts, kept):
             predictions = predict(engine, split, limits, ready.devices, parts)
         with predictions:
-            finish(ready, split, predictions, decoding.calibration if decoding else None)
+            finish(ready, split, predictions, decoding.calibration if decoding else None, records)
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
@@ -153,19 +156,22 @@ def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, 
 
 
 def finish(
-    ready: Ready, split: EncodedSplit, predictions: Sequence[Prediction], calibration: LabelCalibration | None = None
+    ready: Ready,
+    split: EncodedSplit,
+    predictions: Sequence[Prediction],
+    calibration: LabelCalibration | None = None,
+    records: InputRecords | None = None,
 ) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
-    from datamodules.readers import input_records
     from inference_setup import answer_of, largest_distance
     from label_report import calibration_settings, with_probabilities
     from lazy_sequence import LazySequence
     from metrics import score
     from models.durable import write_json
-    from models.prediction_output import output_rows, plain_lines, write_lines, write_rows
+    from models.prediction_output import OutputForm, output_rows, plain_lines, write_lines, write_rows
     from reporting import report_dict, report_text
 
     config, labels = ready.config, ready.labels
@@ -174,13 +180,14 @@ def finish(
     texts = LazySequence(len(split), lambda row: predictions[row].text)
     references = LazySequence(len(split), split.reference)
     if output.save_output:
-        records = input_records(data.test_data or data.valid_data) if output.keep_fields else None
         rows = output_rows(predictions, split, answer_of(labels, output), records)
         shown = labels.texts if labels and scored else ()
-        write_rows(Path(output.save_output), rows, data.tsv_escapes, shown, config.decode.num_return > 1)
+        form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1)
+        write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions: {output.save_output}")
     if output.save_label:
-        write_lines(Path(output.save_label), plain_lines((text or "" for text in references), data.tsv_escapes))
+        lines = plain_lines((text or "" for text in references), data.tsv_escapes)
+        write_lines(Path(output.save_label), lines, output.overwrite)
         tell(f"references: {output.save_label}")
     limit = largest_distance(output)
     scores = score(references, texts, labels, output.label_correction, limit, names=ready.task.metrics)
@@ -190,7 +197,7 @@ def finish(
         settings["label_calibration"] = calibration_settings(calibration, labels)
     tell(report_text(scores).rstrip("\n"))
     if output.save_report:
-        write_json(Path(output.save_report), report_dict(scores, settings))
+        write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)
         tell(f"report: {output.save_report}")
 
 

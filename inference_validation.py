@@ -11,7 +11,7 @@ from datamodules.data_paths import parse_data_path
 from engine_checks import check_engine_flags
 from flags import STANDARD_INPUT, InferenceConfig
 from label_checks import SCORE_FLAGS, check_label_flags
-from models.parts_names import has_parts, is_structured
+from models.parts_names import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import LabelMap, Task, get_task
 from validation import (
     check_data,
@@ -100,12 +100,15 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
     inputs += [("-model", name) for name in model.model if os.path.exists(name)]
     going_on = bool(output.save_output) and has_parts(Path(output.save_output))
+    parts = f"{output.save_output}{PARTS_SUFFIX}"
     seen: dict[str, str] = {}
     for name in ("save_output", "save_label", "save_report"):
         value = getattr(output, name)
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
+            if not problem and name != "save_output" and output.save_output and lies_in(value, parts):
+                problem = f"{parts} is for the finished parts of -save_output; choose another place"
             if not problem and os.path.lexists(value) and not output.overwrite:
                 problem = _existing_problem(name, going_on)
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
@@ -171,11 +174,15 @@ def _file_problem(value: str, inputs: list[tuple[str, str]]) -> str:
     path = Path(value).absolute()
     if is_too_long(path):
         return "the name is too long for a file system; choose a shorter one"
+    if value == STANDARD_INPUT or not value.strip() or value.endswith(os.sep):
+        return "is no name of a file; predictions go to standard output with -test_data - only"
     for flag, source in inputs:
         if same_file(value, source):
             return f"the same file as {flag}" if os.path.isfile(path) else "is a folder; give a file"
         if os.path.isdir(source) and os.path.lexists(value) and lies_in(value, source):
             return f"is a file of {flag} {source}; choose another place"
+    if path.is_symlink():  # it would become a file of its own
+        return f"is a link to {os.readlink(path)}; give the file itself"
     if os.path.isdir(path):
         return "is a folder; give a file"
     if os.path.exists(path) and not os.path.isfile(path):

@@ -7,8 +7,8 @@ column is a `UserError`.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from datamodules.arrow_records import read_folder, read_hub, read_parquet
 from datamodules.columns import wanted_columns
@@ -16,17 +16,17 @@ from datamodules.data_paths import DataPath, check_data_paths, content_digest, p
 from datamodules.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.text_records import json_records, read_csv, read_json
 from datamodules.tsv import read_tsv
-from errors import UserError
+from errors import RunError, UserError
 from task_utils import Task
 
 __all__ = [
     "DataPath",
+    "InputRecords",
     "ReadOptions",
     "RowChunk",
     "RowReport",
     "check_data_paths",
     "content_digest",
-    "input_records",
     "parse_data_path",
     "read_rows",
 ]
@@ -51,11 +51,30 @@ def read_rows(
                 next_id += len(selected.lines)
 
 
-def input_records(paths: Sequence[str]) -> Iterator[Any]:
-    """The JSON record of every row that prediction reads from `paths` (.jsonl, .json), in its order."""
-    for value in paths:
-        data_path = parse_data_path(value)
-        yield from itertools.islice(json_records(data_path.path), 0, None, data_path.shard)
+class InputRecords:
+    """The JSON records of files, which are read again when their rows have been predicted.
+
+    Iterating gives the record of every row that prediction reads from `paths` (.jsonl, .json), in its order and in the
+    letters of the file.
+
+    Raises:
+        RunError: at the end of an iteration, when a file has changed since this object was made.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = [parse_data_path(value) for value in paths]
+        self.states = self._states()
+
+    def __iter__(self) -> Iterator[str]:
+        for data_path in self.paths:
+            yield from itertools.islice(json_records(data_path.path), 0, None, data_path.shard)
+        for data_path, before, now in zip(self.paths, self.states, self._states(), strict=True):
+            if before != now:
+                raise RunError(f"{data_path.path} has changed while its rows were predicted")
+
+    def _states(self) -> list[tuple[int, int, int]]:
+        found = [os.stat(data_path.path) for data_path in self.paths]
+        return [(state.st_size, state.st_mtime_ns, state.st_ino) for state in found]
 
 
 def _raw_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -167,19 +167,42 @@ def _starts_with_bracket(path: str) -> bool:
     return False
 
 
+class _Decoder(Protocol):
+    """What the readers ask of a `json.JSONDecoder`."""
+
+    def decode(self, s: str) -> Any: ...
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]: ...
+
+
 # Numbers keep the digits of the file: 1.0 stays "1.0", and no large number loses any.
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
 
 
-def json_records(path: str) -> Iterator[Any]:
-    """The record of every row of a .jsonl or .json file, as it stands; None of a broken line."""
-    decoder = json.JSONDecoder()
+class _AsWritten:
+    """Gives the text of a value as the file has it, on one line: a line break in JSON is only a blank."""
+
+    def decode(self, s: str) -> str:
+        _DECODER.decode(s)
+        return self._on_one_line(s)
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[str, int]:
+        _, end = _DECODER.raw_decode(s, idx)
+        return self._on_one_line(s[idx:end]), end
+
+    def _on_one_line(self, text: str) -> str:
+        return text.replace("\r", " ").replace("\n", " ")
+
+
+def json_records(path: str) -> Iterator[str]:
+    """The record of every row of a .jsonl or .json file in the file's own letters; `null` of a broken line."""
+    decoder = _AsWritten()
     is_array = path.lower().endswith(".json") and _starts_with_bracket(path)
     items = _json_array(path, decoder) if is_array else _json_lines(path, True, decoder)
-    return (value for _, value, _ in items)
+    return ("null" if value is None else value for _, value, _ in items)
 
 
-def _json_lines(path: str, keep_all: bool, decoder: json.JSONDecoder = _DECODER) -> Iterator[JsonItem]:
+def _json_lines(path: str, keep_all: bool, decoder: _Decoder = _DECODER) -> Iterator[JsonItem]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             raw = raw.removeprefix(_BOM) if number == 1 else raw
@@ -198,7 +221,7 @@ def _json_lines(path: str, keep_all: bool, decoder: json.JSONDecoder = _DECODER)
                 yield number, None, problem or "broken JSON"
 
 
-def _json_array(path: str, decoder: json.JSONDecoder = _DECODER) -> Iterator[JsonItem]:
+def _json_array(path: str, decoder: _Decoder = _DECODER) -> Iterator[JsonItem]:
     """Elements of the array, with the line where each starts. Raises `UserError` at broken JSON: no way to go on."""
     with open(path, "rb") as file:
         raw = file.read()

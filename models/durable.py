@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import filecmp
 import json
 import os
 import re
@@ -29,14 +30,16 @@ def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
     return path.with_name(f".{stem}{ending}")
 
 
-def write_file(path: Path, write: Callable[[Any], None], needed: int = 0) -> None:
+def write_file(path: Path, write: Callable[[Any], None], needed: int = 0, replace: bool = True) -> None:
     """Make `path` appear with what `write(binary file)` writes, or not at all.
 
     Args:
         needed: about how many bytes it takes, to be told when the disk is full; 0 = unknown.
+        replace: whether a file of other content that is there may be replaced.
 
     Raises:
-        RunError: the disk refused; names the path. The file that was there before is untouched.
+        RunError: the disk refused, or a file is there and not to be replaced; names the path. The file that was there
+            before is untouched.
     """
     temporary = temporary_sibling(path)
     try:
@@ -44,6 +47,8 @@ def write_file(path: Path, write: Callable[[Any], None], needed: int = 0) -> Non
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if not replace and os.path.lexists(path) and not filecmp.cmp(temporary, path, shallow=False):
+            raise RunError(f"{path} is there and holds something else; -overwrite replaces it")
         os.replace(temporary, path)
         sync_path(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
@@ -75,10 +80,10 @@ def run_error(path: Path) -> Iterator[None]:
         raise RunError(f"{path} could not be changed: {write_failure(error, place)}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, durably."""
+def write_json(path: Path, content: Any, replace: bool = True) -> None:
+    """Write `content` as indented JSON, durably; `replace` as in `write_file`."""
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    write_file(path, lambda file: file.write(text.encode("utf-8")))
+    write_file(path, lambda file: file.write(text.encode("utf-8")), replace=replace)
 
 
 def link_file(existing: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import json
 import os
+import resource
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from errors import RunError
 from models.batch_limits import BatchLimits, longest_first
 from models.durable import write_file
 from models.generation import Hypothesis
+from models.parts_names import CLAIMS_NAME
 from models.predictions import Prediction
 
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
-CLAIMS_NAME = "claims"
 SCORE_DIGITS = 6
 PROBABILITY_DIGITS = 6  # significant ones: a probability of 1e-9 is none of 0
+OTHER_OPEN_FILES = 64  # of a process, besides the parts
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -99,6 +101,12 @@ def _parsed(line: bytes) -> tuple[int, Prediction]:
     return row, Prediction(text, score, nbest, tuple(more[2]) if len(more) > 2 else None)
 
 
+def _row_of(line: bytes) -> int:
+    """The row number of a line of a part; -1 when it is none."""
+    number = line[1 : line.find(b",")]
+    return int(number) if number.isdigit() else -1
+
+
 def _body(content: bytes) -> bytes | None:
     """The lines of a part without the last one; None when they are not what was written."""
     start = content.rfind(b"\n", 0, -1) + 1
@@ -113,7 +121,7 @@ def _body(content: bytes) -> bytes | None:
 
 
 def finished_chunks(folder: Path, chunks: Chunks) -> tuple[list[int], list[Path]]:
-    """Chunks whose part is whole, and the parts that were torn: those are removed, to be made again."""
+    """Chunks whose part is whole, and the parts that are torn or of other rows: those are removed, to be made again."""
     finished, torn = [], []
     for chunk in range(len(chunks)):
         path = part_path(folder, chunk)
@@ -121,7 +129,7 @@ def finished_chunks(folder: Path, chunks: Chunks) -> tuple[list[int], list[Path]
             body = _body(path.read_bytes())
         except FileNotFoundError:
             continue
-        if body is None or body.count(b"\n") != len(chunks.rows(chunk)):
+        if body is None or [_row_of(line) for line in body.splitlines()] != chunks.rows(chunk).tolist():
             path.unlink()
             torn.append(path)
         else:
@@ -166,6 +174,16 @@ class Claims:
         return True
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's own limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_OPEN_FILES
+    if resource.RLIM_INFINITY not in (soft, hard):
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Parts(Sequence[Prediction]):
     """The predictions of all parts by row number, read from the disk one by one: in memory are 12 bytes a row.
 
@@ -176,7 +194,14 @@ class Parts(Sequence[Prediction]):
     """
 
     def __init__(self, folder: Path, chunks: Chunks) -> None:
-        self._files = [open(part_path(folder, chunk), "rb") for chunk in range(len(chunks))]  # noqa: SIM115
+        _allow_open_files(len(chunks))
+        try:
+            self._files = [open(part_path(folder, chunk), "rb") for chunk in range(len(chunks))]  # noqa: SIM115
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            wanted = len(chunks) + OTHER_OPEN_FILES
+            raise RunError(f"{len(chunks)} files of {folder} cannot be open at once: ulimit -n {wanted}") from error
         self._file_of = np.full(len(chunks.order), -1, dtype=np.int32)
         self._start_of = np.zeros(len(chunks.order), dtype=np.int64)
         for number, file in enumerate(self._files):
@@ -188,7 +213,7 @@ class Parts(Sequence[Prediction]):
     def _index(self, number: int, body: bytes) -> None:
         start = 0
         for line in body.splitlines(keepends=True):
-            row = int(line[1 : line.index(b",")])
+            row = _row_of(line)
             if self._file_of[row] >= 0:
                 raise RunError(f"row {row:,} was predicted twice, see {self._files[number].name}")
             self._file_of[row], self._start_of[row] = number, start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from typing import Any
 from errors import UserError
 from models.differences import difference_table, differences_of
 from models.durable import clean_temporary, write_json
-from models.parts_names import MANIFEST, parts_folder
-from models.run_folder import run_lock
+from models.parts_names import CLAIMS_NAME, MANIFEST, parts_folder
+from models.run_folder import LOCK_NAME, run_lock
+
+OUR_FILES = re.compile(rf"part-\d{{6}}\.jsonl|{CLAIMS_NAME}|{re.escape(MANIFEST)}|{re.escape(LOCK_NAME)}|\..*\.tmp")
 
 
 @contextmanager
@@ -29,8 +32,9 @@ def open_parts(output: Path, identity: Mapping[str, Any], overwrite: bool) -> It
         overwrite: parts of another command are thrown away.
 
     Raises:
-        UserError: parts of another command, with a table of what differs; parts whose manifest cannot be read; another
-            process works on the same output; a folder of that name that is not ours.
+        UserError: parts of another command, with a table of what differs; parts whose manifest cannot be read; an
+            output that is there already and not `overwrite`; another process works on the same output; a folder of that
+            name that is not ours.
     """
     folder = parts_folder(output)
     flag = f"-save_output {output}"
@@ -59,23 +63,27 @@ def _take_up(output: Path, folder: Path, flag: str, identity: Mapping[str, Any],
         if parts and not overwrite:
             raise UserError(f"{flag}: {folder / MANIFEST} cannot be read ({error}); -overwrite begins again") from error
         saved = None
-    differences = differences_of(saved, identity) if saved is not None else []
+    # What only the saved one has is a difference as well.
+    differences = differences_of(saved, {**dict.fromkeys(saved), **identity}) if saved is not None else []
     if differences and parts and not overwrite:
         raise UserError(
             f"{flag}: {folder} holds finished parts of another command; give its flags and input to complete it, or"
             f" -overwrite to begin again\n{difference_table(differences, 'parts')}"
         )
     if saved is None or differences:
+        if os.path.lexists(output) and not overwrite:  # another process may have ended since the flags were checked
+            raise UserError(f"{flag}: exists; -overwrite replaces it")
         for path in parts:
             path.unlink()
         write_json(folder / MANIFEST, dict(identity))
 
 
 def _is_ours(folder: Path) -> bool:
-    if not folder.is_dir():
+    """Whether a run of ours made the folder: nothing else is in it than the files that a run makes."""
+    if folder.is_symlink() or not folder.is_dir():
         return False
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    return all(name.startswith("part-") or name in (MANIFEST, "claims") for name in names)
+    with os.scandir(folder) as entries:
+        return all(OUR_FILES.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) for entry in entries)
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PARTS_SUFFIX = ".parts"
 MANIFEST = "manifest.json"
+CLAIMS_NAME = "claims"
 STRUCTURED = (".jsonl", ".tsv")
 
 
@@ -17,7 +18,7 @@ def parts_folder(output: Path) -> Path:
 
 def has_parts(output: Path) -> bool:
     """Whether a prediction for this output was begun and not ended: its folder of parts is there, with its manifest."""
-    return os.path.isfile(parts_folder(output) / MANIFEST)
+    return bool(output.name) and os.path.isfile(parts_folder(output) / MANIFEST)
 
 
 def is_structured(path: str | Path) -> bool:

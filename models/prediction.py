@@ -185,7 +185,11 @@ def _memory_errors(message: str) -> Iterator[None]:
     """Raise `RunError(message)` where a device has no more memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(message) from error
+    except RuntimeError as error:  # of the CPU there is no class of its own
+        if "allocate memory" not in str(error):
+            raise
         raise RunError(message) from error
 
 

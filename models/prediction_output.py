@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from datamodules.encoded_split import EncodedSplit
 from datamodules.escapes import escape_cell, escape_json, flatten_cell
+from errors import RunError
 from models.durable import write_file
 from models.predictions import Prediction
 
@@ -25,26 +27,33 @@ class OutputRow:
     reference: str | None
     answer: str
     prediction: Prediction
-    record: tuple[Any, ...] = ()  # the input's own one, where it is kept
+    record: str = ""  # the input's own one, as JSON, where it is kept
 
 
-def write_rows(path: Path, rows: Iterable[OutputRow], escapes: bool, labels: Sequence[str], nbest: bool) -> None:
+@dataclass(frozen=True)
+class OutputForm:
+    """What is written of each row."""
+
+    escapes: bool = True  # control characters are written as escapes, else as blanks (plain lines; TSV always escapes)
+    labels: Sequence[str] = ()  # label texts of the probabilities; empty where there are none
+    nbest: bool = False  # whether rows have several outputs
+
+
+def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
     """Write the predictions in the format of the file's ending; the file appears whole or not at all.
 
     Args:
-        escapes: control characters are written as escapes, else as blanks (plain lines only; TSV always escapes).
-        labels: label texts of the probabilities; empty where there are none.
-        nbest: whether rows have several outputs.
+        replace: whether a file of other content may be replaced, see `models.durable.write_file`.
     """
     ending = path.suffix.lower()
     lines: Iterator[str]
     if ending == ".jsonl":
-        lines = (_json(_record(row, labels, nbest)) for row in rows)
+        lines = (_json_line(row, form) for row in rows)
     elif ending == ".tsv":
-        lines = _tsv_lines(rows, labels, nbest)
+        lines = _tsv_lines(rows, form)
     else:
-        lines = plain_lines((row.answer for row in rows), escapes)
-    write_lines(path, lines)
+        lines = plain_lines((row.answer for row in rows), form.escapes)
+    write_lines(path, lines, replace)
 
 
 def plain_lines(texts: Iterable[str], escapes: bool) -> Iterator[str]:
@@ -57,41 +66,46 @@ def one_line(text: str, escapes: bool) -> str:
     return escape_cell(text) if escapes else flatten_cell(text)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str], replace: bool = True) -> None:
     """Write lines, UTF-8, durably; half of a surrogate pair, which UTF-8 has no place for, becomes `?`."""
-    write_file(path, lambda file: file.writelines(f"{line}\n".encode("utf-8", "replace") for line in lines))
+    encoded = (f"{line}\n".encode("utf-8", "replace") for line in lines)
+    write_file(path, lambda file: file.writelines(encoded), replace=replace)
 
 
 def _json(value: Any) -> str:
     return escape_json(json.dumps(value, ensure_ascii=False))
 
 
-def _record(row: OutputRow, labels: Sequence[str], nbest: bool) -> dict[str, Any]:
-    record = {
+def _json_line(row: OutputRow, form: OutputForm) -> str:
+    line = _json(_record(row, form))
+    return f'{line[:-1]}, "input": {escape_json(row.record)}}}' if row.record else line
+
+
+def _record(row: OutputRow, form: OutputForm) -> dict[str, Any]:
+    return {
         "id": row.number,
         "source": row.source,
         "reference": row.reference,
         "prediction": row.answer,
         "score": row.prediction.score,
-        **_more(row.prediction, labels, nbest),
+        **_more(row.prediction, form),
     }
-    return {**record, "input": row.record[0]} if row.record else record
 
 
-def _more(prediction: Prediction, labels: Sequence[str], nbest: bool) -> dict[str, Any]:
+def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
     more: dict[str, Any] = {}
-    if nbest:
+    if form.nbest:
         more["nbest"] = [{"prediction": output.text, "score": output.score} for output in prediction.nbest]
-    if labels:
-        more["label_probabilities"] = dict(zip(labels, prediction.label_probabilities or (), strict=True))
+    if form.labels:
+        more["label_probabilities"] = dict(zip(form.labels, prediction.label_probabilities or (), strict=True))
     return more
 
 
-def _tsv_lines(rows: Iterable[OutputRow], labels: Sequence[str], nbest: bool) -> Iterator[str]:
-    more = [name for name, there in (("nbest", nbest), ("label_probabilities", bool(labels))) if there]
+def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
+    more = [name for name, there in (("nbest", form.nbest), ("label_probabilities", bool(form.labels))) if there]
     yield "\t".join((*COLUMNS, *more))
     for row in rows:
-        record: Mapping[str, Any] = _record(row, labels, nbest)
+        record: Mapping[str, Any] = _record(row, form)
         cells = [_cell(record[name]) for name in COLUMNS]
         yield "\t".join((*cells, *(escape_cell(_json(record[name])) for name in more)))
 
@@ -104,14 +118,23 @@ def output_rows(
     predictions: Iterable[Prediction],
     split: EncodedSplit,
     answer_of: Callable[[str], str],
-    records: Iterator[Any] | None,
+    records: Iterable[str] | None,
 ) -> Iterator[OutputRow]:
     """The rows of an output in order.
 
     Args:
         answer_of: what is written for a predicted text.
-        records: the input's own record of each row; None keeps none.
+        records: the input's own record of each row, as JSON; None keeps none.
+
+    Raises:
+        RunError: fewer or more records than rows, of an input that has changed.
     """
+    own = iter(itertools.repeat("", len(split)) if records is None else records)
     for row, prediction in enumerate(predictions):
-        own = () if records is None else (next(records),)
-        yield OutputRow(row, split.source_text(row), split.reference(row), answer_of(prediction.text), prediction, own)
+        record = next(own, None)
+        if record is None:
+            raise RunError(f"the input has changed: row {row:,} is no longer in it")
+        answer = answer_of(prediction.text)
+        yield OutputRow(row, split.source_text(row), split.reference(row), answer, prediction, record)
+    if next(own, None) is not None:
+        raise RunError(f"the input has changed: it has more than {len(split):,} rows now")

@@ -11,10 +11,12 @@ import select
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
 
+from errors import RunError, UserError
 from models.batch_limits import BatchLimits
 from models.predictions import BatchPredictor, Prediction
 
@@ -25,13 +27,19 @@ def waiting_lines(descriptor: int, most: int) -> Iterator[list[bytes]]:
     """Lists of 1 to `most` lines, without line ends, as they come; an end without a newline is a line as well.
 
     A list is shorter than `most` only where no more input is waiting. Time grows with the bytes, however long a line.
+
+    Raises:
+        RunError: standard input cannot be read.
     """
     lines: deque[bytes] = deque()
     begun: list[bytes] = []  # the blocks so far of a line whose end has not come
     ended = False
     while True:
         while not ended and (not lines or (len(lines) < most and _has_more(descriptor))):
-            block = os.read(descriptor, BLOCK_BYTES)
+            try:
+                block = os.read(descriptor, BLOCK_BYTES)
+            except OSError as error:
+                raise RunError(f"standard input cannot be read: {error.strerror}") from error
             ended = not block
             start, *following = block.split(b"\n")
             begun.append(start)
@@ -49,7 +57,13 @@ def _has_more(descriptor: int) -> bool:
 
 
 def claim_standard_output() -> BinaryIO:
-    """Standard output for predictions alone: everything that is printed from here on goes to standard error."""
+    """Standard output for predictions alone: everything that is printed from here on goes to standard error.
+
+    Raises:
+        UserError: there is no standard input to predict.
+    """
+    if sys.stdin is None:
+        raise UserError("-test_data -: standard input is closed; write lines to it, as in `cat FILE | python ...`")
     sys.stdout.flush()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -71,6 +85,7 @@ def stream(
 
     Raises:
         BrokenPipeError: nobody reads the output any more.
+        RunError: the output cannot be written, because a disk is full.
     """
     count = 0
     for lines in batches:
@@ -80,7 +95,14 @@ def stream(
             numbers = rows.tolist()
             predictions = predictor([count + row for row in numbers], [sources[row] for row in numbers])
             found.update(zip(numbers, predictions, strict=True))
-        output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
-        output.flush()
+        try:
+            output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
+            output.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with suppress(OSError):  # what it still holds goes
+                output.close()
+            raise RunError(f"standard output cannot be written: {error.strerror}; {count:,} lines were") from error
         count += len(lines)
     return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,17 @@ def test_a_reader_that_goes_ends_the_command(copy_run: Path) -> None:
         process.stdin.flush()
         assert process.wait(TIMEOUT) == 1
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_standard_streams_that_cannot_be_used_are_told_in_one_line(copy_run: Path) -> None:
+    flags = ("-model", str(copy_run / "run" / "best"), "-gpus", "0")
+    command = f"{shlex.join((sys.executable, 'inference.py', '-test_data', '-', *flags))}"
+    for redirected, code, told in (
+        ("<&-", 2, "error: -test_data -: standard input is closed; write lines to it, as in `cat FILE | python ...`"),
+        ("> /dev/full", 1, "error: standard output cannot be written: No space left on device; 0 lines were"),
+    ):
+        line = f"{'echo cab | ' if code == 1 else ''}{command} {redirected}"
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == code
+        assert (done.stdout, done.stderr.splitlines()[-1]) == ("", told)
+        assert "Traceback" not in done.stderr

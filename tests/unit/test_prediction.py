@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
-from transformers import ByT5Tokenizer, T5Config
+from transformers import ByT5Tokenizer
 
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
@@ -29,10 +27,8 @@ from flags import DataFlags, LengthFlags
 from models.batch_limits import BatchLimits
 from models.devices import Devices
 from models.generation import Hypothesis
-from models.inference_model import InferenceModel
-from models.part_files import CLAIMS_NAME, PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
-from models.parts_folder import open_parts
-from models.parts_names import parts_folder
+from models.part_files import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
+from models.parts_names import CLAIMS_NAME
 from models.prediction import finished_rows, predict
 from models.predictions import Prediction
 from task_utils import get_task
@@ -162,6 +158,42 @@ def test_torn_parts_are_found_and_made_again(split: EncodedSplit, parts: Path, t
     assert {path.name: path.read_bytes() for path in parts.glob("part-*")} == whole
 
 
+def test_a_part_of_other_rows_is_made_again(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
+    """Whole by its checksum, but a copy of another one."""
+    engine = Echo(tmp_path / "log")
+    predict(engine, split, PAIRS, ONE, parts).close()
+    worked_on(engine.log)
+    part_path(parts, 1).write_bytes(part_path(parts, 2).read_bytes())
+    assert list(predict(engine, split, PAIRS, ONE, parts)) == WANTED
+    assert worked_on(engine.log) == [6, 5]
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from models.batch_limits import BatchLimits
+from models.part_files import Chunks, Parts, write_part
+from models.predictions import Prediction
+chunks = Chunks.of(np.ones(300), BatchLimits(1))
+for chunk in range(300):
+    write_part(Path(sys.argv[1]), chunk, [chunk], [Prediction(str(chunk))])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+try:
+    print(Parts(Path(sys.argv[1]), chunks)[299].text)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_more_parts_than_files_may_be_open(parts: Path) -> None:
+    """The limit is raised as far as a process may; beyond that the way out is told."""
+    for hard, told in ((400, "299"), (200, f"RunError 300 files of {parts} cannot be open at once: ulimit -n 364")):
+        command = [sys.executable, "-c", FEW_FILES, str(parts), str(hard)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{told}\n"
+
+
 def test_rows_that_are_missing_or_there_twice_are_told(parts: Path) -> None:
     write_part(parts, 0, [0, 1], [Prediction("a"), Prediction("b")])
     write_part(parts, 1, [1], [Prediction("c")])
@@ -243,12 +275,19 @@ def no_memory_later(_: torch.device) -> Callable[..., list[Prediction]]:
     return predictor
 
 
+def too_many_beams(_: torch.device) -> NoReturn:
+    torch.empty(2**60)
+    raise AssertionError
+
+
 def test_a_device_without_memory_is_told_of_the_model_and_of_the_batch(split: EncodedSplit, parts: Path) -> None:
     with pytest.raises(RunError) as caught:
         predict(no_memory, split, PAIRS, ONE, parts)
     assert str(caught.value) == (
         "the model does not fit into the memory of cpu: a model larger than one GPU is out of scope"
     )
+    with pytest.raises(RunError, match="the model does not fit into the memory of cpu"):
+        predict(too_many_beams, split, PAIRS, ONE, parts)
     with pytest.raises(
         RunError, match=r"too small for a batch of 2 rows of up to 6 tokens: give a smaller -batch_size"
     ):
@@ -283,107 +322,3 @@ def test_problems_of_a_process_are_raised_by_the_parent(
     with pytest.raises(RunError, match=r"^the disk is full$"):
         predict(full, split, PAIRS, TWO, parts)
     assert capfd.readouterr() == ("", "")  # no traceback of a worker
-
-
-# ---- the folder of parts
-
-IDENTITY = {"rows": 3, "-beam_size": 4}
-
-
-def stop_with_a_part(output: Path) -> Path:
-    """Open the parts of an output, finish one, and be stopped; gives the folder."""
-    with suppress(KeyboardInterrupt), open_parts(output, IDENTITY, overwrite=False) as folder:
-        write_part(folder, 0, [0], [Prediction("a")])
-        (folder / ".part-000001.jsonl.77.tmp").touch()  # of a process that was killed
-        raise KeyboardInterrupt
-    return folder
-
-
-def test_parts_of_the_same_command_are_kept_and_others_refused(tmp_path: Path) -> None:
-    output = tmp_path / "out.txt"
-    folder = stop_with_a_part(output)
-    assert folder == tmp_path / "out.txt.parts" == parts_folder(output)
-    with suppress(KeyboardInterrupt), open_parts(output, IDENTITY, overwrite=False):
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", "manifest.json", "part-000000.jsonl"]
-        raise KeyboardInterrupt
-    other = {"rows": 3, "-beam_size": 5}
-    with pytest.raises(UserError) as caught, open_parts(output, other, overwrite=False):
-        pytest.fail("taken")
-    assert str(caught.value) == (
-        f"-save_output {output}: {folder} holds finished parts of another command; give its flags and input to complete"
-        " it, or -overwrite to begin again\n"
-        "  what        parts  now\n"
-        "  -beam_size  4      5"
-    )
-    assert part_path(folder, 0).exists()
-    with open_parts(output, other, overwrite=True):
-        assert not part_path(folder, 0).exists()
-        assert json.loads((folder / "manifest.json").read_text()) == other
-        write_part(folder, 0, [0], [Prediction("a")])
-    assert list(tmp_path.iterdir()) == []  # the block ended well: the output is whole
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", None], ids=["torn", "no object", "gone"])
-def test_parts_are_not_thrown_away_for_a_manifest_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
-    folder = stop_with_a_part(tmp_path / "out.txt")
-    manifest = folder / "manifest.json"
-    if content is None:
-        manifest.unlink()
-    else:
-        manifest.write_text(content)
-    with (
-        pytest.raises(UserError, match=r"manifest\.json cannot be read \(.*\); -overwrite begins again$"),
-        open_parts(tmp_path / "out.txt", IDENTITY, overwrite=False),
-    ):
-        pytest.fail("taken")
-    assert part_path(folder, 0).exists()
-    with open_parts(tmp_path / "out.txt", IDENTITY, overwrite=True):
-        assert not part_path(folder, 0).exists()
-
-
-def test_one_process_works_for_an_output(tmp_path: Path) -> None:
-    output = tmp_path / "out.txt"
-    code = (
-        "import sys; from pathlib import Path; from models.parts_folder import open_parts\n"
-        "with open_parts(Path(sys.argv[1]), {}, False): print('in', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, output]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(UserError) as caught, open_parts(output, {}, overwrite=True):
-            pytest.fail("taken")
-        assert str(caught.value) == f"-save_output {output}: another process predicts for this output"
-        other.kill()
-
-
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["file", "folder"])
-def test_what_is_not_ours_stays(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    output = tmp_path / "out.txt"
-    make(parts_folder(output))
-    if parts_folder(output).is_dir():
-        (parts_folder(output) / "thesis.doc").touch()
-    with (
-        pytest.raises(UserError, match=r"out.txt.parts is in the way and no folder of part files; choose another name"),
-        open_parts(output, {}, overwrite=True),
-    ):
-        pytest.fail("taken")
-    assert parts_folder(output).exists()
-
-
-def test_the_content_of_a_model_is_told_apart(tmp_path: Path) -> None:
-    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_text(text)
-        (tmp_path / name / "config.json").write_text("{}")
-    one, same, other = (InferenceModel(str(tmp_path / name)).identity() for name in "abc")
-    assert one == same != other
-    first, second = (InferenceModel(str(tmp_path / name / "model.safetensors")).identity() for name in "ab")
-    assert first == second
-
-
-def test_a_hub_model_is_told_apart_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = T5Config()
-    config._commit_hash = "1a2b"
-    monkeypatch.setattr(InferenceModel, "config_and_tokenizer", lambda _: (config, None))
-    assert InferenceModel("google/byt5-small").identity() == "google/byt5-small at 1a2b"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers import ReadOptions, read_rows
+import pytest
+
+from datamodules.readers import InputRecords, ReadOptions, read_rows
 from datamodules.rows import RowReport
+from errors import RunError
 from models.generation import Hypothesis
-from models.prediction_output import OutputRow, plain_lines, write_lines, write_rows
+from models.prediction_output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from models.predictions import Prediction
 from task_utils import get_task
 
@@ -26,7 +30,7 @@ MORE = {
 
 
 def test_every_cell_of_a_tsv_is_read_back_by_our_reader(tmp_path: Path) -> None:
-    write_rows(tmp_path / "out.tsv", ROWS, escapes=True, labels=LABELS, nbest=True)
+    write_rows(tmp_path / "out.tsv", ROWS, OutputForm(True, LABELS, True))
     text = (tmp_path / "out.tsv").read_text(encoding="utf-8")
     assert len(text.splitlines()) == 3
     task = replace(get_task("seq2seq"), source_column="source", target_column="prediction")
@@ -40,7 +44,7 @@ def test_every_cell_of_a_tsv_is_read_back_by_our_reader(tmp_path: Path) -> None:
 
 
 def test_a_json_object_is_one_line_for_every_reader(tmp_path: Path) -> None:
-    write_rows(tmp_path / "out.jsonl", ROWS, escapes=False, labels=LABELS, nbest=True)
+    write_rows(tmp_path / "out.jsonl", ROWS, OutputForm(False, LABELS, True))
     first, second = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(first) == {
         "id": 0,
@@ -60,3 +64,56 @@ def test_a_plain_line_is_one_line_for_every_reader(tmp_path: Path) -> None:
     ):
         write_lines(tmp_path / "out.txt", plain_lines([ODD, "b"], escapes))
         assert (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines() == [line, "b"]
+
+
+RECORDS = [
+    r'{"source": "a\ud800b", "n": 1e999, "big": 123456789012345678901234567890.50, "é":  [1, 2.0]}',
+    '{"source": "c", "digits": ' + "9" * 5000 + "}",
+    "{broken",
+    "",
+    '"only a text\u2028"',
+]
+
+
+def kept(tmp_path: Path, name: str, content: str) -> list[str]:
+    """The records that are kept of a file."""
+    (tmp_path / name).write_bytes(content.encode())
+    return list(InputRecords([str(tmp_path / name)]))
+
+
+def test_records_are_kept_in_the_letters_of_the_file(tmp_path: Path) -> None:
+    """No digit, escape or blank changes, whatever Python would make of the numbers."""
+    expected = [*RECORDS[:2], "null", "null", RECORDS[4]]
+    assert kept(tmp_path, "in.jsonl", "\n".join(RECORDS) + "\n") == expected
+    array = "[" + ",\n".join((RECORDS[0], '{"a":\r\n  1}', RECORDS[4])) + "]"
+    assert kept(tmp_path, "in.json", array) == [RECORDS[0], '{"a":    1}', RECORDS[4]]
+    rows = [replace(ROWS[1], record=record) for record in expected]
+    write_rows(tmp_path / "out.jsonl", rows, OutputForm())
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines[0].endswith(f'"score": -0.5, "input": {RECORDS[0]}}}')
+    assert [json.loads(line)["prediction"] for line in (lines[0], *lines[2:])] == ["c"] * 4
+    assert json.loads(lines[4])["input"] == "only a text\u2028"
+
+
+def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("1\n2\n")
+    records = InputRecords([str(path)])
+    path.write_text("2\n1\n")
+    os.utime(path, (1, 1))
+    rows = (replace(ROWS[1], record=record) for record in records)
+    with pytest.raises(RunError, match=r"in\.jsonl has changed while its rows were predicted"):
+        write_rows(tmp_path / "out.jsonl", rows, OutputForm())
+    assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("of somebody else\n")
+    with pytest.raises(RunError, match=r"out\.txt is there and holds something else; -overwrite replaces it"):
+        write_lines(path, ["a"], replace=False)
+    assert path.read_text() == "of somebody else\n"
+    write_lines(path, ["a"], replace=True)
+    write_lines(path, ["a"], replace=False)  # the same bytes: a run that was killed after it had written them
+    assert path.read_text() == "a\n"
+    assert os.listdir(tmp_path) == ["out.txt"]

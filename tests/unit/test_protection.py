@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,16 +231,35 @@ def test_outputs_are_regular_files(place: Path, overwrite: list[str]) -> None:
     os.mkfifo(place / "fifo")
     (place / "folder").mkdir()
     (place / "null").symlink_to("/dev/null")
-    told = {"fifo": "is no regular file (a device or a pipe)", "folder": "is a folder; give a file"}
-    for name in ("fifo", "folder", "null", "/dev/null"):
-        problem = told.get(name, told["fifo"])
+    (place / "dangling").symlink_to("nowhere")
+    (place / "out.txt").touch()
+    (place / "linked").symlink_to("out.txt")
+    device, nameless = (
+        "is no regular file (a device or a pipe)",
+        "is no name of a file; predictions go to standard output",
+    )
+    told = {
+        "fifo": device,
+        "/dev/null": device,
+        "folder": "is a folder; give a file",
+        ".": "is a folder; give a file",
+        "null": "is a link to /dev/null; give the file itself",
+        "dangling": "is a link to nowhere; give the file itself",
+        "linked": "is a link to out.txt; give the file itself",
+        "new/": f"{nameless} with -test_data - only",
+        "-": f"{nameless} with -test_data - only",
+        " ": f"{nameless} with -test_data - only",
+    }
+    for name, problem in told.items():
         assert inference_problems(*overwrite, "-save_output", name) == [f"-save_output {name}: {problem}"]
 
 
-def test_a_dangling_link_exists(place: Path) -> None:
-    (place / "out").symlink_to("nowhere")
-    assert inference_problems("-save_output", "out") == ["-save_output out: exists; -overwrite replaces it"]
-    assert inference_problems("-save_output", "out", "-overwrite") == []
+def test_the_folder_of_parts_is_no_place_for_other_outputs(place: Path) -> None:
+    told = "out.parts is for the finished parts of -save_output; choose another place"
+    assert inference_problems("-save_output", "out", "-save_label", "out.parts") == [f"-save_label out.parts: {told}"]
+    make(place, "out.parts/manifest.json")
+    name = "out.parts/report"
+    assert inference_problems("-save_output", "out", "-save_report", name) == [f"-save_report {name}: {told}"]
 
 
 def test_a_stopped_prediction_replaces_its_own_output_only(place: Path) -> None:
