@@ -112,8 +112,8 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 @contextmanager
 def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) -> Iterator[Path]:
     """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
-    from datamodules.token_encoding import tokenizer_digest
     from models.parts_folder import open_parts
+    from tokenizer_digest import tokenizer_digest
 
     config = ready.config
     if not config.output.save_output:

@@ -15,6 +15,7 @@ from label_maps import LabelMap as LabelMap
 from mapping_files import FILE_SUFFIXES, read_mapping_file
 
 TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
+IGNORE_INDEX = -100  # the label of a padded position, which no loss counts
 LABEL_METRICS = ("accuracy", "accuracy_corrected", "macro_f1", "micro_f1")
 METRIC_NAMES = (*TEXT_METRICS, *LABEL_METRICS)
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100  # the label of a padded position
+from task_utils import IGNORE_INDEX
+
 DUMMY_ROW_ID = -1  # the row id of the row that stands in for an empty batch
 
 TokenIds: TypeAlias = npt.NDArray[np.integer[Any]]

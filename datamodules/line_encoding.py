@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from datamodules.byte_encoding import Tokens
-from datamodules.escapes import ESCAPES, unescape_cell
 from datamodules.rendering import render
 from datamodules.rows import PLACES_KEPT, text_array
 from datamodules.splits import Encoder
 from datamodules.token_encoding import check_limit, make_encoder
 from errors import UserError
+from escapes import ESCAPES, unescape_cell
 from task_utils import Template
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -41,7 +41,7 @@ class ReadOptions:
     source_column: str = ""
     target_column: str = ""
     header: str = "auto"  # auto, true or false; TSV and CSV only
-    tsv_escapes: bool = True  # those of datamodules/escapes.py, in the cells of a TSV
+    tsv_escapes: bool = True  # those of escapes.py, in the cells of a TSV
     strict: bool = False  # the first malformed row is an error
     keep_all: bool = False  # prediction: every row of the input is kept
     target_required: bool = True

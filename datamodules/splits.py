@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.encoding import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
-from datamodules.escapes import ESCAPES
 from datamodules.readers import ReadOptions
 from errors import UserError
+from escapes import ESCAPES
 from flags import DataFlags, LengthFlags
 from task_utils import Task
 

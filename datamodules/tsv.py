@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.columns import Wanted, is_header, locate
-from datamodules.escapes import unescape_cell
 from datamodules.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
 from errors import UserError
+from escapes import unescape_cell
 
 BLOCK_BYTES = 4 << 20
 _SCOUT_LINES = 1000

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from datamodules.collate import IGNORE_INDEX
 from errors import UserError
+from task_utils import IGNORE_INDEX
 
 T5_LIKE = ("t5", "mt5", "umt5")
 BART_LIKE = ("bart", "mbart")

@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from datamodules.token_encoding import tokenizer_digest
 from errors import UserError, raise_if_any
 from models.acceleration import accelerate
 from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
@@ -32,6 +31,7 @@ from models.loading import (
 from models.parts_folder import content_of
 from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, STATE_NAME
 from task_utils import Task
+from tokenizer_digest import tokenizer_digest
 
 
 def _check_state(state: Mapping[str, Any], place: str) -> None:

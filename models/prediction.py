@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from console import tell
-from datamodules.encoded_split import EncodedSplit
 from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from models.batch_limits import BatchLimits
 from models.devices import Devices, use_threads
@@ -31,6 +30,9 @@ from models.environment import quiet_libraries
 from models.part_files import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from models.predictions import BatchPredictor, Prediction
 from models.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from datamodules.encoded_split import EncodedSplit
 
 REPORT_SECONDS = 5.0
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datamodules.encoded_split import EncodedSplit
-from datamodules.escapes import escape_cell, escape_json, flatten_cell
 from errors import RunError
+from escapes import escape_cell, escape_json, flatten_cell
 from models.durable import write_file
 from models.predictions import Prediction
+
+if TYPE_CHECKING:
+    from datamodules.encoded_split import EncodedSplit
 
 COLUMNS = ("id", "source", "reference", "prediction", "score")
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datamodules.batching import BatchPlan
 from errors import UserError, raise_if_any
 from flag_parsing import to_dict
 from flags import LOSS_MONITORS, TrainConfig
@@ -22,6 +21,9 @@ from models.differences import Difference, difference_table, differences_of
 from models.loop_state import set_position
 from models.run_folder import CONTENT_KEY
 from task_utils import Task
+
+if TYPE_CHECKING:
+    from datamodules.batching import BatchPlan
 
 FREE = ("max_epoch",)  # optimization flags that may change
 FIXED = (  # other flags that may not

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from datamodules.batching import BatchPlan
 from flag_parsing import to_dict
 from flags import ADAM_RATE, TrainConfig
 from models.checkpointing import Checkpointer
@@ -21,6 +20,9 @@ from models.kept_checkpoints import continue_from, remove_uncounted
 from models.optim import resolve_warmup
 from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, is_of_run
 from task_utils import Task
+
+if TYPE_CHECKING:
+    from datamodules.batching import BatchPlan
 
 
 def resolved_settings(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datamodules.encoded_split import EncodedSplit
 from flags import BatchFlags, DecodeFlags, TrainConfig
 from lazy_sequence import LazySequence
 from metrics import score
@@ -19,6 +19,9 @@ from models.run_folder import TEST_REPORT
 from models.torch_engine import TorchEngine
 from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
+
+if TYPE_CHECKING:
+    from datamodules.encoded_split import EncodedSplit
 
 
 def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:

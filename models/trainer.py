@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from datamodules.batching import BatchPlan
 from errors import UserError
 from flags import TrainConfig
 from models.checkpoint_io import DurableCheckpointIO
@@ -19,6 +18,9 @@ from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from models.strategies import cluster_environment, lightning_strategy
 from task_utils import LabelMap, Task
+
+if TYPE_CHECKING:
+    from datamodules.batching import BatchPlan
 
 
 def build_module(

@@ -1,0 +1,30 @@
+"""What a tokenizer is, in a few letters: to tell caches, models and finished work of another one apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex digest of everything in a tokenizer that decides the ids it gives."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings: list[Any] = [type(tokenizer).__name__, tokenizer.eos_token_id, getattr(tokenizer, "truncation_side", "")]
+    if tokenizer.is_fast:
+        rust = tokenizer.backend_tokenizer
+        rust.no_truncation()
+        rust.no_padding()
+        digest.update(rust.to_str().encode())
+        settings += [tokenizer(text="a")["input_ids"], tokenizer(text_target="a")["input_ids"]]
+        rust.no_truncation()
+        rust.no_padding()
+    else:
+        added = {str(index): repr(token) for index, token in tokenizer.added_tokens_decoder.items()}
+        settings += [tokenizer.get_vocab(), added, getattr(tokenizer, "offset", 0)]
+        settings += [tokenizer(text="a b1가")["input_ids"], tokenizer(text_target="a b1가")["input_ids"]]
+        models = (getattr(tokenizer, name, None) for name in ("sp_model", "spm_source", "spm_target"))
+        for model in filter(None, models):
+            digest.update(model.serialized_model_proto())
+    digest.update(json.dumps(settings, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
