@@ -64,12 +64,17 @@ def command(model: Path, data: Path, output: Path, processes: int, batch_size: i
     return [sys.executable, "inference.py", *flag_list(flags)]
 
 
+def threads(arguments: list[str]) -> str:
+    """Two of one process, one of each of several: the sums must not depend on it."""
+    return "1" if int(arguments[arguments.index("-cpu_processes") + 1]) > 1 else "2"
+
+
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """The command in a process group of its own."""
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=environment(),
+        env=environment(OMP_NUM_THREADS=threads(arguments)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -138,13 +143,9 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
             outputs = []
             for processes in (1, 2, 3):
                 output = folder / f"{rows}-{processes}.jsonl"
-                subprocess.run(
-                    command(model, data, output, processes),
-                    cwd=ROOT,
-                    env=environment(),
-                    check=True,
-                    capture_output=True,
-                )
+                arguments = command(model, data, output, processes)
+                environ = environment(OMP_NUM_THREADS=threads(arguments))
+                subprocess.run(arguments, cwd=ROOT, env=environ, check=True, capture_output=True)
                 outputs.append(output.read_bytes())
             found[f"{rows} rows"] = {
                 "lines": outputs[0].count(b"\n"),

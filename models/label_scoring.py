@@ -24,6 +24,7 @@ from models.loading import target_limit
 from models.vocabulary import log_normaliser
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
+MOST_NODES = 2**13  # of the tree of labels; who sees whom is a table of nodes x nodes
 LOGITS_AT_ONCE = 2**22  # 16 MB of fp32: what is looked at while it is still in the cache
 
 
@@ -49,7 +50,7 @@ class LabelScorer:
 
     Raises:
         ValueError: an architecture or a kind of layers that `decoder_weights.supports` does not know; a label without
-            tokens or with more than the model can write, or two with the same ones.
+            tokens or with more than the model can write, two with the same ones, or too many.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> None:
@@ -57,6 +58,11 @@ class LabelScorer:
             raise ValueError(f"labels cannot be scored with {type(model).__name__}")
         self.model = model
         self.trie = label_trie(tokenizer, labels)
+        if len(self.trie.depths) > MOST_NODES:
+            raise ValueError(
+                f"the {len(labels):,} labels have {len(self.trie.depths):,} beginnings, and at most {MOST_NODES:,} are"
+                " scored; use -label_decoding constrained"
+            )
         start = decoder_start_token(model, example_target(tokenizer))
         first = fixed_first_token(tokenizer)
         # Decoder inputs: what stands before the labels, then the token that each node was entered by.

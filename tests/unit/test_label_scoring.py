@@ -115,3 +115,9 @@ def test_unknown_decoders_are_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="labels cannot be scored with PegasusForConditionalGeneration"):
         LabelScorer(PegasusForConditionalGeneration(config), TOKENIZER, ["a"])
+
+
+def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.label_scoring.MOST_NODES", 4)
+    with pytest.raises(ValueError, match=r"^the 3 labels have 6 beginnings, and at most 4 are scored; use -label_dec"):
+        LabelScorer(half_trained("t5"), TOKENIZER, ["ab", "cd", "ae"])
