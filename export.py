@@ -15,7 +15,9 @@ from console import tell
 from errors import UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help
 from flags import ExportConfig, ExportFlags
+from label_maps import is_unicode
 from models.run_folder import CHECKPOINT_FOLDER, holds_run
+from validation import NO_UTF8_NAME
 
 USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
@@ -114,6 +116,8 @@ def check_target(target: Path, flags: ExportFlags) -> None:
         UserError: says what is there, and the way out.
     """
     place = f"-save_path {target}"
+    if not is_unicode(str(target)):
+        raise UserError(f"{place}: {NO_UTF8_NAME}")
     if not target.exists() and not target.is_symlink():
         parent = next(path for path in target.absolute().parents if path.exists())
         if not parent.is_dir():

@@ -76,9 +76,9 @@ def run_error(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, durably."""
+    r"""Write `content` as indented JSON, durably; bytes of a path that are no UTF-8 stand there as `\udcff`."""
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    write_file(path, lambda file: file.write(text.encode("utf-8")))
+    write_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))  # an escape of JSON
 
 
 def link_file(existing: Path, path: Path) -> None:
