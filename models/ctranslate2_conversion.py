@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from console import tell
 from engine_checks import CTRANSLATE2_INSTALL
 from errors import RunError, UserError
-from models.durable import write_folder
+from models.durable import clean_folder_leftovers, write_folder
 from models.forward import BART_LIKE, decoder_start_token, logit_scale
 from models.generation import example_target
 
@@ -158,6 +158,7 @@ def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
             if not _is_whole(folder):
                 tell(f"converting {name} to CTranslate2 ({compute_type}), once: {folder}")
                 needed = sum(parameter.nbytes for parameter in model.parameters())
+                clean_folder_leftovers(folder)
                 write_folder(folder, lambda target: save_converted(target, model, tokenizer, compute_type), needed)
                 _remove_earlier(parent, stem, folder)
     except OSError as error:
