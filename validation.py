@@ -66,8 +66,11 @@ def override_task(task: Task, data: DataFlags) -> Task:
     changes: dict[str, Any] = {}
     for name in ("input_template", "target_template", "source_column", "target_column"):
         value = getattr(data, name)
+        is_number = name.endswith("column") and value.isdecimal()
+        if is_number and int(value) == 0:
+            raise UserError(f"-{name} {value}: columns are counted from 1; give a number from 1, or a name")
         if value:
-            changes[name] = int(value) if name.endswith("column") and value.isdecimal() else value
+            changes[name] = int(value) if is_number else value
     task = replace(task, **changes)
     Template(task.input_template, "-input_template")
     evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
