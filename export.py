@@ -5,6 +5,7 @@ The folder appears whole or not at all, and nothing but an earlier export is eve
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from console import tell
 from errors import UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help
 from flags import ExportConfig, ExportFlags
+from label_maps import is_unicode
 from models.run_folder import CHECKPOINT_FOLDER, holds_run
+from validation import NO_UTF8_NAME
 
 USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
@@ -61,9 +64,12 @@ def run(flags: ExportFlags) -> int:
 def target_folder(flags: ExportFlags) -> Path:
     """-save_path, else the name beside the run's folder that goes with the format."""
     if flags.save_path.strip():
-        return Path(flags.save_path)
+        path = Path(flags.save_path)
+        return path if path.name not in ("", "..") else Path(os.path.abspath(path))
     run = run_of(flags.model[0]) if flags.model else None
     if run is None:
+        missing = [name for name in flags.model if not os.path.lexists(name)]
+        raise_if_any(f"-model {name}: no such file or folder; a model of the hub needs -save_path" for name in missing)
         raise UserError("-save_path is required: -model is no folder of a run, nor a checkpoint in one")
     run = run.absolute()
     return run.with_name(run.name + SUFFIXES[flags.format])
@@ -91,7 +97,14 @@ def source_names(flags: ExportFlags) -> list[str]:
             raise UserError(f"-average {flags.average}: names the files; leave -model out")
     else:
         names = list(flags.model)
-    return [str(_model_of(name)) for name in names]
+    names = [str(_model_of(name)) for name in names]
+    place = f"-average {flags.average}" if flags.average else "-model"
+    raise_if_any(
+        f"{place}: {name} and {other} are the same checkpoint; each is named once"
+        for name, other in itertools.combinations(names, 2)
+        if os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
+    )
+    return names
 
 
 def _model_of(name: str) -> Path | str:
@@ -114,6 +127,8 @@ def check_target(target: Path, flags: ExportFlags) -> None:
         UserError: says what is there, and the way out.
     """
     place = f"-save_path {target}"
+    if not is_unicode(str(target)):
+        raise UserError(f"{place}: {NO_UTF8_NAME}")
     if not target.exists() and not target.is_symlink():
         parent = next(path for path in target.absolute().parents if path.exists())
         if not parent.is_dir():
@@ -123,16 +138,30 @@ def check_target(target: Path, flags: ExportFlags) -> None:
         return
     if target.is_symlink() or not target.is_dir():
         raise UserError(f"{place}: exists and is {'a link' if target.is_symlink() else 'no folder'}; choose another")
-    present = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir() or path.is_symlink()}
-    if not present and not any(target.iterdir()):
-        return
-    foreign = sorted(present - _own_files(target))
-    if foreign or not present:
-        raise UserError(
-            f"{place}: holds what no export wrote ({', '.join(foreign[:3]) or 'folders'}); choose another folder"
-        )
-    if not flags.overwrite:
+    try:
+        own = _own_files(target)
+        foreign = _foreign_names(target, own)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); choose another folder") from error
+    if foreign:
+        raise UserError(f"{place}: holds what no export wrote ({', '.join(foreign)}); choose another folder")
+    if own and not flags.overwrite:
         raise UserError(f"{place}: holds an export already; -overwrite replaces it, or choose another folder")
+
+
+def _foreign_names(target: Path, own: set[str]) -> list[str]:
+    """The first files and folders in `target` that its export did not write; folders of others are not entered."""
+    folders = {str(parent) for name in own for parent in Path(name).parents}
+    waiting, found = [""], []
+    for inner in waiting:  # which grows meanwhile
+        with os.scandir(target / inner) as entries:
+            there = {os.path.join(inner, entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
+        for name, is_folder in sorted(there.items()):
+            if is_folder and name in folders:
+                waiting.append(name)
+            elif is_folder or name not in own:
+                found.append(f"{name}/" if is_folder else name)
+    return found[:3]
 
 
 def _own_files(target: Path) -> set[str]:
@@ -140,7 +169,7 @@ def _own_files(target: Path) -> set[str]:
     try:
         content = json.loads((target / MARK).read_text(encoding="utf-8"))
         return {MARK, *map(str, content["files"])}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return set()
 
 
@@ -159,15 +188,16 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         RunError: the disk refused; what was there before is untouched.
     """
     from models.averaging import averaged
-    from models.durable import write_folder, write_json
+    from models.durable import clean_folder_leftovers, write_folder, write_json
     from models.exports import fill_folder, model_bytes
     from models.generation import DecodingOptions, generation_config
     from models.inference_model import InferenceModel
 
-    single = InferenceModel(names[0])
+    flag = "-average" if flags.average else "-model"
+    single = InferenceModel(names[0], flag=flag)
     single.check()
-    state = saved_state(names)
-    model, tokenizer = single() if len(names) == 1 else averaged(names, "-average" if flags.average else "-model")
+    state = saved_state(names, flag)
+    model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
     if state or len(names) > 1:  # ours: any other model keeps its own settings
         model.generation_config = generation_config(model, tokenizer, DecodingOptions())
 
@@ -182,10 +212,11 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
             content["compute_type"] = flags.compute_type
         write_json(folder / MARK, content)
 
+    clean_folder_leftovers(target)
     write_folder(target, fill, needed=model_bytes(model))
 
 
-def saved_state(names: Sequence[str]) -> dict[str, Any]:
+def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
     """training_state.json of the export; empty for a model that we did not train.
 
     For a mean it is that of the first, without scores, with `average_of`.
@@ -195,9 +226,9 @@ def saved_state(names: Sequence[str]) -> dict[str, Any]:
     from models.inference_model import InferenceModel
     from models.run_folder import CONTENT_KEY
 
-    model = InferenceModel(names[0])
+    model = InferenceModel(names[0], flag=flag)
     if model.is_checkpoint:
-        checkpoint = read_checkpoint(names[0], "-model", mmap=True, needed=RUN_ENTRIES)
+        checkpoint = read_checkpoint(names[0], flag, mmap=True, needed=RUN_ENTRIES)
         state = training_state(exported_at(checkpoint), checkpoint[CONTENT_KEY])
     else:
         state = model.saved_state()

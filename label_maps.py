@@ -12,6 +12,16 @@ from functools import cached_property
 from errors import UserError, errors_at, raise_if_any
 from mapping_files import FILE_SUFFIXES, read_mapping_file
 
+NO_UNICODE = "is no Unicode text: it holds half of a surrogate pair, or bytes that are no UTF-8"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written to a file and read by a tokenizer.
+
+    Half of a surrogate pair (JSON can hold one) and bytes of a command line that are no UTF-8 cannot.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -20,8 +30,8 @@ class LabelMap:
     With a `separator` a row may have several labels: its text is their texts joined by the separator, each once and in
     declared order. In the data, and in outputs to be corrected, blanks around separators and the order do not count.
 
-    Raises `UserError` when there is no entry, when an id or a text is empty or occurs twice, or when a separator could
-    be taken for a part of a label: one with a letter or digit, or one that an id or a text holds.
+    Raises `UserError` when there is no entry, when an id or a text is empty, occurs twice or is not Unicode, or when a
+    separator could be taken for a part of a label: one with a letter or digit, or one that an id or a text holds.
     """
 
     entries: tuple[tuple[str, str], ...]
@@ -31,6 +41,7 @@ class LabelMap:
         problems = [] if self.entries else ["label map: no entry; write it as 0=부정,1=긍정"]
         for kind, values in (("id", self.ids), ("text", self.texts)):
             problems += [f"label map: empty {kind} in entry {n}" for n, v in enumerate(values, 1) if not v.strip()]
+            problems += [f"label map: {kind} {v!r} {NO_UNICODE}" for v in values if not is_unicode(v)]
             counts = Counter(value.strip() for value in values if value.strip())
             problems += [f"label map: {kind} {v!r} occurs more than once" for v, count in counts.items() if count > 1]
             if self.separator:
@@ -40,6 +51,8 @@ class LabelMap:
                     for value in values
                     if len(self._parts(value)) > 1 or self._runs_into_separator(value)
                 ]
+        if not is_unicode(self.separator):
+            problems.append(f"label separator {self.separator!r} {NO_UNICODE}")
         if any(character.isalnum() for character in self.separator):
             problems.append(
                 f"label separator {self.separator!r}: letters and digits could belong to a label; use marks and blanks,"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError, errors_at, raise_if_any
+from label_maps import NO_UNICODE, is_unicode
 from label_maps import LabelMap as LabelMap
 from mapping_files import FILE_SUFFIXES, read_mapping_file
 
@@ -55,7 +56,7 @@ class Template:
 
     `variables` are the names it reads. `parts` is set when it holds only literal text and bare `{{ name }}`: joining
     these gives exactly what `render` gives. A missing variable is an error, and newlines at the end are kept. Raises
-    `UserError` on a syntax error, with `name` (the flag), the line and the reason.
+    `UserError` on a syntax error, with `name` (the flag), the line and the reason, and on half of a surrogate pair.
     """
 
     def __init__(self, source: str, name: str = "-input_template") -> None:
@@ -65,6 +66,8 @@ class Template:
 
         self.source = source
         self.name = name
+        if not is_unicode(source):
+            raise UserError(f"{name} {source!r} {NO_UNICODE}")
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         environment.globals.clear()  # every name is a column, `range` and `dict` too
         try:

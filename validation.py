@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.data_paths import check_data_paths, parse_data_path
 from errors import UserError, errors_at
 from flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
+from label_maps import is_unicode
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -31,6 +32,7 @@ from models.run_folder import (
 from models.slurm import step_tasks
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
 
+NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
 LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 
@@ -64,8 +66,11 @@ def override_task(task: Task, data: DataFlags) -> Task:
     changes: dict[str, Any] = {}
     for name in ("input_template", "target_template", "source_column", "target_column"):
         value = getattr(data, name)
+        is_number = name.endswith("column") and value.isdecimal()
+        if is_number and int(value) == 0:
+            raise UserError(f"-{name} {value}: columns are counted from 1; give a number from 1, or a name")
         if value:
-            changes[name] = int(value) if name.endswith("column") and value.isdecimal() else value
+            changes[name] = int(value) if is_number else value
     task = replace(task, **changes)
     Template(task.input_template, "-input_template")
     evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
@@ -234,6 +239,9 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
         return
     if is_too_long(folder):
         problems.append(f"-save_path {folder}: the name is too long for a file system; choose a shorter one")
+        return
+    if not is_unicode(str(folder)):
+        problems.append(f"-save_path {folder}: {NO_UTF8_NAME}")
         return
     parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not os.path.isdir(parent):

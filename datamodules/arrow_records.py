@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowRep
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
     with file:
@@ -38,7 +39,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
     """Rows of a folder written by `save_to_disk`, read without the `datasets` library."""
     files = arrow_files(path, options.flag)
     try:
-        with pa.memory_map(files[0]) as source:
+        with pa.memory_map(os.fsencode(files[0])) as source:
             schema = pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{files[0]}: cannot be read as Arrow ({_first_line(error)})") from None
@@ -48,7 +49,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
 
 def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
     for file in files:
-        with pa.memory_map(file) as source:
+        with pa.memory_map(os.fsencode(file)) as source:
             for batch in pa.ipc.open_stream(source):
                 for start in range(0, len(batch), ROWS_A_CHUNK):
                     yield batch.slice(start, ROWS_A_CHUNK)

@@ -63,7 +63,8 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alon
         report = build(temporary)
         _sync(temporary)
         content = {"size": temporary.stat().st_size, "checksum": _checksum(temporary), "report": report}
-        sidecar.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        sidecar.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape: a path may be no UTF-8
         _sync(sidecar)
         (folder / f"{key}.json").unlink(missing_ok=True)
         os.replace(temporary, folder / f"{key}.arrow")

@@ -92,13 +92,14 @@ def check_data_paths(flag: str, values: Iterable[str]) -> list[str]:
             if data_path.kind == "folder":
                 arrow_files(data_path.path, flag)
             elif data_path.kind != "hub":
-                _check_file(data_path.path)
+                _check_file(data_path.path, may_be_blank=flag != "-train_data")
         except UserError as error:
             problems += [f"{flag}: {problem}" for problem in error.problems]
     return problems
 
 
-def _check_file(path: str) -> None:
+def _check_file(path: str, may_be_blank: bool) -> None:
+    """Refuse a file that holds no row; one of empty lines holds rows to predict, if `may_be_blank`."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is no regular file; write the rows to a file first")
     try:
@@ -108,8 +109,9 @@ def _check_file(path: str) -> None:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not start.removeprefix(b"\xef\xbb\xbf").strip():
-        if not start or os.path.getsize(path) <= len(start):
+    content = start.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        if not content or (not may_be_blank and os.path.getsize(path) <= len(start)):
             raise UserError(f"{path}: the file is empty")
     elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: the file is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -66,7 +67,7 @@ def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> str:
     kinds = (ids, ids, pa.large_string(), pa.large_string(), pa.int64(), pa.uint8())
     schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
     digest = _TokenDigest()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for chunk in chunks:
             digest.add(chunk)
             writer.write_batch(
@@ -106,7 +107,7 @@ class _Store:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        reader = pa.ipc.open_file(pa.memory_map(path))
+        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         if tuple(reader.schema.names) != _COLUMNS:
             raise pa.ArrowInvalid(f"{path}: not a file of encoded rows")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]

@@ -89,7 +89,7 @@ def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
         names = [cell.strip() for cell in first[1]]
         report.headers[path] = f"header: {', '.join(names)}" if header else "no header"
         scouted = [] if header else _scouted(first, rows)
-        width = max((len(cells) for _, cells, _ in scouted), default=len(names))
+        width = max((len(cells) for _, cells, _ in scouted), default=len(names)) or 1  # of empty lines alone
         positions = locate(wanted, names if header else None, width, path)
         records = (_csv_record(row, positions, wanted) for row in _chain_items(scouted, rows))
         yield from collect(path, records, list(positions), options)

@@ -19,6 +19,7 @@ from models.inference_model import InferenceModel
 from models.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 
 KEPT_BEST = 5  # checkpoints of validations that a run keeps
+OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
 IGNORED_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
@@ -158,11 +159,13 @@ def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedMo
     """The model whose weights are the mean of those of the named checkpoints, and the tokenizer that all have.
 
     Raises:
-        UserError: a checkpoint cannot be read; other architectures, configs or tokenizers; the difference is named.
+        UserError: a checkpoint cannot be read; other architectures, configs, tokenizers, templates or labels; the
+            difference is named.
     """
-    models = [InferenceModel(name) for name in names]
+    models = [InferenceModel(name, flag=flag) for name in names]
     for model in models:
         model.check()
+    _check_tasks(models)
     first_config, tokenizer = models[0].config_and_tokenizer()
     for name, other in zip(names[1:], models[1:], strict=True):
         config, other_tokenizer = other.config_and_tokenizer()
@@ -175,6 +178,19 @@ def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedMo
     model, tokenizer = models[0]()
     average_into(model, sources)
     return model, tokenizer
+
+
+def _check_tasks(models: Sequence[InferenceModel]) -> None:
+    """Refuse models that were trained on texts of another form: their mean would have learned neither."""
+    known = [(model, task) for model in models if (task := model.saved_state().get("task"))]  # ours
+    for model, task in known[1:]:
+        first, expected = known[0]
+        for key in OF_TEXTS:
+            if json.dumps(task.get(key)) != json.dumps(expected.get(key)):  # the order of labels counts
+                raise UserError(
+                    f"{model.flag} {model.name}: trained on other texts than {first.name}: {key} is {task.get(key)!r},"
+                    f" not {expected.get(key)!r}"
+                )
 
 
 def _plain(config: Any) -> dict[str, Any]:

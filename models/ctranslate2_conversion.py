@@ -11,6 +11,7 @@ import copy
 import fcntl
 import hashlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from console import tell
 from engine_checks import CTRANSLATE2_INSTALL
 from errors import RunError, UserError
-from models.durable import write_folder
+from models.durable import clean_folder_leftovers, write_folder
 from models.forward import BART_LIKE, decoder_start_token, logit_scale
 from models.generation import example_target
 
@@ -39,6 +40,7 @@ LOADERS = {  # by model_type; ByT5 is a t5
 CONVERSION = b"1"  # raised when a conversion comes out otherwise, so that caches are made anew
 MODEL_FILE = "model.bin"
 VOCABULARY_FILE = "shared_vocabulary.json"
+CONFIG_FILE = "config.json"
 
 
 def require_ctranslate2(flag: str) -> Any:
@@ -137,7 +139,7 @@ def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
 
     It is `NAME.ctranslate2-TYPE-KEY` beside the file or folder `name`; where that cannot be written, or `name` is one
     of the hub, it lies in the user's cache folder. Two processes that ask at once convert once. What an earlier content
-    of the same `name` left in the cache is removed.
+    of the same `name` left in the cache is removed. One whose files are not all there is made again.
 
     Raises:
         UserError: the package is missing, or the architecture is not converted.
@@ -148,19 +150,30 @@ def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
     parent = _cache_parent(name)
     stem = f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(name).name) or 'model'}.ctranslate2-{compute_type}"
     folder = parent / f"{stem}-{content_key(model, tokenizer)}"
-    if (folder / MODEL_FILE).is_file():
+    if _is_whole(folder):
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(parent / f".{stem}.lock"):
-            if not (folder / MODEL_FILE).is_file():
+            if not _is_whole(folder):
                 tell(f"converting {name} to CTranslate2 ({compute_type}), once: {folder}")
                 needed = sum(parameter.nbytes for parameter in model.parameters())
+                clean_folder_leftovers(folder)
                 write_folder(folder, lambda target: save_converted(target, model, tokenizer, compute_type), needed)
                 _remove_earlier(parent, stem, folder)
     except OSError as error:
         raise RunError(f"the converted model could not be written to {parent}: {error.strerror or error}") from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files of a conversion are there, and those of JSON whole; a torn model.bin is told on loading."""
+    try:
+        for name in (CONFIG_FILE, VOCABULARY_FILE):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / MODEL_FILE).is_file()
 
 
 def _cache_parent(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import filecmp
 import json
 import os
@@ -26,8 +27,11 @@ OLD_SUFFIX = ".old"
 def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
     """`.NAME.PID.SUFFIX` beside `path`; a long name is cut, between characters, to what a file system takes."""
     ending = f".{os.getpid()}{suffix}"
-    stem = os.fsencode(path.name)[: LONGEST_NAME - 1 - len(ending)].decode("utf-8", errors="ignore")
-    return path.with_name(f".{stem}{ending}")
+    return path.with_name(f".{_cut_name(path, len(ending))}{ending}")
+
+
+def _cut_name(path: Path, ending: int) -> str:
+    return os.fsencode(path.name)[: LONGEST_NAME - 1 - ending].decode("utf-8", errors="ignore")
 
 
 def write_file(path: Path, write: Callable[[Any], None], needed: int = 0, replace: bool = True) -> None:
@@ -81,9 +85,13 @@ def run_error(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, replace: bool = True) -> None:
-    """Write `content` as indented JSON, durably; `replace` as in `write_file`."""
+    r"""Write `content` as indented JSON, durably; bytes of a path that are no UTF-8 stand there as `\udcff`.
+
+    `replace` is that of `write_file`.
+    """
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    write_file(path, lambda file: file.write(text.encode("utf-8")), replace=replace)
+    encoded = text.encode("utf-8", "backslashreplace")  # an escape of JSON
+    write_file(path, lambda file: file.write(encoded), replace=replace)
 
 
 def link_file(existing: Path, path: Path) -> None:
@@ -121,18 +129,19 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        fill(temporary)
-        for path in temporary.rglob("*"):
-            sync_path(path)
-        sync_path(temporary)
-        if not folder.exists():
-            os.replace(temporary, folder)
-        elif exchange(temporary, folder):
-            os.replace(temporary, old)
-        else:
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-        sync_path(folder.parent)
+        with _in_use(temporary):
+            fill(temporary)
+            for path in temporary.rglob("*"):
+                sync_path(path)
+            sync_path(temporary)
+            if not folder.exists():
+                os.replace(temporary, folder)
+            elif exchange(temporary, folder):
+                os.replace(temporary, old)
+            else:
+                os.replace(folder, old)
+                os.replace(temporary, folder)
+            sync_path(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has a full disk of its own kind
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
@@ -143,6 +152,35 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Mark a folder that is being written, under whatever names, until the block or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: nobody will take the folder for left behind
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a process is in `_in_use(folder)`, or that cannot be known."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -200,6 +238,24 @@ def clean_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def clean_folder_leftovers(folder: Path) -> None:
+    """Remove what killed writes of `folder` left beside it, and put back one that was being swapped.
+
+    Nothing is touched while another process writes the folder.
+    """
+    name = re.escape(_cut_name(folder, len(f".{os.getpid()}{TEMPORARY_SUFFIX}")))
+    halves = _leftovers(folder.parent, name, TEMPORARY_SUFFIX)
+    if any(map(_is_written, halves)):
+        return
+    for leftover in _leftovers(folder.parent, name, OLD_SUFFIX):
+        if folder.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            os.replace(leftover, folder)
+    for half in halves:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def clean_temporary(path: Path) -> None:

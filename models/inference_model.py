@@ -62,9 +62,9 @@ def _check_state(state: Mapping[str, Any], place: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _checkpoint(name: str) -> dict[str, Any]:
+def _checkpoint(name: str, flag: str) -> dict[str, Any]:
     """The .ckpt, opened once in each process; its tensors stay on the disk until they are used."""
-    return read_checkpoint(name, "-model", mmap=True, needed=MODEL_ENTRIES)
+    return read_checkpoint(name, flag, mmap=True, needed=MODEL_ENTRIES)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class InferenceModel:
     tokenizer_name: str = ""
     source_language: str = ""
     target_language: str = ""
+    flag: str = "-model"  # that named it, for messages
 
     @property
     def is_checkpoint(self) -> bool:
@@ -85,13 +86,13 @@ class InferenceModel:
         """Cheap problems of the name, before anything is loaded."""
         folder = Path(self.name)
         if "://" in self.name:
-            raise UserError(f"-model {self.name}: a file, a folder or a hub name is expected, not a URL")
+            raise UserError(f"{self.flag} {self.name}: a file, a folder or a hub name is expected, not a URL")
         if self.name.endswith(".ckpt") and not os.path.isfile(folder):
-            raise UserError(f"-model {self.name}: no such file")
+            raise UserError(f"{self.flag} {self.name}: no such file")
         if os.path.isdir(folder / CHECKPOINT_FOLDER):
             choices = [str(folder / name) for name in ("best", "last") if (folder / name).is_dir()]
             raise UserError(
-                f"-model {self.name}: this is a run's folder; give {' or '.join(choices) or 'a .ckpt of it'}"
+                f"{self.flag} {self.name}: this is a run's folder; give {' or '.join(choices) or 'a .ckpt of it'}"
             )
 
     def saved_state(self) -> dict[str, Any]:
@@ -101,8 +102,8 @@ class InferenceModel:
             UserError: torn, or entries of other types than ours.
         """
         if self.is_checkpoint:
-            state = dict(_checkpoint(self.name)[CONTENT_KEY])
-            _check_state(state, f"-model {self.name}")
+            state = dict(_checkpoint(self.name, self.flag)[CONTENT_KEY])
+            _check_state(state, f"{self.flag} {self.name}")
             return state
         path = Path(self.name) / STATE_NAME
         if not os.path.isfile(path):
@@ -110,22 +111,22 @@ class InferenceModel:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"-model {self.name}: {path} is torn or no JSON ({error})") from error
+            raise UserError(f"{self.flag} {self.name}: {path} is torn or no JSON ({error})") from error
         if not isinstance(state, dict):
-            raise UserError(f"-model {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")
-        _check_state(state, f"-model {self.name}: {path}")
+            raise UserError(f"{self.flag} {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")
+        _check_state(state, f"{self.flag} {self.name}: {path}")
         return state
 
     def config_and_tokenizer(self) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         """What the data encoding needs, without loading weights."""
         if self.is_checkpoint:
-            content = _checkpoint(self.name)[CONTENT_KEY]
-            config = checkpoint_config(content["model"], f"-model {self.name}")
+            content = _checkpoint(self.name, self.flag)[CONTENT_KEY]
+            config = checkpoint_config(content["model"], f"{self.flag} {self.name}")
             languages = {"src_lang": self.source_language, "tgt_lang": self.target_language}
             tokenizer = self._named_tokenizer() or with_languages(unpack_tokenizer(content["tokenizer"]), **languages)
         else:
-            config = load_config(self.name, "-model")
-            tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, "-model")
+            config = load_config(self.name, self.flag)
+            tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, self.flag)
         return config, fitting_tokenizer(config, tokenizer)
 
     def identity(self) -> str:
@@ -138,10 +139,12 @@ class InferenceModel:
         """The model in evaluation mode on the CPU, and its tokenizer."""
         _, tokenizer = self.config_and_tokenizer()
         if self.is_checkpoint:
-            checkpoint = _checkpoint(self.name)
-            model = from_checkpoint(checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"-model {self.name}")
+            checkpoint = _checkpoint(self.name, self.flag)
+            model = from_checkpoint(
+                checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"{self.flag} {self.name}"
+            )
         else:
-            model = from_pretrained(self.name, "-model")
+            model = from_pretrained(self.name, self.flag)
         self._check_finite(model)
         accelerate(model)
         return model.eval(), tokenizer
@@ -151,7 +154,7 @@ class InferenceModel:
         for name, value in (*model.named_parameters(), *model.named_buffers()):
             # The sum is quick and not finite if a weight is not; it may overflow too, so that each is asked then.
             if value.is_floating_point() and not value.sum().isfinite() and not bool(value.isfinite().all()):
-                raise UserError(f"-model {self.name}: the weights are not finite: {name} holds NaN or infinity")
+                raise UserError(f"{self.flag} {self.name}: the weights are not finite: {name} holds NaN or infinity")
 
     def _named_tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self._tokenizer_of(self.tokenizer_name, "-tokenizer") if self.tokenizer_name else None

@@ -30,6 +30,7 @@ from errors import UserError, raise_if_any
 from models.config_checks import config_problems, error_reason
 from models.forward import T5_LIKE
 from models.presets import TOKENIZER_KEY
+from models.tokenizer_checks import tokenizer_problem
 
 BYTES_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes
@@ -44,6 +45,9 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
 
     Args:
         languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
+
+    Raises:
+        UserError: none can be loaded, or its files are not there.
     """
     if spec == BYTES_TOKENIZER:
         return with_languages(ByT5Tokenizer(), **languages)
@@ -51,6 +55,9 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
         tokenizer = AutoTokenizer.from_pretrained(spec)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
         raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
+    problem = tokenizer_problem(spec, tokenizer)
+    if problem:
+        raise UserError(f"{flag} {spec}: {problem}")
     return with_languages(tokenizer, **languages)
 
 

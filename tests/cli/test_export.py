@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +17,7 @@ from transformers import AutoTokenizer
 
 import export
 from errors import UserError
+from models.averaging import best_checkpoints
 from models.ctranslate2_engine import CTranslate2Engine
 from models.generation import DecodingOptions, generation_config
 from models.inference_model import InferenceModel
@@ -113,3 +120,105 @@ def test_mistakes_are_told_and_nothing_is_written(copy_run: Path, tmp_path: Path
     assert "Traceback" not in result.err
     assert listing(copy_run / "run") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_only_an_export_is_replaced_and_nothing_else_is_entered(
+    copy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, folder = copy_run / "run" / "best", tmp_path / "model"
+    exported("-model", best, "-save_path", folder)
+    entered = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: entered.append(str(path)) or scandir(path))
+    (folder / "mine" / "deep").mkdir(parents=True)  # no file in it
+    told = refusal("-model", best, "-save_path", folder, "-overwrite")
+    assert told == f"-save_path {folder}: holds what no export wrote (mine/); choose another folder"
+    told = refusal("-model", best, "-save_path", "/", "-overwrite")
+    assert told.startswith("-save_path /: holds what no export wrote (")
+    assert entered == [str(folder), "/"]
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    told = refusal("-model", best, "-save_path", folder, "-overwrite")
+    assert told == f"-save_path {folder}: cannot be read (Permission denied); choose another folder"
+
+
+def test_models_that_are_not_there_or_torn_are_named_with_their_flag(copy_run: Path, tmp_path: Path) -> None:
+    told = refusal("-model", tmp_path / "nope")
+    assert told == f"-model {tmp_path}/nope: no such file or folder; a model of the hub needs -save_path"
+    run_folder = tmp_path / "run"
+    shutil.copytree(copy_run / "run" / "saved_checkpoints", run_folder / "saved_checkpoints")
+    first, second, *_ = (path.resolve() for path in best_checkpoints(run_folder))
+    flags = ("-model", run_folder, "-save_path", tmp_path / "x")
+    for torn in (second, first):
+        torn.write_bytes(torn.read_bytes()[:20000])
+        told = refusal(*flags, "-average", "best:2")
+        assert told.startswith(f"-average {torn}: the file is torn or no checkpoint")
+
+
+def test_a_mean_of_the_same_checkpoint_or_of_other_labels_is_refused(
+    copy_run: Path, label_run: Path, tmp_path: Path
+) -> None:
+    checkpoint, last = checkpoints_of(copy_run / "run")[0], copy_run / "run" / "last"
+    (tmp_path / "link.ckpt").symlink_to(checkpoint)
+    twice = f"{checkpoint},{last},{tmp_path}/link.ckpt"
+    told = refusal("-average", twice, "-save_path", tmp_path / "x")
+    assert told == (
+        f"-average {twice}: {checkpoint} and {tmp_path}/link.ckpt are the same checkpoint; each is named once"
+    )
+    assert "are the same checkpoint" in refusal("-model", last, "-model", last, "-save_path", tmp_path / "x")
+    other = label_run / "run" / "last"
+    told = refusal("-average", f"{last},{other}", "-save_path", tmp_path / "x")
+    assert told == (
+        f"-average {other}: trained on other texts than {last}: input_template is '평가: {{{{ document }}}}',"
+        " not '{{ source }}'"
+    )
+    shutil.copytree(last, tmp_path / "swapped")
+    state = json.loads((tmp_path / "swapped" / "training_state.json").read_text())
+    for folder, labels in (("swapped", {"1": "a", "0": "b"}), ("labels", {"0": "b", "1": "a"})):
+        shutil.copytree(last, tmp_path / folder, dirs_exist_ok=True)
+        state["task"] |= {"label_map": labels, "metrics": ["accuracy"]}
+        (tmp_path / folder / "training_state.json").write_text(json.dumps(state))
+    told = refusal("-average", f"{tmp_path}/labels,{tmp_path}/swapped", "-save_path", tmp_path / "x")
+    assert told.endswith("label_map is {'1': 'a', '0': 'b'}, not {'0': 'b', '1': 'a'}")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("export_format", ["safetensors", "ctranslate2"])
+def test_a_killed_export_leaves_nothing_half_made(copy_run: Path, tmp_path: Path, export_format: str) -> None:
+    """The first is killed before anything is there; the second while it replaces; the third does what they did not."""
+    folder = tmp_path / "model"
+    flags = ["-model", str(copy_run / "run" / "best"), "-save_path", str(folder), "-format", export_format]
+    killed = (
+        "import os, signal, sys, export, models.durable as durable\n"
+        "writing = durable.write_json\n"
+        "def die(path, content):\n"
+        "    writing(path, content)\n"
+        "    if path.name == 'export.json': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "durable.write_json = die\n"
+        "export.main(sys.argv[1:])\n"
+    )
+    assert run(sys.executable, "-c", killed, *flags).code == -9
+    (half,) = tmp_path.iterdir()
+    assert half.name.startswith(".model.")
+    exported(*flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    before = listing(folder)
+    assert run(sys.executable, "-c", killed, *flags, "-overwrite").code == -9
+    assert listing(folder) == before
+    with write_lock(next(path for path in tmp_path.iterdir() if path.name != "model")):
+        exported(*flags, "-overwrite")  # it is not half-made as long as somebody writes it
+        assert len(list(tmp_path.iterdir())) == 2
+    exported(*flags, "-overwrite")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert listing(folder).keys() == before.keys()
+
+
+@contextmanager
+def write_lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)

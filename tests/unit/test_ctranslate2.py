@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel
 
-from errors import UserError
+from errors import RunError, UserError
 from models import ctranslate2_conversion, engines
 from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
 from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
@@ -172,6 +172,26 @@ def test_the_cache_is_made_once_and_follows_the_weights(tmp_path: Path, capsys: 
         model.shared.weight[5, 5] += 1
     second = cached_conversion(str(name), model, TOKENIZER, "int8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", second.name]
+
+
+@pytest.mark.parametrize("lost", ["model.bin", "config.json", "shared_vocabulary.json"])
+@pytest.mark.parametrize("content", [None, b"", b'["<pad>", "</'])
+def test_a_cache_that_lacks_a_file_is_made_again(lost: str, content: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    model = half_trained("t5")
+    folder = cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32")
+    (folder / lost).unlink()
+    if content is not None:
+        (folder / lost).write_bytes(content)
+    again = cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32")
+    assert again == folder
+    options = DecodingOptions(max_length=20)
+    if lost == "model.bin" and content is not None:
+        with pytest.raises(RunError, match=rf"^{folder}: the converted model cannot be loaded: .*; delete the folder$"):
+            engine(folder, model, options)
+        return
+    assert len(engine(folder, model, options)(range(ROWS), sources())) == ROWS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", folder.name]
 
 
 def test_two_that_ask_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from errors import UserError
@@ -71,3 +74,26 @@ def test_a_task_keeps_its_separator() -> None:
     assert other.label_map == LabelMap((("0", "a"), ("1", "b")), separator=", ")
     with pytest.raises(UserError, match="label_separator ', ' needs a label_map"):
         Task.from_dict({"name": "moods", "label_separator": ", "})
+
+
+@pytest.mark.parametrize("content", ['["joy", "\\ud83d"]', '{"1": "\\ud83d"}'])
+def test_half_of_a_surrogate_pair_is_no_label(content: str, tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"^-label_map .*map.json: label map: text '.ud83d' is no Unicode text: it holds "
+    ):
+        LabelMap.parse(str(tmp_path / "map.json"))
+    (tmp_path / "map.json").write_text('["joy", "\\ud83d\\ude00"]')
+    assert LabelMap.parse(str(tmp_path / "map.json")).texts == ("joy", "\U0001f600")
+
+
+def test_bytes_of_the_command_line_that_are_no_utf8_are_told() -> None:
+    broken = os.fsdecode(b"\xff")
+    with pytest.raises(UserError, match=r"text '.udcff' is no Unicode text"):
+        LabelMap.parse(f"0=joy,1={broken}")
+    with pytest.raises(UserError, match=r"^label separator '.udcff' is no Unicode text"):
+        MOODS.joined_by(broken)
+    with pytest.raises(UserError, match=r"^-input_template '.*.udcff' is no Unicode text"):
+        Template("{{ source }} " + broken)
+    with pytest.raises(UserError, match=r"label map: text 'joy.ud83d' is no Unicode text"):
+        evaluation_labels(MOODS.joined_by(""), Template(r"{{ target }}{{ '\ud83d' }}", "-target_template"))

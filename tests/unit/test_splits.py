@@ -149,3 +149,24 @@ def test_unlabelled_rows_of_another_column(tmp_path: Path) -> None:
     data = DataFlags(test_data=(str(path),), source_column="2")
     split, _ = prediction_split(encoder(tmp_path, data, task=override_task(get_task("seq2seq"), data)))
     assert [(split.source_text(row), split.reference(row)) for row in range(2)] == [("good", None), ("bad", None)]
+
+
+@pytest.mark.parametrize(("content", "rows"), [("\n", 1), ("\n\n\n", 3), ("\t\t\n", 1), ("\n \n", 2), ("\ufeff\n", 1)])
+@pytest.mark.parametrize("ending", ["tsv", "txt", "csv", "jsonl", "json"])
+def test_empty_lines_are_rows_to_predict(content: str, rows: int, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(content, encoding="utf-8")
+    split, _ = prediction_split(encoder(tmp_path, DataFlags(test_data=(str(path),))))
+    assert [split.source_text(row).strip() for row in range(len(split))] == [""] * rows
+    with pytest.raises(UserError, match=rf"^-train_data: {path}: the file is empty$"):
+        training_splits(encoder(tmp_path, DataFlags(train_data=(str(path),))))
+    path.write_text("\ufeff" if rows == 1 else "")
+    with pytest.raises(UserError, match=rf"^-test_data: {path}: the file is empty$"):
+        prediction_split(encoder(tmp_path, DataFlags(test_data=(str(path),))))
+
+
+@pytest.mark.parametrize("flag", ["source_column", "target_column"])
+def test_columns_are_counted_from_one(flag: str) -> None:
+    for value in ("0", "00"):
+        with pytest.raises(UserError, match=rf"^-{flag} {value}: columns are counted from 1; give a number from 1, or"):
+            override_task(get_task("seq2seq"), DataFlags(**{flag: value}))  # type: ignore[arg-type]
