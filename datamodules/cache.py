@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import RunError, UserError
 
 _BLOCK = 4 << 20
 _MOST_REFUSALS = 100
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -32,7 +33,7 @@ def open_or_build(
 
     `is_whole(path)` says whether a file with the right checksum can be opened. Of several processes one builds, the
     others wait. When building fails, nothing stays behind: no file, and no folder that was not there before. Raises
-    `UserError` when the folder cannot be written.
+    `UserError` when the folder cannot be written, `RunError` when the disk is full.
     """
     data, sidecar = folder / f"{key}.arrow", folder / f"{key}.json"
     report = _read_whole(data, sidecar, is_whole)
@@ -48,6 +49,11 @@ def open_or_build(
         for path in new_folders:
             with contextlib.suppress(OSError):  # not empty: another process uses it
                 path.rmdir()
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise RunError(
+                f"the encoded rows could not be written to {folder} ({os.strerror(error.errno)}); -cache_dir names"
+                " another place, as does TMPDIR for a temporary folder"
+            ) from error
         if isinstance(error, OSError):
             raise UserError(f"-cache_dir {folder}: cannot be written ({error.strerror or error})") from error
         raise

@@ -213,9 +213,35 @@ def _encoded(paths: Sequence[str], work: _Work, report: EncodeReport, workers: i
     report.rows_read = row_report.rows_read
     report.malformed = {reason: [count, places] for reason, (count, places) in row_report.malformed.items()}
     report.headers, report.escapes_seen = row_report.headers, row_report.escapes_seen
+    if work.read_options.keep_all:
+        _check_templates(work, report)
     usable = report.rows_kept - report.discarded
     if usable == 0:
         raise UserError(_no_row(work, paths, report))
+
+
+def _check_templates(work: _Work, report: EncodeReport) -> None:
+    """Refuse a template that failed on every row to predict; note one whose columns are not there."""
+    labelled = report.rows_kept - report.missing_targets
+    for template, rows in ((work.input_template, report.rows_kept), (work.target_template, labelled)):
+        failed = [
+            (count, reason, places)
+            for reason, (count, places) in report.malformed.items()
+            if reason.startswith(f"template {template.name}: ")
+        ]
+        if failed and sum(count for count, _, _ in failed) == rows:
+            _, reason, places = failed[0]
+            raise UserError(
+                f"{template.name} {template.source!r}: fails on every row; first at {places[0]}:"
+                f" {reason.partition(': ')[2]}"
+            )
+    optional = work.read_options.optional
+    if optional and not labelled:
+        columns = "; ".join(f"{path}: {decision}" for path, decision in report.headers.items())
+        report.notes.append(
+            f"no row has a reference: {work.target_template.name} needs values in the columns {', '.join(optional)}"
+            f" ({columns})"
+        )
 
 
 def _in_order(chunks: Iterable[RowChunk], work: _Work, workers: int) -> Iterator[tuple[EncodedRows, _Counts]]:

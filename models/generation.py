@@ -278,7 +278,12 @@ class Decoder:
         self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)
         limit = shared_target_limit(member.config for member in self.models)
         if limit and self.config.max_new_tokens > limit:
-            raise ValueError(f"the longest label has {longest} tokens; the model writes at most {limit}")
+            if isinstance(allowed, LabelTrie):
+                raise ValueError(f"the longest label has {longest} tokens; the model writes at most {limit}")
+            raise ValueError(
+                f"all labels joined have {longest} tokens; the model writes at most {limit}, and a row may have all;"
+                " use shorter label texts, or generate without labels"
+            )
         return allowed
 
 

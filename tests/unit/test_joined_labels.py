@@ -145,3 +145,9 @@ def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
         order = expected.argsort(descending=True).tolist()
         assert [output.text for output in outputs] == [texts[number] for number in order]
         assert [output.score for output in outputs] == pytest.approx(expected[order].tolist(), abs=1e-4)
+
+
+def test_too_long_a_text_of_all_labels_is_told_as_such() -> None:
+    labels = [f"label {number:02}" for number in range(20)]
+    with pytest.raises(ValueError, match=r"^all labels joined have 199 tokens; the model writes at most 128"):
+        Decoder(half_trained("bart", 1), TOKENIZER, DecodingOptions(), labels, label_separator=", ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
+from datamodules import encoding
+from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split, split_rows, training_splits
-from errors import UserError
+from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
 from task_utils import Task, get_task
 from validation import override_task
@@ -170,3 +174,46 @@ def test_columns_are_counted_from_one(flag: str) -> None:
     for value in ("0", "00"):
         with pytest.raises(UserError, match=rf"^-{flag} {value}: columns are counted from 1; give a number from 1, or"):
             override_task(get_task("seq2seq"), DataFlags(**{flag: value}))  # type: ignore[arg-type]
+
+
+def test_a_template_that_fails_on_every_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("source\ttarget\nb\t0\nc\t0\nd\t\n")
+
+    def predicted(**changes: str) -> tuple[EncodedSplit, tuple[str, ...]]:
+        task = override_task(get_task("seq2seq"), DataFlags(**changes))  # type: ignore[arg-type]
+        return prediction_split(encoder(tmp_path, DataFlags(test_data=(str(path),)), task=task))
+
+    for flag, template in (("input", "{{ 1/0 }}"), ("target", "{{ 1 // (target | int) }}")):
+        with pytest.raises(UserError) as caught:
+            predicted(**{f"{flag}_template": template})
+        told = str(caught.value)
+        assert told.startswith(f"-{flag}_template {template!r}: fails on every row; first at {path}:2: ")
+        assert told.endswith("by zero")
+    split, lines = predicted(input_template="{{ 1 // (0 if source == 'b' else 1) }}")
+    assert [split.source_text(row) for row in range(3)] == ["", "1", "1"]
+    assert any("1 malformed row(s) (template -input_template: integer division" in line for line in lines)
+    split, lines = predicted(target_template="{{ nope }}")
+    assert split.reference(0) is None
+    assert lines[-1] == (
+        "-test_data: no row has a reference: -target_template needs values in the columns nope"
+        f" ({path}: header: source, target)"
+    )
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_a_failed_run_that_names_the_folder(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(code, "Error writing bytes to file")
+
+    monkeypatch.setattr(encoding, "write_rows", refuse)
+    data = DataFlags(test_data=(write_rows(tmp_path / "a.tsv", 3),))
+    with pytest.raises(RunError) as caught:
+        prediction_split(encoder(tmp_path, data))
+    assert str(caught.value) == (
+        f"the encoded rows could not be written to {tmp_path}/cache ({os.strerror(code)}); -cache_dir names another"
+        " place, as does TMPDIR for a temporary folder"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv"]
