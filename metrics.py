@@ -88,17 +88,31 @@ def score(
     unknown = [name for name in wanted if name not in (METRIC_NAMES if label_map else TEXT_METRICS)]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is unknown{'' if label_map else ' or needs a label map'}")
-    text_figures, details = text_metrics(references, predictions, wanted)
-    common: dict[str, Any] = {"rows": len(predictions), "details": details}
-    if label_map is None:
-        unique, counts = _most_frequent(predictions)
-        return Scores(
-            scored_rows=sum(reference is not None for reference in references),
-            metrics=text_figures,
-            unique_predictions=unique,
-            prediction_counts=counts,
-            **common,
-        )
+    figures, details = text_metrics(references, predictions, wanted)
+    if label_map is not None:
+        return _with_labels(references, predictions, label_map, correction, max_distance, wanted, figures, details)
+    unique, counts = _most_frequent(predictions)
+    return Scores(
+        rows=len(predictions),
+        scored_rows=sum(reference is not None for reference in references),
+        metrics=figures,
+        unique_predictions=unique,
+        prediction_counts=counts,
+        details=details,
+    )
+
+
+def _with_labels(
+    references: Sequence[str | None],
+    predictions: Sequence[str],
+    label_map: LabelMap,
+    correction: str,
+    max_distance: int | None,
+    wanted: Sequence[str],
+    text_figures: Mapping[str, float],
+    details: dict[str, str],
+) -> Scores:
+    """`score` with a label map, whose text metrics are known."""
     pairs = Counter(zip(references, predictions, strict=True))
     counted: Counter[str] = Counter()
     for (_, prediction), count in pairs.items():
@@ -106,19 +120,20 @@ def score(
     label_of = dict(zip(counted, correct(list(counted), label_map, correction, max_distance), strict=True))
     rows = _CountedRows.of(pairs, label_of)
     compare = _label_set_scores if label_map.separator else _label_scores
-    label_metrics, tables = compare(rows, label_map)
-    found = {**text_figures, **label_metrics}
+    label_figures, tables = compare(rows, label_map)
+    found = {**text_figures, **label_figures}
     return Scores(
+        rows=len(predictions),
         scored_rows=sum(rows.counts),
         metrics={name: found[name] for name in wanted if name in found},
         unique_predictions=len(counted),
         prediction_counts=dict(counted.most_common()),
+        details=details,
         labels=label_map.texts,
         correction=correction,
         max_distance=max_distance,
         **_correction_counts(counted, label_of, label_map),
         **tables,
-        **common,
     )
 
 
