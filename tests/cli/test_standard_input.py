@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,8 @@ WAYS: dict[str, tuple[str | int | float, ...]] = {
 
 @pytest.mark.parametrize("way", [*WAYS, "two models"])
 def test_lines_are_answered_like_the_rows_of_a_file(copy_run: Path, tmp_path: Path, way: str) -> None:
-    run = copy_run / "run"
+    run = tmp_path / "run"  # a conversion lies beside the model, and the shared run stays as it is
+    shutil.copytree(copy_run / "run", run)
     more: tuple[Any, ...] = WAYS.get(way, ("-model", run / "saved_checkpoints" / "last.ckpt", "-beam_size", 2))
     flags = ("-model", run / "best", "-gpus", 0, "-batch_size", 4, *more)
     words = [word for word, _ in letter_rows(11, 21)] + ["", "a\\tb"]

@@ -141,7 +141,7 @@ def test_the_contextual_prior_is_of_inputs_without_content(prepared: Any) -> Non
     assert decoding.calibration.log_prior == pytest.approx(log_mean_probability(log_probs.numpy()), abs=1e-5)
     assert lines[0].startswith("-label_prior contextual: mean probabilities of 3 content-free inputs: a ")
     with pytest.raises(UserError, match="cannot be rendered with 'N/A' as every column"):
-        prepared(label_decoding="score", label_prior="contextual", template="{{ 1 / (source | int) }}")
+        prepared(label_decoding="score", label_prior="contextual", template="{{ 1 / (source != 'N/A') }}")
 
 
 def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
