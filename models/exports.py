@@ -105,7 +105,7 @@ def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
     """Make `folder` what the run would have exported at this checkpoint, and say so."""
     content = checkpoint[CONTENT_KEY]
     model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
-    tokenizer = unpack_tokenizer(content["tokenizer"])
+    tokenizer = unpack_tokenizer(content["tokenizer"], str(folder))
     model.generation_config = generation_config(model, tokenizer, DecodingOptions())
     write_export(folder, model, tokenizer, exported_at(checkpoint), content)
     tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")

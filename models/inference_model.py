@@ -121,9 +121,13 @@ class InferenceModel:
         """What the data encoding needs, without loading weights."""
         if self.is_checkpoint:
             content = _checkpoint(self.name, self.flag)[CONTENT_KEY]
-            config = checkpoint_config(content["model"], f"{self.flag} {self.name}")
-            languages = {"src_lang": self.source_language, "tgt_lang": self.target_language}
-            tokenizer = self._named_tokenizer() or with_languages(unpack_tokenizer(content["tokenizer"]), **languages)
+            place = f"{self.flag} {self.name}"
+            config = checkpoint_config(content["model"], place)
+            tokenizer = self._named_tokenizer() or with_languages(
+                unpack_tokenizer(content["tokenizer"], place),
+                src_lang=self.source_language,
+                tgt_lang=self.target_language,
+            )
         else:
             config = load_config(self.name, self.flag)
             tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, self.flag)

@@ -28,6 +28,7 @@ from transformers import (
 
 from errors import UserError, raise_if_any
 from models.config_checks import config_problems, error_reason
+from models.foreign_code import NO_CODE, refuse_code, refuse_code_of
 from models.forward import T5_LIKE
 from models.presets import TOKENIZER_KEY
 from models.tokenizer_checks import tokenizer_problem
@@ -47,12 +48,13 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
         languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
 
     Raises:
-        UserError: none can be loaded, or its files are not there.
+        UserError: none can be loaded, its files are not there, or it brings code of its own.
     """
     if spec == BYTES_TOKENIZER:
         return with_languages(ByT5Tokenizer(), **languages)
+    refuse_code_of(spec, f"{flag} {spec}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec)
+        tokenizer = AutoTokenizer.from_pretrained(spec, **NO_CODE)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
         raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
     problem = tokenizer_problem(spec, tokenizer)
@@ -78,8 +80,9 @@ def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreT
 
 def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
     """The model config of a folder or hub name, refused when it is no encoder-decoder."""
+    refuse_code_of(name, f"{flag} {name}")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **NO_CODE)
     except Exception as error:  # see load_tokenizer
         raise UserError(f"{flag} {name}: no model could be loaded: {_first_line(error)}") from error
     if not config.is_encoder_decoder:
@@ -123,7 +126,7 @@ def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
     try:
         with _quiet_tying_warning():
             model, report = AutoModelForSeq2SeqLM.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
             )
     except Exception as error:  # see load_tokenizer
         raise UserError(f"{flag} {name}: the weights could not be loaded: {error_reason(error)}") from error
@@ -176,8 +179,9 @@ def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") ->
         place: opens the error messages: the flag and its value.
 
     Raises:
-        UserError: no encoder-decoder, or every size, token id, dropout and activation that cannot be.
+        UserError: no encoder-decoder, code of its own, or every size, token id, dropout and activation that cannot be.
     """
+    refuse_code(content, place)
     values = {key: value for key, value in content.items() if key not in (TOKENIZER_KEY, "model_type")}
     model_type = content["model_type"]
     try:
@@ -199,7 +203,7 @@ def check_config_builds(config: PreTrainedConfig, place: str) -> None:
 
 def _build(config: PreTrainedConfig, place: str) -> PreTrainedModel:
     try:
-        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
     except Exception as error:  # any kind, by the key at fault
         raise UserError(f"{place}: not a valid {config.model_type} config: {error_reason(error)}") from error
 
@@ -324,26 +328,27 @@ def _byte_tensor(content: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 
-def unpack_tokenizer(files: Mapping[str, torch.Tensor]) -> PreTrainedTokenizerBase:
-    """The inverse of `pack_tokenizer`.
+def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkpoint") -> PreTrainedTokenizerBase:
+    """The inverse of `pack_tokenizer`; `place` opens the error messages.
 
     Raises:
-        UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them.
+        UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them; code.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, content in files.items():
             target = (root / name).resolve()
             if root.resolve() not in target.parents:
-                raise UserError(f"the checkpoint's tokenizer holds a file outside its folder: {name!r}")
+                raise UserError(f"{place}: its tokenizer holds a file outside its folder: {name!r}")
             target.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(content, torch.Tensor):
-                raise UserError(f"the checkpoint's tokenizer is damaged: {name!r} holds no bytes")
+                raise UserError(f"{place}: its tokenizer is damaged: {name!r} holds no bytes")
             target.write_bytes(content.numpy().tobytes())
+        refuse_code_of(folder, place)
         try:
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, **NO_CODE)
         except Exception as error:  # see load_tokenizer
-            raise UserError(f"the checkpoint's tokenizer is damaged: {error_reason(error)}") from error
+            raise UserError(f"{place}: its tokenizer is damaged: {error_reason(error)}") from error
 
 
 def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

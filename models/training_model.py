@@ -49,7 +49,7 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
         place = f"-resume_checkpoint {resumed['path']}"
         return ModelSource(
             config=checkpoint_config(content["model"], place),
-            tokenizer=unpack_tokenizer(content["tokenizer"]),
+            tokenizer=unpack_tokenizer(content["tokenizer"], place),
             build=lambda seed: _ready(from_checkpoint(content["model"], weights, place), config),  # noqa: ARG005
         )
     if flags.config_path:

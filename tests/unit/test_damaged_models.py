@@ -282,7 +282,7 @@ def test_a_damaged_tokenizer_in_a_checkpoint_is_told() -> None:
     files: dict[str, Any] = copy.copy(pack_tokenizer(ByT5Tokenizer()))
     files["tokenizer_config.json"] = "text"
     assert "tokenizer_config.json' holds no bytes" in message(unpack_tokenizer, files)
-    assert "the checkpoint's tokenizer is damaged" in message(unpack_tokenizer, {})
+    assert "the checkpoint: its tokenizer is damaged" in message(unpack_tokenizer, {})
 
 
 # ---- the files beside
