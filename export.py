@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ from validation import NO_UTF8_NAME
 
 USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
+EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
+    r"(export|training_state|config|generation_config|model\.safetensors\.index|shared_vocabulary|tokenizer|"
+    r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
+    r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
+    r"prophetnet\.tokenizer"
+)
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
 
 
@@ -150,25 +158,23 @@ def check_target(target: Path, flags: ExportFlags) -> None:
 
 
 def _foreign_names(target: Path, own: set[str]) -> list[str]:
-    """The first files and folders in `target` that its export did not write; folders of others are not entered."""
-    folders = {str(parent) for name in own for parent in Path(name).parents}
-    waiting, found = [""], []
-    for inner in waiting:  # which grows meanwhile
-        with os.scandir(target / inner) as entries:
-            there = {os.path.join(inner, entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
-        for name, is_folder in sorted(there.items()):
-            if is_folder and name in folders:
-                waiting.append(name)
-            elif is_folder or name not in own:
-                found.append(f"{name}/" if is_folder else name)
+    """The first files and folders in `target` that its export did not write; no folder is entered."""
+    with os.scandir(target) as entries:
+        there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    found = [
+        f"{name}/" if is_folder else name for name, is_folder in sorted(there.items()) if is_folder or name not in own
+    ]
     return found[:3]
 
 
 def _own_files(target: Path) -> set[str]:
-    """The files that the export in `target` wrote; none when there is no export."""
+    """The files that the export in `target` wrote; none when there is no export.
+
+    Its `export.json` is believed no more than that: a name that no export writes is not taken from it.
+    """
     try:
         content = json.loads((target / MARK).read_text(encoding="utf-8"))
-        return {MARK, *map(str, content["files"])}
+        return {MARK, *filter(EXPORTED.fullmatch, map(str, content["files"]))}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return set()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import UserError
-from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
+from models.checkpoint_format import KEPT, MODEL_ENTRIES, model_weights, read_checkpoint
 from models.inference_model import InferenceModel
 from models.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 
@@ -75,7 +75,7 @@ def newest_checkpoints(run: Path) -> list[Path]:
 
 def best_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of validations that are still there, best first by the scores that the newest records."""
-    needed: dict[str, type | tuple[type, ...]] = {"callbacks.Checkpointer.kept": Mapping}
+    needed: dict[str, type | tuple[type, ...]] = {KEPT: Mapping}
     for newest in newest_checkpoints(run)[:1]:
         kept = read_checkpoint(newest, "-average", mmap=True, needed=needed)["callbacks"]["Checkpointer"]["kept"]
         ordered = sorted(kept["best"], key=lambda entry: -entry[0])

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from errors import RunError, UserError
+from models.kept_checkpoints import kept_problem
 from models.run_folder import CONTENT_KEY
 
 FORMAT_VERSION = 1
+KEPT = "callbacks.Checkpointer.kept"
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # version -> makes it one of the next version
 MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
     "state_dict": Mapping,
@@ -32,7 +34,7 @@ RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
     "callbacks.Checkpointer.best_score": (float, int, type(None)),
     "callbacks.Checkpointer.best_step": int,
     "callbacks.Checkpointer.validations_without_gain": int,
-    "callbacks.Checkpointer.kept": Mapping,
+    KEPT: Mapping,
     "callbacks.Checkpointer.validation": Mapping,
     "loops.fit_loop": Mapping,
     "optimizer_states": list,
@@ -98,9 +100,9 @@ def read_checkpoint(
         raise TornCheckpoint(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
     if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
         raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    missing = _missing_entry(checkpoint, {CONTENT_KEY: Mapping, f"{CONTENT_KEY}.format_version": int})
-    if missing:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
+    wrong = _wrong_entry(checkpoint, {CONTENT_KEY: Mapping, f"{CONTENT_KEY}.format_version": int})
+    if wrong:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {wrong}")
     version = checkpoint[CONTENT_KEY]["format_version"]
     if not 1 <= version <= FORMAT_VERSION:
         raise UserError(
@@ -110,9 +112,9 @@ def read_checkpoint(
     checkpoint = dict(checkpoint)
     for older in range(version, FORMAT_VERSION):
         checkpoint = UPGRADES[older](checkpoint)
-    missing = _missing_entry(checkpoint, needed or {})
-    if missing:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {missing}")
+    wrong = _wrong_entry(checkpoint, needed or {})
+    if wrong:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {wrong}")
     return checkpoint
 
 
@@ -139,8 +141,8 @@ def _damage(path: Path) -> str:
     return f"the checksum of {damaged} is wrong" if damaged else ""
 
 
-def _missing_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
-    """The first of `needed` (names joined with dots) that is not there or of another type; empty when all are."""
+def _wrong_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
+    """The first of `needed` (names joined with dots) that is not there or cannot be; empty when all are right."""
     for name, kind in needed.items():
         value: Any = checkpoint
         for key in name.split("."):
@@ -149,6 +151,8 @@ def _missing_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tu
             value = value[key]
         if not isinstance(value, kind):
             return f"{name} is of type {type(value).__name__}"
+        if name == KEPT and (problem := kept_problem(value)):
+            return f"{name}: {problem}"
     return ""
 
 

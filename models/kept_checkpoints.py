@@ -11,10 +11,11 @@ from typing import Any
 
 from console import tell
 from models.durable import link_file, run_error
-from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
+from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, LONGEST_NAME, step_of
 
+KINDS = ("best", "step", "hour")
 KEEP_BEST = 5
-OUR_NAME = re.compile(r"epoch\d+-global_step\d+(-val_loss-?[\d.]+|-by-hour)?(_endofepoch)?\.ckpt")
+OUR_NAME = re.compile(r"epoch[0-9]+-global_step[0-9]+(-val_loss-?([0-9.]+|inf|nan)|-by-hour)?(_endofepoch)?\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class KeptCheckpoints:
     def __init__(self, folder: Path, save_last_k: int) -> None:
         self.folder = folder
         self.save_last_k = save_last_k
-        self.entries: dict[str, list[tuple[float, str]]] = {"best": [], "step": [], "hour": []}
+        self.entries: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
 
     def add(self, due: Sequence[DueCheckpoint], best_step: int) -> list[Path]:
         """Count `due` in; returns the files that do not count any more, perhaps one of `due` among them.
@@ -61,11 +62,32 @@ class KeptCheckpoints:
         return {kind: [list(entry) for entry in entries] for kind, entries in self.entries.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count what `state` counted and what still lies in the folder."""
+        """Count what `state`, which has no `kept_problem`, counted and what still lies in the folder."""
         self.entries = {
             kind: [(order, name) for order, name in entries if (self.folder / name).exists()]
             for kind, entries in state.items()
         }
+
+
+def kept_problem(kept: Any) -> str:
+    """Why the mapping `kept`, of a checkpoint, is not what `KeptCheckpoints.state` gave; empty when it may be.
+
+    What it names is deleted one day, so that only the run's own names are taken: never a path.
+    """
+    if set(kept) != set(KINDS):
+        return f"it counts {', '.join(map(repr, kept)) or 'nothing'}, not {', '.join(KINDS)}"
+    for kind, entries in kept.items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not _is_entry(entry):
+                return f"it counts {repr(entry)[:100]} as {kind}, which is no checkpoint of a run"
+    return ""
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or [type(part) for part in entry] not in ([float, str], [int, str]):
+        return False
+    order, name = entry
+    return order == order and len(name) <= LONGEST_NAME and OUR_NAME.fullmatch(name) is not None  # NaN has no order
 
 
 def _step(entry: tuple[float, str]) -> int:

@@ -145,6 +145,20 @@ def test_only_an_export_is_replaced_and_nothing_else_is_entered(
     assert told == f"-save_path {folder}: cannot be read (Permission denied); choose another folder"
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "../victim.txt", "mine/thesis.txt", "{tmp_path}/victim.txt", 7])
+def test_a_forged_export_json_gives_no_files_away(copy_run: Path, tmp_path: Path, name: str | int) -> None:
+    folder = tmp_path / "model"
+    (folder / "mine").mkdir(parents=True)
+    for path in (folder / "thesis.txt", folder / "mine" / "thesis.txt", tmp_path / "victim.txt"):
+        path.write_text("x")
+    files = [str(name).format(tmp_path=tmp_path), "thesis.txt", "mine/thesis.txt", "mine"]
+    (folder / "export.json").write_text(json.dumps({"files": files}))
+    before = listing(tmp_path)
+    told = refusal("-model", copy_run / "run" / "best", "-save_path", folder, "-overwrite")
+    assert told == f"-save_path {folder}: holds what no export wrote (mine/, thesis.txt); choose another folder"
+    assert listing(tmp_path) == before
+
+
 def test_models_that_are_not_there_or_torn_are_named_with_their_flag(copy_run: Path, tmp_path: Path) -> None:
     told = refusal("-model", tmp_path / "nope")
     assert told == f"-model {tmp_path}/nope: no such file or folder; a model of the hub needs -save_path"

@@ -14,7 +14,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from errors import UserError
-from models.checkpoint_format import MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
+from models.checkpoint_format import KEPT, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import (
     check_config_builds,
@@ -67,7 +67,7 @@ def whole_checkpoint() -> dict[str, Any]:
                 "best_step": 0,
                 "validations_without_gain": 0,
                 "validation": {},
-                "kept": {},
+                "kept": {"best": [], "step": [], "hour": []},
             },
         },
         "loops": {"fit_loop": {}},
@@ -260,6 +260,14 @@ def test_a_whole_checkpoint_gives_its_model_and_one_of_other_types_does_not(tmp_
     assert message(read_checkpoint, path).endswith("another kind or damaged: s2s is of type str")
     torch.save({**whole_checkpoint(), "epoch": "1"}, path)
     assert message(read_checkpoint, path, needed=RUN_ENTRIES).endswith("damaged: epoch is of type str")
+    forged = whole_checkpoint()
+    forged["callbacks"]["Checkpointer"]["kept"]["best"] = [[-9.0, "/home/me/thesis.ckpt"]]
+    torch.save(forged, path)  # what it names would be deleted when a better one pushes it out
+    for needed in (RUN_ENTRIES, {KEPT: dict}):
+        assert message(read_checkpoint, path, needed=needed) == (
+            f"-resume_checkpoint {path}: a checkpoint of another kind or damaged: callbacks.Checkpointer.kept: it"
+            " counts [-9.0, '/home/me/thesis.ckpt'] as best, which is no checkpoint of a run"
+        )
 
 
 def test_weights_that_a_checkpoint_lacks_are_listed() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints, continue_from, remove_uncounted
+from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints, continue_from, kept_problem, remove_uncounted
 
 
 def validated(step: int, order: float) -> DueCheckpoint:
@@ -104,3 +104,48 @@ def test_a_finished_run_is_rid_of_what_a_kill_left_and_of_nothing_later(run: tup
     later = ["epoch00-global_step6.ckpt", "epoch01-global_step7-val_loss0.2500_endofepoch.ckpt", "last.ckpt"]
     assert left == [*OF_ITS_COURSE, *later, "mine.ckpt"]
     assert (folder / "saved_checkpoints" / "last.ckpt").read_text() == "last.ckpt"
+
+
+NAME = "epoch00-global_step2-val_loss0.5000.ckpt"
+FORGED: dict[str, Any] = {
+    "an absolute name": [[-9.0, "/home/me/thesis.ckpt"]],
+    "a name outside": [[-9.0, f"../{NAME}"]],
+    "a name of a folder below": [[-9.0, f"epoch00-global_step2/{NAME}"]],
+    "a name of somebody else": [[-9.0, "mine.ckpt"]],
+    "a name with a line break": [[-9.0, f"{NAME}\n"]],
+    "a name too long": [[-9.0, f"epoch00-global_step{'1' * 300}.ckpt"]],
+    "a name that is a number": [[-9.0, 7]],
+    "an order that is a text": [["first", NAME]],
+    "an order that is NaN": [[float("nan"), NAME]],
+    "an order that is true": [[True, NAME]],
+    "an entry of three": [[-9.0, NAME, NAME]],
+    "no entries": 5,
+    "a text": NAME,
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+@pytest.mark.parametrize("kind", ["best", "step", "hour"])
+def test_only_names_of_the_run_s_own_are_taken_from_a_checkpoint(forged: str, kind: str) -> None:
+    """They are deleted one day."""
+    kept: dict[str, Any] = {"best": [], "step": [[2, "epoch00-global_step2.ckpt"]], "hour": []}
+    assert kept_problem(kept) == ""
+    problem = kept_problem(kept | {kind: FORGED[forged]})
+    assert problem.endswith(f" as {kind}, which is no checkpoint of a run")
+
+
+def test_only_known_kinds_are_taken_from_a_checkpoint() -> None:
+    told = "it counts {}, not best, step, hour"
+    assert kept_problem({"best": [], "step": []}) == told.format("'best', 'step'")
+    assert kept_problem({"best": [], "step": [], "hour": [], "day": []}).startswith(told[:10])
+    assert kept_problem({}) == told.format("nothing")
+
+
+@pytest.mark.parametrize("figure", ["0.2500", "-1.5000", "inf", "nan"])
+def test_every_name_that_a_run_writes_is_taken(figure: str) -> None:
+    best = [
+        [-0.25, f"epoch01-global_step7-val_loss{figure}_endofepoch.ckpt"],
+        [7.0, "epoch02-global_step9_endofepoch.ckpt"],
+    ]
+    hour = [[3, "epoch00-global_step3-by-hour.ckpt"]]
+    assert kept_problem({"best": best, "step": [[3, "epoch00-global_step3.ckpt"]], "hour": hour}) == ""
