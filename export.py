@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from console import tell
-from errors import UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help
 from flags import ExportConfig, ExportFlags
-from label_maps import is_unicode
 from models.run_folder import CHECKPOINT_FOLDER, holds_run
-from validation import NO_UTF8_NAME
+from utils.console import run_command, tell
+from utils.errors import UserError, raise_if_any
+from utils.escapes import is_unicode
+from utils.files import NO_UTF8_NAME
 
 USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def run(flags: ExportFlags) -> int:
     target = target_folder(flags)
     check_target(target, flags)
-    from models.environment import quiet_libraries
+    from utils.libraries import quiet_libraries
 
     quiet_libraries()
     names = source_names(flags)
@@ -194,10 +194,10 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         RunError: the disk refused; what was there before is untouched.
     """
     from models.averaging import averaged
-    from models.durable import clean_folder_leftovers, write_folder, write_json
     from models.exports import fill_folder, model_bytes
     from models.generation import DecodingOptions, generation_config
     from models.inference_model import InferenceModel
+    from utils.files import clean_folder_leftovers, write_folder, write_json
 
     flag = "-average" if flags.average else "-model"
     single = InferenceModel(names[0], flag=flag)
@@ -249,9 +249,9 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
 
     from models.ctranslate2_conversion import save_converted
     from models.ctranslate2_engine import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
-    from models.durable import write_json
     from models.generation import Decoder, DecodingOptions, generation_config
     from models.run_folder import STATE_NAME
+    from utils.files import write_json
 
     save_converted(folder, model, tokenizer, compute_type)
     tokenizer.save_pretrained(folder)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console import tell
-from errors import RunError, Terminated, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, to_dict, wants_help
 from flags import STANDARD_INPUT, InferenceConfig
 from inference_validation import check_inference
+from utils.console import run_command, tell
+from utils.errors import RunError, Terminated, raise_if_any
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from calibration import LabelCalibration
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     config, given, problems = parse_flags(InferenceConfig, argv)
     check_inference(config, given, problems)
     raise_if_any(problems)
-    from models.environment import fix_sums, quiet_libraries
+    from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
     quiet_libraries()
@@ -113,7 +113,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) -> Iterator[Path]:
     """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
     from models.parts_folder import open_parts
-    from tokenizer_digest import tokenizer_digest
+    from utils.digests import tokenizer_digest
 
     config = ready.config
     if not config.output.save_output:
@@ -168,11 +168,11 @@ def finish(
     """
     from inference_setup import answer_of, largest_distance
     from label_report import calibration_settings, with_probabilities
-    from lazy_sequence import LazySequence
     from metrics import score
-    from models.durable import write_json
     from models.prediction_output import OutputForm, output_rows, plain_lines, write_lines, write_rows
     from reporting import report_dict, report_text
+    from utils.files import write_json
+    from utils.lazy_sequence import LazySequence
 
     config, labels = ready.config, ready.labels
     output, data = config.output, config.data

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from console import tell
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
-from errors import UserError
 from flags import DecodeFlags, InferenceConfig, OutputFlags
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.ctranslate2_conversion import check_convertible
 from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
 from models.decoder_weights import KNOWN
-from models.devices import Devices, resolve_devices, use_threads
 from models.engines import convert
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel, inference_models, shared_limits
@@ -31,6 +28,9 @@ from models.prediction import Engine
 from models.sampling import SamplingOptions
 from models.torch_engine import TorchEngine
 from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
+from utils.console import tell
+from utils.devices import Devices, resolve_devices, use_threads
+from utils.errors import UserError
 from validation import override_task
 
 

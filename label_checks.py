@@ -7,10 +7,10 @@ from typing import Any
 
 from datamodules.data_paths import check_data_paths
 from engine_checks import RULE_FLAGS
-from errors import raise_if_any
 from flags import DecodeFlags, InferenceConfig, LabelFlags
 from label_maps import LabelMap
 from task_utils import Task
+from utils.errors import raise_if_any
 
 SCORE_FLAGS = ("label_prior", "calibrate", "label_temperature")
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "do_sample")

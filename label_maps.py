@@ -9,18 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from errors import UserError, errors_at, raise_if_any
-from mapping_files import FILE_SUFFIXES, read_mapping_file
-
-NO_UNICODE = "is no Unicode text: it holds half of a surrogate pair, or bytes that are no UTF-8"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether `text` can be written to a file and read by a tokenizer.
-
-    Half of a surrogate pair (JSON can hold one) and bytes of a command line that are no UTF-8 cannot.
-    """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+from utils.errors import UserError, errors_at, raise_if_any
+from utils.escapes import NO_UNICODE, is_unicode
+from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from calibration import (
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, report_lines
 from datamodules.token_encoding import make_encoder
-from errors import UserError
 from flags import InferenceConfig
 from models.batch_limits import BatchLimits
-from models.devices import Devices
 from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from task_utils import LabelMap, Template
+from utils.devices import Devices
+from utils.errors import UserError
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
 DOMAIN_ROWS = 1000

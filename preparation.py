@@ -13,13 +13,13 @@ from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
 from flags import TrainConfig
-from models.devices import Devices, check_launcher, resolve_devices, use_threads
-from models.differences import Difference
 from models.loading import source_limit, target_limit
 from models.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
 from models.run_folder import CACHE_FOLDER
 from models.training_model import model_source
 from task_utils import LabelMap, Task, Template, evaluation_labels
+from utils.devices import Devices, check_launcher, resolve_devices, use_threads
+from utils.differences import Difference
 
 
 @dataclass(frozen=True)

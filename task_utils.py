@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import UserError, errors_at, raise_if_any
-from label_maps import NO_UNICODE, is_unicode
 from label_maps import LabelMap as LabelMap
-from mapping_files import FILE_SUFFIXES, read_mapping_file
+from utils.errors import UserError, errors_at, raise_if_any
+from utils.escapes import NO_UNICODE, is_unicode
+from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
-IGNORE_INDEX = -100  # the label of a padded position, which no loss counts
 LABEL_METRICS = ("accuracy", "accuracy_corrected", "macro_f1", "micro_f1")
 METRIC_NAMES = (*TEXT_METRICS, *LABEL_METRICS)
 

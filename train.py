@@ -16,14 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import tell
-from errors import NotFiniteError, UserError, raise_if_any, run_command
 from flag_parsing import help_text, parse_flags, wants_help, without_flags
 from flags import TrainConfig
 from models.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import Task
-from validation import check_train, is_first_process, resume_candidates, started_by_launcher
+from utils.console import run_command, tell
+from utils.errors import NotFiniteError, UserError, raise_if_any
+from utils.launch import is_first_process, started_by_launcher
+from validation import check_train, resume_candidates
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoded_split import EncodedSplit
@@ -70,15 +71,15 @@ def say(*lines: str) -> None:
 
 def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> int:
     """Prepare, fit, and predict the test rows; returns the exit code."""
-    from models.environment import quiet_libraries
+    from utils.libraries import quiet_libraries
 
     quiet_libraries(training=True)
     from datamodules.splits import hub_test_rows
-    from models.durable import nothing_kept_on_user_error
     from models.resuming import check_same, finished_words, flag_differences, limit_words, read_newest
     from models.run_setup import complete_finished_run
     from models.signals import TrainingStopped
     from preparation import prepare
+    from utils.files import nothing_kept_on_user_error
 
     folder = Path(config.run.save_path)
     resumed = read_newest(resume_candidates(config), say)
@@ -136,7 +137,7 @@ def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -
     else:
         say(f"{stopped}; this resumes it:", "  " + shlex.join(command))
     if config.run.requeue and stopped.out_of_time:
-        from models.slurm import requeue
+        from utils.launch import requeue
 
         say(requeue())
     return stopped.exit_code

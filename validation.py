@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.data_paths import check_data_paths, parse_data_path
-from errors import UserError, errors_at
 from flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
-from label_maps import is_unicode
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
     LAST_NAME,
-    LONGEST_NAME,
     OVERWRITTEN,
     check_unlocked,
     checkpoints_of,
@@ -29,25 +26,11 @@ from models.run_folder import (
     run_flags,
     validated_checkpoint,
 )
-from models.slurm import step_tasks
 from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
-
-NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
-LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of global rank 0, or a command that has not started others yet."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    # A process that Lightning started inside one SLURM task has that task's SLURM_PROCID, and a LOCAL_RANK of its own.
-    names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-    return all(os.environ.get(name, "0") == "0" for name in names)
-
-
-def started_by_launcher() -> bool:
-    """Whether torchrun, or srun with several tasks, started this process together with others."""
-    return "RANK" in os.environ or step_tasks() > 1
+from utils.errors import UserError, errors_at
+from utils.escapes import is_unicode
+from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
+from utils.launch import is_first_process, started_by_launcher
 
 
 def override_task(task: Task, data: DataFlags) -> Task:
@@ -311,11 +294,6 @@ def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[
             problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
 
 
-def is_too_long(path: Path) -> bool:
-    parts = [len(os.fsencode(part)) for part in path.absolute().parts]
-    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
-
-
 def local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
     """(flag, path) of the files and folders on this machine that the flags read; data without the suffix :N."""
     names = ("train_data", "valid_data", "test_data")
@@ -330,15 +308,3 @@ def data_file(value: str) -> str:
         return parse_data_path(value).path
     except UserError:
         return ""
-
-
-def same_file(first: str | Path, second: str | Path) -> bool:
-    """Whether both are there and one file, under whatever names."""
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
-
-
-def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
-    parent, name = os.path.split(os.path.abspath(path))
-    names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
-    return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)

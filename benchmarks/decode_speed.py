@@ -294,7 +294,7 @@ def main() -> None:
     import torch
 
     from benchmarks.matmul_rate import rate
-    from models.environment import fix_sums, quiet_libraries
+    from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
     quiet_libraries()

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datamodules.columns import Wanted, locate
 from datamodules.data_paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
-from errors import UserError
+from utils.errors import UserError
 
 ROWS_A_CHUNK = 8192
 

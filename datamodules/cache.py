@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from errors import RunError, UserError
+from utils.errors import RunError, UserError
 
 _BLOCK = 4 << 20
 _MOST_REFUSALS = 100

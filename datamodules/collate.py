@@ -10,11 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from task_utils import IGNORE_INDEX
+from utils.padding import IGNORE_INDEX, TokenIds, _pad
 
 DUMMY_ROW_ID = -1  # the row id of the row that stands in for an empty batch
 
-TokenIds: TypeAlias = npt.NDArray[np.integer[Any]]
 Row: TypeAlias = tuple[TokenIds, TokenIds | None]
 
 
@@ -58,15 +57,3 @@ def collate(
         "row_ids": torch.from_numpy(np.array(row_ids, dtype=np.int64)),
         "num_target_tokens": len(target_index),
     }
-
-
-def _pad(
-    sequences: Sequence[TokenIds], fill: int, multiple: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Give the sequences as one matrix padded with `fill` on the right, and where its tokens are."""
-    lengths = np.fromiter((len(sequence) for sequence in sequences), np.int64, len(sequences))
-    width = max(1, -(-int(lengths.max()) // multiple)) * multiple
-    is_token = np.arange(width) < lengths[:, None]
-    padded = np.full(is_token.shape, fill, np.int64)
-    padded[is_token] = np.concatenate(sequences)
-    return padded, is_token

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datamodules.rows import ReadOptions
-from errors import UserError
 from task_utils import Task
+from utils.errors import UserError
 
 # Names that mark a first line as a header when they stand at the source and the target column.
 _SOURCE_NAMES = frozenset(

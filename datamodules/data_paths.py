@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from utils.errors import UserError
 
 KINDS = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 KINDS_TEXT = "known: .tsv/.txt (tab), .csv, .jsonl/.json, .parquet, a save_to_disk folder, a hub name"

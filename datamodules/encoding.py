@@ -35,9 +35,9 @@ from datamodules.readers import (
 from datamodules.rendering import label_codes, render
 from datamodules.rows import PLACES_KEPT, TEXT
 from datamodules.token_encoding import Encoder, check_limit, make_encoder
-from errors import UserError, raise_if_any
 from task_utils import LabelMap, Task, Template, evaluation_labels
-from tokenizer_digest import tokenizer_digest
+from utils.digests import tokenizer_digest
+from utils.errors import UserError, raise_if_any
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 

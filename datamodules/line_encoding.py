@@ -11,9 +11,9 @@ from datamodules.rendering import render
 from datamodules.rows import PLACES_KEPT, text_array
 from datamodules.splits import Encoder
 from datamodules.token_encoding import check_limit, make_encoder
-from errors import UserError
-from escapes import ESCAPES, unescape_cell
 from task_utils import Template
+from utils.errors import UserError
+from utils.escapes import ESCAPES, unescape_cell
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

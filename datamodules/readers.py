@@ -16,8 +16,8 @@ from datamodules.data_paths import DataPath, check_data_paths, content_digest, p
 from datamodules.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.text_records import json_records, read_csv, read_json
 from datamodules.tsv import read_tsv
-from errors import RunError, UserError
 from task_utils import Task
+from utils.errors import RunError, UserError
 
 __all__ = [
     "DataPath",

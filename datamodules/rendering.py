@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.rows import TEXT, RowChunk
-from errors import UserError
 from task_utils import LabelMap, Template
+from utils.errors import UserError
 
 
 def render(template: Template, columns: dict[str, pa.Array], count: int) -> tuple[pa.Array, dict[int, str]]:

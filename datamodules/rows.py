@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from errors import UserError
+from utils.errors import UserError
 
 TEXT = pa.large_string()
 PLACES_KEPT = 3

@@ -11,10 +11,10 @@ import numpy as np
 
 from datamodules.encoding import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
 from datamodules.readers import ReadOptions
-from errors import UserError
-from escapes import ESCAPES
 from flags import DataFlags, LengthFlags
 from task_utils import Task
+from utils.errors import UserError
+from utils.escapes import ESCAPES
 
 SPLIT_SEED = 20260101  # of the proportions; not -seed, so that runs with other seeds keep the same validation rows
 

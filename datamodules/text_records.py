@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.columns import Wanted, is_header, locate
 from datamodules.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
-from errors import UserError
+from utils.errors import UserError
 
 ROWS_A_CHUNK = 8192
 CHUNK_CHARACTERS = 4 << 20

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from datamodules.byte_encoding import ByteEncoder, Tokens, is_byte_tokenizer, stock_tokens
 from datamodules.word_encoding import WordEncoder, splits_at_spaces
-from errors import UserError
+from utils.errors import UserError
 
 _PROBES = ("a", "1", "가", "the", ".", "b b")
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from datamodules.columns import Wanted, is_header, locate
 from datamodules.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
-from errors import UserError
-from escapes import unescape_cell
+from utils.errors import UserError
+from utils.escapes import unescape_cell
 
 BLOCK_BYTES = 4 << 20
 _SCOUT_LINES = 1000

@@ -19,9 +19,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError, raise_if_any, run_command  # noqa: E402
 from flag_parsing import flag, help_text, parse_flags, wants_help  # noqa: E402
 from models.run_folder import STEP_LOG  # noqa: E402
+from utils.console import run_command  # noqa: E402
+from utils.errors import UserError, raise_if_any  # noqa: E402
 
 USAGE = "usage: python docs/make_images.py -run FOLDER -report FILE [-output FOLDER]"
 POINTS = ("bleu", "chrf")  # metrics from 0 to 100; all others are fractions

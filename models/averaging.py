@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import UserError
 from models.checkpoint_format import KEPT, MODEL_ENTRIES, model_weights, read_checkpoint
 from models.inference_model import InferenceModel
 from models.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
+from utils.errors import UserError
 
 KEPT_BEST = 5  # checkpoints of validations that a run keeps
 OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task

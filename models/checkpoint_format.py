@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from errors import RunError, UserError
 from models.kept_checkpoints import kept_problem
 from models.run_folder import CONTENT_KEY
+from utils.errors import RunError, UserError
 
 FORMAT_VERSION = 1
 KEPT = "callbacks.Checkpointer.kept"

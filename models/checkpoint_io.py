@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from models.durable import run_error, write_file
+from utils.files import run_error, write_file
 
 LARGE = ("state_dict", "optimizer_states")  # entries of a checkpoint
 

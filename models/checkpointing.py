@@ -20,11 +20,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from console import tell
-from errors import NotFiniteError
 from flags import RunFlags
 from models.checkpoint_format import FORMAT_VERSION
-from models.durable import link_file, run_error
 from models.exports import Exported, write_export
 from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints
 from models.loading import describe
@@ -39,6 +36,9 @@ from models.loop_state import (
 from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from models.seq2seq_module import Seq2SeqModule
 from models.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
+from utils.console import tell
+from utils.errors import NotFiniteError
+from utils.files import link_file, run_error
 
 
 def lower_is_better(monitor: str) -> bool:

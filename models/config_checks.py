@@ -33,18 +33,6 @@ def config_problems(config: PreTrainedConfig) -> list[str]:
     return [*_sizes(config), *_tokens(config), *_dropouts(config), *_activations(config)]
 
 
-def error_reason(error: Exception) -> str:
-    """What `error` says, in one line; a line that ends in a colon is joined with the next, which holds the reason."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if lines[0].endswith(":"):
-        return " ".join(lines[:2])
-    return (
-        lines[0] if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {lines[0]}"
-    )
-
-
 def _sizes(config: PreTrainedConfig) -> Iterator[str]:
     for name in SIZES:
         value = getattr(config, name, None)

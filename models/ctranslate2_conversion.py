@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from console import tell
 from engine_checks import CTRANSLATE2_INSTALL
-from errors import RunError, UserError
-from models.durable import clean_folder_leftovers, write_folder
 from models.forward import BART_LIKE, decoder_start_token, logit_scale
 from models.generation import example_target
+from utils.console import tell
+from utils.errors import RunError, UserError
+from utils.files import clean_folder_leftovers, write_folder
 
 LOADERS = {  # by model_type; ByT5 is a t5
     "t5": "T5Loader",

@@ -29,12 +29,12 @@ from pathlib import Path
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from errors import RunError, UserError
 from flags import COMPUTE_TYPES
 from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
-from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
 from models.predictions import Prediction
+from utils.errors import RunError, UserError
+from utils.padding import pad_sources
 
 PARITY_ROWS = 16
 PARITY_TEXTS = ("a", "1, 2, 3", "The quick brown fox.", "가나다 라마바")

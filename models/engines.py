@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from console import tell
 from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
 from models.ctranslate2_engine import CTranslate2Engine, check_start_token, unread_sources
-from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions, Hypothesis, generation_config
 from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor
+from utils.console import tell
+from utils.padding import pad_sources
 
 
 @dataclass(frozen=True)

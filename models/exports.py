@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from console import tell
 from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
-from models.durable import write_folder, write_json
 from models.generation import DecodingOptions, generation_config
 from models.loading import from_checkpoint, unpack_tokenizer
 from models.run_folder import CONTENT_KEY, STATE_NAME, exported_step, validated_checkpoint
+from utils.console import tell
+from utils.files import write_folder, write_json
 
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from errors import RunError
+from utils.errors import RunError
 
 
 def require_finite(broken: Tensor, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from errors import UserError
+from utils.errors import UserError
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # for every call of the library; without it, it asks
 CODE_KEY = "auto_map"  # in a config: the module, beside it or of another repository, whose class is to be taken

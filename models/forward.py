@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from errors import UserError
-from task_utils import IGNORE_INDEX
+from utils.errors import UserError
+from utils.padding import IGNORE_INDEX
 
 T5_LIKE = ("t5", "mt5", "umt5")
 BART_LIKE = ("bart", "mbart")
@@ -34,17 +32,6 @@ class DecoderOutput:
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
-
-
-def pad_sources(sources: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(batch, source_length) ids and attention mask of encoded sources."""
-    lengths = np.array([len(ids) for ids in sources])
-    width = int(lengths.max())
-    ids = np.full((len(sources), width), pad_token_id, dtype=np.int64)
-    for row, source in enumerate(sources):
-        ids[row, : len(source)] = source
-    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 def decode_teacher_forced(

@@ -12,10 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import UserError, raise_if_any
 from models.acceleration import accelerate
 from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
-from models.config_checks import error_reason
 from models.loading import (
     checkpoint_config,
     fitting_tokenizer,
@@ -28,10 +26,10 @@ from models.loading import (
     unpack_tokenizer,
     with_languages,
 )
-from models.parts_folder import content_of
 from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, STATE_NAME
 from task_utils import Task
-from tokenizer_digest import tokenizer_digest
+from utils.digests import content_of, tokenizer_digest
+from utils.errors import UserError, error_reason, raise_if_any
 
 
 def _check_state(state: Mapping[str, Any], place: str) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console import tell
-from models.durable import link_file, run_error
-from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, LONGEST_NAME, step_of
+from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
+from utils.console import tell
+from utils.files import LONGEST_NAME, link_file, run_error
 
 KINDS = ("best", "step", "hour")
 KEEP_BEST = 5

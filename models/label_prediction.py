@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibration import Floats, LabelCalibration
-from errors import errors_at
 from models.batch_limits import BatchLimits
-from models.devices import Devices
-from models.forward import pad_sources
 from models.label_scoring import LabelScorer
 from models.predictions import Prediction
+from utils.devices import Devices
+from utils.errors import errors_at
+from utils.padding import pad_sources
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from errors import UserError, raise_if_any
-from models.config_checks import config_problems, error_reason
+from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, refuse_code, refuse_code_of
 from models.forward import T5_LIKE
 from models.presets import TOKENIZER_KEY
 from models.tokenizer_checks import tokenizer_problem
+from utils.errors import UserError, error_reason, raise_if_any
 
 BYTES_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes

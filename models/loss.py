@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from task_utils import IGNORE_INDEX
+from utils.padding import IGNORE_INDEX
 
 MAX_LOGITS_CPU = 2**25  # logits alive at a time: 128 MiB in fp32
 MAX_LOGITS_ACCELERATOR = 2**28  # 1 GiB; a chunk also costs a pass over the gradient of the output embedding

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from errors import RunError
 from models.batch_limits import BatchLimits, longest_first
-from models.durable import write_file
 from models.generation import Hypothesis
 from models.parts_names import CLAIMS_NAME
 from models.predictions import Prediction
+from utils.errors import RunError
+from utils.files import write_file
 
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
 SCORE_DIGITS = 6

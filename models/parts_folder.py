@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from models.differences import difference_table, differences_of
-from models.durable import clean_temporary, write_json
 from models.parts_names import CLAIMS_NAME, MANIFEST, parts_folder
 from models.run_folder import LOCK_NAME, run_lock
+from utils.differences import difference_table, differences_of
+from utils.errors import UserError
+from utils.files import clean_temporary, write_json
 
 OUR_FILES = re.compile(rf"part-\d{{6}}\.jsonl|{CLAIMS_NAME}|{re.escape(MANIFEST)}|{re.escape(LOCK_NAME)}|\..*\.tmp")
 
@@ -94,14 +93,3 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError("an object is expected")
     return content
-
-
-def content_of(path: Path) -> str:
-    """A digest of the file, or of the files of the folder."""
-    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
-    digest = hashlib.blake2b(digest_size=20)
-    for item in files:
-        with open(item, "rb") as file:
-            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
-        digest.update(os.fsencode(item.name) if len(files) > 1 else b"")
-    return digest.hexdigest()

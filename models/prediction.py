@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from console import tell
-from errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from models.batch_limits import BatchLimits
-from models.devices import Devices, use_threads
-from models.environment import quiet_libraries
 from models.part_files import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from models.predictions import BatchPredictor, Prediction
-from models.progress import ProgressLine
+from utils.console import tell
+from utils.devices import Devices, use_threads
+from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
+from utils.libraries import quiet_libraries
+from utils.progress import ProgressLine
 
 if TYPE_CHECKING:
     from datamodules.encoded_split import EncodedSplit

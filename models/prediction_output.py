@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import RunError
-from escapes import escape_cell, escape_json, flatten_cell
-from models.durable import write_file
 from models.predictions import Prediction
+from utils.errors import RunError
+from utils.escapes import escape_cell, escape_json, flatten_cell
+from utils.files import write_file
 
 if TYPE_CHECKING:
     from datamodules.encoded_split import EncodedSplit

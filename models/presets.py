@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from utils.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 TOKENIZER_KEY = "s2s_tokenizer"

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from errors import EXIT_RUN_ERROR, RunError, UserError
+from utils.errors import EXIT_RUN_ERROR, RunError, UserError
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_TO_NOTICE = 10.0  # that the first process has to fail by itself, and to end a save, before it is ended

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from errors import UserError, raise_if_any
 from flag_parsing import to_dict
 from flags import LOSS_MONITORS, TrainConfig
 from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
-from models.devices import Devices
-from models.differences import Difference, difference_table, differences_of
 from models.loop_state import set_position
 from models.run_folder import CONTENT_KEY
 from task_utils import Task
+from utils.devices import Devices
+from utils.differences import Difference, difference_table, differences_of
+from utils.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
     from datamodules.batching import BatchPlan

@@ -7,13 +7,15 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from console import tell
-from errors import UserError
+from utils.console import tell
+from utils.errors import UserError
+from utils.files import OLD_SUFFIX, TEMPORARY_SUFFIX, _leftovers
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
 LAST_NAME = "last.ckpt"
@@ -25,7 +27,6 @@ TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
 CONTENT_KEY = "s2s"  # in a checkpoint: what is ours besides Lightning's state
-LONGEST_NAME = 255  # bytes, of a file system's name
 RUN_NAMES = (
     CONFIG_NAME,
     CHECKPOINT_FOLDER,
@@ -190,3 +191,23 @@ def check_unlocked(folder: Path) -> None:
         _lock(descriptor, fcntl.LOCK_SH, f"-save_path {folder}", "trains in this folder")
     finally:
         os.close(descriptor)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Remove what a killed write of a run left behind in its folder, and put back a folder that was being swapped.
+
+    Files of anybody else, whatever their ending, stay.
+    """
+    for leftover in _leftovers(folder, "best|last", OLD_SUFFIX):
+        original = folder / leftover.name[1:].rsplit(".", 2)[0]
+        if original.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            os.replace(leftover, original)
+    names = "|".join(map(re.escape, ("best", "last", CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT)))
+    halves = _leftovers(folder, names, TEMPORARY_SUFFIX)
+    for leftover in [*halves, *_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -14,14 +14,14 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from console import tell
-from models.durable import run_error, sync_path, write_file, write_json
 from models.loop_state import at_step_boundary, epoch_of
 from models.meter import Totals
 from models.optim import current_rate
-from models.progress import ProgressLine
 from models.run_folder import EPOCH_LOG, STEP_LOG
 from models.seq2seq_module import Seq2SeqModule
+from utils.console import tell
+from utils.files import run_error, sync_path, write_file, write_json
+from utils.progress import ProgressLine
 
 KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are figures
 STATE_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far

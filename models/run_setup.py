@@ -13,13 +13,13 @@ import transformers
 from flag_parsing import to_dict
 from flags import ADAM_RATE, TrainConfig
 from models.checkpointing import Checkpointer
-from models.devices import Devices
-from models.durable import clean_leftovers, run_error, write_folder, write_json
 from models.exports import complete_exports
 from models.kept_checkpoints import continue_from, remove_uncounted
 from models.optim import resolve_warmup
-from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, is_of_run
+from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, clean_leftovers, is_of_run
 from task_utils import Task
+from utils.devices import Devices
+from utils.files import run_error, write_folder, write_json
 
 if TYPE_CHECKING:
     from datamodules.batching import BatchPlan

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import NotFiniteError
 from flags import ADAM_RATE, OptimFlags
-from models.forward import decode_teacher_forced, pad_sources
+from models.forward import decode_teacher_forced
 from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
 from models.optim import build_optimizer, build_scheduler
 from task_utils import LabelMap
+from utils.errors import NotFiniteError
+from utils.padding import pad_sources
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from errors import Terminated
+from utils.errors import Terminated
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
 STOPPING = (signal.SIGINT, signal.SIGTERM)

@@ -13,9 +13,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from transformers import PreTrainedConfig
 
-from models.devices import Devices
 from models.process_watch import ProcessWatch
-from models.slurm import in_job, step_tasks
+from utils.devices import Devices
+from utils.launch import in_job, step_tasks
 
 
 def lightning_strategy(devices: Devices, strategy: str) -> Any:

@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from errors import RunError, UserError
 from models.batch_limits import BatchLimits
 from models.predictions import BatchPredictor, Prediction
+from utils.errors import RunError, UserError
 
 BLOCK_BYTES = 1 << 16
 

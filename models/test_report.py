@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flags import BatchFlags, DecodeFlags, TrainConfig
-from lazy_sequence import LazySequence
 from metrics import score
 from models.batch_limits import BatchLimits
-from models.devices import Devices
-from models.durable import write_json
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel
 from models.prediction import predict
@@ -19,6 +16,9 @@ from models.run_folder import TEST_REPORT
 from models.torch_engine import TorchEngine
 from reporting import report_dict, report_text
 from task_utils import LabelMap, Task
+from utils.devices import Devices
+from utils.files import write_json
+from utils.lazy_sequence import LazySequence
 
 if TYPE_CHECKING:
     from datamodules.encoded_split import EncodedSplit

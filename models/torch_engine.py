@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from console import tell
-from errors import errors_at
 from models.decoder_weights import KNOWN
-from models.forward import pad_sources
 from models.generation import Decoder, DecodingOptions
 from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor, Prediction
+from utils.console import tell
+from utils.errors import errors_at
+from utils.padding import pad_sources
 
 
 @dataclass(frozen=True)

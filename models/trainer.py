@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import UserError
 from flags import TrainConfig
 from models.checkpoint_io import DurableCheckpointIO
-from models.devices import Devices
 from models.generation import DecodingOptions, generation_config
 from models.loop_state import take_over_loop
 from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from models.strategies import cluster_environment, lightning_strategy
 from task_utils import LabelMap, Task
+from utils.devices import Devices
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.batching import BatchPlan

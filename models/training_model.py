@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from errors import UserError
 from flags import TrainConfig
 from models.acceleration import accelerate
 from models.checkpoint_format import model_weights
@@ -28,6 +27,7 @@ from models.loading import (
 )
 from models.presets import TOKENIZER_KEY, read_config
 from models.run_folder import CONTENT_KEY
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedModel
 
 from models.acceleration import accelerate
-from models.forward import decode_teacher_forced, pad_sources
+from models.forward import decode_teacher_forced
 from models.loading import from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of
+from utils.padding import pad_sources
 
 LETTERS = "abcdefgh"
 TOKENIZER = ByT5Tokenizer()

@@ -16,7 +16,6 @@ import pytest
 from transformers import AutoTokenizer
 
 import export
-from errors import UserError
 from models.averaging import best_checkpoints
 from models.ctranslate2_engine import CTranslate2Engine
 from models.generation import DecodingOptions, generation_config
@@ -24,6 +23,7 @@ from models.inference_model import InferenceModel
 from models.run_folder import checkpoints_of
 from tests.cli.command import infer_ok, listing, run
 from tests.cli.tiny import letter_rows
+from utils.errors import UserError
 
 PYTHON = "python"
 
@@ -206,7 +206,7 @@ def test_a_killed_export_leaves_nothing_half_made(copy_run: Path, tmp_path: Path
     folder = tmp_path / "model"
     flags = ["-model", str(copy_run / "run" / "best"), "-save_path", str(folder), "-format", export_format]
     killed = (
-        "import os, signal, sys, export, models.durable as durable\n"
+        "import os, signal, sys, export, utils.files as durable\n"
         "writing = durable.write_json\n"
         "def die(path, content):\n"
         "    writing(path, content)\n"

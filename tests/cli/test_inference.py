@@ -182,9 +182,9 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from flags import DataFlags, InferenceConfig, LengthFlags, OutputFlags
     from inference import finish
     from inference_setup import Ready
-    from models.devices import Devices
     from models.predictions import Prediction
     from task_utils import LabelMap, get_task
+    from utils.devices import Devices
 
     def failing(*_: Any, **__: Any) -> Any:
         raise MemoryError

@@ -12,8 +12,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train
-from errors import run_command
 from models.checkpointing import Checkpointer
+from utils.console import run_command
 
 
 def save_gradient(self: Checkpointer, trainer: Any, pl_module: Any, optimizer: Any) -> None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from errors import UserError
 from models.forward import (
     LAST_TOKEN_FIRST,
     PLAIN_LOGITS,
@@ -23,6 +22,7 @@ from models.loading import from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of
 from tests.small_models import example_batch
+from utils.errors import UserError
 
 VOCABULARY = 384
 BERT = {

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from errors import UserError
 from models.averaging import (
     WeightSource,
     average_into,
@@ -23,6 +22,7 @@ from models.inference_model import InferenceModel
 from models.loading import from_config
 from models.run_folder import step_of
 from tests.small_configs import config_of
+from utils.errors import UserError
 
 
 def source(place: str, weights: dict[str, Tensor]) -> WeightSource:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from errors import UserError
 from models.checkpoint_format import KEPT, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import (
@@ -29,6 +28,7 @@ from models.loading import (
 from models.run_folder import CONTENT_KEY, exported_step
 from models.run_log import RunLog
 from tests.small_configs import CONFIGS, config_of
+from utils.errors import UserError
 
 
 def message(call: Any, *arguments: Any, **named: Any) -> str:

@@ -19,9 +19,9 @@ from datamodules import cache, encoding, tsv
 from datamodules.encoded_split import EncodedSplit
 from datamodules.encoding import EncodeOptions, encode_rows
 from datamodules.readers import ReadOptions
-from errors import UserError
 from task_utils import LabelMap, Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+from utils.errors import UserError
 
 TASK = Task("t", "")
 OPTIONS = EncodeOptions("{{ source }}", "{{ target }}", None, 0, 0, True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from errors import RunError
 from models.generation import Decoder, DecodingOptions
 from models.label_scoring import LabelScorer
 from models.sampling import SamplingOptions
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from utils.errors import RunError
 
 FP16 = (
     "NaN or infinite, and nothing of it is written: the activations overflow in fp16; use -float_precision bf16 or 32"

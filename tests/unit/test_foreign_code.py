@@ -18,7 +18,6 @@ from transformers import ByT5Tokenizer
 
 import export
 import inference
-from errors import UserError
 from flags import TrainConfig
 from models.checkpoint_format import MODEL_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
@@ -26,6 +25,7 @@ from models.loading import describe, from_config, pack_tokenizer
 from models.run_folder import CONTENT_KEY
 from models.training_model import model_source
 from tests.small_configs import config_of
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EVIL = "import pathlib\npathlib.Path({!r}).write_text('code was run')\n"

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from errors import UserError
 from flag_parsing import parse_flags
 from flags import InferenceConfig
 from inference_setup import make_engine, prepare
@@ -19,6 +18,7 @@ from models.loading import from_config
 from models.torch_engine import TorchEngine
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
+from utils.errors import UserError
 
 Prepared = Callable[..., list[str]]
 

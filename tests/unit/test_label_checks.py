@@ -11,10 +11,10 @@ from flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
 from inference_validation import check_inference
 from label_checks import label_problems
 from label_maps import LabelMap
-from models.differences import Difference
 from models.resuming import flag_differences
 from models.run_folder import CONTENT_KEY
 from task_utils import Task
+from utils.differences import Difference
 
 MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
     "without labels": (

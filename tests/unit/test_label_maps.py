@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
 from label_maps import LabelMap
 from task_utils import Task, Template, evaluation_labels
+from utils.errors import UserError
 
 MOODS = LabelMap((("0", "joy"), ("1", "anger"), ("2", "fear")), separator=", ")
 

@@ -12,13 +12,11 @@ import torch
 
 from calibration import LabelCalibration, log_mean_probability, softmax
 from datamodules.splits import Encoder, prediction_split
-from errors import UserError
 from flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from label_preparation import content_free_sources, domain_sources, label_decoding
 from label_report import calibration_settings, with_probabilities
 from metrics import score
 from models.batch_limits import BatchLimits
-from models.devices import Devices
 from models.generation import DecodingOptions
 from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from models.label_scoring import LabelScorer
@@ -27,6 +25,8 @@ from models.predictions import Prediction
 from models.torch_engine import TorchEngine
 from task_utils import LabelMap, Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from utils.devices import Devices
+from utils.errors import UserError
 
 LABELS = LabelMap.parse("0=a,1=ab,2=c")
 ONE = Devices("cpu", 1, 1, "32-true")

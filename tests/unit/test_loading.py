@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, BertConfig, ByT5Tokenizer, EncoderDecoderConfig, LEDConfig
 
-from errors import UserError
 from models.acceleration import accelerate
 from models.forward import decode_teacher_forced
 from models.loading import (
@@ -31,6 +30,7 @@ from models.loss import token_loss_sum
 from models.presets import preset_names, read_config
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import example_batch
+from utils.errors import UserError
 
 UNTIED = ("t5-untied", "mt5", "umt5")
 

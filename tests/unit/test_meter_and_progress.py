@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models.meter import StepMeter
-from models.progress import ProgressLine
 from models.run_log import samples_table
+from utils.progress import ProgressLine
 
 
 def batch(rows: int, source: int, target: int, padded: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from transformers import T5Config
 
-from errors import UserError
 from models.inference_model import InferenceModel
 from models.part_files import part_path, write_part
 from models.parts_folder import open_parts
 from models.parts_names import parts_folder
 from models.predictions import Prediction
+from utils.errors import UserError
 
 IDENTITY = {"rows": 3, "-beam_size": 4}
 

@@ -22,16 +22,16 @@ from transformers import ByT5Tokenizer
 
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
-from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
 from models.batch_limits import BatchLimits
-from models.devices import Devices
 from models.generation import Hypothesis
 from models.part_files import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from models.parts_names import CLAIMS_NAME
 from models.prediction import finished_rows, predict
 from models.predictions import Prediction
 from task_utils import get_task
+from utils.devices import Devices
+from utils.errors import RunError, UserError
 
 PAIRS = BatchLimits(2)
 ONE, TWO = (Devices("cpu", count, 1, "32-true") for count in (1, 2))

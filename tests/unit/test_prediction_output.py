@@ -13,11 +13,11 @@ import pytest
 
 from datamodules.readers import InputRecords, ReadOptions, read_rows
 from datamodules.rows import RowReport
-from errors import RunError
 from models.generation import Hypothesis
 from models.prediction_output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from models.predictions import Prediction
 from task_utils import get_task
+from utils.errors import RunError
 
 ODD = 'say "one"\n\\two\tC:\\new\x1b\u2028\x85end'
 LABELS = ('a "quoted" one', "back\\slash\n")

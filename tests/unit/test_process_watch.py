@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from errors import RunError, UserError
 from models.process_watch import ProcessWatch, first_dead
 from tests.cli.command import ROOT
+from utils.errors import RunError, UserError
 
 WAITS_FOR_THE_DEAD = """
 import subprocess, time

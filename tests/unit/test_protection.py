@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from errors import RunError, UserError
 from flag_parsing import parse_flags
 from flags import InferenceConfig, TrainConfig
 from inference_validation import check_inference
-from models.durable import clean_leftovers, temporary_sibling, write_failure, write_file
-from models.run_folder import run_lock
+from models.run_folder import clean_leftovers, run_lock
 from models.run_setup import open_run_folder
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
+from utils.errors import RunError, UserError
+from utils.files import temporary_sibling, write_failure, write_file
 from validation import check_train
 
 ROOT = Path(__file__).resolve().parent.parent.parent

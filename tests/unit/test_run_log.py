@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from errors import RunError
 from models.run_log import RunLog
+from utils.errors import RunError
 
 
 def trainer_at(step: int, validation_pending: bool = False) -> Any:

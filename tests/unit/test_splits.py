@@ -15,9 +15,9 @@ from transformers import ByT5Tokenizer
 from datamodules import encoding
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split, split_rows, training_splits
-from errors import RunError, UserError
 from flags import DataFlags, LengthFlags
 from task_utils import Task, get_task
+from utils.errors import RunError, UserError
 from validation import override_task
 
 

@@ -14,13 +14,13 @@ from transformers import ByT5Tokenizer
 
 from datamodules.line_encoding import LineEncoder
 from datamodules.splits import Encoder, prediction_split
-from errors import UserError
 from flags import DataFlags, LengthFlags
 from models import streaming
 from models.batch_limits import BatchLimits
 from models.predictions import Prediction
 from models.streaming import stream, waiting_lines
 from task_utils import get_task
+from utils.errors import UserError
 from validation import override_task
 
 # ---- batches

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import UserError
 from task_utils import (
     LABEL_METRICS,
     TEXT_METRICS,
@@ -23,6 +22,7 @@ from task_utils import (
     register,
     task_names,
 )
+from utils.errors import UserError
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정")))
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from errors import UserError
 from models.inference_model import InferenceModel
 from models.loading import from_config, load_tokenizer
 from tests.small_configs import config_of
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+from utils.errors import UserError
 
 CLASS_LOST = "no tokenizer files of a run there: tokenizer_config.json is missing or names no tokenizer_class; "
 FILES_LOST = "no tokenizer files there: only special tokens would be known; "

@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from errors import RunError, UserError
 from models import checkpoint_format, resuming
 from models.checkpoint_format import FORMAT_VERSION, UPGRADES, read_checkpoint
 from models.checkpoint_io import DurableCheckpointIO
-from models.durable import (
-    clean_leftovers,
-    link_file,
-    nothing_kept_on_user_error,
-    write_file,
-    write_folder,
-    write_json,
-)
-from models.run_folder import CONTENT_KEY
+from models.run_folder import CONTENT_KEY, clean_leftovers
+from utils.errors import RunError, UserError
+from utils.files import link_file, nothing_kept_on_user_error, write_file, write_folder, write_json
 
 
 def names(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from console import tell
+from utils.console import tell
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 

@@ -18,6 +18,7 @@ _ESCAPE = re.compile(r"\\([ntr\\]|u(?:00(?:0[0-8bcef]|[189][0-9a-f]|7f)|202[89])
 _ESCAPING = str.maketrans(_WRITTEN)
 _FLATTENING = str.maketrans(dict.fromkeys(_UNSAFE, " "))
 _ALLOWED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
+NO_UNICODE = "is no Unicode text: it holds half of a surrogate pair, or bytes that are no UTF-8"
 
 
 def escape_cell(text: str) -> str:
@@ -38,3 +39,11 @@ def flatten_cell(text: str) -> str:
 def escape_json(line: str) -> str:
     """JSON of the same value without the control characters and line separators that JSON itself allows in a string."""
     return _ALLOWED_IN_JSON.sub(lambda match: _WRITTEN[match[0]], line)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written to a file and read by a tokenizer.
+
+    Half of a surrogate pair (JSON can hold one) and bytes of a command line that are no UTF-8 cannot.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 
@@ -27,4 +29,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
         for model in filter(None, models):
             digest.update(model.serialized_model_proto())
     digest.update(json.dumps(settings, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
+
+
+def content_of(path: Path) -> str:
+    """A digest of the file, or of the files of the folder."""
+    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    digest = hashlib.blake2b(digest_size=20)
+    for item in files:
+        with open(item, "rb") as file:
+            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        digest.update(os.fsencode(item.name) if len(files) > 1 else b"")
     return digest.hexdigest()

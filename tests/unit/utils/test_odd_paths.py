@@ -13,11 +13,11 @@ from transformers import ByT5Tokenizer
 
 import export
 from datamodules.splits import Encoder, prediction_split
-from errors import UserError
 from flag_parsing import parse_flags
 from flags import DataFlags, LengthFlags, TrainConfig
-from models.durable import write_json
 from task_utils import get_task
+from utils.errors import UserError
+from utils.files import write_json
 from validation import check_train
 
 ROWS = [("ab", "a"), ("cd", "c")]

@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend: shown as plain lines, exit code 2, no traceback."""
+"""Printing that outlives its reader: a closed pipe or a full disk behind standard output ends no run."""
 
 from __future__ import annotations
 
@@ -7,56 +7,45 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from console import prepare_streams, silence
+from utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RUN_ERROR,
+    EXIT_TERMINATED,
+    EXIT_USER_ERROR,
+    RunError,
+    Terminated,
+    UserError,
+)
 
-EXIT_RUN_ERROR = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 SECONDS_FOR_THE_FIRST = 10.0
 
 
-class UserError(Exception):
-    """A mistake of the user, told in one line each: what is wrong, where, the choices, the way out."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: tuple[str, ...] = problems
-
-
-class Terminated(BaseException):
-    """SIGTERM outside of training: the stack unwinds, so that workers end and temporary files go."""
+def prepare_streams() -> None:
+    """Make standard output and error usable: never missing, and never an error for a letter they cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open for the whole process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-class RunError(Exception):
-    """A run that cannot go on for a reason the flags did not show (a NaN loss, a full disk); exit code 1."""
-
-
-class NotFiniteError(RunError):
-    """NaN or infinity in training: found on every rank at the same step, so that the first one tells it for all."""
-
-
-def raise_if_any(problems: Iterable[str]) -> None:
-    """Raise one `UserError` that holds every problem; do nothing when there is none."""
-    found = tuple(problems)
-    if found:
-        raise UserError(*found)
-
-
-@contextmanager
-def errors_at(place: str) -> Iterator[None]:
-    """Errors raised inside become a `UserError` whose lines begin with `place`."""
+def tell(*lines: str) -> None:
+    """Print lines at once; when standard output is gone, go on in silence."""
     try:
-        yield
-    except UserError as error:
-        raise UserError(*(f"{place}: {problem}" for problem in error.problems)) from None
-    except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
+        for line in lines:
+            print(line, flush=True)
+    except OSError:
+        silence()
+
+
+def silence() -> None:
+    """Give up standard output for good."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open for the rest of the process)
 
 
 def exit_with(error: UserError) -> NoReturn:

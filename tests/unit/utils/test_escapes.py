@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from escapes import escape_cell, escape_json, flatten_cell, unescape_cell
+from utils.escapes import escape_cell, escape_json, flatten_cell, unescape_cell
 
 CONTROLS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp")]
 TEXTS = ["", "plain", "a\nb", "a\tb\r", "back\\slash", "\\n is not a newline", "끝\\", "\x1b[31mred\x00", "한\u2028글"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from errors import RunError
+from utils.errors import RunError
 
 
 def in_job() -> bool:
@@ -41,3 +41,17 @@ def requeue() -> str:
     if done.returncode:
         raise RunError(f"-requeue: {' '.join(command)} failed: {done.stderr.strip()}; the run is saved")
     return f"requeued: {' '.join(command)}"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of global rank 0, or a command that has not started others yet."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    # A process that Lightning started inside one SLURM task has that task's SLURM_PROCID, and a LOCAL_RANK of its own.
+    names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def started_by_launcher() -> bool:
+    """Whether torchrun, or srun with several tasks, started this process together with others."""
+    return "RANK" in os.environ or step_tasks() > 1

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from utils.errors import UserError
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 

@@ -17,11 +17,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from errors import RunError, UserError
-from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, EPOCH_LOG, LONGEST_NAME, STEP_LOG, TEST_REPORT
+from utils.errors import RunError, UserError
 
 TEMPORARY_SUFFIX = ".tmp"
 OLD_SUFFIX = ".old"
+NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
+LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
+LONGEST_NAME = 255  # bytes, of a file system's name
 
 
 def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
@@ -220,26 +222,6 @@ def nothing_kept_on_user_error(folder: Path) -> Iterator[None]:
         raise
 
 
-def clean_leftovers(folder: Path) -> None:
-    """Remove what a killed write of a run left behind in its folder, and put back a folder that was being swapped.
-
-    Files of anybody else, whatever their ending, stay.
-    """
-    for leftover in _leftovers(folder, "best|last", OLD_SUFFIX):
-        original = folder / leftover.name[1:].rsplit(".", 2)[0]
-        if original.exists():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            os.replace(leftover, original)
-    names = "|".join(map(re.escape, ("best", "last", CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT)))
-    halves = _leftovers(folder, names, TEMPORARY_SUFFIX)
-    for leftover in [*halves, *_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
 def clean_folder_leftovers(folder: Path) -> None:
     """Remove what killed writes of `folder` left beside it, and put back one that was being swapped.
 
@@ -268,3 +250,20 @@ def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
     return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))
+
+
+def is_too_long(path: Path) -> bool:
+    parts = [len(os.fsencode(part)) for part in path.absolute().parts]
+    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
+
+
+def same_file(first: str | Path, second: str | Path) -> bool:
+    """Whether both are there and one file, under whatever names."""
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
+    parent, name = os.path.split(os.path.abspath(path))
+    names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
+    return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)

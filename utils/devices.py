@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from errors import UserError
 from models.loading import FP16_UNSAFE
-from models.slurm import step_tasks
+from utils.errors import UserError
+from utils.launch import step_tasks
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from errors import UserError
-from models.devices import Devices, check_launcher, resolve_devices, use_threads
 from models.strategies import _Launcher, cluster_environment
-from validation import started_by_launcher
+from utils.devices import Devices, check_launcher, resolve_devices, use_threads
+from utils.errors import UserError
+from utils.launch import started_by_launcher
 
 TWO = Devices("cpu", 2, 1, "32-true")
 STARTED_BY_SRUN = {

@@ -1,0 +1,1 @@
+"""What every package uses: errors, console, files, escapes, digests, padding, launch. Imports nothing of ours."""

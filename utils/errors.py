@@ -1,0 +1,61 @@
+"""The errors that a user can cause and mend: shown as plain lines, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+EXIT_RUN_ERROR = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class UserError(Exception):
+    """A mistake of the user, told in one line each: what is wrong, where, the choices, the way out."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: tuple[str, ...] = problems
+
+
+class Terminated(BaseException):
+    """SIGTERM outside of training: the stack unwinds, so that workers end and temporary files go."""
+
+
+class RunError(Exception):
+    """A run that cannot go on for a reason the flags did not show (a NaN loss, a full disk); exit code 1."""
+
+
+class NotFiniteError(RunError):
+    """NaN or infinity in training: found on every rank at the same step, so that the first one tells it for all."""
+
+
+def raise_if_any(problems: Iterable[str]) -> None:
+    """Raise one `UserError` that holds every problem; do nothing when there is none."""
+    found = tuple(problems)
+    if found:
+        raise UserError(*found)
+
+
+@contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """Errors raised inside become a `UserError` whose lines begin with `place`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(f"{place}: {problem}" for problem in error.problems)) from None
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def error_reason(error: Exception) -> str:
+    """What `error` says, in one line; a line that ends in a colon is joined with the next, which holds the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return (
+        lines[0] if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {lines[0]}"
+    )
