@@ -27,7 +27,8 @@ from models.parts_names import is_structured
 from models.prediction import Engine
 from models.sampling import SamplingOptions
 from models.torch_engine import TorchEngine
-from task_utils import LabelMap, Task, Template, evaluation_labels, get_task
+from postprocessors.labels import LabelMap
+from task_utils import Task, Template, evaluation_labels, get_task
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError

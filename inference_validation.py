@@ -12,7 +12,8 @@ from engine_checks import check_engine_flags
 from flags import STANDARD_INPUT, InferenceConfig
 from label_checks import SCORE_FLAGS, check_label_flags
 from models.parts_names import PARTS_SUFFIX, has_parts, is_structured
-from task_utils import LabelMap, Task, get_task
+from postprocessors.labels import LabelMap
+from task_utils import Task, get_task
 from utils.files import is_too_long, lies_in, same_file
 from validation import check_data, check_devices, collect, data_file, local_inputs, override_task
 

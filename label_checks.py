@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.data_paths import check_data_paths
 from engine_checks import RULE_FLAGS
 from flags import DecodeFlags, InferenceConfig, LabelFlags
-from label_maps import LabelMap
+from postprocessors.labels import LabelMap
 from task_utils import Task
 from utils.errors import raise_if_any
 

@@ -24,7 +24,8 @@ from datamodules.token_encoding import make_encoder
 from flags import InferenceConfig
 from models.batch_limits import BatchLimits
 from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
-from task_utils import LabelMap, Template
+from postprocessors.labels import LabelMap
+from task_utils import Template
 from utils.devices import Devices
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibration import BINS, LabelCalibration, ProbabilityScores
-from label_maps import LabelMap
 from metrics import Scores
+from postprocessors.labels import LabelMap
 
 if TYPE_CHECKING:
     from models.predictions import Prediction

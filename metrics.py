@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from task_utils import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS, LabelMap
+from postprocessors.labels import LabelMap
+from task_utils import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
 from text_metrics import text_metrics
 
 CORRECTIONS = ("nearest", "none")

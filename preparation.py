@@ -17,7 +17,8 @@ from models.loading import source_limit, target_limit
 from models.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
 from models.run_folder import CACHE_FOLDER
 from models.training_model import model_source
-from task_utils import LabelMap, Task, Template, evaluation_labels
+from postprocessors.labels import LabelMap
+from task_utils import Task, Template, evaluation_labels
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
 

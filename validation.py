@@ -26,7 +26,8 @@ from models.run_folder import (
     run_flags,
     validated_checkpoint,
 )
-from task_utils import METRIC_NAMES, LabelMap, Task, Template, evaluation_labels, get_task
+from postprocessors.labels import LabelMap
+from task_utils import METRIC_NAMES, Task, Template, evaluation_labels, get_task
 from utils.errors import UserError, errors_at
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file

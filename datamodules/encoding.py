@@ -35,7 +35,8 @@ from datamodules.readers import (
 from datamodules.rendering import label_codes, render
 from datamodules.rows import PLACES_KEPT, TEXT
 from datamodules.token_encoding import Encoder, check_limit, make_encoder
-from task_utils import LabelMap, Task, Template, evaluation_labels
+from postprocessors.labels import LabelMap
+from task_utils import Task, Template, evaluation_labels
 from utils.digests import tokenizer_digest
 from utils.errors import UserError, raise_if_any
 

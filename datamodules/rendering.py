@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.rows import TEXT, RowChunk
-from task_utils import LabelMap, Template
+from postprocessors.labels import LabelMap
+from task_utils import Template
 from utils.errors import UserError
 
 

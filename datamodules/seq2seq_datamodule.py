@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
 from datamodules.collate import collate
 from datamodules.encoded_split import EncodedSplit
-from task_utils import LabelMap
+from postprocessors.labels import LabelMap
 
 
 class MicroBatches(Dataset[dict[str, Any]]):

@@ -19,7 +19,7 @@ from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
 from models.optim import build_optimizer, build_scheduler
-from task_utils import LabelMap
+from postprocessors.labels import LabelMap
 from utils.errors import NotFiniteError
 from utils.padding import pad_sources
 

@@ -14,8 +14,9 @@ from models.inference_model import InferenceModel
 from models.prediction import predict
 from models.run_folder import TEST_REPORT
 from models.torch_engine import TorchEngine
+from postprocessors.labels import LabelMap
 from reporting import report_dict, report_text
-from task_utils import LabelMap, Task
+from task_utils import Task
 from utils.devices import Devices
 from utils.files import write_json
 from utils.lazy_sequence import LazySequence

@@ -15,7 +15,8 @@ from models.loop_state import take_over_loop
 from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from models.strategies import cluster_environment, lightning_strategy
-from task_utils import LabelMap, Task
+from postprocessors.labels import LabelMap
+from task_utils import Task
 from utils.devices import Devices
 from utils.errors import UserError
 

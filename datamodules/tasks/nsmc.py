@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from task_utils import LABEL_METRICS, LabelMap, Task, register
+from postprocessors.labels import LabelMap
+from task_utils import LABEL_METRICS, Task, register
 
 for _name, _description, _input_template in (
     ("nsmc-naive", "sentiment of a Korean movie review, the review alone as input", "{{ source }}"),

@@ -183,7 +183,8 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from inference import finish
     from inference_setup import Ready
     from models.predictions import Prediction
-    from task_utils import LabelMap, get_task
+    from postprocessors.labels import LabelMap
+    from task_utils import get_task
     from utils.devices import Devices
 
     def failing(*_: Any, **__: Any) -> Any:

@@ -19,7 +19,8 @@ from datamodules import cache, encoding, tsv
 from datamodules.encoded_split import EncodedSplit
 from datamodules.encoding import EncodeOptions, encode_rows
 from datamodules.readers import ReadOptions
-from task_utils import LabelMap, Task
+from postprocessors.labels import LabelMap
+from task_utils import Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 from utils.errors import UserError
 

@@ -10,9 +10,9 @@ from flag_parsing import parse_flags, to_dict
 from flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
 from inference_validation import check_inference
 from label_checks import label_problems
-from label_maps import LabelMap
 from models.resuming import flag_differences
 from models.run_folder import CONTENT_KEY
+from postprocessors.labels import LabelMap
 from task_utils import Task
 from utils.differences import Difference
 

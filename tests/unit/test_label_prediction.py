@@ -23,7 +23,8 @@ from models.label_scoring import LabelScorer
 from models.part_files import Chunks, Parts, write_part
 from models.predictions import Prediction
 from models.torch_engine import TorchEngine
-from task_utils import LabelMap, Task
+from postprocessors.labels import LabelMap
+from task_utils import Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 from utils.devices import Devices
 from utils.errors import UserError

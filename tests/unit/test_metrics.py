@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics import correct, score
-from task_utils import LABEL_METRICS, TEXT_METRICS, LabelMap
+from postprocessors.labels import LabelMap
+from task_utils import LABEL_METRICS, TEXT_METRICS
 from text_metrics import BLOCK, WordTokenizer, text_metrics
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립적인")))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from datamodules import tsv
 from datamodules.data_paths import DataPath, arrow_files, check_data_paths, content_digest, parse_data_path, split_names
 from datamodules.readers import ReadOptions, RowReport, read_rows
-from task_utils import LabelMap, Task
+from postprocessors.labels import LabelMap
+from task_utils import Task
 from utils.errors import UserError
 
 NUMBERED = Task("numbered", "")

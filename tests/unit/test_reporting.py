@@ -10,8 +10,8 @@ import pytest
 from rich.cells import cell_len
 
 from metrics import score
+from postprocessors.labels import LabelMap
 from reporting import format_metric, format_table, report_dict, report_text, visible
-from task_utils import LabelMap
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "아주 긍정")))
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from postprocessors.labels import LabelMap
 from task_utils import (
     LABEL_METRICS,
     TEXT_METRICS,
-    LabelMap,
     Task,
     Template,
     Variable,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from label_maps import LabelMap
+from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
 from utils.errors import UserError
 

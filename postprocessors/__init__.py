@@ -1,0 +1,1 @@
+"""From generated text to a value, or None. Imports utils."""
