@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from flags import DecodeFlags, InferenceConfig
+from config.flags import CTRANSLATE2_INSTALL, DecodeFlags, InferenceConfig
 
-CTRANSLATE2_VERSION = "4.8.5"
-CTRANSLATE2_INSTALL = f"install it: pip install ctranslate2=={CTRANSLATE2_VERSION}"
 RULE_FLAGS = ("no_repeat_ngram_size", "min_predict_length", "repetition_penalty")  # change the model's own scores
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flag_parsing import help_text, parse_flags, wants_help
-from flags import ExportConfig, ExportFlags
+from config.flags import ExportConfig, ExportFlags
+from config.parser import help_text, parse_flags, wants_help
 from models.run_folder import CHECKPOINT_FOLDER, holds_run
 from utils.console import run_command, tell
 from utils.errors import UserError, raise_if_any

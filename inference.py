@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flag_parsing import help_text, parse_flags, to_dict, wants_help
-from flags import STANDARD_INPUT, InferenceConfig
+from config.flags import STANDARD_INPUT, InferenceConfig
+from config.parser import help_text, parse_flags, to_dict, wants_help
 from inference_validation import check_inference
 from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any

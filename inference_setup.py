@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from config.flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
-from flags import DecodeFlags, InferenceConfig, OutputFlags
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.ctranslate2_conversion import check_convertible

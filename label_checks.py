@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from config.flags import DecodeFlags, InferenceConfig, LabelFlags
 from datamodules.data_paths import check_data_paths
 from engine_checks import RULE_FLAGS
-from flags import DecodeFlags, InferenceConfig, LabelFlags
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from utils.errors import raise_if_any

@@ -18,10 +18,10 @@ from calibration import (
     fit_temperature,
     log_mean_probability,
 )
+from config.flags import InferenceConfig
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, report_lines
 from datamodules.token_encoding import make_encoder
-from flags import InferenceConfig
 from models.batch_limits import BatchLimits
 from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from postprocessors.labels import LabelMap

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flag_parsing import help_text, parse_flags, wants_help, without_flags
-from flags import TrainConfig
+from config.flags import TrainConfig
+from config.parser import help_text, parse_flags, wants_help, without_flags
 from models.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import Task

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from config.checks import check_devices, collect
+from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
 from datamodules.data_paths import check_data_paths, parse_data_path
-from flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -59,14 +59,6 @@ def override_task(task: Task, data: DataFlags) -> Task:
     Template(task.input_template, "-input_template")
     evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
     return task
-
-
-def collect(problems: list[str], action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except UserError as error:
-        problems.extend(error.problems)
-        return None
 
 
 def check_data(data: DataFlags, problems: list[str]) -> None:
@@ -140,13 +132,6 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
     if cycles and rate and optim.optim_cosanneal_min_lr > rate:
         highest = f"-learning_rate {rate}" if optim.learning_rate else f"adam's rate {rate}; give -learning_rate"
         problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")
-
-
-def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
-    if cpu_processes and gpus > 0:
-        problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; leave one of them out")
-    if cpu_processes > (os.cpu_count() or 1) * 4:
-        problems.append(f"-cpu_processes {cpu_processes}: this machine has {os.cpu_count()} processors")
 
 
 def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) -> None:

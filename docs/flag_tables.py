@@ -19,8 +19,8 @@ from typing import get_type_hints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flag_parsing import FlagSpec, flag_groups  # noqa: E402
-from flags import ExportConfig, InferenceConfig, TrainConfig  # noqa: E402
+from config.flags import ExportConfig, InferenceConfig, TrainConfig  # noqa: E402
+from config.parser import FlagSpec, flag_groups  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.mapping_files import read_mapping_file  # noqa: E402

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flags import DecodeFlags
+from config.flags import DecodeFlags
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from flags import RunFlags
+from config.flags import RunFlags
 from models.checkpoint_format import FORMAT_VERSION
 from models.exports import Exported, write_export
 from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine_checks import CTRANSLATE2_INSTALL
+from config.flags import CTRANSLATE2_INSTALL
 from models.forward import BART_LIKE, decoder_start_token, logit_scale
 from models.generation import example_target
 from utils.console import tell

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from flags import COMPUTE_TYPES
+from config.flags import COMPUTE_TYPES
 from models.ctranslate2_conversion import VOCABULARY_FILE, require_ctranslate2
 from models.generation import Decoder, DecodingOptions, Hypothesis, decode_texts
 from models.predictions import Prediction

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from flags import OPTIMIZERS, SCHEDULES
+from config.flags import OPTIMIZERS, SCHEDULES
 
 FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
 

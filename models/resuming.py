@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flag_parsing import to_dict
-from flags import LOSS_MONITORS, TrainConfig
+from config.flags import LOSS_MONITORS, TrainConfig
+from config.parser import to_dict
 from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from models.loop_state import set_position
 from models.run_folder import CONTENT_KEY

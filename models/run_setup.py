@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from flag_parsing import to_dict
-from flags import ADAM_RATE, TrainConfig
+from config.flags import ADAM_RATE, TrainConfig
+from config.parser import to_dict
 from models.checkpointing import Checkpointer
 from models.exports import complete_exports
 from models.kept_checkpoints import continue_from, remove_uncounted

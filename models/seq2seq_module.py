@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flags import ADAM_RATE, OptimFlags
+from config.flags import ADAM_RATE, OptimFlags
 from models.forward import decode_teacher_forced
 from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum

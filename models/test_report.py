@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flags import BatchFlags, DecodeFlags, TrainConfig
+from config.flags import BatchFlags, DecodeFlags, TrainConfig
 from metrics import score
 from models.batch_limits import BatchLimits
 from models.generation import DecodingOptions

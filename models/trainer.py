@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flags import TrainConfig
+from config.flags import TrainConfig
 from models.checkpoint_io import DurableCheckpointIO
 from models.generation import DecodingOptions, generation_config
 from models.loop_state import take_over_loop

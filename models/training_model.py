@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flags import TrainConfig
+from config.flags import TrainConfig
 from models.acceleration import accelerate
 from models.checkpoint_format import model_weights
 from models.forward import check_logits

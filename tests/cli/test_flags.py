@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flag_parsing import parse_flags, to_dict
-from flags import InferenceConfig, TrainConfig
+from config.flags import InferenceConfig, TrainConfig
+from config.parser import parse_flags, to_dict
 from tests.cli.command import ROOT, environment
 
 # ---- help
@@ -42,7 +42,7 @@ def test_help_answers_without_importing_torch(script: str, word: str) -> None:
 
 @pytest.mark.parametrize("config_class", [TrainConfig, InferenceConfig])
 def test_every_flag_states_its_default(config_class: Any) -> None:
-    from flag_parsing import flag_groups, help_text
+    from config.parser import flag_groups, help_text
 
     sections = [" ".join(part.split()) for part in help_text(config_class, "usage").split("\n  -")[1:]]  # one a flag
     specs = [spec for group in flag_groups(config_class).values() for spec in group]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flag_parsing import parse_flags
-from flags import TrainConfig
+from config.flags import TrainConfig
+from config.parser import parse_flags
 from models.signals import StopSignal, TrainingStopped
 from tests.cli.command import listing, printed_command, run, train, train_ok, train_until
 from tests.cli.tiny import flag_list, json_lines

@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer
 
 import export
 import inference
-from flags import TrainConfig
+from config.flags import TrainConfig
 from models.checkpoint_format import MODEL_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
 from models.loading import describe, from_config, pack_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flag_parsing import parse_flags
-from flags import InferenceConfig
+from config.flags import InferenceConfig
+from config.parser import parse_flags
 from inference_validation import check_inference
 from tests.cli.tiny import letter_rows, write_tsv
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from flag_parsing import parse_flags
-from flags import InferenceConfig
+from config.flags import InferenceConfig
+from config.parser import parse_flags
 from inference_setup import make_engine, prepare
 from models.generation import DecodingOptions
 from models.label_prediction import LabelDecoding

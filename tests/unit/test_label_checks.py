@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flag_parsing import parse_flags, to_dict
-from flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
+from config.flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
+from config.parser import parse_flags, to_dict
 from inference_validation import check_inference
 from label_checks import label_problems
 from models.resuming import flag_differences

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from calibration import LabelCalibration, log_mean_probability, softmax
+from config.flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from datamodules.splits import Encoder, prediction_split
-from flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from label_preparation import content_free_sources, domain_sources, label_decoding
 from label_report import calibration_settings, with_probabilities
 from metrics import score

@@ -20,9 +20,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from config.flags import DataFlags, LengthFlags
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
-from flags import DataFlags, LengthFlags
 from models.batch_limits import BatchLimits
 from models.generation import Hypothesis
 from models.part_files import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part

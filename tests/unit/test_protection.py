@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from flag_parsing import parse_flags
-from flags import InferenceConfig, TrainConfig
+from config.flags import InferenceConfig, TrainConfig
+from config.parser import parse_flags
 from inference_validation import check_inference
 from models.run_folder import clean_leftovers, run_lock
 from models.run_setup import open_run_folder

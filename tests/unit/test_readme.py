@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flag_parsing import parse_flags
-from flags import ExportConfig, InferenceConfig, TrainConfig
+from config.flags import ExportConfig, InferenceConfig, TrainConfig
+from config.parser import parse_flags
 from models.run_folder import RUN_NAMES
 from task_utils import Task, task_names
 

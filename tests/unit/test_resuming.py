@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flag_parsing import to_dict
-from flags import TrainConfig
+from config.flags import TrainConfig
+from config.parser import to_dict
 from models.resuming import Difference, flag_differences, plan_differences
 from task_utils import get_task
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
+from config.flags import DataFlags, LengthFlags
 from datamodules import encoding
 from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder, prediction_split, split_rows, training_splits
-from flags import DataFlags, LengthFlags
 from task_utils import Task, get_task
 from utils.errors import RunError, UserError
 from validation import override_task

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
+from config.flags import DataFlags, LengthFlags
 from datamodules.line_encoding import LineEncoder
 from datamodules.splits import Encoder, prediction_split
-from flags import DataFlags, LengthFlags
 from models import streaming
 from models.batch_limits import BatchLimits
 from models.predictions import Prediction

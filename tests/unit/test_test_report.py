@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import ByT5Tokenizer
 
+from config.flags import BatchFlags, DataFlags, LengthFlags
 from datamodules.splits import Encoder
-from flags import BatchFlags, DataFlags, LengthFlags
 from models.test_report import prediction_rows
 from task_utils import get_task
 

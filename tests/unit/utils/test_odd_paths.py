@@ -12,9 +12,9 @@ import pytest
 from transformers import ByT5Tokenizer
 
 import export
+from config.flags import DataFlags, LengthFlags, TrainConfig
+from config.parser import parse_flags
 from datamodules.splits import Encoder, prediction_split
-from flag_parsing import parse_flags
-from flags import DataFlags, LengthFlags, TrainConfig
 from task_utils import get_task
 from utils.errors import UserError
 from utils.files import write_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from flag_parsing import flag
+from config.parser import flag
 
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
@@ -19,6 +19,8 @@ STANDARD_INPUT = "-"
 ENGINES = ("torch", "ctranslate2")
 EXPORT_FORMATS = ("safetensors", "ctranslate2")
 COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
+CTRANSLATE2_VERSION = "4.8.5"
+CTRANSLATE2_INSTALL = f"install it: pip install ctranslate2=={CTRANSLATE2_VERSION}"
 
 
 @dataclasses.dataclass(frozen=True)

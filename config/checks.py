@@ -1,0 +1,24 @@
+"""Checks of flags that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from utils.errors import UserError
+
+
+def collect(problems: list[str], action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
+    if cpu_processes and gpus > 0:
+        problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; leave one of them out")
+    if cpu_processes > (os.cpu_count() or 1) * 4:
+        problems.append(f"-cpu_processes {cpu_processes}: this machine has {os.cpu_count()} processors")
