@@ -20,10 +20,10 @@ from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
-    from calibration import LabelCalibration
     from datamodules.encoded_split import EncodedSplit
     from datamodules.readers import InputRecords
     from inference_setup import Ready
+    from metrics.calibration import LabelCalibration
     from models.batch_limits import BatchLimits
     from models.label_prediction import LabelDecoding
     from models.predictions import Prediction
@@ -167,10 +167,9 @@ def finish(
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
     from inference_setup import answer_of, largest_distance
-    from label_report import calibration_settings, with_probabilities
-    from metrics import score
+    from metrics.report import calibration_settings, report_dict, report_text, with_probabilities
+    from metrics.score import score
     from models.prediction_output import OutputForm, output_rows, plain_lines, write_lines, write_rows
-    from reporting import report_dict, report_text
     from utils.files import write_json
     from utils.lazy_sequence import LazySequence
 

@@ -11,17 +11,17 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibration import (
+from config.flags import InferenceConfig
+from datamodules.encoded_split import EncodedSplit
+from datamodules.splits import Encoder, report_lines
+from datamodules.token_encoding import make_encoder
+from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     LabelCalibration,
     fit_temperature,
     log_mean_probability,
 )
-from config.flags import InferenceConfig
-from datamodules.encoded_split import EncodedSplit
-from datamodules.splits import Encoder, report_lines
-from datamodules.token_encoding import make_encoder
 from models.batch_limits import BatchLimits
 from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from postprocessors.labels import LabelMap

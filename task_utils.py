@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metrics.registry import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
-
-TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
-LABEL_METRICS = ("accuracy", "accuracy_corrected", "macro_f1", "micro_f1")
-METRIC_NAMES = (*TEXT_METRICS, *LABEL_METRICS)
 
 
 def evaluation_labels(task_label_map: LabelMap | None, target_template: Template) -> LabelMap | None:

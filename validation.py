@@ -11,6 +11,7 @@ from typing import Any
 from config.checks import check_devices, collect
 from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
 from datamodules.data_paths import check_data_paths, parse_data_path
+from metrics.registry import METRIC_NAMES
 from models.presets import read_config
 from models.run_folder import (
     CHECKPOINT_FOLDER,
@@ -27,7 +28,7 @@ from models.run_folder import (
     validated_checkpoint,
 )
 from postprocessors.labels import LabelMap
-from task_utils import METRIC_NAMES, Task, Template, evaluation_labels, get_task
+from task_utils import Task, Template, evaluation_labels, get_task
 from utils.errors import UserError, errors_at
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibration import Floats, LabelCalibration
+from metrics.calibration import Floats, LabelCalibration
 from models.batch_limits import BatchLimits
 from models.label_scoring import LabelScorer
 from models.predictions import Prediction

@@ -174,7 +174,7 @@ class Seq2SeqModule(pl.LightningModule):
 
     def _score_generated(self) -> dict[str, float]:
         """Metrics of real greedy generation on evenly spaced validation rows, shared out over the ranks."""
-        from metrics import score
+        from metrics.score import score
 
         split = self.trainer.datamodule.valid  # type: ignore[attr-defined]
         count = min(self.options.generate_rows, len(split))

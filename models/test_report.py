@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.flags import BatchFlags, DecodeFlags, TrainConfig
-from metrics import score
+from metrics.report import report_dict, report_text
+from metrics.score import score
 from models.batch_limits import BatchLimits
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel
@@ -15,7 +16,6 @@ from models.prediction import predict
 from models.run_folder import TEST_REPORT
 from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
-from reporting import report_dict, report_text
 from task_utils import Task
 from utils.devices import Devices
 from utils.files import write_json

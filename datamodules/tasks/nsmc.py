@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from metrics.registry import LABEL_METRICS
 from postprocessors.labels import LabelMap
-from task_utils import LABEL_METRICS, Task, register
+from task_utils import Task, register
 
 for _name, _description, _input_template in (
     ("nsmc-naive", "sentiment of a Korean movie review, the review alone as input", "{{ source }}"),

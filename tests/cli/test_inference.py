@@ -177,11 +177,11 @@ def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> N
 
 def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
-    import metrics
     from config.flags import DataFlags, InferenceConfig, LengthFlags, OutputFlags
     from datamodules.splits import Encoder, prediction_split
     from inference import finish
     from inference_setup import Ready
+    from metrics import score as scoring
     from models.predictions import Prediction
     from postprocessors.labels import LabelMap
     from task_utils import get_task
@@ -190,7 +190,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     def failing(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(metrics, "score", failing)
+    monkeypatch.setattr(scoring, "score", failing)
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
     data = DataFlags(test_data=(str(write_tsv(tmp_path / "rows.tsv", [("a", "no"), ("b", "yes")])),))
     task = get_task("seq2seq")

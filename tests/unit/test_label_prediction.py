@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from calibration import LabelCalibration, log_mean_probability, softmax
 from config.flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from datamodules.splits import Encoder, prediction_split
 from label_preparation import content_free_sources, domain_sources, label_decoding
-from label_report import calibration_settings, with_probabilities
-from metrics import score
+from metrics.calibration import LabelCalibration, log_mean_probability, softmax
+from metrics.report import calibration_settings, with_probabilities
+from metrics.score import score
 from models.batch_limits import BatchLimits
 from models.generation import DecodingOptions
 from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
@@ -146,7 +146,7 @@ def test_the_contextual_prior_is_of_inputs_without_content(prepared: Any) -> Non
 
 
 def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
-    from calibration import fit_temperature
+    from metrics.calibration import fit_temperature
 
     valid = "ab\t0\ncc\t2\nabab\t1\nx\t\nb\tc\n"
     decoding, lines = prepared(label_decoding="score", label_prior="domain", valid=valid)
@@ -177,7 +177,7 @@ def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
 
 def test_only_rows_with_a_reference_count(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = [Prediction("a", -0.1, label_probabilities=(0.8, 0.1, 0.1))] * 2
-    monkeypatch.setattr("label_report.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("metrics.report.ROWS_AT_ONCE", 1)
     scores = score(["a", None], ["a", "a"], LABELS)
     found = with_probabilities(scores, ["a", None], predictions, LABELS)
     assert found.metrics["brier_score"] == pytest.approx(0.04 + 0.01 + 0.01)

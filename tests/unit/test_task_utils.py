@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metrics.registry import LABEL_METRICS, TEXT_METRICS
 from postprocessors.labels import LabelMap
-from task_utils import (
-    LABEL_METRICS,
-    TEXT_METRICS,
-    Task,
-    Template,
-    Variable,
-    evaluation_labels,
-    get_task,
-    register,
-    task_names,
-)
+from task_utils import Task, Template, Variable, evaluation_labels, get_task, register, task_names
 from utils.errors import UserError
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정")))

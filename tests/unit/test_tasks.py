@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from metrics import score
+from metrics.score import score
 from task_utils import Template, evaluation_labels, get_task, task_names
 
 

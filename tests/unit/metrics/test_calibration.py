@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calibration import (
+from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     LabelCalibration,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from metrics import score
+from metrics.report import format_metric, format_table, report_dict, report_text, visible
+from metrics.score import score
 from postprocessors.labels import LabelMap
-from reporting import format_metric, format_table, report_dict, report_text, visible
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "아주 긍정")))
 

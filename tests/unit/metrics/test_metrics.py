@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import correct, score
+from metrics.registry import LABEL_METRICS, TEXT_METRICS
+from metrics.score import correct, score
+from metrics.text import BLOCK, WordTokenizer, text_metrics
 from postprocessors.labels import LabelMap
-from task_utils import LABEL_METRICS, TEXT_METRICS
-from text_metrics import BLOCK, WordTokenizer, text_metrics
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립적인")))
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -194,7 +194,7 @@ def test_blocks_add_up_to_what_the_libraries_say_of_the_whole(monkeypatch):
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    monkeypatch.setattr("text_metrics.BLOCK", 3)
+    monkeypatch.setattr("metrics.text.BLOCK", 3)
     references = [f"the {row} cats sat on mat {row % 4}" if row % 5 else None for row in range(23)]
     predictions = [f"the {row} cats {'sat' if row % 3 else 'lay'} on mat {row % 3}" for row in range(23)]
     scored = [(ref, text) for ref, text in zip(references, predictions, strict=True) if ref is not None]
@@ -208,7 +208,7 @@ def test_blocks_add_up_to_what_the_libraries_say_of_the_whole(monkeypatch):
 
 
 def test_of_many_free_texts_the_most_frequent_are_counted(monkeypatch):
-    monkeypatch.setattr("metrics.TEXTS_COUNTED", 3)
+    monkeypatch.setattr("metrics.score.TEXTS_COUNTED", 3)
     predictions = ["a", "b", "", "b", "c", "\ud800", "", "b", "d", "c"]
     scores = score([None] * 10, predictions, names=[])
     assert (scores.unique_predictions, scores.rows, scores.scored_rows) == (6, 10, 0)
@@ -261,7 +261,7 @@ def test_tables_agree_with_the_rows(pairs):
 
 def test_importing_the_metrics_loads_no_heavy_library():
     heavy = "{'torch', 'transformers', 'sklearn', 'numpy', 'sacrebleu', 'rouge_score', 'jinja2', 'datasets', 'rich'}"
-    code = f"import sys, task_utils, metrics, reporting; task_utils.task_names(); print({heavy} & set(sys.modules))"
+    code = f"import sys, task_utils, metrics.score; task_utils.task_names(); print({heavy} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

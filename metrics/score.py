@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from metrics.registry import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
+from metrics.text import text_metrics
 from postprocessors.labels import LabelMap
-from task_utils import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
-from text_metrics import text_metrics
 
 CORRECTIONS = ("nearest", "none")
 INVALID = "(invalid)"

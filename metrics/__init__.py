@@ -1,0 +1,1 @@
+"""Numbers from references and predictions. Imports postprocessors and utils; no torch."""
