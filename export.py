@@ -250,8 +250,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     from models.ctranslate2_conversion import save_converted
     from models.ctranslate2_engine import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
     from models.generation import Decoder, DecodingOptions, generation_config
-    from models.run_folder import STATE_NAME
-    from utils.files import write_json
+    from utils.files import STATE_NAME, write_json
 
     save_converted(folder, model, tokenizer, compute_type)
     tokenizer.save_pretrained(folder)

@@ -15,6 +15,7 @@ from datamodules.encoded_split import EncodedSplit
 from datamodules.splits import Encoder
 from label_checks import check_labels
 from label_preparation import label_decoding
+from models.architectures import longest_output
 from models.ctranslate2_conversion import check_convertible
 from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
 from models.decoder_weights import KNOWN
@@ -22,7 +23,6 @@ from models.engines import convert
 from models.generation import DecodingOptions
 from models.inference_model import InferenceModel, inference_models, shared_limits
 from models.label_prediction import LabelDecoding, ScoreEngine
-from models.loading import longest_output
 from models.parts_names import is_structured
 from models.prediction import Engine
 from models.sampling import SamplingOptions

@@ -13,7 +13,7 @@ from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
-from models.loading import source_limit, target_limit
+from models.architectures import source_limit, target_limit
 from models.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
 from models.run_folder import CACHE_FOLDER
 from models.training_model import model_source

@@ -151,11 +151,11 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         RunError: a NaN, or the disk refused.
     """
     from models.checkpointing import Checkpointer
-    from models.loading import pack_tokenizer
     from models.resuming import adapt, environment, kept_flags
     from models.run_log import RunLog
     from models.run_setup import closing_lines, open_run_folder, resolved_settings, summary_lines
     from models.signals import TrainingStopped
+    from models.tokenizers import pack_tokenizer
     from models.trainer import build_module, build_trainer, process_watch
 
     config, resumed, labels = prepared.config, prepared.resumed, prepared.labels

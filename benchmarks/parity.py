@@ -49,8 +49,8 @@ def label_parity(name: str, rows: int, lowest: float) -> tuple[float, float]:
     """The largest difference among scores above `lowest`, and the smallest score."""
     import torch
 
-    from models.generation import encoded_target
     from models.label_scoring import LabelScorer
+    from models.tokenizers import encoded_target
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
     from tests.unit.test_label_scoring import brute_force
 

@@ -146,8 +146,8 @@ def run_bare(options: argparse.Namespace) -> dict[str, float]:
 
     from datamodules.batching import BatchOptions, training_plan
     from datamodules.collate import collate
-    from models.acceleration import accelerate
     from models.forward import decode_teacher_forced
+    from models.kernels.accelerate import accelerate
     from models.loss import token_loss_sum
     from models.optim import build_optimizer, build_scheduler
 

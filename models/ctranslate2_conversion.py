@@ -24,8 +24,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import CTRANSLATE2_INSTALL
-from models.forward import BART_LIKE, decoder_start_token, logit_scale
-from models.generation import example_target
+from models.architectures import BART_LIKE, logit_scale
+from models.forward import decoder_start_token
+from models.tokenizers import example_target
 from utils.console import tell
 from utils.errors import RunError, UserError
 from utils.files import clean_folder_leftovers, write_folder

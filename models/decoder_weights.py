@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from models.forward import BART_LIKE, T5_LIKE, logit_scale
+from models.architectures import BART_LIKE, T5_LIKE, logit_scale
 
 KNOWN = (*T5_LIKE, *BART_LIKE)  # the model types that are decoded by our own search
 

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
 from models.generation import DecodingOptions, generation_config
-from models.loading import from_checkpoint, unpack_tokenizer
-from models.run_folder import CONTENT_KEY, STATE_NAME, exported_step, validated_checkpoint
+from models.loading import from_checkpoint
+from models.run_folder import CONTENT_KEY, exported_step, validated_checkpoint
+from models.tokenizers import unpack_tokenizer
 from utils.console import tell
-from utils.files import write_folder, write_json
+from utils.files import STATE_NAME, write_folder, write_json
 
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
 

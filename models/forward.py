@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.architectures import BART_LIKE, LAST_TOKEN_FIRST, PLAIN_LOGITS, T5_LIKE, logit_scale
 from utils.errors import UserError
 from utils.padding import IGNORE_INDEX
-
-T5_LIKE = ("t5", "mt5", "umt5")
-BART_LIKE = ("bart", "mbart")
-# Their logits are the product of hidden states and output embedding, plus a bias; tests/unit/test_architectures.py.
-PLAIN_LOGITS = frozenset(
-    (*T5_LIKE, *BART_LIKE, "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100")
-) | {"marian", "mvp", "pegasus", "pegasus_x", "plbart", "seamless_m4t", "seamless_m4t_v2"}
-LAST_TOKEN_FIRST = ("mbart", "plbart", "fsmt")  # the first decoder input is the target's own last token
 
 
 @dataclass(frozen=True)
@@ -54,15 +47,6 @@ def decode_teacher_forced(
         hidden = model.model(**inputs, use_cache=False)[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=model.final_logits_bias)
     return _other_architecture(model, inputs)
-
-
-def logit_scale(model: PreTrainedModel) -> float:
-    """What a T5's decoder states are multiplied by before the output embedding; 1 for BART."""
-    config = model.config
-    if config.model_type not in T5_LIKE:
-        return 1.0
-    tied = config.model_type == "umt5" and config.tie_word_embeddings
-    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", tied) else 1.0
 
 
 def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> DecoderOutput:

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from models.architectures import longest_output, shared_target_limit
 from models.decoder_step import StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.ensemble import start
@@ -28,10 +29,10 @@ from models.finite import require_finite
 from models.forward import decoder_start_token
 from models.joined_labels import JoinedLabels
 from models.label_trie import LabelTrie
-from models.loading import longest_output, shared_target_limit
 from models.sampling import SamplingOptions, sample
 from models.score_rules import ScoreRules
 from models.search import FoundTokens, SearchOptions, beam_search
+from models.tokenizers import encoded_target, example_target, fixed_first_token
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256
@@ -310,24 +311,6 @@ def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[in
         return ids[begin : ids.index(tokenizer.eos_token_id)]
 
     return encode
-
-
-def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a target as the data encoding makes them: special tokens included, the end token at the end."""
-    ids: list[int] = tokenizer(text_target=text)["input_ids"]
-    return ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id]
-
-
-def example_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a one-letter target."""
-    return encoded_target(tokenizer, "a")
-
-
-def fixed_first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that every target begins with (BART's `<s>`, mBART's language), None where there is none."""
-    target = example_target(tokenizer)
-    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
-    return target[0] if len(target) > 1 and target[: len(bare)] != bare else None
 
 
 def decode_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:

@@ -12,24 +12,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.acceleration import accelerate
+from models.architectures import shared_target_limit, source_limit
 from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
-from models.loading import (
-    checkpoint_config,
-    fitting_tokenizer,
-    from_checkpoint,
-    from_pretrained,
-    load_config,
-    load_tokenizer,
-    shared_target_limit,
-    source_limit,
-    unpack_tokenizer,
-    with_languages,
-)
-from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, STATE_NAME
+from models.kernels.accelerate import accelerate
+from models.loading import checkpoint_config, from_checkpoint, from_pretrained, load_config
+from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY
+from models.tokenizers import fitting_tokenizer, load_tokenizer, unpack_tokenizer, with_languages
 from task_utils import Task
 from utils.digests import content_of, tokenizer_digest
 from utils.errors import UserError, error_reason, raise_if_any
+from utils.files import STATE_NAME
 
 
 def _check_state(state: Mapping[str, Any], place: str) -> None:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.architectures import target_limit
 from models.decoder_step import NoMemory, StepModel
 from models.decoder_weights import compute_dtype, supports
 from models.finite import require_finite
 from models.forward import decoder_start_token
-from models.generation import example_target, fixed_first_token, label_trie
-from models.loading import target_limit
+from models.generation import label_trie
+from models.tokenizers import example_target, fixed_first_token
 from models.vocabulary import log_normaliser
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels

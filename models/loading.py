@@ -9,9 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import tempfile
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,63 +17,17 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    ByT5Tokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
+from models.architectures import _refuse_other_losses
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, refuse_code, refuse_code_of
-from models.forward import T5_LIKE
 from models.presets import TOKENIZER_KEY
-from models.tokenizer_checks import tokenizer_problem
-from utils.errors import UserError, error_reason, raise_if_any
+from utils.errors import UserError, _first_line, error_reason, raise_if_any
 
-BYTES_TOKENIZER = "bytes"
-BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
-T5_FAMILY = (*T5_LIKE, "longt5", "switch_transformers")
-FP16_UNSAFE = T5_FAMILY
-WITH_ROUTER_LOSS = ("switch_transformers", "nllb-moe")  # their training needs a loss that is not computed here
-
-
-def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name; `bytes` is ByT5's (UTF-8 bytes + 3, needs no files).
-
-    Args:
-        languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
-
-    Raises:
-        UserError: none can be loaded, its files are not there, or it brings code of its own.
-    """
-    if spec == BYTES_TOKENIZER:
-        return with_languages(ByT5Tokenizer(), **languages)
-    refuse_code_of(spec, f"{flag} {spec}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, **NO_CODE)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
-        raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
-    problem = tokenizer_problem(spec, tokenizer)
-    if problem:
-        raise UserError(f"{flag} {spec}: {problem}")
-    return with_languages(tokenizer, **languages)
-
-
-def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreTrainedTokenizerBase:
-    """`tokenizer` set to the codes `src_lang` and `tgt_lang`; empty ones leave it as it is."""
-    for name, code in languages.items():
-        if not code:
-            continue
-        flag = "-source_language" if name == "src_lang" else "-target_language"
-        if not hasattr(tokenizer, name):
-            raise UserError(f"{flag} {code}: this tokenizer has no language codes; leave the flag out")
-        if tokenizer.convert_tokens_to_ids(code) in (None, tokenizer.unk_token_id):
-            codes = [token for token in tokenizer.all_special_tokens if "_" in token][:60]
-            raise UserError(f"{flag} {code}: not a language code of this tokenizer; known: {', '.join(codes)}")
-        setattr(tokenizer, name, code)
-    return tokenizer
 
 
 def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
@@ -90,34 +42,6 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
     _refuse_other_losses(config, f"{flag} {name}")
     _check_config(config, f"{flag} {name}")
     return config
-
-
-def source_limit(config: PreTrainedConfig) -> int:
-    """Longest source in tokens that the model has positions for; 0 = no limit (T5's relative bias)."""
-    return _positions(config, "encoder")
-
-
-def target_limit(config: PreTrainedConfig) -> int:
-    """Longest target in tokens that the model has positions for; 0 = no limit. LED's is below its `source_limit`."""
-    return _positions(config, "decoder")
-
-
-def shared_target_limit(configs: Iterable[PreTrainedConfig]) -> int:
-    """Longest target in tokens that all models together have positions for; 0 = no limit."""
-    return min(filter(None, map(target_limit, configs)), default=0)
-
-
-def longest_output(limit: int) -> int:
-    """Tokens that a model with that `target_limit` writes at most (the start token takes a place); 0 = no limit."""
-    return limit - 1 if limit else 0
-
-
-def _positions(config: PreTrainedConfig, side: str) -> int:
-    if config.model_type in T5_FAMILY:
-        return 0
-    part = getattr(config, side, None) if config.model_type == "encoder-decoder" else config
-    found = (getattr(part, name, None) for name in ("max_position_embeddings", f"max_{side}_position_embeddings"))
-    return min((int(value) for value in found if value), default=0)
 
 
 def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
@@ -155,21 +79,6 @@ def _shortened(names: list[str], count: int = 3) -> str:
 
 def _check_config(config: PreTrainedConfig, place: str) -> None:
     raise_if_any(f"{place}: not a valid {config.model_type} config: {problem}" for problem in config_problems(config))
-
-
-def _refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
-    """Refuse a model whose loss is more than the cross-entropy of a product of hidden states and output embedding."""
-    kind = config.model_type
-    if kind in WITH_ROUTER_LOSS:
-        raise UserError(f"{place}: a {kind} model trains with a router loss, which is not supported")
-    if kind == "prophetnet":
-        raise UserError(f"{place}: a {kind} model trains with a loss of several future tokens, which is not supported")
-    for part in (config, getattr(config, "decoder", None)):
-        if getattr(part, "final_logit_softcapping", None) is not None:
-            raise UserError(
-                f"{place}: a {kind} model with final_logit_softcapping changes its logits before the loss, which is not"
-                " supported; choose a model without it (T5, mT5, UMT5, ByT5, BART, mBART, Pegasus, M2M100, ...)"
-            )
 
 
 def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") -> PreTrainedConfig:
@@ -314,74 +223,6 @@ def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> int:
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen.values())
-
-
-def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """The tokenizer's files by name, as byte tensors: loadable with `weights_only=True`."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): _byte_tensor(path.read_bytes()) for path in files}
-
-
-def _byte_tensor(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-
-
-def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkpoint") -> PreTrainedTokenizerBase:
-    """The inverse of `pack_tokenizer`; `place` opens the error messages.
-
-    Raises:
-        UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them; code.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name, content in files.items():
-            target = (root / name).resolve()
-            if root.resolve() not in target.parents:
-                raise UserError(f"{place}: its tokenizer holds a file outside its folder: {name!r}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not isinstance(content, torch.Tensor):
-                raise UserError(f"{place}: its tokenizer is damaged: {name!r} holds no bytes")
-            target.write_bytes(content.numpy().tobytes())
-        refuse_code_of(folder, place)
-        try:
-            return AutoTokenizer.from_pretrained(folder, **NO_CODE)
-        except Exception as error:  # see load_tokenizer
-            raise UserError(f"{place}: its tokenizer is damaged: {error_reason(error)}") from error
-
-
-def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """`tokenizer` for a model of that vocabulary; ByT5's is made without sentinels where there is no room for them.
-
-    Raises:
-        UserError: its ids go beyond the model's embedding.
-    """
-    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
-    size = next(size for part in parts if (size := getattr(part, "vocab_size", None)))
-    if len(tokenizer) <= size:
-        return tokenizer
-    if not isinstance(tokenizer, ByT5Tokenizer):
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {size}; "
-            "give the model's own -tokenizer"
-        )
-    if size < BYTE_VOCABULARY:
-        raise UserError(
-            f"the byte tokenizer needs a vocabulary of at least {BYTE_VOCABULARY}, the model has {size}; "
-            "give another -tokenizer or another model"
-        )
-    added = sorted(tokenizer.get_vocab().keys() - ByT5Tokenizer().get_vocab().keys())
-    if added:
-        raise UserError(
-            f"the byte tokenizer has {len(tokenizer)} tokens ({_shortened(added)} of its own) but the model's "
-            f"vocabulary only {size}; give the model's own -tokenizer"
-        )
-    return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _quiet_tying_warning:

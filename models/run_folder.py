@@ -15,14 +15,13 @@ from typing import Any
 
 from utils.console import tell
 from utils.errors import UserError
-from utils.files import OLD_SUFFIX, TEMPORARY_SUFFIX, _leftovers
+from utils.files import OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, _leftovers
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
 LAST_NAME = "last.ckpt"
 STEP_LOG = "metrics.jsonl"
 EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
-STATE_NAME = "training_state.json"
 TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"

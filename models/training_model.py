@@ -9,24 +9,22 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import TrainConfig
-from models.acceleration import accelerate
 from models.checkpoint_format import model_weights
 from models.forward import check_logits
+from models.kernels.accelerate import accelerate
 from models.loading import (
     check_config_builds,
     checkpoint_config,
     config_from_dict,
-    fitting_tokenizer,
     freeze_parts,
     from_checkpoint,
     from_config,
     from_pretrained,
     load_config,
-    load_tokenizer,
-    unpack_tokenizer,
 )
 from models.presets import TOKENIZER_KEY, read_config
 from models.run_folder import CONTENT_KEY
+from models.tokenizers import fitting_tokenizer, load_tokenizer, unpack_tokenizer
 from utils.errors import UserError
 
 

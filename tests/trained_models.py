@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedModel
 
-from models.acceleration import accelerate
 from models.forward import decode_teacher_forced
+from models.kernels.accelerate import accelerate
 from models.loading import from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of

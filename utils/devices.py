@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.loading import FP16_UNSAFE
+from models.architectures import FP16_UNSAFE
 from utils.errors import UserError
 from utils.launch import step_tasks
 

@@ -59,3 +59,7 @@ def error_reason(error: Exception) -> str:
     return (
         lines[0] if isinstance(error, ValueError | OSError | AssertionError) else f"{type(error).__name__}: {lines[0]}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

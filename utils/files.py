@@ -24,6 +24,7 @@ OLD_SUFFIX = ".old"
 NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
 LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 LONGEST_NAME = 255  # bytes, of a file system's name
+STATE_NAME = "training_state.json"
 
 
 def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:

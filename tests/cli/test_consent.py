@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import ROOT, TIMEOUT, environment
-from tests.unit.test_foreign_code import FOLDERS, TOLD, foreign_config, model_folder
+from tests.unit.models.test_foreign_code import FOLDERS, TOLD, foreign_config, model_folder
 
 
 @pytest.mark.parametrize("script", ["train.py", "inference.py"])

@@ -22,11 +22,10 @@ from models.loading import (
     from_checkpoint,
     from_config,
     from_pretrained,
-    pack_tokenizer,
-    unpack_tokenizer,
 )
 from models.run_folder import CONTENT_KEY, exported_step
 from models.run_log import RunLog
+from models.tokenizers import pack_tokenizer, unpack_tokenizer
 from tests.small_configs import CONFIGS, config_of
 from utils.errors import UserError
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from models.generation import Decoder, DecodingOptions, decode_texts, example_target, generation_config
+from models.generation import Decoder, DecodingOptions, decode_texts, generation_config
 from models.loading import from_config
+from models.tokenizers import example_target
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer
 from tests.trained_models import encoded, half_trained, words

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from models.generation import encoded_target
 from models.label_scoring import LabelScorer
 from models.loading import from_config
+from models.tokenizers import encoded_target
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN, NewGELUActivation
 
-from models.fused_attention import MASKED, AttentionSettings, AttentionWeights, attention
-from models.fused_blocks import FeedForwardWeights, dropout_supported, feed_forward, keep_mask
+from models.kernels.attention import MASKED, AttentionSettings, AttentionWeights, attention
+from models.kernels.feed_forward import FeedForwardWeights, dropout_supported, feed_forward, keep_mask
 
 
 class _Dropout(torch.autograd.Function):

@@ -11,7 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from models.inference_model import InferenceModel
-from models.loading import from_config, load_tokenizer
+from models.loading import from_config
+from models.tokenizers import load_tokenizer
 from tests.small_configs import config_of
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 from utils.errors import UserError

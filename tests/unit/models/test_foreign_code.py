@@ -21,13 +21,14 @@ import inference
 from config.flags import TrainConfig
 from models.checkpoint_format import MODEL_ENTRIES, read_checkpoint
 from models.inference_model import InferenceModel
-from models.loading import describe, from_config, pack_tokenizer
+from models.loading import describe, from_config
 from models.run_folder import CONTENT_KEY
+from models.tokenizers import pack_tokenizer
 from models.training_model import model_source
 from tests.small_configs import config_of
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 EVIL = "import pathlib\npathlib.Path({!r}).write_text('code was run')\n"
 MODEL_MAP = {"AutoModelForSeq2SeqLM": "evil.Model"}
 TOKENIZER_MAP = {"AutoTokenizer": ["evil.Tokenizer", None]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.fused_blocks import Scratch, chunks, inverse_rms, keep_mask, linear, masked, norm_backward
+from models.kernels.feed_forward import Scratch, chunks, inverse_rms, keep_mask, linear, masked, norm_backward
 
 MASKED = torch.finfo(torch.float32).min
 

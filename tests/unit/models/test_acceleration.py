@@ -21,10 +21,10 @@ from transformers import (
     UMT5Config,
 )
 
-from models.acceleration import accelerate, dropout
-from models.fused_blocks import keep_mask
+from models.kernels.accelerate import accelerate, dropout
+from models.kernels.feed_forward import keep_mask
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 KINDS = ["t5-gated-gelu", "t5-relu", "t5-gated-silu", "mt5", "umt5", "bart", "bart-relu", "mbart"]
 
 

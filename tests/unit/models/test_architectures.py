@@ -10,14 +10,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from models.forward import (
-    LAST_TOKEN_FIRST,
-    PLAIN_LOGITS,
-    check_logits,
-    decode_teacher_forced,
-    decoder_start_token,
-    shift_right,
-)
+from models.architectures import LAST_TOKEN_FIRST, PLAIN_LOGITS
+from models.forward import check_logits, decode_teacher_forced, decoder_start_token, shift_right
 from models.loading import from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of

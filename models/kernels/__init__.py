@@ -1,0 +1,1 @@
+"""Faster blocks behind one door, accelerate(model). Imports utils."""

@@ -1,0 +1,167 @@
+"""Tokenizers: from a hub name, a folder, or the files packed in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from models.foreign_code import NO_CODE, refuse_code_of
+from models.loading import _shortened
+from utils.errors import UserError, _first_line, error_reason
+from utils.files import STATE_NAME
+
+CONFIG_FILE = "tokenizer_config.json"
+WHOLE_FILE = "tokenizer.json"  # a tokenizer whose tokens are all added ones has it, and is what it says
+WAY_OUT = "copy them from where the model was saved (train.py and inference.py also take -tokenizer)"
+
+BYTES_TOKENIZER = "bytes"
+BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes
+
+
+def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; `bytes` is ByT5's (UTF-8 bytes + 3, needs no files).
+
+    Args:
+        languages: `src_lang` and `tgt_lang` of an mBART-like tokenizer; empty ones are left out.
+
+    Raises:
+        UserError: none can be loaded, its files are not there, or it brings code of its own.
+    """
+    if spec == BYTES_TOKENIZER:
+        return with_languages(ByT5Tokenizer(), **languages)
+    refuse_code_of(spec, f"{flag} {spec}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec, **NO_CODE)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
+        raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
+    problem = tokenizer_problem(spec, tokenizer)
+    if problem:
+        raise UserError(f"{flag} {spec}: {problem}")
+    return with_languages(tokenizer, **languages)
+
+
+def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreTrainedTokenizerBase:
+    """`tokenizer` set to the codes `src_lang` and `tgt_lang`; empty ones leave it as it is."""
+    for name, code in languages.items():
+        if not code:
+            continue
+        flag = "-source_language" if name == "src_lang" else "-target_language"
+        if not hasattr(tokenizer, name):
+            raise UserError(f"{flag} {code}: this tokenizer has no language codes; leave the flag out")
+        if tokenizer.convert_tokens_to_ids(code) in (None, tokenizer.unk_token_id):
+            codes = [token for token in tokenizer.all_special_tokens if "_" in token][:60]
+            raise UserError(f"{flag} {code}: not a language code of this tokenizer; known: {', '.join(codes)}")
+        setattr(tokenizer, name, code)
+    return tokenizer
+
+
+def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """The tokenizer's files by name, as byte tensors: loadable with `weights_only=True`."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): _byte_tensor(path.read_bytes()) for path in files}
+
+
+def _byte_tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+
+
+def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkpoint") -> PreTrainedTokenizerBase:
+    """The inverse of `pack_tokenizer`; `place` opens the error messages.
+
+    Raises:
+        UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them; code.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, content in files.items():
+            target = (root / name).resolve()
+            if root.resolve() not in target.parents:
+                raise UserError(f"{place}: its tokenizer holds a file outside its folder: {name!r}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not isinstance(content, torch.Tensor):
+                raise UserError(f"{place}: its tokenizer is damaged: {name!r} holds no bytes")
+            target.write_bytes(content.numpy().tobytes())
+        refuse_code_of(folder, place)
+        try:
+            return AutoTokenizer.from_pretrained(folder, **NO_CODE)
+        except Exception as error:  # see load_tokenizer
+            raise UserError(f"{place}: its tokenizer is damaged: {error_reason(error)}") from error
+
+
+def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer` for a model of that vocabulary; ByT5's is made without sentinels where there is no room for them.
+
+    Raises:
+        UserError: its ids go beyond the model's embedding.
+    """
+    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
+    size = next(size for part in parts if (size := getattr(part, "vocab_size", None)))
+    if len(tokenizer) <= size:
+        return tokenizer
+    if not isinstance(tokenizer, ByT5Tokenizer):
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {size}; "
+            "give the model's own -tokenizer"
+        )
+    if size < BYTE_VOCABULARY:
+        raise UserError(
+            f"the byte tokenizer needs a vocabulary of at least {BYTE_VOCABULARY}, the model has {size}; "
+            "give another -tokenizer or another model"
+        )
+    added = sorted(tokenizer.get_vocab().keys() - ByT5Tokenizer().get_vocab().keys())
+    if added:
+        raise UserError(
+            f"the byte tokenizer has {len(tokenizer)} tokens ({_shortened(added)} of its own) but the model's "
+            f"vocabulary only {size}; give the model's own -tokenizer"
+        )
+    return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
+
+
+def tokenizer_problem(spec: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Why `tokenizer`, loaded from the folder or hub name `spec`, is not the one of there; empty if it may be.
+
+    Without its files the library makes one of the model's kind that knows special tokens only (and the mark of a
+    blank), so that every text is unknown. Without the class in tokenizer_config.json it takes the model's usual one,
+    which may put other tokens around a text; `train.py` always writes the class.
+    """
+    folder = Path(spec)
+    real_tokens = len(tokenizer) - len(tokenizer.get_added_vocab())
+    if real_tokens < 2 and not os.path.isfile(folder / WHOLE_FILE):
+        return f"no tokenizer files there: only special tokens would be known; {WAY_OUT}"
+    if os.path.isfile(folder / STATE_NAME) and not _names_class(folder / CONFIG_FILE):
+        return f"no tokenizer files of a run there: {CONFIG_FILE} is missing or names no tokenizer_class; {WAY_OUT}"
+    return ""
+
+
+def _names_class(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and bool(content.get("tokenizer_class"))
+
+
+def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a target as the data encoding makes them: special tokens included, the end token at the end."""
+    ids: list[int] = tokenizer(text_target=text)["input_ids"]
+    return ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id]
+
+
+def example_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a one-letter target."""
+    return encoded_target(tokenizer, "a")
+
+
+def fixed_first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that every target begins with (BART's `<s>`, mBART's language), None where there is none."""
+    target = example_target(tokenizer)
+    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
+    return target[0] if len(target) > 1 and target[: len(bare)] != bare else None
