@@ -20,8 +20,8 @@ from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
-    from datamodules.encoded_split import EncodedSplit
-    from datamodules.readers import InputRecords
+    from datamodules.encoding.store import EncodedSplit
+    from datamodules.readers.read import InputRecords
     from inference_setup import Ready
     from metrics.calibration import LabelCalibration
     from models.batch_limits import BatchLimits
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the rows of files."""
-    from datamodules.readers import InputRecords
+    from datamodules.readers.read import InputRecords
     from datamodules.splits import prediction_split
     from inference_setup import find_label_decoding, first_sources, make_engine, prepare
     from models.batch_limits import BatchLimits
@@ -79,7 +79,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the lines of standard input as they come; on standard output are predictions alone."""
-    from datamodules.line_encoding import LineEncoder
+    from datamodules.lines import LineEncoder
     from inference_setup import answer_of, make_engine, prepare
     from models.batch_limits import BatchLimits
     from models.ctranslate2_engine import PARITY_TEXTS

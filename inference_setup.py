@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from config.flags import DecodeFlags, InferenceConfig, OutputFlags
-from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
 from label_checks import check_labels
 from label_preparation import label_decoding
@@ -28,11 +28,10 @@ from models.prediction import Engine
 from models.sampling import SamplingOptions
 from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, evaluation_labels, get_task
+from task_utils import Task, Template, evaluation_labels, get_task, override_task
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
-from validation import override_task
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any
 
 from config.checks import check_devices, collect
 from config.flags import STANDARD_INPUT, InferenceConfig
-from datamodules.data_paths import parse_data_path
+from datamodules.checks import check_data, data_file, local_inputs
+from datamodules.readers.paths import parse_data_path
 from engine_checks import check_engine_flags
 from label_checks import SCORE_FLAGS, check_label_flags
 from models.parts_names import PARTS_SUFFIX, has_parts, is_structured
 from postprocessors.labels import LabelMap
-from task_utils import Task, get_task
+from task_utils import Task, get_task, override_task
 from utils.files import is_too_long, lies_in, same_file
-from validation import check_data, data_file, local_inputs, override_task
 
 ROW_FLAGS = ("valid_data_proportions", "test_data_proportions", "source_column", "target_column", "header")
 FILE_FLAGS = (*ROW_FLAGS, "strict_data", "cache_dir", "max_target_length", "do_truncate")  # not of standard input

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from config.flags import DecodeFlags, InferenceConfig, LabelFlags
-from datamodules.data_paths import check_data_paths
+from datamodules.readers.paths import check_data_paths
 from engine_checks import RULE_FLAGS
 from postprocessors.labels import LabelMap
 from task_utils import Task

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import InferenceConfig
-from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding.store import EncodedSplit
+from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import Encoder, report_lines
-from datamodules.token_encoding import make_encoder
 from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,

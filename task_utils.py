@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from config.flags import DataFlags
 from metrics.registry import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, errors_at, raise_if_any
@@ -274,3 +275,30 @@ def get_task(name_or_path: str) -> Task:
 def _closest(word: str, choices: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def override_task(task: Task, data: DataFlags) -> Task:
+    """`task` with the columns, templates and label map that the flags give in place of its own.
+
+    Raises:
+        UserError: a template or label map that cannot be read, or that do not go together.
+    """
+    if data.label_map:
+        task = task.with_label_map(LabelMap.parse(data.label_map))
+    if data.label_separator:
+        if task.label_map is None:
+            raise UserError(f"-label_separator {data.label_separator!r} needs labels: -label_map, or a -task with them")
+        with errors_at("-label_separator"):
+            task = replace(task, label_map=task.label_map.joined_by(data.label_separator))
+    changes: dict[str, Any] = {}
+    for name in ("input_template", "target_template", "source_column", "target_column"):
+        value = getattr(data, name)
+        is_number = name.endswith("column") and value.isdecimal()
+        if is_number and int(value) == 0:
+            raise UserError(f"-{name} {value}: columns are counted from 1; give a number from 1, or a name")
+        if value:
+            changes[name] = int(value) if is_number else value
+    task = replace(task, **changes)
+    Template(task.input_template, "-input_template")
+    evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    return task

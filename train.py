@@ -27,7 +27,7 @@ from utils.launch import is_first_process, started_by_launcher
 from validation import check_train, resume_candidates
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
-    from datamodules.encoded_split import EncodedSplit
+    from datamodules.encoding.store import EncodedSplit
     from models.signals import TrainingStopped
     from preparation import Prepared
 

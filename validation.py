@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from config.checks import check_devices, collect
-from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, DataFlags, TrainConfig
-from datamodules.data_paths import check_data_paths, parse_data_path
+from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, TrainConfig
+from datamodules.checks import check_data, local_inputs
 from metrics.registry import METRIC_NAMES
 from models.presets import read_config
 from models.run_folder import (
@@ -27,55 +25,11 @@ from models.run_folder import (
     run_flags,
     validated_checkpoint,
 )
-from postprocessors.labels import LabelMap
-from task_utils import Task, Template, evaluation_labels, get_task
-from utils.errors import UserError, errors_at
+from task_utils import Task, get_task, override_task
+from utils.errors import UserError
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.launch import is_first_process, started_by_launcher
-
-
-def override_task(task: Task, data: DataFlags) -> Task:
-    """`task` with the columns, templates and label map that the flags give in place of its own.
-
-    Raises:
-        UserError: a template or label map that cannot be read, or that do not go together.
-    """
-    if data.label_map:
-        task = task.with_label_map(LabelMap.parse(data.label_map))
-    if data.label_separator:
-        if task.label_map is None:
-            raise UserError(f"-label_separator {data.label_separator!r} needs labels: -label_map, or a -task with them")
-        with errors_at("-label_separator"):
-            task = replace(task, label_map=task.label_map.joined_by(data.label_separator))
-    changes: dict[str, Any] = {}
-    for name in ("input_template", "target_template", "source_column", "target_column"):
-        value = getattr(data, name)
-        is_number = name.endswith("column") and value.isdecimal()
-        if is_number and int(value) == 0:
-            raise UserError(f"-{name} {value}: columns are counted from 1; give a number from 1, or a name")
-        if value:
-            changes[name] = int(value) if is_number else value
-    task = replace(task, **changes)
-    Template(task.input_template, "-input_template")
-    evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    return task
-
-
-def check_data(data: DataFlags, problems: list[str]) -> None:
-    """Problems of the data flags that can be seen without reading whole files."""
-    for name in ("train_data", "valid_data", "test_data"):
-        problems.extend(check_data_paths(f"-{name}", getattr(data, name)))
-    if data.valid_data_proportions + data.test_data_proportions >= 1.0:
-        problems.append(
-            f"-valid_data_proportions {data.valid_data_proportions} and -test_data_proportions"
-            f" {data.test_data_proportions} leave no training rows: their sum must be below 1"
-        )
-    for name in ("valid", "test"):
-        if getattr(data, f"{name}_data") and getattr(data, f"{name}_data_proportions"):
-            problems.append(f"-{name}_data and -{name}_data_proportions exclude each other; give one of them")
-    if data.cache_dir and os.path.exists(data.cache_dir) and not os.path.isdir(data.cache_dir):
-        problems.append(f"-cache_dir {data.cache_dir}: exists and is no folder")
 
 
 def check_train(config: TrainConfig, given: frozenset[str], problems: list[str]) -> Task | None:
@@ -279,19 +233,3 @@ def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[
     for flag, value in local_inputs(config.data, task=config.task.task, **others):
         if same_file(value, folder) or any(lies_in(value, place) for place in deleted):
             problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
-
-
-def local_inputs(data: DataFlags, **others: str) -> list[tuple[str, str]]:
-    """(flag, path) of the files and folders on this machine that the flags read; data without the suffix :N."""
-    names = ("train_data", "valid_data", "test_data")
-    values = [(f"-{name}", data_file(value)) for name in names for value in getattr(data, name)]
-    values += [("-label_map", data.label_map), *((f"-{name}", value) for name, value in others.items())]
-    return [(flag, value) for flag, value in values if value and os.path.exists(value)]
-
-
-def data_file(value: str) -> str:
-    """The file or folder that a data flag names, without its suffix; empty when it names none."""
-    try:
-        return parse_data_path(value).path
-    except UserError:
-        return ""

@@ -94,8 +94,8 @@ def measure(data: Path, tokenizer_folder: Path, cache: Path, stock: bool) -> dic
     """Seconds and peak memory (bytes) of one call of `encode_rows`, in this process, with one thread."""
     from transformers import AutoTokenizer
 
-    from datamodules.encoding import EncodeOptions, encode_rows
-    from datamodules.readers import ReadOptions
+    from datamodules.encoding.encode import EncodeOptions, encode_rows
+    from datamodules.readers.read import ReadOptions
     from task_utils import Task
 
     tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))

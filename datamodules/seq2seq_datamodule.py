@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
 from datamodules.collate import collate
-from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding.store import EncodedSplit
 from postprocessors.labels import LabelMap
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from config.flags import DataFlags, LengthFlags
-from datamodules.encoding import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
-from datamodules.readers import ReadOptions
+from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
+from datamodules.readers.read import ReadOptions
 from task_utils import Task
 from utils.errors import UserError
 from utils.escapes import ESCAPES

@@ -32,7 +32,7 @@ from utils.libraries import quiet_libraries
 from utils.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from datamodules.encoded_split import EncodedSplit
+    from datamodules.encoding.store import EncodedSplit
 
 REPORT_SECONDS = 5.0
 

@@ -15,7 +15,7 @@ from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file
 
 if TYPE_CHECKING:
-    from datamodules.encoded_split import EncodedSplit
+    from datamodules.encoding.store import EncodedSplit
 
 COLUMNS = ("id", "source", "reference", "prediction", "score")
 

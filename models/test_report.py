@@ -22,7 +22,7 @@ from utils.files import write_json
 from utils.lazy_sequence import LazySequence
 
 if TYPE_CHECKING:
-    from datamodules.encoded_split import EncodedSplit
+    from datamodules.encoding.store import EncodedSplit
 
 
 def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:

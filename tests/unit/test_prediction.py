@@ -21,7 +21,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from config.flags import DataFlags, LengthFlags
-from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
 from models.batch_limits import BatchLimits
 from models.generation import Hypothesis

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.readers import InputRecords, ReadOptions, read_rows
-from datamodules.rows import RowReport
+from datamodules.readers.read import InputRecords, ReadOptions, read_rows
+from datamodules.readers.rows import RowReport
 from models.generation import Hypothesis
 from models.prediction_output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from models.predictions import Prediction

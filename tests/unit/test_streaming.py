@@ -13,15 +13,14 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from config.flags import DataFlags, LengthFlags
-from datamodules.line_encoding import LineEncoder
+from datamodules.lines import LineEncoder
 from datamodules.splits import Encoder, prediction_split
 from models import streaming
 from models.batch_limits import BatchLimits
 from models.predictions import Prediction
 from models.streaming import stream, waiting_lines
-from task_utils import get_task
+from task_utils import get_task, override_task
 from utils.errors import UserError
-from validation import override_task
 
 # ---- batches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datamodules.rows import ReadOptions
+from datamodules.readers.rows import ReadOptions
 from task_utils import Task
 from utils.errors import UserError
 

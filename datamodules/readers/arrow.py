@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.columns import Wanted, locate
-from datamodules.data_paths import DataPath, arrow_files, load_hub_dataset
-from datamodules.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
+from datamodules.readers.columns import Wanted, locate
+from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
+from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError
 
 ROWS_A_CHUNK = 8192

@@ -13,12 +13,11 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from config.flags import DataFlags, LengthFlags
-from datamodules import encoding
-from datamodules.encoded_split import EncodedSplit
+from datamodules.encoding import encode as encoding
+from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder, prediction_split, split_rows, training_splits
-from task_utils import Task, get_task
+from task_utils import Task, get_task, override_task
 from utils.errors import RunError, UserError
-from validation import override_task
 
 
 def encoder(tmp_path: Path, data: DataFlags, lengths: LengthFlags | None = None, task: Task | None = None) -> Encoder:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from datamodules.byte_encoding import ByteEncoder, Tokens, is_byte_tokenizer, stock_tokens
-from datamodules.word_encoding import WordEncoder, splits_at_spaces
+from datamodules.encoding.arrays import Tokens, _scalar, gather_ranges, text_buffers, tokens_of_lists
+from datamodules.encoding.words import WordEncoder, splits_at_spaces
 from utils.errors import UserError
 
 _PROBES = ("a", "1", "가", "the", ".", "b b")
@@ -152,3 +154,74 @@ def check_limit(encoder: Encoder, flag: str, limit: int) -> None:
             f"{flag} {limit}: leaves no room for text beside the {encoder.special_tokens} special token(s) of the "
             f"tokenizer; give at least {encoder.special_tokens + 1}, or 0 for no limit"
         )
+
+
+def is_byte_tokenizer(tokenizer: Any) -> bool:
+    """Whether ids are bytes + 3: the stock ByT5 class, without added tokens of a single character."""
+    if type(tokenizer).__name__ != "ByT5Tokenizer" or getattr(tokenizer, "offset", None) != 3:
+        return False
+    return not tokenizer.split_special_tokens and all(len(token) > 1 for token in tokenizer.added_tokens_encoder)
+
+
+class ByteEncoder:
+    """Encodes texts with a ByT5 tokenizer. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = list(tokenizer.added_tokens_encoder)
+        self._tokenizer = tokenizer
+        self._eos = int(tokenizer.eos_token_id)
+        self._first_bytes = sorted({token.encode()[0] for token in added})
+        self._added = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+        self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+        self.special_tokens = 1
+        self.notes: tuple[str, ...] = ()
+
+    def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:  # noqa: ARG002
+        """Tokens of a `large_string` array, cut to `limit` tokens with `</s>` kept (0 = never cut)."""
+        # A NUL joined to every text makes room for its </s> in one pass at the speed of memory.
+        joined = pc.binary_join_element_wise(texts, _scalar("\0"), _scalar(""))
+        offsets, raw = text_buffers(joined)
+        values: np.ndarray = raw.astype(self.dtype)
+        values += 3
+        values[offsets[1:] - 1] = self._eos
+        tokens = _cut(Tokens(values, offsets, np.diff(offsets)), limit, self._eos)
+        stock_rows = self._rows_with_added_tokens(texts, raw)
+        if len(stock_rows) == 0:
+            return tokens
+        stock_texts = texts.take(pa.array(stock_rows)).to_pylist()
+        return tokens.replaced(stock_rows, stock_tokens(self._tokenizer, stock_texts, limit, False, self.dtype))
+
+    def _rows_with_added_tokens(self, texts: pa.Array, raw: np.ndarray) -> np.ndarray:
+        if not any(bool((raw == byte).any()) for byte in self._first_bytes):
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(pc.match_substring_regex(texts, self._added).to_numpy(zero_copy_only=False))
+
+
+def stock_tokens(tokenizer: Any, texts: list[str], limit: int, as_target: bool, dtype: type) -> Tokens:
+    """Tokens as the tokenizer's own call gives them."""
+
+    def call(batch: list[str], **options: Any) -> list[list[int]]:
+        named = {"text_target": batch} if as_target else {"text": batch}
+        ids: list[list[int]] = tokenizer(**named, verbose=False, return_attention_mask=False, **options)["input_ids"]
+        return ids
+
+    if not texts:
+        return tokens_of_lists([], [], dtype)
+    rows = call(texts)
+    lengths = [len(row) for row in rows]
+    if limit:
+        cut = [index for index, length in enumerate(lengths) if length > limit]
+        if cut:
+            shorter = call([texts[index] for index in cut], truncation=True, max_length=limit)
+            for index, row in zip(cut, shorter, strict=True):
+                rows[index] = row
+    return tokens_of_lists(rows, lengths, dtype)
+
+
+def _cut(tokens: Tokens, limit: int, eos: int) -> Tokens:
+    lengths = tokens.full_lengths
+    if limit == 0 or len(lengths) == 0 or lengths.max() <= limit:
+        return tokens
+    values, offsets = gather_ranges(tokens.values, tokens.offsets[:-1], np.minimum(lengths, limit))
+    values[offsets[1:] - 1] = eos
+    return Tokens(values, offsets, lengths)

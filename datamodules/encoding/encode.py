@@ -20,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.byte_encoding import Tokens, tokens_of_lists
-from datamodules.cache import open_or_build
-from datamodules.encoded_split import EncodedRows, EncodedSplit, EncodeReport, can_open, write_rows
-from datamodules.readers import (
+from datamodules.encoding.arrays import Tokens, tokens_of_lists
+from datamodules.encoding.cache import open_or_build
+from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, can_open, write_rows
+from datamodules.encoding.templates import label_codes, render
+from datamodules.encoding.tokens import Encoder, check_limit, make_encoder
+from datamodules.readers.read import (
     ReadOptions,
     RowChunk,
     RowReport,
@@ -32,9 +34,7 @@ from datamodules.readers import (
     parse_data_path,
     read_rows,
 )
-from datamodules.rendering import label_codes, render
-from datamodules.rows import PLACES_KEPT, TEXT
-from datamodules.token_encoding import Encoder, check_limit, make_encoder
+from datamodules.readers.rows import PLACES_KEPT, TEXT
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
 from utils.digests import tokenizer_digest

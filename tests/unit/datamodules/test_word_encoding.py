@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.token_encoding import RustEncoder, make_encoder
-from datamodules.word_encoding import splits_at_spaces
+from datamodules.encoding.tokens import RustEncoder, make_encoder
+from datamodules.encoding.words import splits_at_spaces
 from tests.small_models import bart_tokenizer, kobart_tokenizer, unigram_tokenizer
 
 WORDS = [
@@ -127,7 +127,7 @@ def test_the_memory_starts_afresh_when_it_is_full(
     encoders: dict[str, tuple[Any, RustEncoder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, encoder = encoders["t5"]
-    monkeypatch.setattr("datamodules.word_encoding._MOST_WORDS", 5)
+    monkeypatch.setattr("datamodules.encoding.words._MOST_WORDS", 5)
     for number in range(4):
         texts = [f"단어{number}{n} 영화" for n in range(4)]
         assert rows(encoder, texts) == [tokenizer(text)["input_ids"] for text in texts]
@@ -182,7 +182,7 @@ def test_other_pipelines_are_left_to_the_tokenizer(change: dict[str, Any]) -> No
 def test_words_segmented_at_once(
     encoders: dict[str, tuple[Any, RustEncoder]], monkeypatch: pytest.MonkeyPatch, words: list[str], group: int
 ) -> None:
-    monkeypatch.setattr("datamodules.unigram._GROUP", group)
+    monkeypatch.setattr("datamodules.encoding.words._GROUP", group)
     tokenizer, encoder = encoders["t5"]
     assert encoder._words is not None
     assert encoder._words._unigram is not None

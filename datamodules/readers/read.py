@@ -10,12 +10,12 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-from datamodules.arrow_records import read_folder, read_hub, read_parquet
-from datamodules.columns import wanted_columns
-from datamodules.data_paths import DataPath, check_data_paths, content_digest, parse_data_path
-from datamodules.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
-from datamodules.text_records import json_records, read_csv, read_json
-from datamodules.tsv import read_tsv
+from datamodules.readers.arrow import read_folder, read_hub, read_parquet
+from datamodules.readers.columns import wanted_columns
+from datamodules.readers.csv_json import json_records, read_csv, read_json
+from datamodules.readers.paths import DataPath, check_data_paths, content_digest, parse_data_path
+from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
+from datamodules.readers.tsv import read_tsv
 from task_utils import Task
 from utils.errors import RunError, UserError
 

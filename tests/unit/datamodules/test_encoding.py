@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import cache, encoding, tsv
-from datamodules.encoded_split import EncodedSplit
-from datamodules.encoding import EncodeOptions, encode_rows
-from datamodules.readers import ReadOptions
+from datamodules.encoding import cache
+from datamodules.encoding import encode as encoding
+from datamodules.encoding.encode import EncodeOptions, encode_rows
+from datamodules.encoding.store import EncodedSplit
+from datamodules.readers import tsv
+from datamodules.readers.read import ReadOptions
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -476,7 +478,7 @@ def test_processes_at_the_same_time_build_once(bench: Bench) -> None:
 import sys
 from pathlib import Path
 from transformers import ByT5Tokenizer
-from datamodules import encoding
+from datamodules.encoding import encode as encoding
 from task_utils import Task
 built = []
 write = encoding.write_rows
@@ -487,7 +489,7 @@ split = encoding.encode_rows("-train_data", [{file!r}], Task("t", ""), encoding.
     encoding.EncodeOptions("{{{{ source }}}}", "{{{{ target }}}}", None, 0, 0, True), tokenizer, Path(sys.argv[1]), 1)
 print(len(built), len(split), split.source_text(19_999))
 """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-c", code, str(bench.folder / "cache")]
     processes = [
         subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
@@ -566,7 +568,7 @@ def test_long_lines_and_nul_bytes(bench: Bench) -> None:
 
 
 def test_encoding_imports_no_torch() -> None:
-    code = "import sys, datamodules.encoding; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    root = Path(__file__).resolve().parents[2]
+    code = "import sys, datamodules.encoding.encode; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

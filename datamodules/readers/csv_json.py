@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from datamodules.columns import Wanted, is_header, locate
-from datamodules.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
+from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
 from utils.errors import UserError
 
 ROWS_A_CHUNK = 8192

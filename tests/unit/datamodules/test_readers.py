@@ -13,9 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules import tsv
-from datamodules.data_paths import DataPath, arrow_files, check_data_paths, content_digest, parse_data_path, split_names
-from datamodules.readers import ReadOptions, RowReport, read_rows
+from datamodules.readers import tsv
+from datamodules.readers.paths import (
+    DataPath,
+    arrow_files,
+    check_data_paths,
+    content_digest,
+    parse_data_path,
+    split_names,
+)
+from datamodules.readers.read import ReadOptions, RowReport, read_rows
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from utils.errors import UserError
@@ -487,7 +494,7 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the data sets that the readers are for
 
 
-NSMC = Path(__file__).resolve().parents[3] / "shared" / "data" / "nsmc"
+NSMC = Path(__file__).resolve().parents[4] / "shared" / "data" / "nsmc"
 
 
 @pytest.mark.skipif(not NSMC.is_dir(), reason="the NSMC sample is not there")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.byte_encoding import ByteEncoder, Tokens, gather_ranges, is_byte_tokenizer
+from datamodules.encoding.arrays import Tokens, gather_ranges
+from datamodules.encoding.tokens import ByteEncoder, is_byte_tokenizer
 
 SPECIAL = ["</s>", "<pad>", "<unk>", "<extra_id_0>", "<extra_id_12>", "<extra_id_124>", "<extra_id_125>", "<user>"]
 PIECES = [*SPECIAL, "<", ">", "</s", "\0", " ", "\n", "\t", "\r\n", "영화", "é", "\u3000", "😀👨‍👩‍👧", "\u0301", "\x7f"]

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.columns import Wanted, is_header, locate
-from datamodules.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
+from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError
 from utils.escapes import unescape_cell
 

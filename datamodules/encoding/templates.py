@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.rows import TEXT, RowChunk
+from datamodules.readers.rows import TEXT, RowChunk
 from postprocessors.labels import LabelMap
 from task_utils import Template
 from utils.errors import UserError

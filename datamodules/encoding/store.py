@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.byte_encoding import Tokens
+from datamodules.encoding.arrays import Tokens
 
 _COLUMNS = ("source_ids", "target_ids", "source_text", "reference", "row_id", "too_long")
 

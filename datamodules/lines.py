@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.byte_encoding import Tokens
-from datamodules.rendering import render
-from datamodules.rows import PLACES_KEPT, text_array
+from datamodules.encoding.arrays import Tokens
+from datamodules.encoding.templates import render
+from datamodules.encoding.tokens import check_limit, make_encoder
+from datamodules.readers.rows import PLACES_KEPT, text_array
 from datamodules.splits import Encoder
-from datamodules.token_encoding import check_limit, make_encoder
 from task_utils import Template
 from utils.errors import UserError
 from utils.escapes import ESCAPES, unescape_cell

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.byte_encoding import Tokens
-from datamodules.encoded_split import EncodedRows, EncodedSplit, EncodeReport, write_rows
+from datamodules.encoding.arrays import Tokens
+from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, write_rows
 
 SOURCES, REFERENCES = ["가", "", "b", "cd"], ["1", None, "", "4"]
 
