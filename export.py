@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.flags import ExportConfig, ExportFlags
 from config.parser import help_text, parse_flags, wants_help
-from models.run_folder import CHECKPOINT_FOLDER, holds_run
 from utils.console import run_command, tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
@@ -95,7 +95,7 @@ def run_of(name: str) -> Path | None:
 
 def source_names(flags: ExportFlags) -> list[str]:
     """The checkpoints whose mean is exported; one = that itself. A run's folder stands for its best/, else last/."""
-    from models.averaging import chosen_checkpoints
+    from checkpoints.averaging import chosen_checkpoints
 
     if flags.average:
         if len(flags.model) > 1:
@@ -193,10 +193,10 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         UserError: a checkpoint cannot be read or converted, or the mean cannot be taken.
         RunError: the disk refused; what was there before is untouched.
     """
-    from models.averaging import averaged
-    from models.exports import fill_folder, model_bytes
+    from checkpoints.averaging import averaged
+    from checkpoints.model_folder import fill_folder, model_bytes
+    from checkpoints.model_source import InferenceModel
     from models.generation import DecodingOptions, generation_config
-    from models.inference_model import InferenceModel
     from utils.files import clean_folder_leftovers, write_folder, write_json
 
     flag = "-average" if flags.average else "-model"
@@ -227,10 +227,10 @@ def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
 
     For a mean it is that of the first, without scores, with `average_of`.
     """
-    from models.checkpoint_format import RUN_ENTRIES, read_checkpoint
-    from models.exports import exported_at, training_state
-    from models.inference_model import InferenceModel
-    from models.run_folder import CONTENT_KEY
+    from checkpoints.format import RUN_ENTRIES, read_checkpoint
+    from checkpoints.model_folder import exported_at, training_state
+    from checkpoints.model_source import InferenceModel
+    from checkpoints.run_folder import CONTENT_KEY
 
     model = InferenceModel(names[0], flag=flag)
     if model.is_checkpoint:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.model_source import InferenceModel, inference_models, shared_limits
 from config.flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
@@ -21,7 +22,6 @@ from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
 from models.decoder_weights import KNOWN
 from models.engines import convert
 from models.generation import DecodingOptions
-from models.inference_model import InferenceModel, inference_models, shared_limits
 from models.label_prediction import LabelDecoding, ScoreEngine
 from models.parts_names import is_structured
 from models.prediction import Engine

@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.model_source import model_source
+from checkpoints.run_folder import CACHE_FOLDER
 from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
 from models.architectures import source_limit, target_limit
 from models.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
-from models.run_folder import CACHE_FOLDER
-from models.training_model import model_source
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads

@@ -16,15 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import help_text, parse_flags, wants_help, without_flags
-from models.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, run_lock
 from models.signals import StopSignal
 from task_utils import Task
 from utils.console import run_command, tell
 from utils.errors import NotFiniteError, UserError, raise_if_any
 from utils.launch import is_first_process, started_by_launcher
-from validation import check_train, resume_candidates
+from validation import check_train
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoding.store import EncodedSplit

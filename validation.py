@@ -6,27 +6,24 @@ import os
 import shutil
 from pathlib import Path
 
+from checkpoints.run_folder import (
+    CHECKPOINT_FOLDER,
+    OVERWRITTEN,
+    check_unlocked,
+    checkpoints_of,
+    foreign_names,
+    holds_run,
+    is_of_run,
+    misplaced,
+    resume_candidates,
+    run_flags,
+)
 from config.checks import check_devices, collect
 from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, TrainConfig
 from datamodules.checks import check_data, local_inputs
 from metrics.registry import METRIC_NAMES
 from models.presets import read_config
-from models.run_folder import (
-    CHECKPOINT_FOLDER,
-    LAST_NAME,
-    OVERWRITTEN,
-    check_unlocked,
-    checkpoints_of,
-    exported_step,
-    foreign_names,
-    holds_run,
-    is_of_run,
-    misplaced,
-    run_flags,
-    validated_checkpoint,
-)
 from task_utils import Task, get_task, override_task
-from utils.errors import UserError
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.launch import is_first_process, started_by_launcher
@@ -113,47 +110,6 @@ def _check_requeue(config: TrainConfig, problems: list[str]) -> None:
         )
     if "SLURM_JOB_ID" not in os.environ or not shutil.which("scontrol"):
         problems.append("-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out")
-
-
-def resume_candidates(config: TrainConfig) -> list[Path]:
-    """The checkpoints that -resume_checkpoint stands for, the one to try first in front; none = start afresh.
-
-    Raises:
-        UserError: nothing there to resume, or a URL.
-    """
-    value, folder = config.run.resume_checkpoint, Path(config.run.save_path)
-    if not value:
-        return []
-    if "://" in value:
-        raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
-    place = folder if value in ("last", "auto", "best") else Path(value)
-    found = checkpoints_of(place) if os.path.isdir(place) else []
-    if value == "best":
-        best = validated_checkpoint(folder, exported_step(folder, "best"))
-        if best is None:
-            raise UserError(
-                f"-resume_checkpoint best: no checkpoint of {folder / 'best'} in {folder / CHECKPOINT_FOLDER};"
-                " -resume_checkpoint last continues from the newest"
-            )
-        return [best]
-    if value == "auto" and not found:
-        models = [name for name in ("best", "last") if os.path.lexists(folder / name)]
-        if models and holds_run(folder):
-            raise UserError(
-                f"-resume_checkpoint auto: {folder} holds a model ({', '.join(models)}) and no checkpoint to continue"
-                " from; -overwrite in its place begins again, or choose another -save_path"
-            )
-        return []
-    if found:
-        return found
-    if value == "last" or os.path.isdir(place):
-        raise UserError(
-            f"-resume_checkpoint {value}: no such file: {place / CHECKPOINT_FOLDER / LAST_NAME}, nor any other"
-            " checkpoint there"
-        )
-    if not os.path.isfile(place):
-        raise UserError(f"-resume_checkpoint {value}: no such file: {place}")
-    return [place]
 
 
 def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:

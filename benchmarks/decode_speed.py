@@ -167,8 +167,8 @@ def bare_ctranslate2(
     import ctranslate2
     import torch
 
+    from checkpoints.model_source import InferenceModel
     from models.ctranslate2_conversion import cached_conversion
-    from models.inference_model import InferenceModel
 
     def runner(compute_type: str) -> Callable[[], list[str]]:
         converted = cached_conversion(str(folder), *InferenceModel(str(folder))(), compute_type)
@@ -192,8 +192,8 @@ def bare_ctranslate2(
 
 
 def text_normalisation(options: argparse.Namespace) -> None:
+    from checkpoints.model_source import InferenceModel
     from models.generation import Decoder, DecodingOptions
-    from models.inference_model import InferenceModel
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
@@ -225,8 +225,8 @@ def text_normalisation(options: argparse.Namespace) -> None:
 
 
 def label_task(options: argparse.Namespace) -> None:
+    from checkpoints.model_source import InferenceModel
     from models.generation import Decoder, DecodingOptions
-    from models.inference_model import InferenceModel
     from models.label_scoring import LabelScorer
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)

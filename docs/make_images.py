@@ -19,8 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from checkpoints.run_folder import STEP_LOG  # noqa: E402
 from config.parser import flag, help_text, parse_flags, wants_help  # noqa: E402
-from models.run_folder import STEP_LOG  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError, raise_if_any  # noqa: E402
 

@@ -20,10 +20,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from checkpoints.format import FORMAT_VERSION
+from checkpoints.model_folder import Exported, write_export
+from checkpoints.retention import DueCheckpoint, KeptCheckpoints
+from checkpoints.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from config.flags import RunFlags
-from models.checkpoint_format import FORMAT_VERSION
-from models.exports import Exported, write_export
-from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints
 from models.loading import describe
 from models.loop_state import (
     at_step_boundary,
@@ -33,7 +34,6 @@ from models.loop_state import (
     set_position,
     validation_due,
 )
-from models.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from models.seq2seq_module import Seq2SeqModule
 from models.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
 from utils.console import tell

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from checkpoints.model_source import InferenceModel
 from models.ctranslate2_conversion import cached_conversion, require_ctranslate2
 from models.ctranslate2_engine import CTranslate2Engine, check_start_token, unread_sources
 from models.generation import Decoder, DecodingOptions, Hypothesis, generation_config
-from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor
 from utils.console import tell
 from utils.padding import pad_sources

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from checkpoints.run_folder import LOCK_NAME, run_lock
 from models.parts_names import CLAIMS_NAME, MANIFEST, parts_folder
-from models.run_folder import LOCK_NAME, run_lock
 from utils.differences import difference_table, differences_of
 from utils.errors import UserError
 from utils.files import clean_temporary, write_json

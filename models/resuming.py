@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
+from checkpoints.run_folder import CONTENT_KEY
 from config.flags import LOSS_MONITORS, TrainConfig
 from config.parser import to_dict
-from models.checkpoint_format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from models.loop_state import set_position
-from models.run_folder import CONTENT_KEY
 from task_utils import Task
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of

@@ -14,10 +14,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
 from models.loop_state import at_step_boundary, epoch_of
 from models.meter import Totals
 from models.optim import current_rate
-from models.run_folder import EPOCH_LOG, STEP_LOG
 from models.seq2seq_module import Seq2SeqModule
 from utils.console import tell
 from utils.files import run_error, sync_path, write_file, write_json

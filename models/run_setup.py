@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from checkpoints.model_folder import complete_exports
+from checkpoints.retention import continue_from, remove_uncounted
+from checkpoints.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, clean_leftovers, is_of_run
 from config.flags import ADAM_RATE, TrainConfig
 from config.parser import to_dict
 from models.checkpointing import Checkpointer
-from models.exports import complete_exports
-from models.kept_checkpoints import continue_from, remove_uncounted
 from models.optim import resolve_warmup
-from models.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, clean_leftovers, is_of_run
 from task_utils import Task
 from utils.devices import Devices
 from utils.files import run_error, write_folder, write_json

@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoints.model_source import InferenceModel
+from checkpoints.run_folder import TEST_REPORT
 from config.flags import BatchFlags, DecodeFlags, TrainConfig
 from metrics.report import report_dict, report_text
 from metrics.score import score
 from models.batch_limits import BatchLimits
 from models.generation import DecodingOptions
-from models.inference_model import InferenceModel
 from models.prediction import predict
-from models.run_folder import TEST_REPORT
 from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
 from task_utils import Task

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from checkpoints.model_source import InferenceModel
 from models.decoder_weights import KNOWN
 from models.generation import Decoder, DecodingOptions
-from models.inference_model import InferenceModel
 from models.predictions import BatchPredictor, Prediction
 from utils.console import tell
 from utils.errors import errors_at

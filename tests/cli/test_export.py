@@ -16,11 +16,11 @@ import pytest
 from transformers import AutoTokenizer
 
 import export
-from models.averaging import best_checkpoints
+from checkpoints.averaging import best_checkpoints
+from checkpoints.model_source import InferenceModel
+from checkpoints.run_folder import checkpoints_of
 from models.ctranslate2_engine import CTranslate2Engine
 from models.generation import DecodingOptions, generation_config
-from models.inference_model import InferenceModel
-from models.run_folder import checkpoints_of
 from tests.cli.command import infer_ok, listing, run
 from tests.cli.tiny import letter_rows
 from utils.errors import UserError

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint_format import FORMAT_VERSION
+from checkpoints.format import FORMAT_VERSION
 from tests.cli.command import ROOT, infer_ok, train_ok
 from tests.cli.tiny import BART, flag_list, json_lines, letter_rows, write_config, write_tsv
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import T5Config
 
-from models.inference_model import InferenceModel
+from checkpoints.model_source import InferenceModel
 from models.part_files import part_path, write_part
 from models.parts_folder import open_parts
 from models.parts_names import parts_folder

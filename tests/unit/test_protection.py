@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints.run_folder import clean_leftovers, run_lock
 from config.flags import InferenceConfig, TrainConfig
 from config.parser import parse_flags
 from inference_validation import check_inference
-from models.run_folder import clean_leftovers, run_lock
 from models.run_setup import open_run_folder
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
@@ -341,7 +341,7 @@ def test_names_of_a_run_that_are_taken_by_something_else(place: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from models.run_folder import run_lock
+from checkpoints.run_folder import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

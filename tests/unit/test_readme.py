@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from checkpoints.run_folder import RUN_NAMES
 from config.flags import ExportConfig, InferenceConfig, TrainConfig
 from config.parser import parse_flags
-from models.run_folder import RUN_NAMES
 from task_utils import Task, task_names
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,13 +18,12 @@ from transformers import ByT5Tokenizer
 
 import export
 import inference
+from checkpoints.format import MODEL_ENTRIES, read_checkpoint
+from checkpoints.model_source import InferenceModel, model_source
+from checkpoints.run_folder import CONTENT_KEY
 from config.flags import TrainConfig
-from models.checkpoint_format import MODEL_ENTRIES, read_checkpoint
-from models.inference_model import InferenceModel
 from models.loading import describe, from_config
-from models.run_folder import CONTENT_KEY
 from models.tokenizers import pack_tokenizer
-from models.training_model import model_source
 from tests.small_configs import config_of
 from utils.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from models.inference_model import InferenceModel
+from checkpoints.model_source import InferenceModel
 from models.loading import from_config
 from models.tokenizers import load_tokenizer
 from tests.small_configs import config_of

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from models import checkpoint_format, resuming
-from models.checkpoint_format import FORMAT_VERSION, UPGRADES, read_checkpoint
+from checkpoints import format as checkpoint_format
+from checkpoints.format import FORMAT_VERSION, UPGRADES, read_checkpoint
+from checkpoints.run_folder import CONTENT_KEY, clean_leftovers
+from models import resuming
 from models.checkpoint_io import DurableCheckpointIO
-from models.run_folder import CONTENT_KEY, clean_leftovers
 from utils.errors import RunError, UserError
 from utils.files import link_file, nothing_kept_on_user_error, write_file, write_folder, write_json
 

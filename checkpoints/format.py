@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from models.kept_checkpoints import kept_problem
-from models.run_folder import CONTENT_KEY
+from checkpoints.retention import kept_problem
+from checkpoints.run_folder import CONTENT_KEY
 from utils.errors import RunError, UserError
 
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
+from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
 from utils.console import tell
 from utils.files import LONGEST_NAME, link_file, run_error
 

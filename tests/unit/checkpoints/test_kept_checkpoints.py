@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models.kept_checkpoints import DueCheckpoint, KeptCheckpoints, continue_from, kept_problem, remove_uncounted
+from checkpoints.retention import DueCheckpoint, KeptCheckpoints, continue_from, kept_problem, remove_uncounted
 
 
 def validated(step: int, order: float) -> DueCheckpoint:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.checkpoint_format import KEPT, MODEL_ENTRIES, model_weights, read_checkpoint
-from models.inference_model import InferenceModel
-from models.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
+from checkpoints.format import KEPT, MODEL_ENTRIES, model_weights, read_checkpoint
+from checkpoints.model_source import InferenceModel
+from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 from utils.errors import UserError
 
 KEPT_BEST = 5  # checkpoints of validations that a run keeps

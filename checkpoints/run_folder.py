@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from config.flags import TrainConfig
 from utils.console import tell
 from utils.errors import UserError
 from utils.files import OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, _leftovers
@@ -210,3 +211,44 @@ def clean_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def resume_candidates(config: TrainConfig) -> list[Path]:
+    """The checkpoints that -resume_checkpoint stands for, the one to try first in front; none = start afresh.
+
+    Raises:
+        UserError: nothing there to resume, or a URL.
+    """
+    value, folder = config.run.resume_checkpoint, Path(config.run.save_path)
+    if not value:
+        return []
+    if "://" in value:
+        raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
+    place = folder if value in ("last", "auto", "best") else Path(value)
+    found = checkpoints_of(place) if os.path.isdir(place) else []
+    if value == "best":
+        best = validated_checkpoint(folder, exported_step(folder, "best"))
+        if best is None:
+            raise UserError(
+                f"-resume_checkpoint best: no checkpoint of {folder / 'best'} in {folder / CHECKPOINT_FOLDER};"
+                " -resume_checkpoint last continues from the newest"
+            )
+        return [best]
+    if value == "auto" and not found:
+        models = [name for name in ("best", "last") if os.path.lexists(folder / name)]
+        if models and holds_run(folder):
+            raise UserError(
+                f"-resume_checkpoint auto: {folder} holds a model ({', '.join(models)}) and no checkpoint to continue"
+                " from; -overwrite in its place begins again, or choose another -save_path"
+            )
+        return []
+    if found:
+        return found
+    if value == "last" or os.path.isdir(place):
+        raise UserError(
+            f"-resume_checkpoint {value}: no such file: {place / CHECKPOINT_FOLDER / LAST_NAME}, nor any other"
+            " checkpoint there"
+        )
+    if not os.path.isfile(place):
+        raise UserError(f"-resume_checkpoint {value}: no such file: {place}")
+    return [place]

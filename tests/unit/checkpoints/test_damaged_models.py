@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from models.checkpoint_format import KEPT, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
-from models.inference_model import InferenceModel
+from checkpoints.format import KEPT, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
+from checkpoints.model_source import InferenceModel
+from checkpoints.run_folder import CONTENT_KEY, exported_step
 from models.loading import (
     check_config_builds,
     config_from_dict,
@@ -23,7 +24,6 @@ from models.loading import (
     from_config,
     from_pretrained,
 )
-from models.run_folder import CONTENT_KEY, exported_step
 from models.run_log import RunLog
 from models.tokenizers import pack_tokenizer, unpack_tokenizer
 from tests.small_configs import CONFIGS, config_of

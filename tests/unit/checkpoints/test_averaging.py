@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.averaging import (
+from checkpoints.averaging import (
     WeightSource,
     average_into,
     averaged,
@@ -17,10 +17,10 @@ from models.averaging import (
     newest_checkpoints,
     weight_source,
 )
-from models.checkpoint_format import model_weights, read_checkpoint
-from models.inference_model import InferenceModel
+from checkpoints.format import model_weights, read_checkpoint
+from checkpoints.model_source import InferenceModel
+from checkpoints.run_folder import step_of
 from models.loading import from_config
-from models.run_folder import step_of
 from tests.small_configs import config_of
 from utils.errors import UserError
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.checkpoint_format import MODEL_ENTRIES, model_weights, read_checkpoint
+from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
+from checkpoints.run_folder import CONTENT_KEY, exported_step, validated_checkpoint
 from models.generation import DecodingOptions, generation_config
 from models.loading import from_checkpoint
-from models.run_folder import CONTENT_KEY, exported_step, validated_checkpoint
 from models.tokenizers import unpack_tokenizer
 from utils.console import tell
 from utils.files import STATE_NAME, write_folder, write_json

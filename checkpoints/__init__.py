@@ -1,0 +1,1 @@
+"""What lies on the disk: run folders, checkpoints, model folders. Imports task_utils and below; no datamodules."""
