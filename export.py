@@ -60,7 +60,7 @@ def run(flags: ExportFlags) -> int:
         if _same_or_inside(Path(name), target)
     )
     if flags.format == "ctranslate2":
-        from models.ctranslate2_conversion import require_ctranslate2
+        from generation.engines.conversion import require_ctranslate2
 
         require_ctranslate2("-format ctranslate2")
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
@@ -196,7 +196,7 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
     from checkpoints.averaging import averaged
     from checkpoints.model_folder import fill_folder, model_bytes
     from checkpoints.model_source import InferenceModel
-    from models.generation import DecodingOptions, generation_config
+    from generation.decoder import DecodingOptions, generation_config
     from utils.files import clean_folder_leftovers, write_folder, write_json
 
     flag = "-average" if flags.average else "-model"
@@ -247,9 +247,9 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
     import numpy as np
 
-    from models.ctranslate2_conversion import save_converted
-    from models.ctranslate2_engine import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
-    from models.generation import Decoder, DecodingOptions, generation_config
+    from generation.decoder import Decoder, DecodingOptions, generation_config
+    from generation.engines.conversion import save_converted
+    from generation.engines.ctranslate2 import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
     from utils.files import STATE_NAME, write_json
 
     save_converted(folder, model, tokenizer, compute_type)

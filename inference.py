@@ -22,11 +22,11 @@ from utils.errors import RunError, Terminated, raise_if_any
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoding.store import EncodedSplit
     from datamodules.readers.read import InputRecords
+    from generation.batch_limits import BatchLimits
+    from generation.engines.base import Prediction
+    from generation.engines.labels import LabelDecoding
     from inference_setup import Ready
     from metrics.calibration import LabelCalibration
-    from models.batch_limits import BatchLimits
-    from models.label_prediction import LabelDecoding
-    from models.predictions import Prediction
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
@@ -57,8 +57,8 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     """Predict the rows of files."""
     from datamodules.readers.read import InputRecords
     from datamodules.splits import prediction_split
+    from generation.batch_limits import BatchLimits
     from inference_setup import find_label_decoding, first_sources, make_engine, prepare
-    from models.batch_limits import BatchLimits
     from models.prediction import predict
 
     ready = prepare(config, given, temporary)
@@ -80,10 +80,10 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the lines of standard input as they come; on standard output are predictions alone."""
     from datamodules.lines import LineEncoder
+    from generation.batch_limits import BatchLimits
+    from generation.engines.ctranslate2 import PARITY_TEXTS
+    from generation.engines.labels import LabelDecoding
     from inference_setup import answer_of, make_engine, prepare
-    from models.batch_limits import BatchLimits
-    from models.ctranslate2_engine import PARITY_TEXTS
-    from models.label_prediction import LabelDecoding
     from models.prediction_output import one_line
     from models.streaming import claim_standard_output, stream, waiting_lines
 

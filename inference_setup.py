@@ -14,19 +14,18 @@ from checkpoints.model_source import InferenceModel, inference_models, shared_li
 from config.flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
+from generation.decoder import DecodingOptions
+from generation.engines.conversion import check_convertible
+from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
+from generation.engines.labels import LabelDecoding, ScoreEngine
+from generation.engines.pytorch import TorchEngine
+from generation.incremental.weights import KNOWN
+from generation.sampling import SamplingOptions
 from label_checks import check_labels
 from label_preparation import label_decoding
 from models.architectures import longest_output
-from models.ctranslate2_conversion import check_convertible
-from models.ctranslate2_engine import PARITY_ROWS, check_compute_type
-from models.decoder_weights import KNOWN
-from models.engines import convert
-from models.generation import DecodingOptions
-from models.label_prediction import LabelDecoding, ScoreEngine
 from models.parts_names import is_structured
 from models.prediction import Engine
-from models.sampling import SamplingOptions
-from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels, get_task, override_task
 from utils.console import tell

@@ -15,6 +15,8 @@ from config.flags import InferenceConfig
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import Encoder, report_lines
+from generation.batch_limits import BatchLimits
+from generation.engines.labels import LabelDecoding, ScorePredictor, label_log_probs
 from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
@@ -22,8 +24,6 @@ from metrics.calibration import (
     fit_temperature,
     log_mean_probability,
 )
-from models.batch_limits import BatchLimits
-from models.label_prediction import LabelDecoding, ScorePredictor, label_log_probs
 from postprocessors.labels import LabelMap
 from task_utils import Template
 from utils.devices import Devices

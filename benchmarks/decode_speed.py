@@ -107,7 +107,7 @@ def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order
 def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> Callable[[Any, Any], list[str]]:
     import torch
 
-    from models.generation import DecodingOptions, decode_texts, generation_config
+    from generation.decoder import DecodingOptions, decode_texts, generation_config
 
     config = generation_config(model, tokenizer, DecodingOptions(beam_size=beams, max_length=max_length))
 
@@ -136,9 +136,9 @@ def ctranslate2_decoders(
         return {}
     import torch
 
-    from models.ctranslate2_conversion import cached_conversion
-    from models.ctranslate2_engine import CTranslate2Engine
-    from models.generation import DecodingOptions, generation_config
+    from generation.decoder import DecodingOptions, generation_config
+    from generation.engines.conversion import cached_conversion
+    from generation.engines.ctranslate2 import CTranslate2Engine
 
     settings = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
     config = generation_config(model, tokenizer, settings)
@@ -168,7 +168,7 @@ def bare_ctranslate2(
     import torch
 
     from checkpoints.model_source import InferenceModel
-    from models.ctranslate2_conversion import cached_conversion
+    from generation.engines.conversion import cached_conversion
 
     def runner(compute_type: str) -> Callable[[], list[str]]:
         converted = cached_conversion(str(folder), *InferenceModel(str(folder))(), compute_type)
@@ -193,7 +193,7 @@ def bare_ctranslate2(
 
 def text_normalisation(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from models.generation import Decoder, DecodingOptions
+    from generation.decoder import Decoder, DecodingOptions
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
@@ -226,8 +226,8 @@ def text_normalisation(options: argparse.Namespace) -> None:
 
 def label_task(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from models.generation import Decoder, DecodingOptions
-    from models.label_scoring import LabelScorer
+    from generation.decoder import Decoder, DecodingOptions
+    from generation.label_scoring import LabelScorer
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
     model, tokenizer = InferenceModel(str(folder))()

@@ -21,9 +21,9 @@ LABELS = ("긍정", "부정", "a", "ab", "abc", "중립입니다", "b", "hgf", "
 
 def search_parity(name: str, beams: int, rows: int) -> tuple[int, int, float]:
     """Rows of the same best text, rows of the same list, and the largest difference of a beam's score."""
-    from models.generation import DecodingOptions
+    from generation.decoder import DecodingOptions
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
-    from tests.unit.test_search import LONGEST, Decoder, by_library
+    from tests.unit.generation.test_search import LONGEST, Decoder, by_library
 
     model = half_trained(name)
     ids, mask = encoded(words(rows, seed=77))
@@ -49,10 +49,10 @@ def label_parity(name: str, rows: int, lowest: float) -> tuple[float, float]:
     """The largest difference among scores above `lowest`, and the smallest score."""
     import torch
 
-    from models.label_scoring import LabelScorer
+    from generation.label_scoring import LabelScorer
     from models.tokenizers import encoded_target
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
-    from tests.unit.test_label_scoring import brute_force
+    from tests.unit.generation.test_label_scoring import brute_force
 
     model = half_trained(name)
     ids, mask = encoded(words(rows, seed=78))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY, exported_step, validated_checkpoint
-from models.generation import DecodingOptions, generation_config
+from generation.decoder import DecodingOptions, generation_config
 from models.loading import from_checkpoint
 from models.tokenizers import unpack_tokenizer
 from utils.console import tell

@@ -13,7 +13,7 @@ from metrics.score import INVALID, Scores
 from postprocessors.labels import LabelMap
 
 if TYPE_CHECKING:
-    from models.predictions import Prediction
+    from generation.engines.base import Prediction
 
 ROWS_AT_ONCE = 10_000
 DETAILS = {

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from models.batch_limits import BatchLimits, longest_first
-from models.generation import Hypothesis
+from generation.batch_limits import BatchLimits, longest_first
+from generation.decoder import Hypothesis
+from generation.engines.base import Prediction
 from models.parts_names import CLAIMS_NAME
-from models.predictions import Prediction
 from utils.errors import RunError
 from utils.files import write_file
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.predictions import Prediction
+from generation.engines.base import Prediction
 from utils.errors import RunError
 from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file

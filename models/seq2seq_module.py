@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import ADAM_RATE, OptimFlags
+from generation.decoder import Decoder, DecodingOptions
 from models.forward import decode_teacher_forced
-from models.generation import Decoder, DecodingOptions
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
 from models.optim import build_optimizer, build_scheduler

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from models.batch_limits import BatchLimits
-from models.predictions import BatchPredictor, Prediction
+from generation.batch_limits import BatchLimits
+from generation.engines.base import BatchPredictor, Prediction
 from utils.errors import RunError, UserError
 
 BLOCK_BYTES = 1 << 16

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
 from config.flags import BatchFlags, DecodeFlags, TrainConfig
+from generation.batch_limits import BatchLimits
+from generation.decoder import DecodingOptions
+from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
-from models.batch_limits import BatchLimits
-from models.generation import DecodingOptions
 from models.prediction import predict
-from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from utils.devices import Devices

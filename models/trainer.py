@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import TrainConfig
+from generation.decoder import DecodingOptions, generation_config
 from models.checkpoint_io import DurableCheckpointIO
-from models.generation import DecodingOptions, generation_config
 from models.loop_state import take_over_loop
 from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule

@@ -19,8 +19,8 @@ import export
 from checkpoints.averaging import best_checkpoints
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import checkpoints_of
-from models.ctranslate2_engine import CTranslate2Engine
-from models.generation import DecodingOptions, generation_config
+from generation.decoder import DecodingOptions, generation_config
+from generation.engines.ctranslate2 import CTranslate2Engine
 from tests.cli.command import infer_ok, listing, run
 from tests.cli.tiny import letter_rows
 from utils.errors import UserError

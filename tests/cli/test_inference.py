@@ -179,10 +179,10 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
     from config.flags import DataFlags, InferenceConfig, LengthFlags, OutputFlags
     from datamodules.splits import Encoder, prediction_split
+    from generation.engines.base import Prediction
     from inference import finish
     from inference_setup import Ready
     from metrics import score as scoring
-    from models.predictions import Prediction
     from postprocessors.labels import LabelMap
     from task_utils import get_task
     from utils.devices import Devices
@@ -285,7 +285,7 @@ def test_an_arithmetic_that_this_processor_has_not_is_told_before_anything_is_ma
     copy_run: Path, letters: Path, tmp_path: Path
 ) -> None:
     """Rows are not encoded and the model is not converted for it."""
-    from models.ctranslate2_engine import supported_compute_types
+    from generation.engines.ctranslate2 import supported_compute_types
 
     if "float16" in supported_compute_types("cpu"):
         pytest.skip("this processor has float16")

@@ -11,11 +11,11 @@ from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGene
 
 from config.flags import InferenceConfig
 from config.parser import parse_flags
+from generation.decoder import DecodingOptions
+from generation.engines.labels import LabelDecoding
+from generation.engines.pytorch import TorchEngine
 from inference_setup import make_engine, prepare
-from models.generation import DecodingOptions
-from models.label_prediction import LabelDecoding
 from models.loading import from_config
-from models.torch_engine import TorchEngine
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
 from utils.errors import UserError

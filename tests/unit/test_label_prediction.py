@@ -12,17 +12,17 @@ import torch
 
 from config.flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
 from datamodules.splits import Encoder, prediction_split
+from generation.batch_limits import BatchLimits
+from generation.decoder import DecodingOptions
+from generation.engines.base import Prediction
+from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
+from generation.engines.pytorch import TorchEngine
+from generation.label_scoring import LabelScorer
 from label_preparation import content_free_sources, domain_sources, label_decoding
 from metrics.calibration import LabelCalibration, log_mean_probability, softmax
 from metrics.report import calibration_settings, with_probabilities
 from metrics.score import score
-from models.batch_limits import BatchLimits
-from models.generation import DecodingOptions
-from models.label_prediction import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
-from models.label_scoring import LabelScorer
 from models.part_files import Chunks, Parts, write_part
-from models.predictions import Prediction
-from models.torch_engine import TorchEngine
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

@@ -14,10 +14,10 @@ import pytest
 from transformers import T5Config
 
 from checkpoints.model_source import InferenceModel
+from generation.engines.base import Prediction
 from models.part_files import part_path, write_part
 from models.parts_folder import open_parts
 from models.parts_names import parts_folder
-from models.predictions import Prediction
 from utils.errors import UserError
 
 IDENTITY = {"rows": 3, "-beam_size": 4}

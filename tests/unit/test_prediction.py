@@ -23,12 +23,12 @@ from transformers import ByT5Tokenizer
 from config.flags import DataFlags, LengthFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder, prediction_split
-from models.batch_limits import BatchLimits
-from models.generation import Hypothesis
+from generation.batch_limits import BatchLimits
+from generation.decoder import Hypothesis
+from generation.engines.base import Prediction
 from models.part_files import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from models.parts_names import CLAIMS_NAME
 from models.prediction import finished_rows, predict
-from models.predictions import Prediction
 from task_utils import get_task
 from utils.devices import Devices
 from utils.errors import RunError, UserError
@@ -172,9 +172,9 @@ FEW_FILES = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from models.batch_limits import BatchLimits
+from generation.batch_limits import BatchLimits
 from models.part_files import Chunks, Parts, write_part
-from models.predictions import Prediction
+from generation.engines.base import Prediction
 chunks = Chunks.of(np.ones(300), BatchLimits(1))
 for chunk in range(300):
     write_part(Path(sys.argv[1]), chunk, [chunk], [Prediction(str(chunk))])

@@ -13,9 +13,9 @@ import pytest
 
 from datamodules.readers.read import InputRecords, ReadOptions, read_rows
 from datamodules.readers.rows import RowReport
-from models.generation import Hypothesis
+from generation.decoder import Hypothesis
+from generation.engines.base import Prediction
 from models.prediction_output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
-from models.predictions import Prediction
 from task_utils import get_task
 from utils.errors import RunError
 

@@ -15,9 +15,9 @@ from transformers import ByT5Tokenizer
 from config.flags import DataFlags, LengthFlags
 from datamodules.lines import LineEncoder
 from datamodules.splits import Encoder, prediction_split
+from generation.batch_limits import BatchLimits
+from generation.engines.base import Prediction
 from models import streaming
-from models.batch_limits import BatchLimits
-from models.predictions import Prediction
 from models.streaming import stream, waiting_lines
 from task_utils import get_task, override_task
 from utils.errors import UserError

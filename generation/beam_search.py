@@ -18,11 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.decoder_step import COLUMNS_TO_COME
-from models.finite import require_finite
-from models.label_trie import ROOT, TokenGraph
-from models.score_rules import ScoreRules
-from models.vocabulary import best_scores, log_normaliser
+from generation.constraints import ROOT, TokenGraph
+from generation.incremental.decoder import COLUMNS_TO_COME
+from generation.logits_processors import ScoreRules
+from generation.topk import best_scores, log_normaliser, require_finite
 
 COMPACT_EVERY = COLUMNS_TO_COME  # steps
 COMPACT_SHARE = 0.25  # of the batch that may be done before it shrinks at once

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from models.decoder_weights import KNOWN
-from models.generation import Decoder, DecodingOptions
-from models.predictions import BatchPredictor, Prediction
+from generation.decoder import Decoder, DecodingOptions
+from generation.engines.base import BatchPredictor, Prediction
+from generation.incremental.weights import KNOWN
 from utils.console import tell
 from utils.errors import errors_at
 from utils.padding import pad_sources

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.generation import Decoder, DecodingOptions, allowed_texts, label_encoder
-from models.joined_labels import JoinedLabels, _checked
-from models.label_scoring import LabelScorer
-from models.label_trie import ROOT, TokenGraph
+from generation.constraints import ROOT, TokenGraph
+from generation.decoder import Decoder, DecodingOptions, allowed_texts, label_encoder
+from generation.joined_labels import JoinedLabels, _checked
+from generation.label_scoring import LabelScorer
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -118,7 +118,7 @@ def test_triples_all_over_the_labels_are_checked() -> None:
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.joined_labels.MOST_BRANCHES", 40)
+    monkeypatch.setattr("generation.joined_labels.MOST_BRANCHES", 40)
     with pytest.raises(ValueError, match="8 labels are too many, or too long, to be joined"):
         allowed_texts(TOKENIZER, list("abcdefgh"), ", ")
 

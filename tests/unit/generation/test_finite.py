@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from models.generation import Decoder, DecodingOptions
-from models.label_scoring import LabelScorer
-from models.sampling import SamplingOptions
+from generation.decoder import Decoder, DecodingOptions
+from generation.label_scoring import LabelScorer
+from generation.sampling import SamplingOptions
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 from utils.errors import RunError
 

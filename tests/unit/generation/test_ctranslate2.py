@@ -16,10 +16,11 @@ import torch
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel
 
 from checkpoints.model_source import InferenceModel
-from models import ctranslate2_conversion, engines
-from models.ctranslate2_conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
-from models.ctranslate2_engine import CTranslate2Engine, supported_compute_types
-from models.generation import Decoder, DecodingOptions, Hypothesis, generation_config
+from generation.decoder import Decoder, DecodingOptions, Hypothesis, generation_config
+from generation.engines import conversion as ctranslate2_conversion
+from generation.engines import ctranslate2 as engines
+from generation.engines.conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
+from generation.engines.ctranslate2 import CTranslate2Engine, supported_compute_types
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from generation.decoder import label_trie
+from generation.incremental.decoder import NoMemory, StepModel
+from generation.incremental.weights import compute_dtype, supports
+from generation.topk import log_normaliser, require_finite
 from models.architectures import target_limit
-from models.decoder_step import NoMemory, StepModel
-from models.decoder_weights import compute_dtype, supports
-from models.finite import require_finite
 from models.forward import decoder_start_token
-from models.generation import label_trie
 from models.tokenizers import example_target, fixed_first_token
-from models.vocabulary import log_normaliser
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
 MOST_NODES = 2**13  # of the tree of labels; who sees whom is a table of nodes x nodes

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from models.generation import Hypothesis
+from generation.decoder import Hypothesis
 
 
 @dataclass(frozen=True)

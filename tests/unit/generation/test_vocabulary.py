@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.vocabulary import BLOCK, BLOCKS_FROM, best_scores, log_normaliser
+from generation.topk import BLOCK, BLOCKS_FROM, best_scores, log_normaliser
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 200])

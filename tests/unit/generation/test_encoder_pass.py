@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from models import encoder_pass
-from models.encoder_pass import EncoderPass, serves
+from generation.incremental import encoder as encoder_pass
+from generation.incremental.encoder import EncoderPass, serves
 from tests.small_configs import CONFIGS, config_of
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from generation.incremental.weights import Norm, activation_of, norm_of, normed
 from models.architectures import BART_LIKE, T5_LIKE
-from models.decoder_weights import Norm, activation_of, norm_of, normed
 
 TOKENS_AT_ONCE = 1024  # of a part of a batch, padding included
 

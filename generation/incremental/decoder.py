@@ -13,6 +13,7 @@ length, C columns of the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from models.decoder_weights import Linear, Norm, decoder_weights, normed
-from models.encoder_pass import EncoderPass, serves
+from generation.incremental.encoder import EncoderPass, serves
+from generation.incremental.weights import Linear, Norm, decoder_weights, normed
 
 # Steps that a fresh cache has room for, and one that was just compacted; a full cache is doubled.
 COLUMNS_AT_FIRST = 64
@@ -282,3 +283,30 @@ def _rows(context: Tensor) -> Tensor:
 def _linear(x: Tensor, linear: Linear) -> Tensor:
     """Of rows (N, in)."""
     return torch.mm(x, linear.weight) if linear.bias is None else torch.addmm(linear.bias, x, linear.weight)
+
+
+class EnsembleState:
+    """`StepState` for several models. The search normalises the mean again, so that it is a distribution."""
+
+    def __init__(self, states: Sequence[StepState]) -> None:
+        self.states = states
+        self.dtype = states[0].dtype
+
+    def logits(self, tokens: Tensor, step: int) -> Tensor:
+        return torch.stack([state.logits(tokens, step).log_softmax(2) for state in self.states]).mean(0)
+
+    def follow(self, parents: Tensor) -> None:
+        for state in self.states:
+            state.follow(parents)
+
+    def keep(self, rows: Tensor) -> None:
+        for state in self.states:
+            state.keep(rows)
+
+
+def start(
+    models: Sequence[StepModel], input_ids: Tensor, attention_mask: Tensor, beams: int
+) -> StepState | EnsembleState:
+    """`beams` outputs of every row of (batch, source_length) ids under one model or several."""
+    states = [model.start(input_ids, attention_mask, beams) for model in models]
+    return states[0] if len(states) == 1 else EnsembleState(states)

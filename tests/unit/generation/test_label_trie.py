@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from models.decoder_step import StepModel
-from models.generation import Decoder, DecodingOptions, label_trie
-from models.label_scoring import LabelScorer
-from models.label_trie import ROOT, LabelTrie, TokenGraph
-from models.sampling import SamplingOptions
-from models.score_rules import ScoreRules
-from models.search import SearchOptions, beam_search
+from generation.beam_search import SearchOptions, beam_search
+from generation.constraints import ROOT, LabelTrie, TokenGraph
+from generation.decoder import Decoder, DecodingOptions, label_trie
+from generation.incremental.decoder import StepModel
+from generation.label_scoring import LabelScorer
+from generation.logits_processors import ScoreRules
+from generation.sampling import SamplingOptions
 from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from models.label_trie import ROOT, Branches, LabelTrie, TokenGraph
+from generation.constraints import ROOT, Branches, LabelTrie, TokenGraph
 
 PROBES = ("0", "가", "Z")  # texts that do not begin alike, so that nothing of a follower is taken for the separator's
 MOST_BRANCHES = 2**20  # of the graph while it is made: some 200 MB

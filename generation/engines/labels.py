@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from generation.batch_limits import BatchLimits
+from generation.engines.base import Prediction
+from generation.label_scoring import LabelScorer
 from metrics.calibration import Floats, LabelCalibration
-from models.batch_limits import BatchLimits
-from models.label_scoring import LabelScorer
-from models.predictions import Prediction
 from utils.devices import Devices
 from utils.errors import errors_at
 from utils.padding import pad_sources

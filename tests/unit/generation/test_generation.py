@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from models.generation import Decoder, DecodingOptions, decode_texts, generation_config
+from generation.decoder import Decoder, DecodingOptions, decode_texts, generation_config
 from models.loading import from_config
 from models.tokenizers import example_target
 from tests.small_configs import CONFIGS, config_of

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from models.decoder_step import BeamCache, StepModel
-from models.decoder_weights import supports
-from models.generation import Decoder, DecodingOptions, Hypothesis
+from generation.beam_search import SearchOptions, beam_search
+from generation.decoder import Decoder, DecodingOptions, Hypothesis
+from generation.incremental.decoder import BeamCache, StepModel
+from generation.incremental.weights import supports
+from generation.logits_processors import ScoreRules
+from generation.sampling import SamplingOptions, draw_tokens, row_draws, sample
 from models.loading import from_config
-from models.sampling import SamplingOptions, draw_tokens, row_draws, sample
-from models.score_rules import ScoreRules
-from models.search import SearchOptions, beam_search
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

@@ -21,17 +21,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from generation.beam_search import FoundTokens, SearchOptions, beam_search
+from generation.constraints import LabelTrie
+from generation.incremental.decoder import StepModel, start
+from generation.incremental.weights import compute_dtype, supports
+from generation.joined_labels import JoinedLabels
+from generation.logits_processors import ScoreRules
+from generation.sampling import SamplingOptions, sample
+from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
-from models.decoder_step import StepModel
-from models.decoder_weights import compute_dtype, supports
-from models.ensemble import start
-from models.finite import require_finite
 from models.forward import decoder_start_token
-from models.joined_labels import JoinedLabels
-from models.label_trie import LabelTrie
-from models.sampling import SamplingOptions, sample
-from models.score_rules import ScoreRules
-from models.search import FoundTokens, SearchOptions, beam_search
 from models.tokenizers import encoded_target, example_target, fixed_first_token
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from models.label_scoring import LabelScorer
+from generation.label_scoring import LabelScorer
 from models.loading import from_config
 from models.tokenizers import encoded_target
 from tests.small_configs import config_of
@@ -70,7 +70,7 @@ def test_a_large_batch_is_done_in_parts_without_a_difference(monkeypatch: pytest
     model = half_trained("bart")
     ids, mask = encoded(words(12, seed=6))
     whole = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
-    monkeypatch.setattr(f"models.label_scoring.{limit}", 1)
+    monkeypatch.setattr(f"generation.label_scoring.{limit}", 1)
     torch.testing.assert_close(LabelScorer(model, TOKENIZER, LABELS)(ids, mask), whole, rtol=1e-6, atol=1e-5)
 
 
@@ -118,6 +118,6 @@ def test_unknown_decoders_are_refused() -> None:
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.label_scoring.MOST_NODES", 4)
+    monkeypatch.setattr("generation.label_scoring.MOST_NODES", 4)
     with pytest.raises(ValueError, match=r"^the 3 labels have 6 beginnings, and at most 4 are scored; use -label_dec"):
         LabelScorer(half_trained("t5"), TOKENIZER, ["ab", "cd", "ae"])

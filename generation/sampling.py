@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.finite import require_finite
-from models.search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
-from models.vocabulary import best_scores, log_normaliser
+from generation.beam_search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
+from generation.topk import best_scores, log_normaliser, require_finite
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the row ids of two seeds apart
 

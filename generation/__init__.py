@@ -1,0 +1,1 @@
+"""From a batch of sources to outputs. Imports checkpoints, models and the floors below."""

@@ -1,0 +1,1 @@
+"""What decodes a batch: our own search, or CTranslate2."""

@@ -1,0 +1,1 @@
+"""The decoder that keeps what it computed: one token a step."""
