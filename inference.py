@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from config.flags import STANDARD_INPUT, InferenceConfig
 from config.parser import help_text, parse_flags, to_dict, wants_help
-from inference_validation import check_inference
+from prediction.checks import check_inference
 from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be righ
     from generation.batch_limits import BatchLimits
     from generation.engines.base import Prediction
     from generation.engines.labels import LabelDecoding
-    from inference_setup import Ready
     from metrics.calibration import LabelCalibration
+    from prediction.setup import Ready
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
 SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
@@ -58,8 +58,8 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     from datamodules.readers.read import InputRecords
     from datamodules.splits import prediction_split
     from generation.batch_limits import BatchLimits
-    from inference_setup import find_label_decoding, first_sources, make_engine, prepare
-    from models.prediction import predict
+    from prediction.predict import predict
+    from prediction.setup import find_label_decoding, first_sources, make_engine, prepare
 
     ready = prepare(config, given, temporary)
     config, labels = ready.config, ready.labels
@@ -83,9 +83,9 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
     from generation.batch_limits import BatchLimits
     from generation.engines.ctranslate2 import PARITY_TEXTS
     from generation.engines.labels import LabelDecoding
-    from inference_setup import answer_of, make_engine, prepare
-    from models.prediction_output import one_line
-    from models.streaming import claim_standard_output, stream, waiting_lines
+    from prediction.output import one_line
+    from prediction.setup import answer_of, make_engine, prepare
+    from prediction.streaming import claim_standard_output, stream, waiting_lines
 
     with claim_standard_output() as output:
         ready = prepare(config, given, temporary)
@@ -112,7 +112,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
 @contextmanager
 def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) -> Iterator[Path]:
     """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
-    from models.parts_folder import open_parts
+    from prediction.parts_folder import open_parts
     from utils.digests import tokenizer_digest
 
     config = ready.config
@@ -140,7 +140,7 @@ def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) 
 @contextmanager
 def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, kept: bool) -> Iterator[None]:
     """Say at a stop how much is finished and how it is completed."""
-    from models.prediction import finished_rows
+    from prediction.predict import finished_rows
 
     def words() -> str:
         rows = finished_rows(split, limits, parts)
@@ -166,10 +166,10 @@ def finish(
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
-    from inference_setup import answer_of, largest_distance
     from metrics.report import calibration_settings, report_dict, report_text, with_probabilities
     from metrics.score import score
-    from models.prediction_output import OutputForm, output_rows, plain_lines, write_lines, write_rows
+    from prediction.output import OutputForm, output_rows, plain_lines, write_lines, write_rows
+    from prediction.setup import answer_of, largest_distance
     from utils.files import write_json
     from utils.lazy_sequence import LazySequence
 

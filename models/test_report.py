@@ -14,8 +14,8 @@ from generation.decoder import DecodingOptions
 from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
-from models.prediction import predict
 from postprocessors.labels import LabelMap
+from prediction.predict import predict
 from task_utils import Task
 from utils.devices import Devices
 from utils.files import write_json

@@ -166,7 +166,7 @@ def test_beams_and_a_folder_that_is_none_of_ours(copy_run: Path, tmp_path: Path)
 
 
 def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> None:
-    from models.prediction_output import plain_lines, write_lines
+    from prediction.output import plain_lines, write_lines
 
     texts = ["one\ntwo", "tab\there", "back\\slash", "\r", "", "한글"]
     write_lines(tmp_path / "escaped.txt", plain_lines(texts, escapes=True))
@@ -181,9 +181,9 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from datamodules.splits import Encoder, prediction_split
     from generation.engines.base import Prediction
     from inference import finish
-    from inference_setup import Ready
     from metrics import score as scoring
     from postprocessors.labels import LabelMap
+    from prediction.setup import Ready
     from task_utils import get_task
     from utils.devices import Devices
 

@@ -17,8 +17,8 @@ import torch
 from checkpoints.run_folder import clean_leftovers, run_lock
 from config.flags import InferenceConfig, TrainConfig
 from config.parser import parse_flags
-from inference_validation import check_inference
 from models.run_setup import open_run_folder
+from prediction.checks import check_inference
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
 from utils.errors import RunError, UserError

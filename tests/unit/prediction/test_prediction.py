@@ -26,9 +26,9 @@ from datamodules.splits import Encoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from models.part_files import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
-from models.parts_names import CLAIMS_NAME
-from models.prediction import finished_rows, predict
+from prediction.parts import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
+from prediction.parts_folder import CLAIMS_NAME
+from prediction.predict import finished_rows, predict
 from task_utils import get_task
 from utils.devices import Devices
 from utils.errors import RunError, UserError
@@ -173,7 +173,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from generation.batch_limits import BatchLimits
-from models.part_files import Chunks, Parts, write_part
+from prediction.parts import Chunks, Parts, write_part
 from generation.engines.base import Prediction
 chunks = Chunks.of(np.ones(300), BatchLimits(1))
 for chunk in range(300):
@@ -208,7 +208,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 import numpy as np
-from models.part_files import Chunks, Claims
+from prediction.parts import Chunks, Claims
 with Claims(Path(sys.argv[1]), 0, 2) as claims:
     print(next(claims.open_chunks(Chunks(np.arange(3), [0, 1, 2], 1))), flush=True)
     sys.stdin.read()

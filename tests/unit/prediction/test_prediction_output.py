@@ -15,7 +15,7 @@ from datamodules.readers.read import InputRecords, ReadOptions, read_rows
 from datamodules.readers.rows import RowReport
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from models.prediction_output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
+from prediction.output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from task_utils import get_task
 from utils.errors import RunError
 

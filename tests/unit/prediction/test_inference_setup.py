@@ -14,8 +14,8 @@ from config.parser import parse_flags
 from generation.decoder import DecodingOptions
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine
-from inference_setup import make_engine, prepare
 from models.loading import from_config
+from prediction.setup import make_engine, prepare
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
 from utils.errors import UserError

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from config.checks import check_devices, collect
-from config.flags import STANDARD_INPUT, InferenceConfig
+from config.flags import CTRANSLATE2_INSTALL, STANDARD_INPUT, DecodeFlags, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
-from datamodules.readers.paths import parse_data_path
-from engine_checks import check_engine_flags
-from label_checks import SCORE_FLAGS, check_label_flags
-from models.parts_names import PARTS_SUFFIX, has_parts, is_structured
+from datamodules.readers.paths import check_data_paths, parse_data_path
 from postprocessors.labels import LabelMap
+from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task
+from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
+
+RULE_FLAGS = ("no_repeat_ngram_size", "min_predict_length", "repetition_penalty")  # change the model's own scores
+
+SCORE_FLAGS = ("label_prior", "calibrate", "label_temperature")
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "do_sample")
+SEARCH_FLAGS = ("beam_size", "length_penalty", "num_return", "early_stopping")
+EXCLUDED = {
+    "generate": (),
+    "constrained": (*RULE_FLAGS, *SAMPLING_FLAGS),  # rules could block every label
+    "score": (*RULE_FLAGS, *SAMPLING_FLAGS, *SEARCH_FLAGS),
+}
+REASONS = {
+    "constrained": "chooses the best label, and this could leave none",
+    "score": "looks at every label and searches nothing",
+}
 
 ROW_FLAGS = ("valid_data_proportions", "test_data_proportions", "source_column", "target_column", "header")
 FILE_FLAGS = (*ROW_FLAGS, "strict_data", "cache_dir", "max_target_length", "do_truncate")  # not of standard input
@@ -183,3 +198,97 @@ def _file_problem(value: str, inputs: list[tuple[str, str]]) -> str:
     if not os.path.isdir(path.parent):
         return f"the folder {path.parent} does not exist"
     return "" if os.access(path.parent, os.W_OK) else f"no permission to write in {path.parent}"
+
+
+def check_label_flags(config: InferenceConfig, task: Task | None, problems: list[str]) -> None:
+    """Problems that the flags show, appended to `problems`; `task` is None when the checkpoint has it."""
+    mode = config.label.label_decoding
+    if task is not None:
+        problems.extend(label_problems(mode, task.label_map))
+    given = {**asdict(config.label), **asdict(config.decode)}
+    defaults: dict[str, Any] = {**asdict(LabelFlags()), **asdict(DecodeFlags())}
+    changed = {name: value for name, value in given.items() if value != defaults[name]}
+    if mode != "score":
+        problems += [
+            f"-{name} {changed[name]} is about label probabilities: it goes with -label_decoding score"
+            for name in SCORE_FLAGS
+            if name in changed
+        ]
+    problems += [
+        f"-{name} {changed[name]}: -label_decoding {mode} {REASONS[mode]}; leave it out"
+        for name in EXCLUDED[mode]
+        if name in changed
+    ]
+    if mode != "generate" and config.decode.engine != "torch":
+        problems.append(
+            f"-label_decoding {mode} only works with -engine torch; {config.decode.engine} has no search among labels"
+        )
+    if mode == "score" and len(config.model.model) > 1:
+        problems.append("-label_decoding score takes one -model; several decode together with constrained")
+    if config.label.calibrate:
+        problems.extend(check_data_paths("-calibrate", (config.label.calibrate,)))
+        if "label_temperature" in changed:
+            problems.append(
+                f"-calibrate fits the temperature, and -label_temperature {changed['label_temperature']} gives one:"
+                " leave one of them out"
+            )
+
+
+def label_problems(mode: str, labels: LabelMap | None) -> list[str]:
+    """What stands against predicting the rows of a task by `-label_decoding mode`."""
+    if mode != "generate" and labels is None:
+        return [f"-label_decoding {mode} needs labels: give -label_map, or a -task with a label map"]
+    if mode == "score" and labels is not None and labels.separator:
+        return [
+            f"-label_decoding score gives one label a row, and these rows may have several, joined by"
+            f" {labels.separator!r}; use constrained"
+        ]
+    return []
+
+
+def check_labels(mode: str, labels: LabelMap | None) -> None:
+    """Raises `UserError` with the problems of `label_problems`."""
+    raise_if_any(label_problems(mode, labels))
+
+
+def check_engine_flags(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+    """Problems of -engine with the other flags, appended to `problems`."""
+    decode, precision = config.decode, config.device.float_precision
+    if decode.engine == "torch":
+        if "compute_type" in given:
+            problems.append(
+                f"-compute_type {decode.compute_type} only works with -engine ctranslate2; give -float_precision with"
+                " -engine torch"
+            )
+        return
+    if importlib.util.find_spec("ctranslate2") is None:
+        problems.append(f"-engine ctranslate2 needs the package ctranslate2, which is missing; {CTRANSLATE2_INSTALL}")
+    if len(config.model.model) > 1:
+        problems.append("-engine ctranslate2 decodes with one -model; several decode together with -engine torch")
+    if precision != "32":
+        problems.append(
+            f"-float_precision {precision} only works with -engine torch; give -compute_type with ctranslate2"
+        )
+    problems.extend(_search_problems(decode))
+
+
+def _search_problems(decode: DecodeFlags) -> list[str]:
+    """What CTranslate2 cannot do with the very same meaning; models/ctranslate2_engine.py says why."""
+    problems = []
+    if decode.do_sample:
+        problems.append("-do_sample only works with -engine torch, which draws with a seed for each row")
+    if decode.beam_size > 1 and not decode.early_stopping:
+        problems.append(
+            f"-engine ctranslate2 ends the search of a row as soon as -beam_size {decode.beam_size} outputs have ended;"
+            " ask for that with -early_stopping true (-engine torch then gives the same texts), or give -beam_size 1"
+        )
+    defaults = DecodeFlags()
+    rules = [
+        f"-{name} {getattr(decode, name)}" for name in RULE_FLAGS if getattr(decode, name) != getattr(defaults, name)
+    ]
+    if decode.beam_size > 1 and rules:
+        problems.append(
+            f"{', '.join(rules)}: -engine ctranslate2 has this with one beam only; with -beam_size {decode.beam_size}"
+            " its scores would be others than those of -engine torch: give -beam_size 1, or -engine torch"
+        )
+    return problems

@@ -15,9 +15,8 @@ from transformers import T5Config
 
 from checkpoints.model_source import InferenceModel
 from generation.engines.base import Prediction
-from models.part_files import part_path, write_part
-from models.parts_folder import open_parts
-from models.parts_names import parts_folder
+from prediction.parts import part_path, write_part
+from prediction.parts_folder import open_parts, parts_folder
 from utils.errors import UserError
 
 IDENTITY = {"rows": 3, "-beam_size": 4}
@@ -77,7 +76,7 @@ def test_parts_are_not_thrown_away_for_a_manifest_that_cannot_be_read(tmp_path: 
 def test_one_process_works_for_an_output(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     code = (
-        "import sys; from pathlib import Path; from models.parts_folder import open_parts\n"
+        "import sys; from pathlib import Path; from prediction.parts_folder import open_parts\n"
         "with open_parts(Path(sys.argv[1]), {}, False): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, output]

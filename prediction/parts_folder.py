@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.run_folder import LOCK_NAME, run_lock
-from models.parts_names import CLAIMS_NAME, MANIFEST, parts_folder
 from utils.differences import difference_table, differences_of
 from utils.errors import UserError
 from utils.files import clean_temporary, write_json
+
+PARTS_SUFFIX = ".parts"
+MANIFEST = "manifest.json"
+CLAIMS_NAME = "claims"
+STRUCTURED = (".jsonl", ".tsv")
 
 OUR_FILES = re.compile(rf"part-\d{{6}}\.jsonl|{CLAIMS_NAME}|{re.escape(MANIFEST)}|{re.escape(LOCK_NAME)}|\..*\.tmp")
 
@@ -93,3 +97,18 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError("an object is expected")
     return content
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the finished parts of an output lie until it is whole."""
+    return output.with_name(output.name + PARTS_SUFFIX)
+
+
+def has_parts(output: Path) -> bool:
+    """Whether a prediction for this output was begun and not ended: its folder of parts is there, with its manifest."""
+    return bool(output.name) and os.path.isfile(parts_folder(output) / MANIFEST)
+
+
+def is_structured(path: str | Path) -> bool:
+    """Whether a file of that name holds more than the texts: scores and all else that was asked for."""
+    return str(path).lower().endswith(STRUCTURED)

@@ -21,12 +21,12 @@ from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.incremental.weights import KNOWN
 from generation.sampling import SamplingOptions
-from label_checks import check_labels
-from label_preparation import label_decoding
 from models.architectures import longest_output
-from models.parts_names import is_structured
-from models.prediction import Engine
 from postprocessors.labels import LabelMap
+from prediction.checks import check_labels
+from prediction.label_calibration import label_decoding
+from prediction.parts_folder import is_structured
+from prediction.predict import Engine
 from task_utils import Task, Template, evaluation_labels, get_task, override_task
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads

@@ -18,12 +18,12 @@ from generation.engines.base import Prediction
 from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from generation.engines.pytorch import TorchEngine
 from generation.label_scoring import LabelScorer
-from label_preparation import content_free_sources, domain_sources, label_decoding
 from metrics.calibration import LabelCalibration, log_mean_probability, softmax
 from metrics.report import calibration_settings, with_probabilities
 from metrics.score import score
-from models.part_files import Chunks, Parts, write_part
 from postprocessors.labels import LabelMap
+from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
+from prediction.parts import Chunks, Parts, write_part
 from task_utils import Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 from utils.devices import Devices

@@ -17,8 +17,8 @@ from datamodules.lines import LineEncoder
 from datamodules.splits import Encoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
-from models import streaming
-from models.streaming import stream, waiting_lines
+from prediction import streaming
+from prediction.streaming import stream, waiting_lines
 from task_utils import get_task, override_task
 from utils.errors import UserError
 

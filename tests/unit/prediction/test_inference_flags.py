@@ -9,7 +9,7 @@ import pytest
 
 from config.flags import InferenceConfig
 from config.parser import parse_flags
-from inference_validation import check_inference
+from prediction.checks import check_inference
 from tests.cli.tiny import letter_rows, write_tsv
 
 

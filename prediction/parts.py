@@ -22,7 +22,7 @@ import numpy as np
 from generation.batch_limits import BatchLimits, longest_first
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from models.parts_names import CLAIMS_NAME
+from prediction.parts_folder import CLAIMS_NAME
 from utils.errors import RunError
 from utils.files import write_file
 

@@ -24,7 +24,7 @@ import torch
 
 from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
-from models.part_files import Chunks, Claims, Parts, finished_chunks, part_path, write_part
+from prediction.parts import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from utils.console import tell
 from utils.devices import Devices, use_threads
 from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError

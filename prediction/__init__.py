@@ -1,0 +1,1 @@
+"""A data set through an engine, over processes. Imports generation, datamodules and the floors below."""
