@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import help_text, parse_flags, wants_help, without_flags
-from models.signals import StopSignal
 from task_utils import Task
+from training.checks import check_train
+from training.signals import StopSignal
 from utils.console import run_command, tell
 from utils.errors import NotFiniteError, UserError, raise_if_any
 from utils.launch import is_first_process, started_by_launcher
-from validation import check_train
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoding.store import EncodedSplit
-    from models.signals import TrainingStopped
-    from preparation import Prepared
+    from training.setup import Prepared
+    from training.signals import TrainingStopped
 
 USAGE = "usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]"
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
@@ -75,10 +75,10 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
 
     quiet_libraries(training=True)
     from datamodules.splits import hub_test_rows
-    from models.resuming import check_same, finished_words, flag_differences, limit_words, read_newest
-    from models.run_setup import complete_finished_run
-    from models.signals import TrainingStopped
-    from preparation import prepare
+    from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest
+    from training.run import complete_finished_run
+    from training.setup import prepare
+    from training.signals import TrainingStopped
     from utils.files import nothing_kept_on_user_error
 
     folder = Path(config.run.save_path)
@@ -120,7 +120,7 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
 
 def score_test_rows(prepared: Prepared, test: EncodedSplit) -> None:
     """Predict the test rows with best/ and print their report."""
-    from models.test_report import report_test_split
+    from training.evaluate import report_test_split
 
     config = prepared.config
     folder = Path(config.run.save_path)
@@ -150,13 +150,13 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         TrainingStopped: a signal or a limit; the run was saved at a step boundary.
         RunError: a NaN, or the disk refused.
     """
-    from models.checkpointing import Checkpointer
-    from models.resuming import adapt, environment, kept_flags
-    from models.run_log import RunLog
-    from models.run_setup import closing_lines, open_run_folder, resolved_settings, summary_lines
-    from models.signals import TrainingStopped
     from models.tokenizers import pack_tokenizer
-    from models.trainer import build_module, build_trainer, process_watch
+    from training.checkpointing import Checkpointer
+    from training.resuming import adapt, environment, kept_flags
+    from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
+    from training.run_log import RunLog
+    from training.signals import TrainingStopped
+    from training.trainer import build_module, build_trainer, process_watch
 
     config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
     folder = Path(config.run.save_path)

@@ -142,7 +142,7 @@ def save(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step checkpoint (fsync included), and its share of 100 steps; in this process."""
     del options
     import train
-    from models.checkpointing import Checkpointer
+    from training.checkpointing import Checkpointer
 
     seconds: list[float] = []
     write = Checkpointer._save
@@ -174,7 +174,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the start of the process to its first optimizer step, the rows encoded before."""
     import torch
 
-    from models.loop_state import set_position
+    from training.lightning_loop import set_position
 
     def first_step(flags: dict[str, Any]) -> float:
         began = time.monotonic()

@@ -106,8 +106,8 @@ def run_ours(options: argparse.Namespace) -> dict[str, float]:
     """`train.py` itself, stopped after the same number of optimizer steps."""
     import train
     from benchmarks.matmul_rate import rate, training_flops
-    from models.checkpointing import Checkpointer
-    from models.signals import TrainingStopped
+    from training.checkpointing import Checkpointer
+    from training.signals import TrainingStopped
 
     class Clock:
         times: list[float] = []  # noqa: RUF012

@@ -9,12 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
-from checkpoints.run_folder import CONTENT_KEY, exported_step, validated_checkpoint
-from generation.decoder import DecodingOptions, generation_config
-from models.loading import from_checkpoint
-from models.tokenizers import unpack_tokenizer
-from utils.console import tell
+from checkpoints.run_folder import CONTENT_KEY
 from utils.files import STATE_NAME, write_folder, write_json
 
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
@@ -81,32 +76,3 @@ def exported_at(checkpoint: Mapping[str, Any]) -> Exported:
         best_step=state["best_step"],
         validation=state["validation"],
     )
-
-
-def complete_exports(folder: Path, checkpoint: Mapping[str, Any], finished: bool) -> None:
-    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone.
-
-    Args:
-        checkpoint: the one that is resumed.
-    """
-    state = checkpoint["callbacks"]["Checkpointer"]
-    best_step, step = state["best_step"], checkpoint["global_step"]
-    if best_step and exported_step(folder, "best") != best_step:
-        origin = Path(checkpoint["path"]).parent.parent  # another folder, when the run goes on in a new one
-        path = validated_checkpoint(folder, best_step) or validated_checkpoint(origin, best_step)
-        if best_step == step:
-            export_checkpoint(folder / "best", checkpoint)
-        elif path is not None:
-            export_checkpoint(folder / "best", read_checkpoint(path, needed=MODEL_ENTRIES))
-    if finished and exported_step(folder, "last") != step:
-        export_checkpoint(folder / "last", checkpoint)
-
-
-def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Make `folder` what the run would have exported at this checkpoint, and say so."""
-    content = checkpoint[CONTENT_KEY]
-    model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
-    tokenizer = unpack_tokenizer(content["tokenizer"], str(folder))
-    model.generation_config = generation_config(model, tokenizer, DecodingOptions())
-    write_export(folder, model, tokenizer, exported_at(checkpoint), content)
-    tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")

@@ -13,12 +13,12 @@ import pytest
 
 from config.flags import TrainConfig
 from config.parser import parse_flags
-from models.signals import StopSignal, TrainingStopped
 from tests.cli.command import listing, printed_command, run, train, train_ok, train_until
 from tests.cli.tiny import flag_list, json_lines
 from tests.cli.whole import flags_of
 from tests.faults.harness import assert_same_end, start
 from train import after_stop, resume_command
+from training.signals import StopSignal, TrainingStopped
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train
-from models.checkpointing import Checkpointer
+from training.checkpointing import Checkpointer
 from utils.console import run_command
 
 

@@ -24,9 +24,9 @@ from models.loading import (
     from_config,
     from_pretrained,
 )
-from models.run_log import RunLog
 from models.tokenizers import pack_tokenizer, unpack_tokenizer
 from tests.small_configs import CONFIGS, config_of
+from training.run_log import RunLog
 from utils.errors import UserError
 
 

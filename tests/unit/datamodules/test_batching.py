@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
-from models.loop_state import at_step_boundary
+from training.lightning_loop import at_step_boundary
 
 length_pairs = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 25)), min_size=1, max_size=120)
 row_options = st.builds(

@@ -9,10 +9,10 @@ import pytest
 from checkpoints.run_folder import CONTENT_KEY
 from config.flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
 from config.parser import parse_flags, to_dict
-from models.resuming import flag_differences
 from postprocessors.labels import LabelMap
 from prediction.checks import check_inference, label_problems
 from task_utils import Task
+from training.resuming import flag_differences
 from utils.differences import Difference
 
 MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {

@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from models.strategies import _Launcher, cluster_environment
+from training.lightning_loop import _Launcher
+from training.strategies import cluster_environment
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.errors import UserError
 from utils.launch import started_by_launcher

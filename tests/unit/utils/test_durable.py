@@ -14,8 +14,8 @@ import torch
 from checkpoints import format as checkpoint_format
 from checkpoints.format import FORMAT_VERSION, UPGRADES, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY, clean_leftovers
-from models import resuming
-from models.checkpoint_io import DurableCheckpointIO
+from training import resuming
+from training.lightning_loop import DurableCheckpointIO
 from utils.errors import RunError, UserError
 from utils.files import link_file, nothing_kept_on_user_error, write_file, write_folder, write_json
 

@@ -16,9 +16,9 @@ from config.flags import DataFlags, LengthFlags, TrainConfig
 from config.parser import parse_flags
 from datamodules.splits import Encoder, prediction_split
 from task_utils import get_task
+from training.checks import check_train
 from utils.errors import UserError
 from utils.files import write_json
-from validation import check_train
 
 ROWS = [("ab", "a"), ("cd", "c")]
 

@@ -26,7 +26,8 @@ from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from config.flags import RunFlags
 from models.loading import describe
-from models.loop_state import (
+from models.seq2seq_module import Seq2SeqModule
+from training.lightning_loop import (
     at_step_boundary,
     epoch_complete,
     epoch_of,
@@ -34,8 +35,7 @@ from models.loop_state import (
     set_position,
     validation_due,
 )
-from models.seq2seq_module import Seq2SeqModule
-from models.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
+from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
 from utils.console import tell
 from utils.errors import NotFiniteError
 from utils.files import link_file, run_error

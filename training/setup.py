@@ -16,9 +16,9 @@ from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
 from models.architectures import source_limit, target_limit
-from models.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
+from training.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
 

@@ -15,10 +15,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
-from models.loop_state import at_step_boundary, epoch_of
 from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
+from training.lightning_loop import at_step_boundary, epoch_of
 from utils.console import tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.progress import ProgressLine

@@ -17,15 +17,15 @@ import torch
 from checkpoints.run_folder import clean_leftovers, run_lock
 from config.flags import InferenceConfig, TrainConfig
 from config.parser import parse_flags
-from models.run_setup import open_run_folder
 from prediction.checks import check_inference
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
+from training.checks import check_train
+from training.run import open_run_folder
 from utils.errors import RunError, UserError
 from utils.files import temporary_sibling, write_failure, write_file
-from validation import check_train
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 OURS = {"save_path": "x", "train_data": ["y"]}
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from config.flags import TrainConfig
 from config.parser import to_dict
-from models.resuming import Difference, flag_differences, plan_differences
 from task_utils import get_task
+from training.resuming import Difference, flag_differences, plan_differences
 
 TASK = get_task("nsmc-naive")
 

@@ -16,8 +16,8 @@ from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY
 from config.flags import LOSS_MONITORS, TrainConfig
 from config.parser import to_dict
-from models.loop_state import set_position
 from task_utils import Task
+from training.lightning_loop import set_position
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from models.run_log import RunLog
+from training.run_log import RunLog
 from utils.errors import RunError
 
 

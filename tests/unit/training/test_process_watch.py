@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from models.process_watch import ProcessWatch, first_dead
 from tests.cli.command import ROOT
+from training.process_watch import ProcessWatch, first_dead
 from utils.errors import RunError, UserError
 
 WAITS_FOR_THE_DEAD = """
 import subprocess, time
-from models import process_watch
+from training import process_watch
 
 process_watch.SECONDS_TO_NOTICE = 0.1
 commands = ["exec sleep 60", "kill -9 $$"]

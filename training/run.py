@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from checkpoints.model_folder import complete_exports
+from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
+from checkpoints.model_folder import exported_at, write_export
 from checkpoints.retention import continue_from, remove_uncounted
-from checkpoints.run_folder import CHECKPOINT_FOLDER, CONFIG_NAME, OVERWRITTEN, clean_leftovers, is_of_run
+from checkpoints.run_folder import (
+    CHECKPOINT_FOLDER,
+    CONFIG_NAME,
+    CONTENT_KEY,
+    OVERWRITTEN,
+    clean_leftovers,
+    exported_step,
+    is_of_run,
+    validated_checkpoint,
+)
 from config.flags import ADAM_RATE, TrainConfig
 from config.parser import to_dict
-from models.checkpointing import Checkpointer
+from generation.decoder import DecodingOptions, generation_config
+from models.loading import from_checkpoint
 from models.optim import resolve_warmup
+from models.tokenizers import unpack_tokenizer
 from task_utils import Task
+from training.checkpointing import Checkpointer
+from utils.console import tell
 from utils.devices import Devices
 from utils.files import run_error, write_folder, write_json
 
@@ -139,3 +153,32 @@ def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[s
         f"trained to optimizer step {step}; {best}",
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
     ]
+
+
+def complete_exports(folder: Path, checkpoint: Mapping[str, Any], finished: bool) -> None:
+    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone.
+
+    Args:
+        checkpoint: the one that is resumed.
+    """
+    state = checkpoint["callbacks"]["Checkpointer"]
+    best_step, step = state["best_step"], checkpoint["global_step"]
+    if best_step and exported_step(folder, "best") != best_step:
+        origin = Path(checkpoint["path"]).parent.parent  # another folder, when the run goes on in a new one
+        path = validated_checkpoint(folder, best_step) or validated_checkpoint(origin, best_step)
+        if best_step == step:
+            export_checkpoint(folder / "best", checkpoint)
+        elif path is not None:
+            export_checkpoint(folder / "best", read_checkpoint(path, needed=MODEL_ENTRIES))
+    if finished and exported_step(folder, "last") != step:
+        export_checkpoint(folder / "last", checkpoint)
+
+
+def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Make `folder` what the run would have exported at this checkpoint, and say so."""
+    content = checkpoint[CONTENT_KEY]
+    model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
+    tokenizer = unpack_tokenizer(content["tokenizer"], str(folder))
+    model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+    write_export(folder, model, tokenizer, exported_at(checkpoint), content)
+    tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")

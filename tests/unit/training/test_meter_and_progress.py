@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.meter import StepMeter
-from models.run_log import samples_table
+from training.run_log import samples_table
 from utils.progress import ProgressLine
 
 

@@ -10,13 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import TrainConfig
 from generation.decoder import DecodingOptions, generation_config
-from models.checkpoint_io import DurableCheckpointIO
-from models.loop_state import take_over_loop
-from models.process_watch import ProcessWatch
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
-from models.strategies import cluster_environment, lightning_strategy
 from postprocessors.labels import LabelMap
 from task_utils import Task
+from training.lightning_loop import DurableCheckpointIO, take_over_loop
+from training.process_watch import ProcessWatch
+from training.strategies import cluster_environment, lightning_strategy
 from utils.devices import Devices
 from utils.errors import UserError
 

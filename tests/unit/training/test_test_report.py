@@ -9,8 +9,8 @@ from transformers import ByT5Tokenizer
 
 from config.flags import BatchFlags, DataFlags, LengthFlags
 from datamodules.splits import Encoder
-from models.test_report import prediction_rows
 from task_utils import get_task
+from training.evaluate import prediction_rows
 
 
 @pytest.mark.parametrize(

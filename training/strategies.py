@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from transformers import PreTrainedConfig
 
-from models.process_watch import ProcessWatch
+from training.lightning_loop import _Launcher
 from utils.devices import Devices
 from utils.launch import in_job, step_tasks
 
@@ -40,20 +38,6 @@ def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
     # check_launcher saw to it that there is a task for each device; Lightning wants it to be asked for in these words.
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices.count))
     return SLURMEnvironment(auto_requeue=False)
-
-
-class _Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine and watches them; the threads stay as they were shared out."""
-
-    watch: ProcessWatch | None = None
-
-    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        del trainer
-        if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-            self.watch = ProcessWatch(self.procs)
-            self.watch.start()
-        return function(*args, **kwargs)
 
 
 class _DDPStrategy(DDPStrategy):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+
+from training.process_watch import ProcessWatch
+from utils.files import run_error, write_file
+
+LARGE = ("state_dict", "optimizer_states")  # entries of a checkpoint
 
 
 def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -95,3 +106,59 @@ def set_position(fit_loop: dict[str, Any], epoch: int, batches: int, batches_per
         "current": counters(0),
         "is_last_batch": False,
     }
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint files, written durably.
+
+    Args:
+        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded. It is
+            handed over once: its weights and optimizer states are taken out of it, so that they do not stay in memory
+            for the whole run.
+    """
+
+    def __init__(self, resumed: Mapping[str, Any] | None = None) -> None:
+        self.resumed = resumed
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        del storage_options
+        write_file(Path(path), lambda file: torch.save(checkpoint, file), needed=_tensor_bytes(checkpoint))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        del map_location, weights_only
+        if self.resumed is None:
+            raise RuntimeError(f"{path}: this run continues no checkpoint, or has loaded it")
+        resumed, self.resumed = self.resumed, None
+        loaded = dict(resumed)
+        for name in LARGE:
+            loaded[name] = copy.copy(resumed[name])
+            resumed[name].clear()  # others hold this same object, and would for as long as the run lasts
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        with run_error(Path(path)):
+            Path(path).unlink(missing_ok=True)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Starts the other processes of this machine and watches them; the threads stay as they were shared out."""
+
+    watch: ProcessWatch | None = None
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        del trainer
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            self.watch = ProcessWatch(self.procs)
+            self.watch.start()
+        return function(*args, **kwargs)

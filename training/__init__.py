@@ -1,0 +1,1 @@
+"""Fit, stop, resume. Imports generation, checkpoints, datamodules and the floors below."""
