@@ -21,7 +21,7 @@ COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig, "export.py
 OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]+)\)")
-OUR_FOLDERS = ("configs/", "docs/", "run_scripts/", "samples/", "tests/", "datamodules/", "models/", "benchmarks/")
+OUR_FOLDERS = ("configs/", "docs/", "run_scripts/", "samples/", "tests/", "benchmarks/")
 OUR_FILES = re.compile(r"[a-z_-]+\.(py|sh)|requirements.*\.txt|conda.*\.yaml")
 DOCUMENTS = [*READMES.values(), "docs/benchmarks.md", "samples/README.md"] + [
     f"docs/{name}{language}.md" for name in ("flags", "export", "inference", "labels") for language in ("", ".ko")
