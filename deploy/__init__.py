@@ -1,0 +1,1 @@
+"""Export, the page and the server. Imports prediction and the floors below."""

@@ -1,0 +1,241 @@
+"""Writes a run as a folder that others load."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
+from config.flags import ExportFlags
+from utils.console import tell
+from utils.errors import UserError, raise_if_any
+from utils.escapes import is_unicode
+from utils.files import NO_UTF8_NAME
+
+MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
+EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
+    r"(export|training_state|config|generation_config|model\.safetensors\.index|shared_vocabulary|tokenizer|"
+    r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
+    r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
+    r"prophetnet\.tokenizer"
+)
+SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
+
+
+def run(flags: ExportFlags) -> int:
+    target = target_folder(flags)
+    check_target(target, flags)
+    from utils.libraries import quiet_libraries
+
+    quiet_libraries()
+    names = source_names(flags)
+    raise_if_any(
+        f"-save_path {target}: would replace {name}, which is exported; choose another folder"
+        for name in names
+        if _same_or_inside(Path(name), target)
+    )
+    if flags.format == "ctranslate2":
+        from generation.engines.conversion import require_ctranslate2
+
+        require_ctranslate2("-format ctranslate2")
+    tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
+    write(flags, names, target)
+    tell(f"exported: {target}")
+    return 0
+
+
+def target_folder(flags: ExportFlags) -> Path:
+    """-save_path, else the name beside the run's folder that goes with the format."""
+    if flags.save_path.strip():
+        path = Path(flags.save_path)
+        return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    run = run_of(flags.model[0]) if flags.model else None
+    if run is None:
+        missing = [name for name in flags.model if not os.path.lexists(name)]
+        raise_if_any(f"-model {name}: no such file or folder; a model of the hub needs -save_path" for name in missing)
+        raise UserError("-save_path is required: -model is no folder of a run, nor a checkpoint in one")
+    run = run.absolute()
+    return run.with_name(run.name + SUFFIXES[flags.format])
+
+
+def run_of(name: str) -> Path | None:
+    """The run's folder that `name` is, or that holds it as a checkpoint, best/ or last/; None when there is none."""
+    path = Path(os.path.abspath(name))
+    if path.is_dir():
+        choices = [path, path.parent] if path.name in ("best", "last") else [path]
+        return next((folder for folder in choices if (folder / CHECKPOINT_FOLDER).is_dir()), None)
+    run = path.parent.parent
+    return run if path.parent.name == CHECKPOINT_FOLDER and holds_run(run) else None
+
+
+def source_names(flags: ExportFlags) -> list[str]:
+    """The checkpoints whose mean is exported; one = that itself. A run's folder stands for its best/, else last/."""
+    from checkpoints.averaging import chosen_checkpoints
+
+    if flags.average:
+        if len(flags.model) > 1:
+            raise UserError("-average and several -model exclude each other; give one run with -average")
+        names = chosen_checkpoints(flags.average, run_of(flags.model[0]) if flags.model else None)
+        if flags.model and not flags.average.startswith(("last:", "best:")):
+            raise UserError(f"-average {flags.average}: names the files; leave -model out")
+    else:
+        names = list(flags.model)
+    names = [str(_model_of(name)) for name in names]
+    place = f"-average {flags.average}" if flags.average else "-model"
+    raise_if_any(
+        f"{place}: {name} and {other} are the same checkpoint; each is named once"
+        for name, other in itertools.combinations(names, 2)
+        if os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
+    )
+    return names
+
+
+def _model_of(name: str) -> Path | str:
+    folder = Path(name)
+    if not (folder / CHECKPOINT_FOLDER).is_dir():
+        return name
+    found = [folder / part for part in ("best", "last") if (folder / part).is_dir()]
+    if not found:
+        raise UserError(f"-model {name}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
+    return found[0]
+
+
+def check_target(target: Path, flags: ExportFlags) -> None:
+    """Refuse a target that cannot be made, or that holds anything but an earlier export.
+
+    Raises:
+        UserError: says what is there, and the way out.
+    """
+    place = f"-save_path {target}"
+    if not is_unicode(str(target)):
+        raise UserError(f"{place}: {NO_UTF8_NAME}")
+    if not target.exists() and not target.is_symlink():
+        parent = next(path for path in target.absolute().parents if path.exists())
+        if not parent.is_dir():
+            raise UserError(f"{place}: {parent} is no folder")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"{place}: no permission to write in {parent}")
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise UserError(f"{place}: exists and is {'a link' if target.is_symlink() else 'no folder'}; choose another")
+    try:
+        own = _own_files(target)
+        foreign = _foreign_names(target, own)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); choose another folder") from error
+    if foreign:
+        raise UserError(f"{place}: holds what no export wrote ({', '.join(foreign)}); choose another folder")
+    if own and not flags.overwrite:
+        raise UserError(f"{place}: holds an export already; -overwrite replaces it, or choose another folder")
+
+
+def _foreign_names(target: Path, own: set[str]) -> list[str]:
+    """The first files and folders in `target` that its export did not write; no folder is entered."""
+    with os.scandir(target) as entries:
+        there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    found = [
+        f"{name}/" if is_folder else name for name, is_folder in sorted(there.items()) if is_folder or name not in own
+    ]
+    return found[:3]
+
+
+def _own_files(target: Path) -> set[str]:
+    """The files that the export in `target` wrote; none when there is no export.
+
+    Its `export.json` is believed no more than that: a name that no export writes is not taken from it.
+    """
+    try:
+        content = json.loads((target / MARK).read_text(encoding="utf-8"))
+        return {MARK, *filter(EXPORTED.fullmatch, map(str, content["files"]))}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def _same_or_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
+    """Load the model of `names` (their mean) and write it to `target`.
+
+    Raises:
+        UserError: a checkpoint cannot be read or converted, or the mean cannot be taken.
+        RunError: the disk refused; what was there before is untouched.
+    """
+    from checkpoints.averaging import averaged
+    from checkpoints.model_folder import fill_folder, model_bytes
+    from checkpoints.model_source import InferenceModel
+    from generation.decoder import DecodingOptions, generation_config
+    from utils.files import clean_folder_leftovers, write_folder, write_json
+
+    flag = "-average" if flags.average else "-model"
+    single = InferenceModel(names[0], flag=flag)
+    single.check()
+    state = saved_state(names, flag)
+    model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
+    if state or len(names) > 1:  # ours: any other model keeps its own settings
+        model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+
+    def fill(folder: Path) -> None:
+        if flags.format == "ctranslate2":
+            fill_ctranslate2(folder, model, tokenizer, state, flags.compute_type)
+        else:
+            fill_folder(folder, model, tokenizer, state)
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        content = {"model": list(names), "format": flags.format, "average": flags.average, "files": files}
+        if flags.format == "ctranslate2":
+            content["compute_type"] = flags.compute_type
+        write_json(folder / MARK, content)
+
+    clean_folder_leftovers(target)
+    write_folder(target, fill, needed=model_bytes(model))
+
+
+def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
+    """training_state.json of the export; empty for a model that we did not train.
+
+    For a mean it is that of the first, without scores, with `average_of`.
+    """
+    from checkpoints.format import RUN_ENTRIES, read_checkpoint
+    from checkpoints.model_folder import exported_at, training_state
+    from checkpoints.model_source import InferenceModel
+    from checkpoints.run_folder import CONTENT_KEY
+
+    model = InferenceModel(names[0], flag=flag)
+    if model.is_checkpoint:
+        checkpoint = read_checkpoint(names[0], flag, mmap=True, needed=RUN_ENTRIES)
+        state = training_state(exported_at(checkpoint), checkpoint[CONTENT_KEY])
+    else:
+        state = model.saved_state()
+    if state and len(names) > 1:
+        state |= {"best_score": None, "best_step": 0, "validation": {}, "average_of": list(names)}
+    return state
+
+
+def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], compute_type: str) -> None:
+    """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
+    import numpy as np
+
+    from generation.decoder import Decoder, DecodingOptions, generation_config
+    from generation.engines.conversion import save_converted
+    from generation.engines.ctranslate2 import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
+    from utils.files import STATE_NAME, write_json
+
+    save_converted(folder, model, tokenizer, compute_type)
+    tokenizer.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    if state:
+        write_json(folder / STATE_NAME, state)
+    if compute_type not in supported_compute_types("cpu"):
+        tell(f"-compute_type {compute_type}: not on this processor, so that no text was compared; it is for a GPU")
+        return
+    options = DecodingOptions(max_length=32)
+    engine = CTranslate2Engine(folder, tokenizer, options, generation_config(model, tokenizer, options), compute_type)
+    sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
+    tell(engine.check_parity(Decoder(model, tokenizer, options), sources, "-format ctranslate2"))
