@@ -1,4 +1,4 @@
-"""The built-in tasks: every file in this folder registers its own; a new file is enough."""
+"""The built-in tasks: every file in this folder registers its own; a new file is enough. Imports task_utils."""
 
 from __future__ import annotations
 
