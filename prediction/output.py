@@ -7,15 +7,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datamodules.encoding.store import EncodedSplit
 from generation.engines.base import Prediction
 from utils.errors import RunError
 from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file
-
-if TYPE_CHECKING:
-    from datamodules.encoding.store import EncodedSplit
 
 COLUMNS = ("id", "source", "reference", "prediction", "score")
 
@@ -45,7 +43,7 @@ def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace:
     """Write the predictions in the format of the file's ending; the file appears whole or not at all.
 
     Args:
-        replace: whether a file of other content may be replaced, see `models.durable.write_file`.
+        replace: whether a file of other content may be replaced, see `write_file`.
     """
     ending = path.suffix.lower()
     lines: Iterator[str]

@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 
+from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
 from prediction.parts import Chunks, Claims, Parts, finished_chunks, part_path, write_part
@@ -30,9 +31,6 @@ from utils.devices import Devices, use_threads
 from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from utils.libraries import quiet_libraries
 from utils.progress import ProgressLine
-
-if TYPE_CHECKING:
-    from datamodules.encoding.store import EncodedSplit
 
 REPORT_SECONDS = 5.0
 

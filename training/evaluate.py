@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
 from config.flags import BatchFlags, DecodeFlags, TrainConfig
+from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.decoder import DecodingOptions
 from generation.engines.pytorch import TorchEngine
@@ -20,9 +20,6 @@ from task_utils import Task
 from utils.devices import Devices
 from utils.files import write_json
 from utils.lazy_sequence import LazySequence
-
-if TYPE_CHECKING:
-    from datamodules.encoding.store import EncodedSplit
 
 
 def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,14 +16,12 @@ from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY
 from config.flags import LOSS_MONITORS, TrainConfig
 from config.parser import to_dict
+from datamodules.batching import BatchPlan
 from task_utils import Task
 from training.lightning_loop import set_position
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
-
-if TYPE_CHECKING:
-    from datamodules.batching import BatchPlan
 
 FREE = ("max_epoch",)  # optimization flags that may change
 FIXED = (  # other flags that may not

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -25,6 +25,7 @@ from checkpoints.run_folder import (
 )
 from config.flags import ADAM_RATE, TrainConfig
 from config.parser import to_dict
+from datamodules.batching import BatchPlan
 from generation.decoder import DecodingOptions, generation_config
 from models.loading import from_checkpoint
 from models.optim import resolve_warmup
@@ -34,9 +35,6 @@ from training.checkpointing import Checkpointer
 from utils.console import tell
 from utils.devices import Devices
 from utils.files import run_error, write_folder, write_json
-
-if TYPE_CHECKING:
-    from datamodules.batching import BatchPlan
 
 
 def resolved_settings(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import TrainConfig
+from datamodules.batching import BatchPlan
 from generation.decoder import DecodingOptions, generation_config
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from postprocessors.labels import LabelMap
@@ -18,9 +19,6 @@ from training.process_watch import ProcessWatch
 from training.strategies import cluster_environment, lightning_strategy
 from utils.devices import Devices
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from datamodules.batching import BatchPlan
 
 
 def build_module(

@@ -81,7 +81,7 @@ class CTranslate2Engine:
 
     Args:
         folder: what `save_converted` wrote.
-        generation: of the model and `options`, by `models.generation.generation_config`.
+        generation: of the model and `options`, by `generation_config`.
         compute_type: float32, int8, float16 or bfloat16.
         device: cpu or cuda; `device_index` is the GPU's number.
         threads: of a CPU; 0 = the library's choice.
