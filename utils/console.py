@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -68,6 +69,8 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
     except UserError as error:
         exit_with(error)
+    except ModuleNotFoundError as error:
+        exit_with(_missing_package(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -83,6 +86,19 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     finally:
         gc.freeze()  # else the interpreter goes through all that the libraries imported before it ends: a second
     sys.exit(code)
+
+
+def _missing_package(error: ModuleNotFoundError) -> UserError:
+    """The way out for a command that was started without its environment; raises `error` if it is a bug of ours."""
+    name = (error.name or "").partition(".")[0]
+    root = Path(__file__).resolve().parent.parent
+    if not name or (root / name).exists() or (root / f"{name}.py").exists():
+        raise error
+    environment = root / ".venv" / "bin" / "activate"
+    way_out = (
+        f"source {environment}" if environment.exists() else f"{sys.executable} -m pip install -r requirements.txt"
+    )
+    return UserError(f"the package {name} is not installed for {sys.executable}; first run: {way_out}")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

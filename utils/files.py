@@ -10,12 +10,11 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from utils.errors import RunError, UserError
 
@@ -145,7 +144,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
                 os.replace(folder, old)
                 os.replace(temporary, folder)
             sync_path(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # safetensors has a full disk of its own kind
+    except (OSError, RuntimeError, *_safetensors_errors()) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
@@ -155,6 +154,12 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _safetensors_errors() -> tuple[type[Exception], ...]:
+    """The kind of error that safetensors raises on a full disk, if it is loaded: the commands start without it."""
+    library = sys.modules.get("safetensors")
+    return (library.SafetensorError,) if library else ()
 
 
 @contextmanager

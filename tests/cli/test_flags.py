@@ -12,7 +12,7 @@ import pytest
 
 from config.flags import InferenceConfig, TrainConfig
 from config.parser import parse_flags, to_dict
-from tests.cli.command import ROOT, environment
+from tests.cli.command import ROOT, environment, run
 
 # ---- help
 
@@ -146,3 +146,12 @@ def test_values_that_look_like_flags() -> None:
     assert (config.data.label_map, config.run.save_path) == ("0=-a", "-x")
     _, _, problems = parse_flags(TrainConfig, ["-save_path", "-seed", "1"])
     assert problems[0].startswith("-save_path needs a value: ")
+
+
+def test_without_its_environment_a_command_says_how_to_get_it() -> None:
+    flags = ("-train_data", "samples/text_normalization/train.tsv", "-config_path", "bart-mini", "-save_path", "runs/x")
+    result = run(sys.executable, "-S", "train.py", *flags)  # -S: no installed packages
+    assert (result.code, result.out, len(result.errors)) == (2, "", 1)
+    assert re.fullmatch(
+        r"the package jinja2 is not installed for \S+; first run: (source|\S+ -m pip) .+", result.errors[0]
+    )
