@@ -94,10 +94,9 @@ def _missing_package(error: ModuleNotFoundError) -> UserError:
     root = Path(__file__).resolve().parent.parent
     if not name or (root / name).exists() or (root / f"{name}.py").exists():
         raise error
+    requirements = root / "requirements.txt"
     environment = root / ".venv" / "bin" / "activate"
-    way_out = (
-        f"source {environment}" if environment.exists() else f"{sys.executable} -m pip install -r requirements.txt"
-    )
+    way_out = f"source {environment}" if environment.exists() else f"{sys.executable} -m pip install -r {requirements}"
     return UserError(f"the package {name} is not installed for {sys.executable}; first run: {way_out}")
 
 

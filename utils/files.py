@@ -144,7 +144,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
                 os.replace(folder, old)
                 os.replace(temporary, folder)
             sync_path(folder.parent)
-    except (OSError, RuntimeError, *_safetensors_errors()) as error:
+    except _write_errors() as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
@@ -156,10 +156,10 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _safetensors_errors() -> tuple[type[Exception], ...]:
-    """The kind of error that safetensors raises on a full disk, if it is loaded: the commands start without it."""
+def _write_errors() -> tuple[type[Exception], ...]:
+    """What a failed write raises; safetensors, if it is loaded (the commands start without it), has a kind of its own."""
     library = sys.modules.get("safetensors")
-    return (library.SafetensorError,) if library else ()
+    return (OSError, RuntimeError, *((library.SafetensorError,) if library else ()))
 
 
 @contextmanager
