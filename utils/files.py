@@ -157,7 +157,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
 
 
 def _write_errors() -> tuple[type[Exception], ...]:
-    """What a failed write raises; safetensors, if it is loaded (the commands start without it), has a kind of its own."""
+    """What a failed write raises; safetensors, if loaded (the commands start without it), has a kind of its own."""
     library = sys.modules.get("safetensors")
     return (OSError, RuntimeError, *((library.SafetensorError,) if library else ()))
 
