@@ -116,3 +116,14 @@ def start_until(script: str, flags: list[str], line: str, signum: signal.Signals
 def listing(folder: Path) -> dict[str, int]:
     """Every file and folder below `folder`, with the time of its last change in nanoseconds."""
     return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def make_environment(folder: Path, python: str = f'exec {shlex.quote(sys.executable)} "$@"') -> None:
+    """What run_scripts/environment.sh would install into `folder`; its `python` is a shell script of that line."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    (folder / "bin" / "activate").write_text(f"PATH={shlex.quote(str(folder / 'bin'))}:$PATH\n")
+    requirements = (ROOT / "requirements.txt").read_bytes() * 2
+    number = subprocess.run(["cksum"], input=requirements, capture_output=True, check=True).stdout.split()[0]
+    (folder / f"installed-{number.decode()}").touch()

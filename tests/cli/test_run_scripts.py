@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import ROOT, Result, run
+from tests.cli.command import ROOT, Result, make_environment, run
 from tests.cli.tiny import BART, T5, letter_rows, write_tsv
 from tests.small_models import KOREAN_CORPUS, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 
 CORPUS = (*KOREAN_CORPUS, "negative positive")
-SET_UP_THEMSELVES = {"environment.sh", "quickstart.sh", "test.sh"}
+SET_UP_THEMSELVES = {"environment.sh", "recipe.sh", "quickstart.sh", "test.sh"}
 MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     "kobart": ({**BART, "vocab_size": 512}, kobart_tokenizer),
     "byt5": (T5, byte_tokenizer),
@@ -86,6 +88,28 @@ def test_nsmc_scripts(name: str, nsmc: Path, tmp_path: Path) -> None:
     assert again["metrics"] == report["metrics"]
     assert (tmp_path / "test.references.txt").read_text().split() == ["positive", "negative"] * 6
     assert len((tmp_path / "test.predictions.txt").read_text(encoding="utf-8").split("\n")) == 13
+
+
+@pytest.mark.parametrize("name", [*TRAIN_NSMC, "nsmc_test.sh"])
+def test_without_nsmc_one_line_says_where_it_is_to_be_had(name: str, tmp_path: Path) -> None:
+    names = ["TEST_DATA"] if name == "nsmc_test.sh" else ["TRAIN_DATA", "TEST_DATA"]
+    missing = {name: str(tmp_path / "none.txt") for name in names}
+    result = run("bash", f"run_scripts/{name}", env={**missing, "VENV": str(tmp_path / "venv")})
+    assert (result.code, result.out) == (2, "")
+    assert result.errors == [
+        f"no such file: {' '.join(f'{name}={path}' for name, path in missing.items())}; NSMC is at"
+        " https://github.com/e9t/nsmc: put its ratings_train.txt and ratings_test.txt into data/nsmc/,"
+        f" or set {' '.join(names)}"
+    ]
+
+
+def test_without_packages_the_recipes_use_the_environment_of_the_quickstart(tmp_path: Path) -> None:
+    make_environment(tmp_path / "bare", "exit 1")
+    make_environment(tmp_path / "venv", 'echo "started: $*"')
+    path = f"{tmp_path / 'bare' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    variables = {"PATH": path, "VENV": str(tmp_path / "venv"), "PYTHON": sys.executable, "MODEL": "m", "OUTPUT": "o"}
+    result = run("bash", "run_scripts/inference_s2s_kebyt5-small.sh", env=variables)
+    assert result.out.startswith("started: inference.py -model m -test_data samples/text_normalization/test.tsv")
 
 
 def test_seq2seq_scripts(letters: Path, tmp_path: Path) -> None:
