@@ -1,4 +1,4 @@
-"""The tables of README and docs/ that come from the code: flags by group, and the presets.
+"""The tables of docs/ that come from the code: flags by group, and the presets.
 
     python docs/flag_tables.py           writes them between their markers, <!-- table NAME --> and <!-- end -->
     python docs/flag_tables.py -check    exit code 1 and the names of the tables that differ; writes nothing
@@ -27,8 +27,8 @@ from utils.mapping_files import read_mapping_file  # noqa: E402
 
 FLAG_TABLES = ("both", "train", "inference")
 DOCUMENTS = (  # file, language, tables
-    ("README.md", "en", ("presets",)),
-    ("README.ko.md", "ko", ("presets",)),
+    ("docs/training.md", "en", ("presets",)),
+    ("docs/training.ko.md", "ko", ("presets",)),
     ("docs/flags.md", "en", FLAG_TABLES),
     ("docs/flags.ko.md", "ko", FLAG_TABLES),
     ("docs/export.md", "en", ("export",)),

@@ -37,7 +37,7 @@ class ImageFlags:
 
     run: str = flag("", "Folder of a training run, with its metrics.jsonl.", required=True, metavar="FOLDER")
     report: str = flag("", "A report.json of inference.py or a test_report.json.", required=True, metavar="FILE")
-    output: str = flag(str(ROOT / "docs" / "images"), "Folder of the figures.", metavar="FOLDER")
+    output: str = flag("docs/images", "Folder of the figures.", metavar="FOLDER")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def main(argv: list[str]) -> int:
     matplotlib.use("Agg")
     folder = Path(flags.output)
     folder.mkdir(parents=True, exist_ok=True)
+    figures = figures_text(report)
     for name, figure in (("training_curve.png", draw_training(entries)), ("report.png", draw_report(report))):
-        figure.savefig(folder / name, dpi=144, metadata={"Software": None})
+        figure.savefig(folder / name, dpi=144, metadata={"Software": None, "Description": figures})
         print(folder / name)
     return 0
 
@@ -89,6 +90,16 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or not report.get("metrics"):
         raise UserError(f"-report: {path} holds no metrics (a report of rows with references is needed)")
     return report
+
+
+def figures_text(report: dict[str, Any]) -> str:
+    """The metrics as the README writes them, kept in both images: text and figures have to come from one run."""
+    return ", ".join(f"{name} {number_text(name, value)}" for name, value in report["metrics"].items())
+
+
+def number_text(name: str, value: float) -> str:
+    """A metric with the decimals of the report on the terminal."""
+    return f"{value:.2f}" if name in POINTS else f"{value:.4f}"
 
 
 def draw_training(entries: Sequence[dict[str, Any]]) -> Any:
@@ -148,7 +159,7 @@ def draw_metrics(panel: Any, metrics: dict[str, float]) -> None:
     names = list(metrics)
     shares = [metrics[name] / 100 if name in POINTS else metrics[name] for name in names]
     bars = panel.barh(range(len(names)), shares, color=BLUE, height=0.6)
-    numbers = [f"{metrics[name]:.2f}" if name in POINTS else f"{metrics[name]:.4f}" for name in names]
+    numbers = [number_text(name, metrics[name]) for name in names]
     panel.bar_label(bars, numbers, padding=4, fontsize=9)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()

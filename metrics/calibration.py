@@ -1,7 +1,7 @@
 """Class probabilities: corrected by a prior, sharpened or softened by a temperature, and judged. numpy only.
 
 Shapes: (rows, labels) of log-probabilities or probabilities, (rows,) of targets, which are label numbers.
-docs/labels.md tells what each figure means to a user.
+docs/metrics.md says what each figure means to a user.
 """
 
 from __future__ import annotations
