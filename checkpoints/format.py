@@ -6,7 +6,7 @@ import errno
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from checkpoints.run_folder import CONTENT_KEY
 from utils.errors import RunError, UserError
 
 FORMAT_VERSION = 1
+LARGEST_PICKLE = 1 << 26  # bytes of data.pkl, which names the tensors: some hundred for each
 KEPT = "callbacks.Checkpointer.kept"
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # version -> makes it one of the next version
 MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
@@ -131,14 +132,29 @@ def _damage(path: Path) -> str:
             return "another format, or its end is lost" if path.stat().st_size else "it is empty"
         try:
             with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
+                forged = _forged(archive.infolist())
+                damaged = "" if forged else archive.testzip()
         except MemoryError:
             raise
         except Exception as error:  # a damaged header asks for a password, an unknown method, a place before the file
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             return _reason(error)
-    return f"the checksum of {damaged} is wrong" if damaged else ""
+    return forged or (f"the checksum of {damaged} is wrong" if damaged else "")
+
+
+def _forged(members: Sequence[zipfile.ZipInfo]) -> str:
+    """What torch.save never writes, and what would take far more time or memory than the file has bytes."""
+    end = 0
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            return f"{member.filename} is compressed"
+        if member.header_offset < end:
+            return f"{member.filename} overlaps another member"
+        if member.filename.endswith("/data.pkl") and member.file_size > LARGEST_PICKLE:
+            return f"{member.filename} has {member.file_size:,} bytes, more than {LARGEST_PICKLE:,}"
+        end = member.header_offset + member.file_size
+    return ""
 
 
 def _wrong_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:

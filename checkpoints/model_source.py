@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from task_utils import Task
 from utils.digests import content_of, tokenizer_digest
 from utils.errors import UserError, error_reason, raise_if_any
 from utils.files import STATE_NAME
+from utils.json_files import read_json
 
 
 def _check_state(state: Mapping[str, Any], place: str) -> None:
@@ -111,8 +111,8 @@ class InferenceModel:
         if not os.path.isfile(path):
             return {}
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            state = read_json(path)
+        except (ValueError, OSError) as error:
             raise UserError(f"{self.flag} {self.name}: {path} is torn or no JSON ({error})") from error
         if not isinstance(state, dict):
             raise UserError(f"{self.flag} {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from config.flags import TrainConfig
 from utils.console import tell
 from utils.errors import UserError
 from utils.files import OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, _leftovers
+from utils.json_files import read_json
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
 LAST_NAME = "last.ckpt"
@@ -64,8 +64,8 @@ def step_of(checkpoint: Path) -> int:
 def exported_step(folder: Path, name: str) -> int | None:
     """The optimizer step whose weights lie in the run's `best` or `last`; None when that cannot be told."""
     try:
-        state = json.loads((folder / name / STATE_NAME).read_text(encoding="utf-8"))
-        return int(state["global_step"])
+        step = read_json(folder / name / STATE_NAME)["global_step"]
+        return step if isinstance(step, int) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -86,7 +86,7 @@ def is_of_run(checkpoint: Path, folder: Path) -> bool:
 def run_flags(folder: Path) -> dict[str, Any] | None:
     """The flags in the config.json that one of our runs wrote in `folder`; None when there is none of ours."""
     try:
-        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        content = read_json(folder / CONFIG_NAME)
     except (OSError, ValueError):
         return None
     ours = isinstance(content, dict) and "save_path" in content and "train_data" in content

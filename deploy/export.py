@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME
+from utils.json_files import read_json
 
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
 EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
@@ -151,9 +151,9 @@ def _own_files(target: Path) -> set[str]:
     Its `export.json` is believed no more than that: a name that no export writes is not taken from it.
     """
     try:
-        content = json.loads((target / MARK).read_text(encoding="utf-8"))
+        content = read_json(target / MARK)
         return {MARK, *filter(EXPORTED.fullmatch, map(str, content["files"]))}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return set()
 
 

@@ -7,7 +7,6 @@ a model whose output embedding is its own matrix keeps it through building, load
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
 from utils.errors import UserError, _first_line, error_reason, raise_if_any
+from utils.json_files import parse_json
 
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
 
@@ -137,7 +137,7 @@ def from_config(content: Mapping[str, Any], seed: int, place: str = "-config_pat
 def checkpoint_config(description: Mapping[str, Any], place: str) -> PreTrainedConfig:
     """The model config of a .ckpt; `place` opens the error messages."""
     try:
-        content = json.loads(description["model_config"])
+        content = parse_json(description["model_config"])
         return config_from_dict({**content, "model_type": content["model_type"]}, place)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{place}: {OF_ANOTHER_KIND}: its model_config is no config") from error

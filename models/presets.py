@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.json_files import read_json
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 TOKENIZER_KEY = "s2s_tokenizer"
@@ -32,7 +32,7 @@ def read_config(config_path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"-config_path {config_path}: no such file; presets: {', '.join(preset_names())}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (ValueError, OSError) as error:
         raise UserError(f"-config_path {config_path}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or "model_type" not in content:

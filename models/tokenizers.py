@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from models.foreign_code import NO_CODE, refuse_code_of
 from models.loading import _shortened
 from utils.errors import UserError, _first_line, error_reason
 from utils.files import STATE_NAME
+from utils.json_files import read_json
 
 CONFIG_FILE = "tokenizer_config.json"
 WHOLE_FILE = "tokenizer.json"  # a tokenizer whose tokens are all added ones has it, and is what it says
@@ -143,7 +143,7 @@ def tokenizer_problem(spec: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _names_class(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and bool(content.get("tokenizer_class"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from checkpoints.run_folder import LOCK_NAME, run_lock
 from utils.differences import difference_table, differences_of
 from utils.errors import UserError
 from utils.files import clean_temporary, write_json
+from utils.json_files import read_json
 
 PARTS_SUFFIX = ".parts"
 MANIFEST = "manifest.json"
@@ -93,7 +93,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     """What the parts in the folder belong to, None without parts; `ValueError` or `OSError` if that cannot be read."""
     if not (folder / MANIFEST).exists() and not any(folder.glob("part-*")):
         return None
-    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content = read_json(folder / MANIFEST)
     if not isinstance(content, dict):
         raise ValueError("an object is expected")
     return content

@@ -21,6 +21,7 @@ from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import at_step_boundary, epoch_of
 from utils.console import tell
 from utils.files import run_error, sync_path, write_file, write_json
+from utils.json_files import parse_json, read_json
 from utils.progress import ProgressLine
 
 KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are figures
@@ -263,10 +264,10 @@ class RunLog(pl.Callback):
             write_file(step_log, lambda file: file.writelines(kept))
         if epoch_log.exists():
             try:
-                epochs = json.loads(epoch_log.read_text(encoding="utf-8"))
+                epochs = read_json(epoch_log)
                 last = step - 1 if validation_pending else step
                 self.epochs = [entry for entry in epochs if entry["global_step"] <= last and entry["epoch"] >= 0]
-            except (ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 tell(f"{epoch_log} could not be read ({error}): it is begun anew")
         return list(kept.values())
 
@@ -294,8 +295,8 @@ def step_rate(trainer: pl.Trainer, module: Any) -> float:
 def _entry(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None when it cannot be read: it counts as never logged."""
     try:
-        entry = json.loads(line)
-        return entry if float(entry["step"]) >= 0 else None
+        entry = parse_json(line)
+        return entry if isinstance(entry["step"], int) and entry["step"] >= 0 else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import RunError, UserError
+from utils.json_files import read_json
 
 _BLOCK = 4 << 20
 _MOST_REFUSALS = 100
@@ -85,7 +86,7 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alon
 def _read_whole(data: Path, sidecar: Path, is_whole: Callable[[Path], bool]) -> dict[str, Any] | None:
     """The report of a key; None when a file is missing, torn or foreign."""
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        content = read_json(sidecar)
         if data.stat().st_size != content["size"] or _checksum(data) != content["checksum"]:
             return None
         report = content["report"]

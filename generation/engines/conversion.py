@@ -11,7 +11,6 @@ import copy
 import fcntl
 import hashlib
 import importlib
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from models.tokenizers import example_target
 from utils.console import tell
 from utils.errors import RunError, UserError
 from utils.files import clean_folder_leftovers, write_folder
+from utils.json_files import read_json
 
 LOADERS = {  # by model_type; ByT5 is a t5
     "t5": "T5Loader",
@@ -171,7 +171,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether the files of a conversion are there, and those of JSON whole; a torn model.bin is told on loading."""
     try:
         for name in (CONFIG_FILE, VOCABULARY_FILE):
-            json.loads((folder / name).read_text(encoding="utf-8"))
+            read_json(folder / name)
     except (OSError, ValueError):
         return False
     return (folder / MODEL_FILE).is_file()

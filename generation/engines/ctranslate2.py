@@ -23,7 +23,6 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from generation.engines.base import BatchPredictor, Prediction
 from generation.engines.conversion import VOCABULARY_FILE, cached_conversion, require_ctranslate2
 from utils.console import tell
 from utils.errors import RunError, UserError
+from utils.json_files import read_json
 from utils.padding import pad_sources
 
 PARITY_ROWS = 16
@@ -116,7 +116,7 @@ class CTranslate2Engine:
         self.unread = unread or {}
         self.first_token: int | None = generation.forced_bos_token_id
         self.max_length: int = generation.max_new_tokens
-        self.tokens: list[str] = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        self.tokens: list[str] = read_json(folder / VOCABULARY_FILE)
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         try:
             self.translator = package.Translator(

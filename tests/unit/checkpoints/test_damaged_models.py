@@ -269,6 +269,30 @@ def test_a_whole_checkpoint_gives_its_model_and_one_of_other_types_does_not(tmp_
         )
 
 
+def test_an_archive_that_unpacks_to_more_than_the_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked to check its sums"))
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1 << 20))
+    assert message(read_checkpoint, path).endswith("torn or no checkpoint (a/data.pkl is compressed)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data/0", bytes(1000))
+        one = archive.infolist()[0]
+        for number in range(1, 50):
+            other = copy.copy(one)
+            other.filename = f"a/data/{number}"
+            archive.filelist.append(other)
+        archive._didModify = True  # type: ignore[attr-defined]
+    assert path.stat().st_size < 5000
+    assert message(read_checkpoint, path).endswith("(a/data/1 overlaps another member)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes((1 << 26) + 1))
+    told = message(read_checkpoint, path)
+    assert told.endswith("(a/data.pkl has 67,108,865 bytes, more than 67,108,864)")
+
+
 def test_weights_that_a_checkpoint_lacks_are_listed() -> None:
     model = from_config(config_of("bart"), seed=1)
     weights = model.state_dict()
