@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 from utils.errors import UserError
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
+MOST_BYTES = 1 << 20  # of such a file: tens of thousands of labels, and seconds of the YAML parser
 
 
 def read_mapping_file(flag: str, path: str) -> object:
-    """Content of a JSON or YAML file as mappings, lists and texts; a key that occurs twice is an error."""
+    """Content of a JSON or YAML file as mappings, lists and texts.
+
+    Raises `UserError` for a key that occurs twice, a YAML alias, a file above `MOST_BYTES`, and what is no plain file
+    (a pipe may never end).
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{flag} {path}: is no regular file")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{flag} {path}: above {MOST_BYTES:,} bytes, the most that is read")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -27,7 +38,7 @@ def read_mapping_file(flag: str, path: str) -> object:
     import yaml
 
     try:
-        return _yaml_value(yaml.compose(text, Loader=yaml.SafeLoader))
+        return _yaml_value(yaml.compose(text, Loader=yaml.SafeLoader), set())
     except yaml.MarkedYAMLError as error:
         line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
         raise UserError(f"{flag} {line}: {error.problem}") from None
@@ -36,16 +47,28 @@ def read_mapping_file(flag: str, path: str) -> object:
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    repeated = [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]
-    if repeated:
-        raise ValueError(f"key {repeated[0]!r} occurs more than once")
-    return dict(pairs)
+    values: dict[str, object] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {key!r} occurs more than once")
+        values[key] = value
+    return values
 
 
-def _yaml_value(node: Any) -> object:
-    """Every scalar as the text it was written as: in a label map `no` and `1.0` are not False and a number."""
-    if node is None or isinstance(node.value, str):
-        return "" if node is None else node.value
+def _yaml_value(node: Any, seen: set[int]) -> object:
+    """Every scalar as the text it was written as: in a label map `no` and `1.0` are not False and a number.
+
+    A node that was `seen` stands behind an alias; a few of these can stand for more values than memory holds.
+    """
+    import yaml
+
+    if node is None:
+        return ""
+    if id(node) in seen:
+        raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out", problem_mark=node.start_mark)
+    seen.add(id(node))
+    if isinstance(node.value, str):
+        return node.value
     if node.id == "sequence":
-        return [_yaml_value(item) for item in node.value]
-    return _unique_keys([(str(_yaml_value(key)), _yaml_value(value)) for key, value in node.value])
+        return [_yaml_value(item, seen) for item in node.value]
+    return _unique_keys([(str(_yaml_value(key, seen)), _yaml_value(value, seen)) for key, value in node.value])
