@@ -25,15 +25,8 @@ from datamodules.encoding.cache import open_or_build
 from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, can_open, write_rows
 from datamodules.encoding.templates import label_codes, render
 from datamodules.encoding.tokens import Encoder, check_limit, make_encoder
-from datamodules.readers.read import (
-    ReadOptions,
-    RowChunk,
-    RowReport,
-    check_data_paths,
-    content_digest,
-    parse_data_path,
-    read_rows,
-)
+from datamodules.readers.paths import Contents, check_data_paths, parse_data_path
+from datamodules.readers.read import ReadOptions, RowChunk, RowReport, read_rows
 from datamodules.readers.rows import PLACES_KEPT, TEXT
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
@@ -74,7 +67,8 @@ def encode_rows(
 
     `flag` is the data flag that gave the paths: it chooses splits and opens messages; workers 0 = all cores. Raises
     `UserError`, and leaves nothing behind, when a file cannot be read, a column is missing, a target is not in the
-    label map, a label does not fit `-max_target_length`, no row is left, or with `strict` at the first malformed row.
+    label map, a label does not fit `-max_target_length`, no row is left, a file changes while it is read, or with
+    `strict` at the first malformed row.
     """
     raise_if_any(check_data_paths(flag, paths))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our threads are the parallelism; and forks stay silent
@@ -82,21 +76,27 @@ def encode_rows(
     work = _Work(flag, task, replace(read_options, flag=flag), encode_options, make_encoder(tokenizer))
     if not read_options.keep_all:
         raise_if_any(_unlearnable_labels(work, tokenizer))
-    key = _key(paths, work, tokenizer)
+    contents = Contents(paths, flag)
+    key = _key(contents.digest, work, tokenizer)
 
     def build(path: Path) -> dict[str, Any]:
         report = EncodeReport(notes=list(work.encoder.notes))
-        content = write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
+        try:
+            content = write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
+        except UserError:  # what is wrong may be the change
+            contents.check_unchanged()
+            raise
+        contents.check_unchanged()
         return {"paths": _file_names(paths), "content": content, **report.to_dict()}
 
     path, state = open_or_build(Path(cache_dir), key, build, can_open)
     return EncodedSplit.open(path, _report_for(state, paths), state["content"])
 
 
-def _key(paths: Sequence[str], work: _Work, tokenizer: Any) -> str:
+def _key(content: str, work: _Work, tokenizer: Any) -> str:
     settings = {
         "format": FORMAT_VERSION,
-        "content": content_digest(paths, work.flag),
+        "content": content,
         "tokenizer": tokenizer_digest(tokenizer),
         "columns": [work.task.source_column, work.task.target_column],
         "read": {**asdict(work.read_options), "flag": ""},

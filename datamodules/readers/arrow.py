@@ -39,7 +39,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
     """Rows of a folder written by `save_to_disk`, read without the `datasets` library."""
     files = arrow_files(path, options.flag)
     try:
-        with pa.memory_map(os.fsencode(files[0])) as source:
+        with pa.OSFile(os.fsencode(files[0])) as source:
             schema = pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{files[0]}: cannot be read as Arrow ({_first_line(error)})") from None
@@ -49,7 +49,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
 
 def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
     for file in files:
-        with pa.memory_map(os.fsencode(file)) as source:
+        with pa.OSFile(os.fsencode(file)) as source:  # no memory map: a file cut meanwhile would end the process
             for batch in pa.ipc.open_stream(source):
                 for start in range(0, len(batch), ROWS_A_CHUNK):
                     yield batch.slice(start, ROWS_A_CHUNK)

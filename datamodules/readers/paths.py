@@ -204,19 +204,52 @@ def _load_split(data_path: DataPath, split: str) -> Any:
         )
 
 
-def content_digest(paths: Sequence[str], flag: str = "-train_data") -> str:
-    """Hex digest of the contents of all data (not of their names), in order; shards and kinds are part of it."""
-    total = hashlib.blake2b(digest_size=20)
-    for value in paths:
-        data_path = parse_data_path(value)
-        total.update(f"{data_path.kind}:{data_path.shard}".encode())
-        if data_path.kind == "hub":
-            total.update(str(load_hub_dataset(data_path, flag)._fingerprint).encode())
-            continue
-        files = arrow_files(data_path.path, flag) if data_path.kind == "folder" else [data_path.path]
-        for file in files:
-            total.update(_file_digest(file))
-    return total.hexdigest()
+class Contents:
+    """The data of a data flag as they are now: `digest` is of their contents (not of their names), in order.
+
+    Shards and kinds are part of the digest.
+    """
+
+    def __init__(self, paths: Sequence[str], flag: str = "-train_data") -> None:
+        self._flag = flag
+        self._sources = [parse_data_path(value) for value in paths]
+        self._states = self._file_states()
+        self.digest = self._digest()
+
+    def check_unchanged(self) -> None:
+        """Raise `UserError` when a file is not what it was: rows read meanwhile may be of neither content."""
+        states = self._file_states()
+        changed = [file for file, state in states.items() if state != self._states.get(file)]
+        if changed or self._digest() != self.digest:
+            name = changed[0] if changed else self._sources[0].path
+            raise UserError(f"{self._flag}: {name} has changed while it was read; try again when it is complete")
+
+    def _files(self, source: DataPath) -> list[str]:
+        if source.kind == "hub":
+            return []
+        return arrow_files(source.path, self._flag) if source.kind == "folder" else [source.path]
+
+    def _file_states(self) -> dict[str, tuple[int, int, int] | None]:
+        return {file: file_state(file) for source in self._sources for file in self._files(source)}
+
+    def _digest(self) -> str:
+        total = hashlib.blake2b(digest_size=20)
+        for source in self._sources:
+            total.update(f"{source.kind}:{source.shard}".encode())
+            if source.kind == "hub":
+                total.update(str(load_hub_dataset(source, self._flag)._fingerprint).encode())
+            for file in self._files(source):
+                total.update(_file_digest(file))
+        return total.hexdigest()
+
+
+def file_state(path: str) -> tuple[int, int, int] | None:
+    """Size, time of the last change and number of a file: equal while it is the same; None when it is gone."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def _file_digest(path: str) -> bytes:

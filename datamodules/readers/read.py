@@ -7,27 +7,22 @@ column is a `UserError`.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 
 from datamodules.readers.arrow import read_folder, read_hub, read_parquet
 from datamodules.readers.columns import wanted_columns
 from datamodules.readers.csv_json import json_records, read_csv, read_json
-from datamodules.readers.paths import DataPath, check_data_paths, content_digest, parse_data_path
+from datamodules.readers.paths import DataPath, file_state, parse_data_path
 from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.readers.tsv import read_tsv
 from task_utils import Task
 from utils.errors import RunError, UserError
 
 __all__ = [
-    "DataPath",
     "InputRecords",
     "ReadOptions",
     "RowChunk",
     "RowReport",
-    "check_data_paths",
-    "content_digest",
-    "parse_data_path",
     "read_rows",
 ]
 
@@ -72,9 +67,8 @@ class InputRecords:
             if before != now:
                 raise RunError(f"{data_path.path} has changed while its rows were predicted")
 
-    def _states(self) -> list[tuple[int, int, int]]:
-        found = [os.stat(data_path.path) for data_path in self.paths]
-        return [(state.st_size, state.st_mtime_ns, state.st_ino) for state in found]
+    def _states(self) -> list[tuple[int, int, int] | None]:
+        return [file_state(data_path.path) for data_path in self.paths]
 
 
 def _raw_rows(

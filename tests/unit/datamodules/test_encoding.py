@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,34 @@ def bench(tmp_path: Path, tokenizers: dict[str, Any]) -> Bench:
 def b(text: str) -> list[int]:
     """ByT5 ids."""
     return [byte + 3 for byte in text.encode()] + [1]
+
+
+@pytest.mark.parametrize("change", ["cut", "appended", "overwritten", "touched up"])
+def test_a_file_that_changes_while_it_is_read(bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    file = bench.file("".join(f"source {number:04}\ttarget\n" for number in range(1000)))
+    read_rows = encoding.read_rows
+
+    def changed_meanwhile(*given: Any) -> Iterator[Any]:
+        chunks = read_rows(*given)
+        yield next(chunks)
+        before = os.stat(file)
+        with open(file, "r+b") as opened:
+            match change:
+                case "cut":
+                    opened.truncate(500)
+                case "appended":
+                    opened.seek(0, os.SEEK_END)
+                    opened.write(b"more\trows\n")
+                case _:
+                    opened.seek(-10, os.SEEK_END)
+                    opened.write(b"other")
+        if change == "touched up":
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        yield from chunks
+
+    monkeypatch.setattr(tsv, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(encoding, "read_rows", changed_meanwhile)
+    assert bench.problem(file) == f"-train_data: {file} has changed while it was read; try again when it is complete"
 
 
 # ---- ids and texts

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from datamodules.readers import tsv
 from datamodules.readers.paths import (
+    Contents,
     DataPath,
     arrow_files,
     check_data_paths,
-    content_digest,
     parse_data_path,
     split_names,
 )
@@ -287,12 +287,16 @@ def test_unreadable_file(tmp_path: Path) -> None:
     assert check_data_paths("-test_data", [str(file)]) == [f"-test_data: {file}: cannot be read (Permission denied)"]
 
 
-def test_content_digest_is_of_the_content(tmp_path: Path) -> None:
+def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.tsv", "a\tb\n"), write(tmp_path / "b.txt", "a\tb\n")
     other = write(tmp_path / "c.tsv", "a\tc\n")
-    assert content_digest([str(first)]) == content_digest([str(second)])
-    assert len({content_digest([str(p)]) for p in (first, other, f"{first}:2")}) == 3
-    assert content_digest([str(first), str(other)]) != content_digest([str(other), str(first)])
+
+    def digest(*paths: object) -> str:
+        return Contents([str(path) for path in paths]).digest
+
+    assert digest(first) == digest(second)
+    assert len({digest(path) for path in (first, other, f"{first}:2")}) == 3
+    assert digest(first, other) != digest(other, first)
 
 
 # ---- CSV
