@@ -5,6 +5,7 @@ The folder appears whole or not at all, and nothing but an earlier export is eve
 
 from __future__ import annotations
 
+from checkpoints.model_paths import check_model_paths
 from config.flags import ExportConfig
 from config.parser import help_text, parse_flags, wants_help
 from deploy.export import run
@@ -22,16 +23,12 @@ def main(argv: list[str]) -> int:
     flags = config.export
     if not flags.model and not flags.average:
         problems.append("-model is required: a .ckpt file, a run's folder, or a from_pretrained folder")
+    if not flags.average:
+        check_model_paths(problems, {"-model": flags.model})
     if "compute_type" in given and flags.format != "ctranslate2":
         problems.append(f"-compute_type {flags.compute_type} goes with -format ctranslate2, not {flags.format}")
     raise_if_any(problems)
     return run(flags)
-
-
-# ---- the target
-
-
-# ---- reading and writing
 
 
 if __name__ == "__main__":

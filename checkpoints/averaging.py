@@ -163,8 +163,6 @@ def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedMo
             difference is named.
     """
     models = [InferenceModel(name, flag=flag) for name in names]
-    for model in models:
-        model.check()
     _check_tasks(models)
     first_config, tokenizer = models[0].config_and_tokenizer()
     for name, other in zip(names[1:], models[1:], strict=True):

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
-from checkpoints.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY
+from checkpoints.model_paths import model_path
+from checkpoints.run_folder import CONTENT_KEY
 from config.flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
@@ -83,19 +84,6 @@ class InferenceModel:
     def is_checkpoint(self) -> bool:
         """Whether the name is a file (a .ckpt) rather than a folder or hub name."""
         return os.path.isfile(self.name) or self.name.endswith(".ckpt")
-
-    def check(self) -> None:
-        """Cheap problems of the name, before anything is loaded."""
-        folder = Path(self.name)
-        if "://" in self.name:
-            raise UserError(f"{self.flag} {self.name}: a file, a folder or a hub name is expected, not a URL")
-        if self.name.endswith(".ckpt") and not os.path.isfile(folder):
-            raise UserError(f"{self.flag} {self.name}: no such file")
-        if os.path.isdir(folder / CHECKPOINT_FOLDER):
-            choices = [str(folder / name) for name in ("best", "last") if (folder / name).is_dir()]
-            raise UserError(
-                f"{self.flag} {self.name}: this is a run's folder; give {' or '.join(choices) or 'a .ckpt of it'}"
-            )
 
     def saved_state(self) -> dict[str, Any]:
         """`task`, `label_map` and `flags` of the training; empty for a model that we did not train.
@@ -172,14 +160,14 @@ class InferenceModel:
 def inference_models(
     names: Sequence[str], tokenizer_name: str = "", source_language: str = "", target_language: str = ""
 ) -> tuple[InferenceModel, ...]:
-    """The models of -model, checked as far as that is cheap.
+    """The models of -model.
 
     Raises:
-        UserError: what `InferenceModel.check` raises; several that have not the same tokenizer.
+        UserError: what `model_path` raises; several that have not the same tokenizer.
     """
-    models = tuple(InferenceModel(name, tokenizer_name, source_language, target_language) for name in names)
-    for model in models:
-        model.check()
+    tokenizer_path = model_path("-tokenizer", tokenizer_name) if tokenizer_name else ""
+    paths = [model_path("-model", name) for name in names]
+    models = tuple(InferenceModel(path, tokenizer_path, source_language, target_language) for path in paths)
     if len(models) > 1:
         first, *others = [tokenizer_digest(model.config_and_tokenizer()[1]) for model in models]
         raise_if_any(
@@ -224,18 +212,18 @@ def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> Mode
         spec = flags.tokenizer or content.get(TOKENIZER_KEY, "")
         if not spec:
             raise UserError(f"-config_path {flags.config_path}: give -tokenizer (a folder, a hub name, or 'bytes')")
-        tokenizer = load_tokenizer(spec, **languages)
+        tokenizer = load_tokenizer(model_path("-tokenizer", spec), **languages)
         place = f"-config_path {flags.config_path}"
         model_config = config_from_dict(content, place)
         tokenizer = fitting_tokenizer(model_config, tokenizer)
         check_config_builds(model_config, place)
         return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config))
-    model_config = load_config(flags.init_model)
-    tokenizer = load_tokenizer(
-        flags.tokenizer or flags.init_model, "-tokenizer" if flags.tokenizer else "-init_model", **languages
-    )
+    path = model_path("-init_model", flags.init_model)
+    model_config = load_config(path)
+    named = model_path("-tokenizer", flags.tokenizer) if flags.tokenizer else ""
+    tokenizer = load_tokenizer(named or path, "-tokenizer" if named else "-init_model", **languages)
     tokenizer = fitting_tokenizer(model_config, tokenizer)
-    return ModelSource(model_config, tokenizer, lambda seed: _ready(from_pretrained(flags.init_model), config))  # noqa: ARG005
+    return ModelSource(model_config, tokenizer, lambda seed: _ready(from_pretrained(path), config))  # noqa: ARG005
 
 
 def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:

@@ -229,7 +229,8 @@ class InferenceModelFlags:
 
     model: tuple[str, ...] = flag(
         (),
-        "A .ckpt file, a from_pretrained folder (best/, last/) or a hub name; several decode together (an ensemble).",
+        "A .ckpt file, a run's folder (its best/), a from_pretrained folder or a hub name; several decode together (an"
+        " ensemble).",
         required=True,
         metavar="MODEL",
     )

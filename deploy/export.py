@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.flags import ExportFlags
 from utils.console import tell
@@ -68,7 +69,7 @@ def run_of(name: str) -> Path | None:
     """The run's folder that `name` is, or that holds it as a checkpoint, best/ or last/; None when there is none."""
     path = Path(os.path.abspath(name))
     if path.is_dir():
-        choices = [path, path.parent] if path.name in ("best", "last") else [path]
+        choices = [path, path.parent] if path.name in EXPORTS else [path]
         return next((folder for folder in choices if (folder / CHECKPOINT_FOLDER).is_dir()), None)
     run = path.parent.parent
     return run if path.parent.name == CHECKPOINT_FOLDER and holds_run(run) else None
@@ -86,24 +87,14 @@ def source_names(flags: ExportFlags) -> list[str]:
             raise UserError(f"-average {flags.average}: names the files; leave -model out")
     else:
         names = list(flags.model)
-    names = [str(_model_of(name)) for name in names]
     place = f"-average {flags.average}" if flags.average else "-model"
+    names = [model_path("-average" if flags.average else "-model", name) for name in names]
     raise_if_any(
         f"{place}: {name} and {other} are the same checkpoint; each is named once"
         for name, other in itertools.combinations(names, 2)
         if os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
     )
     return names
-
-
-def _model_of(name: str) -> Path | str:
-    folder = Path(name)
-    if not (folder / CHECKPOINT_FOLDER).is_dir():
-        return name
-    found = [folder / part for part in ("best", "last") if (folder / part).is_dir()]
-    if not found:
-        raise UserError(f"-model {name}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
-    return found[0]
 
 
 def check_target(target: Path, flags: ExportFlags) -> None:
@@ -176,7 +167,6 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
 
     flag = "-average" if flags.average else "-model"
     single = InferenceModel(names[0], flag=flag)
-    single.check()
     state = saved_state(names, flag)
     model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
     if state or len(names) > 1:  # ours: any other model keeps its own settings

@@ -22,9 +22,9 @@ from transformers import (
 
 from models.architectures import _refuse_other_losses
 from models.config_checks import config_problems
-from models.foreign_code import NO_CODE, refuse_code, refuse_code_of
+from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
-from utils.errors import UserError, _first_line, error_reason, raise_if_any
+from utils.errors import UserError, error_reason, raise_if_any
 from utils.json_files import parse_json
 
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
@@ -36,7 +36,7 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name, **NO_CODE)
     except Exception as error:  # see load_tokenizer
-        raise UserError(f"{flag} {name}: no model could be loaded: {_first_line(error)}") from error
+        raise UserError(f"{flag} {name}: no model could be loaded: {not_loaded(name, error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
     _refuse_other_losses(config, f"{flag} {name}")

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from models.foreign_code import NO_CODE, refuse_code_of
+from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
 from models.loading import _shortened
-from utils.errors import UserError, _first_line, error_reason
+from utils.errors import UserError, error_reason
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
@@ -39,7 +39,7 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec, **NO_CODE)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
-        raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {_first_line(error)}") from error
+        raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {not_loaded(spec, error)}") from error
     problem = tokenizer_problem(spec, tokenizer)
     if problem:
         raise UserError(f"{flag} {spec}: {problem}")

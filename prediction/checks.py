@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from checkpoints.model_paths import check_model_paths, model_path
 from config.checks import check_devices, collect
 from config.flags import CTRANSLATE2_INSTALL, STANDARD_INPUT, DecodeFlags, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
@@ -48,6 +50,7 @@ def check_inference(config: InferenceConfig, given: frozenset[str], problems: li
     _check_outputs(config, problems)
     _check_decoding(config, given, problems)
     check_label_flags(config, task, problems)
+    check_model_paths(problems, {"-model": config.model.model, "-tokenizer": (config.model.tokenizer,)})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
 
 
@@ -106,7 +109,7 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     output, model = config.output, config.model
     calibrate = data_file(config.label.calibrate)
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
-    inputs += [("-model", name) for name in model.model if os.path.exists(name)]
+    inputs += [("-model", path) for path in _local_models(model.model)]
     going_on = bool(output.save_output) and has_parts(Path(output.save_output))
     parts = f"{output.save_output}{PARTS_SUFFIX}"
     seen: dict[str, str] = {}
@@ -122,6 +125,13 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
+
+
+def _local_models(names: Sequence[str]) -> list[str]:
+    """The files and folders on this machine that -model stands for."""
+    unseen: list[str] = []  # `check_inference` has them already
+    paths = [collect(unseen, lambda name=name: model_path("-model", name)) for name in names]  # type: ignore[misc]
+    return [path for path in paths if path and os.path.exists(path)]
 
 
 def _existing_problem(name: str, going_on: bool) -> str:

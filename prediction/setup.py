@@ -59,6 +59,13 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     """
     data = config.data
     models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
+    tell(
+        *(
+            f"-model {name}: {model.name}"
+            for name, model in zip(config.model.model, models, strict=True)
+            if name != model.name
+        )
+    )
     state = models[0].saved_state()
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from checkpoints.model_paths import check_model_paths
 from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
     OVERWRITTEN,
@@ -46,6 +47,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:
         collect(problems, lambda: read_config(model.config_path))
+    check_model_paths(problems, {"-init_model": (model.init_model,), "-tokenizer": (model.tokenizer,)})
     if not config.data.train_data and not (task and task.hub_dataset):
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
     if "batch_size" in given and batch.max_tokens:

@@ -6,6 +6,11 @@ import gc
 import logging
 import os
 import warnings
+from functools import lru_cache
+
+from utils.console import tell
+
+HUB_SECONDS = 5.0
 
 
 def quiet_libraries(training: bool = False) -> None:
@@ -45,3 +50,21 @@ def fix_sums() -> None:
     Strict numerical reproducibility of MKL, which reads this when it is first used; processes inherit it.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+@lru_cache
+def ask_the_hub_once() -> None:
+    """Take cached files alone when the hub does not answer: the library would ask it six times, for half a minute.
+
+    Call before the first file of a hub name is asked for.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # of the HTTP client, which is another one in every version
+        tell(f"{constants.ENDPOINT} does not answer ({error}): only models that were downloaded before can be loaded")
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that are started
+        constants.HF_HUB_OFFLINE = True

@@ -173,7 +173,7 @@ def test_bad_inference_flags(place: Path, name: str) -> None:
     flags, message = BAD_INFERENCE[name]
     flags = [token.replace("{}", str(place)) for token in flags]
     before = listing(place)
-    result = infer(*at(place, replaced(["-model", "m.ckpt", "-test_data", "good.tsv"], flags)))
+    result = infer(*at(place, replaced(["-model", "owner/model", "-test_data", "good.tsv"], flags)))
     assert len(result.errors) == 1, result.err
     refused(result, result.errors[0])
     assert message.replace("{}", str(place)) in result.errors[0]
@@ -181,7 +181,7 @@ def test_bad_inference_flags(place: Path, name: str) -> None:
 
 
 def test_a_share_of_rows_that_are_not_given(place: Path) -> None:
-    result = infer("-model", "m.ckpt", "-valid_data", place / "good.tsv", "-test_data_proportions", 0.2)
+    result = infer("-model", "owner/model", "-valid_data", place / "good.tsv", "-test_data_proportions", 0.2)
     refused(
         result,
         "-test_data_proportions 0.2: a share of the rows of -train_data, which is not given; give it, or leave the"
@@ -285,19 +285,6 @@ def test_bad_checkpoints(place: Path, copy_run: Path, kind: str) -> None:
         assert result.errors[0].startswith(f"{flag} {path}: ")
         assert KINDS[kind] in result.errors[0]
     assert listing(place) == before
-
-
-def test_a_runs_folder_is_no_model(copy_run: Path, letters: Path) -> None:
-    run = copy_run / "run"
-    result = infer("-model", run, "-test_data", letters / "test.tsv")
-    refused(result, f"-model {run}: this is a run's folder; give {run}/best or {run}/last")
-
-
-def test_a_model_name_that_no_file_can_have(place: Path) -> None:
-    name = "m" * 300
-    result = infer("-model", name, "-test_data", place / "good.tsv")
-    refused(result, *result.errors)
-    assert result.errors[0].startswith(f"-model {name}: no model could be loaded: ")
 
 
 def test_no_such_hub_model_offline(place: Path) -> None:

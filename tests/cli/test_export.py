@@ -161,7 +161,7 @@ def test_a_forged_export_json_gives_no_files_away(copy_run: Path, tmp_path: Path
 
 def test_models_that_are_not_there_or_torn_are_named_with_their_flag(copy_run: Path, tmp_path: Path) -> None:
     told = refusal("-model", tmp_path / "nope")
-    assert told == f"-model {tmp_path}/nope: no such file or folder; a model of the hub needs -save_path"
+    assert told == f"-model {tmp_path}/nope: no such folder; a hub name is NAME or OWNER/NAME"
     run_folder = tmp_path / "run"
     shutil.copytree(copy_run / "run" / "saved_checkpoints", run_folder / "saved_checkpoints")
     first, second, *_ = (path.resolve() for path in best_checkpoints(run_folder))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, BertConfig, ByT5Tokenizer, EncoderDecoderConfig, LEDConfig
@@ -19,6 +22,7 @@ from models.tokenizers import fitting_tokenizer, load_tokenizer, pack_tokenizer,
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import example_batch
 from utils.errors import UserError
+from utils.libraries import ask_the_hub_once
 
 UNTIED = ("t5-untied", "mt5", "umt5")
 
@@ -185,3 +189,31 @@ def test_refusals_name_the_flag_and_the_choices(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "missing"))
     with pytest.raises(UserError, match="at least 259"):
         fitting_tokenizer(from_config(config_of("t5", vocab_size=100), 1).config, ByT5Tokenizer())
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def silent(url: str, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=silent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    ask_the_hub_once.cache_clear()
+    for load in (load_config, load_tokenizer):
+        with pytest.raises(UserError) as refused:
+            load("nobody/nothing", "-model")
+        assert refused.value.problems[0].endswith(
+            " could be loaded: not among the downloaded models, and the hub is not asked (HF_HUB_OFFLINE) or does not"
+            " answer; download it where there is a network, or give a local folder"
+        )
+    assert asked == [("https://huggingface.co", 5.0)]
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert capsys.readouterr().out == (
+        "https://huggingface.co does not answer (Name or service not known): only models that were downloaded before"
+        " can be loaded\n"
+    )

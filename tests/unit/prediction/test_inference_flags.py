@@ -25,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def problems_of(*flags: str) -> list[str]:
     """The problems of `inference.py` with these flags, and good data where they give none."""
     data = [] if {"-test_data", "-train_data"} & set(flags) else ["-test_data", "good.tsv"]
-    model = [] if "-model" in flags else ["-model", "m.ckpt"]
+    model = [] if "-model" in flags else ["-model", "owner/model"]
     config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
     check_inference(config, given, problems)
     return problems

@@ -57,6 +57,12 @@ def test_the_end_of_outputs_is_told_where_the_flag_says_more(tmp_path: Path, tol
     assert told("-model", bart, decoding=LabelDecoding("constrained", ("a", "b"))) == []
 
 
+def test_a_runs_folder_is_taken_and_told(tmp_path: Path, told: Prepared) -> None:
+    (tmp_path / "run" / "saved_checkpoints").mkdir(parents=True)
+    last = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "run" / "last")
+    assert told("-model", tmp_path / "run") == [f"-model {tmp_path / 'run'}: {last}"]
+
+
 def test_a_shortest_output_beyond_the_model_is_refused(tmp_path: Path, told: Prepared) -> None:
     bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
     with pytest.raises(UserError) as refused:

@@ -61,7 +61,7 @@ def train_problems(*flags: str) -> list[str]:
 def inference_problems(*flags: str) -> list[str]:
     """The problems of `inference.py` with good data and these flags."""
     data = [] if "-test_data" in flags else ["-test_data", "good.tsv"]
-    model = [] if "-model" in flags else ["-model", "m.ckpt"]
+    model = [] if "-model" in flags else ["-model", "owner/model"]
     config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
     check_inference(config, given, problems)
     return problems

@@ -70,5 +70,5 @@ def test_models_are_written_to_other_names_only(odd: Path) -> None:
     check_train(config, given, problems)
     assert told in problems
     with pytest.raises(UserError) as caught:
-        export.main(["-model", "m.ckpt", "-save_path", f"{odd}/x"])
+        export.main(["-model", "owner/model", "-save_path", f"{odd}/x"])
     assert str(caught.value) == told

@@ -1,0 +1,57 @@
+"""What the name of a model or tokenizer stands for: a file, a folder, a run's folder, or a hub name. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from checkpoints.run_folder import CHECKPOINT_FOLDER
+from config.checks import collect
+from utils.errors import UserError
+
+EXPORTS = ("best", "last")  # of a run, the one that stands for it first
+_HUB_NAME = re.compile(r"(?=.{1,96}\Z)[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
+
+
+def model_path(flag: str, name: str) -> str:
+    """The file, folder or hub name that `name` stands for; a run's folder stands for its best/, else its last/.
+
+    Raises:
+        UserError: a URL, a run without either, or a path where nothing is: the hub is never asked for a path.
+    """
+    place = f"{flag} {name}"
+    if "://" in name:
+        raise UserError(f"{place}: a file, a folder or a hub name is expected, not a URL")
+    if os.path.isdir(Path(name) / CHECKPOINT_FOLDER):
+        found = [path for export in EXPORTS if os.path.isdir(path := os.path.join(name, export))]
+        if not found:
+            raise UserError(f"{place}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
+        return found[0]
+    if not os.path.exists(name) and (problem := _missing(name)):
+        raise UserError(f"{place}: {problem}")
+    return name
+
+
+def _missing(name: str) -> str:
+    """Why nothing can be loaded by a name that is not here; empty for what may be a name of the hub."""
+    path = Path(name)
+    last = path.with_name("last") if path.name == "best" else path
+    if path.name == "best" and os.path.isdir(last):
+        return f"no such folder: the run was never validated; its latest state is {last}"
+    if name.endswith(".ckpt"):
+        return "no such file"
+    first, _, rest = name.partition("/")
+    if not _HUB_NAME.fullmatch(name) or path.name in EXPORTS or (rest and first == "runs"):
+        return "no such folder; a hub name is NAME or OWNER/NAME"
+    if rest and os.path.isdir(first):
+        return f"no such folder; {first} is a folder here, so that this is no OWNER/NAME of the hub"
+    return ""
+
+
+def check_model_paths(problems: list[str], values: Mapping[str, Sequence[str]]) -> None:
+    """Append what `model_path` says against the values of each flag; empty ones are left out."""
+    for flag, names in values.items():
+        for name in filter(None, names):
+            collect(problems, lambda flag=flag, name=name: model_path(flag, name))  # type: ignore[misc]
