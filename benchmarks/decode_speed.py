@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order
 def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> Callable[[Any, Any], list[str]]:
     import torch
 
-    from generation.decoder import DecodingOptions, decode_texts, generation_config
+    from config.flags import DecodeFlags
+    from generation.decoder import decode_texts, generation_config
 
-    config = generation_config(model, tokenizer, DecodingOptions(beam_size=beams, max_length=max_length))
+    config = generation_config(model, tokenizer, DecodeFlags(beam_size=beams, max_predict_length=max_length))
 
     def decode(ids: Any, mask: Any) -> list[str]:
         with torch.inference_mode():
@@ -136,17 +138,23 @@ def ctranslate2_decoders(
         return {}
     import torch
 
-    from generation.decoder import DecodingOptions, generation_config
+    from config.flags import DecodeFlags
+    from generation.decoder import generation_config
     from generation.engines.conversion import cached_conversion
     from generation.engines.ctranslate2 import CTranslate2Engine
 
-    settings = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
+    settings = DecodeFlags(beam_size=beams, max_predict_length=options.max_length, early_stopping=True)
     config = generation_config(model, tokenizer, settings)
 
     def decoder(compute_type: str) -> Callable[[Any, Any], list[str]]:
         converted = cached_conversion(str(folder), model, tokenizer, compute_type)
         engine = CTranslate2Engine(
-            converted, tokenizer, settings, config, compute_type, threads=torch.get_num_threads(), with_scores=False
+            converted,
+            tokenizer,
+            replace(settings, compute_type=compute_type),
+            config,
+            threads=torch.get_num_threads(),
+            with_scores=False,
         )
 
         def decode(ids: Any, mask: Any) -> list[str]:
@@ -193,21 +201,22 @@ def bare_ctranslate2(
 
 def text_normalisation(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from generation.decoder import Decoder, DecodingOptions
+    from config.flags import DecodeFlags
+    from generation.decoder import Decoder
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
     model, tokenizer = InferenceModel(str(folder))()
     plain, _ = library_model(folder)
     for beams in (4, 1):
-        settings = DecodingOptions(beam_size=beams, max_length=options.max_length)
+        settings = DecodeFlags(beam_size=beams, max_predict_length=options.max_length)
         decoders = {
             "ours": Decoder(model, tokenizer, settings),
             **ctranslate2_decoders(options, folder, model, tokenizer, beams),
             "generate": library_decode(plain, tokenizer, beams, options.max_length),
         }
         if beams > 1:
-            early = DecodingOptions(beam_size=beams, max_length=options.max_length, early_stopping=True)
+            early = DecodeFlags(beam_size=beams, max_predict_length=options.max_length, early_stopping=True)
             decoders["ours, early stopping"] = Decoder(model, tokenizer, early)
         peers: dict[str, Callable[[], list[str]]] = {}
         for order_name, by_length in (("file order", False), ("length-sorted", True)):
@@ -226,7 +235,8 @@ def text_normalisation(options: argparse.Namespace) -> None:
 
 def label_task(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from generation.decoder import Decoder, DecodingOptions
+    from config.flags import DecodeFlags
+    from generation.decoder import Decoder
     from generation.label_scoring import LabelScorer
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
@@ -235,8 +245,8 @@ def label_task(options: argparse.Namespace) -> None:
     scorer = LabelScorer(model, tokenizer, labels)
     decoders = {
         "ours: labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
-        "ours: greedy among labels": Decoder(model, tokenizer, DecodingOptions(), labels),
-        "ours: greedy": Decoder(model, tokenizer, DecodingOptions(max_length=options.max_length)),
+        "ours: greedy among labels": Decoder(model, tokenizer, DecodeFlags(), labels),
+        "ours: greedy": Decoder(model, tokenizer, DecodeFlags(max_predict_length=options.max_length)),
         "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
         "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),
     }

@@ -21,13 +21,13 @@ LABELS = ("긍정", "부정", "a", "ab", "abc", "중립입니다", "b", "hgf", "
 
 def search_parity(name: str, beams: int, rows: int) -> tuple[int, int, float]:
     """Rows of the same best text, rows of the same list, and the largest difference of a beam's score."""
-    from generation.decoder import DecodingOptions
+    from config.flags import DecodeFlags
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
     from tests.unit.generation.test_search import LONGEST, Decoder, by_library
 
     model = half_trained(name)
     ids, mask = encoded(words(rows, seed=77))
-    options = DecodingOptions(max_length=LONGEST, beam_size=beams, num_return=beams)
+    options = DecodeFlags(max_predict_length=LONGEST, beam_size=beams, num_return=beams)
     found = Decoder(model, TOKENIZER, options).decode(ids, mask)
     start = 1 if name == "mbart" else 0
     expected = by_library(model, ids, mask, start, num_beams=beams, num_return_sequences=beams)

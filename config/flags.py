@@ -302,6 +302,16 @@ class DecodeFlags:
     )
     compute_type: str = flag("float32", "Arithmetic and weights of -engine ctranslate2.", choices=COMPUTE_TYPES)
 
+    @property
+    def width(self) -> int:
+        """Outputs of a row that are under way together: its beams or its samples."""
+        return self.num_return if self.do_sample else self.beam_size
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether the model's own scores are changed on the way."""
+        return bool(self.no_repeat_ngram_size or self.min_predict_length) or self.repetition_penalty != 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlags:

@@ -162,7 +162,7 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
     from checkpoints.averaging import averaged
     from checkpoints.model_folder import fill_folder, model_bytes
     from checkpoints.model_source import InferenceModel
-    from generation.decoder import DecodingOptions, generation_config
+    from generation.decoder import generation_config
     from utils.files import clean_folder_leftovers, write_folder, write_json
 
     flag = "-average" if flags.average else "-model"
@@ -170,7 +170,7 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
     state = saved_state(names, flag)
     model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
     if state or len(names) > 1:  # ours: any other model keeps its own settings
-        model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+        model.generation_config = generation_config(model, tokenizer)
 
     def fill(folder: Path) -> None:
         if flags.format == "ctranslate2":
@@ -212,7 +212,8 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
     import numpy as np
 
-    from generation.decoder import Decoder, DecodingOptions, generation_config
+    from config.flags import DecodeFlags
+    from generation.decoder import Decoder, generation_config
     from generation.engines.conversion import save_converted
     from generation.engines.ctranslate2 import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
     from utils.files import STATE_NAME, write_json
@@ -225,7 +226,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     if compute_type not in supported_compute_types("cpu"):
         tell(f"-compute_type {compute_type}: not on this processor, so that no text was compared; it is for a GPU")
         return
-    options = DecodingOptions(max_length=32)
-    engine = CTranslate2Engine(folder, tokenizer, options, generation_config(model, tokenizer, options), compute_type)
+    flags = DecodeFlags(max_predict_length=32, compute_type=compute_type)
+    engine = CTranslate2Engine(folder, tokenizer, flags, generation_config(model, tokenizer, flags))
     sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
-    tell(engine.check_parity(Decoder(model, tokenizer, options), sources, "-format ctranslate2"))
+    tell(engine.check_parity(Decoder(model, tokenizer, flags), sources, "-format ctranslate2"))

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from config.flags import DecodeFlags
 from generation.constraints import ROOT, TokenGraph
 from generation.incremental.decoder import COLUMNS_TO_COME
 from generation.logits_processors import ScoreRules
@@ -42,14 +43,12 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a search proceeds; lengths are in tokens and count the end token."""
+    """What a search needs besides the flags; `max_length` is in tokens and counts the end token."""
 
     start_token: int
-    max_length: int
+    max_length: int  # at most that of the flags
     rules: ScoreRules
-    beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool = False  # a source is done when its k places are taken
+    flags: DecodeFlags
     labels: TokenGraph | None = None
 
     @property
@@ -132,7 +131,7 @@ class _Beams:
 
 
 def beam_search(state: State, count: int, options: SearchOptions, device: torch.device) -> list[list[FoundTokens]]:
-    """For each of `count` sources its up to `beams` best outputs, best first.
+    """For each of `count` sources its up to k best outputs, best first; k is the width of the flags.
 
     Fewer come back only where there are fewer label texts. Beams of a source that has just begun are the start token
     k times over, all but one at a log-probability of -inf.
@@ -140,19 +139,20 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
     Raises:
         RunError: scores that are NaN or infinite.
     """
-    scores = torch.full((count, options.beams), NEVER, device=device)
+    width = options.flags.width
+    scores = torch.full((count, width), NEVER, device=device)
     scores[:, 0] = 0.0
     beams = _Beams(
         rows=torch.arange(count, device=device),
-        tokens=torch.full((count, options.beams, 1), options.start_token, device=device),
+        tokens=torch.full((count, width, 1), options.start_token, device=device),
         scores=scores,
         done=torch.zeros(count, dtype=torch.bool, device=device),
         state=state,
-        finished=_Finished.none(count, options.beams, device),
+        finished=_Finished.none(count, width, device),
         broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     if options.labels is not None:
-        beams.nodes = torch.full((count, options.beams), ROOT, device=device)
+        beams.nodes = torch.full((count, width), ROOT, device=device)
     results: list[list[FoundTokens]] = [[] for _ in range(count)]
     since_compacted = 0
     for step in range(options.max_length):
@@ -186,16 +186,16 @@ def _step(beams: _Beams, step: int, options: SearchOptions) -> None:
         ended = torch.ones_like(ended)
     _finish(beams, scores, parents, tokens, ended, options)
 
-    beams.scores, best = scores.masked_fill(ended, NEVER).topk(options.beams, 1)
+    beams.scores, best = scores.masked_fill(ended, NEVER).topk(options.flags.width, 1)
     parents, tokens = parents.gather(1, best), tokens.gather(1, best)
     if options.labels is not None:
         beams.nodes = nodes.gather(1, best)
     beams.tokens = torch.cat((_by_beam(beams.tokens, parents), tokens.unsqueeze(2)), 2)
     beams.state.follow(parents)
     # As in `transformers`: with `early_stopping=False` by the best beam's score at its present length.
-    hope = beams.scores[:, 0] / length**options.length_penalty
+    hope = beams.scores[:, 0] / length**options.flags.length_penalty
     worst = beams.finished.scores[:, -1]
-    beams.done |= (worst > NEVER if options.early_stopping else hope <= worst) | (hope == NEVER)
+    beams.done |= (worst > NEVER if options.flags.early_stopping else hope <= worst) | (hope == NEVER)
 
 
 def _by_beam(values: Tensor, beams: Tensor) -> Tensor:
@@ -236,12 +236,12 @@ def _finish(
     running: _Beams, scores: Tensor, parents: Tensor, tokens: Tensor, ended: Tensor, options: SearchOptions
 ) -> None:
     """Hand over the ended ones of the k best continuations; the outputs of sources that are done stay as they are."""
-    beams = options.beams
+    beams = options.flags.width
     ended = ended[:, :beams] & (scores[:, :beams] > NEVER) & ~running.done.unsqueeze(1)
     rows = ended.any(1).nonzero().view(-1)
     if not len(rows):
         return
     sequences = _by_beam(running.tokens[rows, :, 1:], parents[rows, :beams])
     sequences = torch.cat((sequences, tokens[rows, :beams].unsqueeze(2)), 2)
-    normalised = scores[rows, :beams] / sequences.shape[2] ** options.length_penalty
+    normalised = scores[rows, :beams] / sequences.shape[2] ** options.flags.length_penalty
     running.finished.add(rows, normalised.masked_fill_(~ended[rows], NEVER), sequences)

@@ -21,13 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from config.flags import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
 from generation.constraints import LabelTrie
 from generation.incremental.decoder import StepModel, start
 from generation.incremental.weights import compute_dtype, supports
 from generation.joined_labels import JoinedLabels
 from generation.logits_processors import ScoreRules
-from generation.sampling import SamplingOptions, sample
+from generation.sampling import sample
 from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
 from models.forward import decoder_start_token
@@ -35,41 +36,7 @@ from models.tokenizers import encoded_target, example_target, fixed_first_token
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How texts are decoded; lengths are in tokens and count the end token.
-
-    Raises:
-        ValueError: options that exclude each other, all of them listed.
-    """
-
-    beam_size: int = 1
-    length_penalty: float = 1.0
-    max_length: int = 512
-    no_repeat_ngram_size: int = 0  # tokens; 0 = off
-    min_length: int = 0
-    repetition_penalty: float = 1.0  # 1 = off
-    num_return: int = 1
-    early_stopping: bool = False  # a row's beam search ends as soon as beam_size outputs have ended
-    sampling: SamplingOptions | None = None
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.sampling is None and self.num_return > self.beam_size:
-            problems.append(f"num_return {self.num_return} is more than beam_size {self.beam_size}")
-        if self.sampling is not None and self.beam_size > 1:
-            problems.append(f"sampling draws num_return outputs and takes no beam_size {self.beam_size}")
-        if self.min_length > self.max_length:
-            problems.append(f"min_length {self.min_length} is more than max_length {self.max_length}")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    @property
-    def has_rules(self) -> bool:
-        """Whether the model's own scores are changed on the way."""
-        return bool(self.no_repeat_ngram_size or self.min_length) or self.repetition_penalty != 1.0
+GREEDY = DecodeFlags()
 
 
 @dataclass(frozen=True)
@@ -83,7 +50,7 @@ class Hypothesis:
 def generation_config(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    options: DecodingOptions,
+    flags: DecodeFlags = GREEDY,
     others: Sequence[PreTrainedModel] = (),
 ) -> GenerationConfig:
     """Every generation field that matters, set: none is inherited from a checkpoint's own generation config.
@@ -95,14 +62,14 @@ def generation_config(
     target = example_target(tokenizer)
     longest = longest_output(shared_target_limit(member.config for member in (model, *others)))
     return GenerationConfig(
-        max_new_tokens=min(options.max_length, longest or options.max_length),
-        min_length=options.min_length,
-        num_beams=options.beam_size,
-        num_return_sequences=options.num_return if options.beam_size > 1 else 1,
-        length_penalty=options.length_penalty if options.beam_size > 1 else 1.0,
-        no_repeat_ngram_size=options.no_repeat_ngram_size or None,
-        repetition_penalty=float(options.repetition_penalty),
-        early_stopping=options.early_stopping and options.beam_size > 1,
+        max_new_tokens=min(flags.max_predict_length, longest or flags.max_predict_length),
+        min_length=flags.min_predict_length,
+        num_beams=flags.beam_size,
+        num_return_sequences=flags.num_return if flags.beam_size > 1 else 1,
+        length_penalty=flags.length_penalty if flags.beam_size > 1 else 1.0,
+        no_repeat_ngram_size=flags.no_repeat_ngram_size or None,
+        repetition_penalty=float(flags.repetition_penalty),
+        early_stopping=flags.early_stopping and flags.beam_size > 1,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -142,7 +109,7 @@ class Decoder:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        options: DecodingOptions,
+        flags: DecodeFlags,
         labels: Sequence[str] = (),
         others: Sequence[PreTrainedModel] = (),
         label_separator: str = "",
@@ -150,11 +117,11 @@ class Decoder:
         self.models = [model, *others]
         self.model = model
         self.tokenizer = tokenizer
-        self.options = options
-        self.config = generation_config(model, tokenizer, options, others)
+        self.flags = flags
+        self.config = generation_config(model, tokenizer, flags, others)
         self.own = all(supports(member) for member in self.models)
         self.allowed: LabelTrie | JoinedLabels | None = None
-        if not self.own and (labels or options.sampling or others):
+        if not self.own and (labels or flags.do_sample or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
             raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
         sizes = [member.config.vocab_size for member in self.models]
@@ -171,7 +138,7 @@ class Decoder:
         """The best text for each row of (batch, source_length) ids; raises as `decode` does."""
         if not self.own:
             return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
-        found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.options.num_return > 1)
+        found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.flags.num_return > 1)
         return self._texts([outputs[0].ids for outputs in found])
 
     def decode(
@@ -197,29 +164,27 @@ class Decoder:
     def _search(
         self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int], with_scores: bool
     ) -> list[list[FoundTokens]]:
-        options, sampling = self.options, self.options.sampling
+        flags = self.flags
         rules = ScoreRules(
             end_token=self.config.eos_token_id,
-            repetition_penalty=options.repetition_penalty,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            min_length=options.min_length,
+            repetition_penalty=flags.repetition_penalty,
+            no_repeat_ngram_size=flags.no_repeat_ngram_size,
+            min_length=flags.min_predict_length,
             first_token=self.config.forced_bos_token_id,
         )
         search = SearchOptions(
             start_token=self.config.decoder_start_token_id,
             max_length=self.config.max_new_tokens,
             rules=rules,
-            beams=options.num_return if sampling else options.beam_size,
-            length_penalty=options.length_penalty,
-            early_stopping=options.early_stopping,
+            flags=flags,
             labels=None if self.allowed is None else self.allowed.graph.to(input_ids.device),
         )
         device = input_ids.device
-        state = start(self.step_models(), input_ids, attention_mask, search.beams)
-        if options.beam_size > 1 or self.allowed is not None:
+        state = start(self.step_models(), input_ids, attention_mask, flags.width)
+        if flags.beam_size > 1 or self.allowed is not None:
             found = beam_search(state, len(input_ids), search, device)
-            return [outputs[: options.num_return] for outputs in found]
-        return sample(state, list(row_ids), search, sampling, device, with_scores)
+            return [outputs[: flags.num_return] for outputs in found]
+        return sample(state, list(row_ids), search, device, with_scores)
 
     def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Of outputs (a fixed first token and the end token included)."""
@@ -240,7 +205,7 @@ class Decoder:
         """The same by `generate`; leaves the model's own generation config as it was. Scores of 0 unless asked for."""
         own, watch = self.model.generation_config, _FiniteWatch(input_ids.device)
         self.model.generation_config = self.config  # `generate` fills unset fields from it
-        beams = self.options.beam_size > 1
+        beams = self.flags.beam_size > 1
         try:
             output = self.model.generate(
                 input_ids=input_ids,
@@ -255,23 +220,23 @@ class Decoder:
         finally:
             self.model.generation_config = own
         require_finite(watch.broken, compute_dtype(self.model))
-        count = self.options.num_return
+        count = self.flags.num_return
         texts = decode_texts(self.tokenizer, output.sequences)
         flat = [Hypothesis(text, score) for text, score in zip(texts, scores, strict=True)]
         return [flat[start : start + count] for start in range(0, len(flat), count)]
 
     def _generate_scores(self, output: Any) -> list[float]:
-        if self.options.beam_size > 1:
+        if self.flags.beam_size > 1:
             return output.sequences_scores.tolist()  # type: ignore[no-any-return]
         log_probs = self.model.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)
         if self.config.forced_bos_token_id is not None:
             log_probs[:, 0] = 0.0
         written = output.sequences[:, 1:] != self.config.pad_token_id
         total = log_probs.masked_fill(~written, 0.0).sum(1)
-        return (total / written.sum(1) ** self.options.length_penalty).tolist()  # type: ignore[no-any-return]
+        return (total / written.sum(1) ** self.flags.length_penalty).tolist()  # type: ignore[no-any-return]
 
     def _allowed_texts(self, labels: Sequence[str], separator: str) -> LabelTrie | JoinedLabels:
-        if self.options.has_rules or self.options.sampling:
+        if self.flags.has_rules or self.flags.do_sample:
             raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
         allowed = allowed_texts(self.tokenizer, labels, separator)
         longest = allowed.graph.longest

@@ -14,20 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from config.flags import DecodeFlags
 from generation.beam_search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
 from generation.topk import best_scores, log_normaliser, require_finite
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the row ids of two seeds apart
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """What is drawn from: logits over `temperature`, then the `top_k` best (0 = all), then the share `top_p`."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 def row_draws(row_ids: list[int], samples: int, length: int, seed: int) -> Tensor:
@@ -39,16 +30,17 @@ def row_draws(row_ids: list[int], samples: int, length: int, seed: int) -> Tenso
     return torch.stack(draws)
 
 
-def draw_tokens(logits: Tensor, draws: Tensor, options: SamplingOptions) -> Tensor:
+def draw_tokens(logits: Tensor, draws: Tensor, flags: DecodeFlags) -> Tensor:
     """One token for each row of (rows, vocabulary) logits, by inversion at `draws` (rows,).
 
-    Top-p keeps the fewest best tokens that hold at least that probability (Holtzman et al. 2020, section 3.1).
+    Logits are divided by the temperature, then only the top-k best are kept; top-p keeps the fewest of them that hold
+    at least that probability (Holtzman et al. 2020, section 3.1).
     """
     width = logits.shape[1]
-    values, tokens = (logits / options.temperature).topk(min(options.top_k or width, width), 1)
+    values, tokens = (logits / flags.temperature).topk(min(flags.top_k or width, width), 1)
     probabilities = values.softmax(1)
     before = probabilities.cumsum(1) - probabilities
-    probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
+    probabilities = probabilities.masked_fill(before >= flags.top_p, 0.0)
     reached = probabilities.cumsum(1)
     place = (reached <= draws.unsqueeze(1) * reached[:, -1:]).sum(1, keepdim=True)
     place = place.clamp_(max=width - 1).minimum((probabilities > 0).sum(1, keepdim=True) - 1)
@@ -79,11 +71,10 @@ def sample(
     state: State,
     row_ids: list[int],
     options: SearchOptions,
-    sampling: SamplingOptions | None,
     device: torch.device,
     with_scores: bool = True,
 ) -> list[list[FoundTokens]]:
-    """`options.beams` samples for each source, best first; the greedy output when `sampling` is None.
+    """The samples of each source, best first; without -do_sample its greedy output.
 
     A score is the model's own log-probability, whatever the temperature and the rules, over length ** penalty; a fixed
     first token counts 0. Without `with_scores` it is 0.
@@ -91,7 +82,7 @@ def sample(
     Raises:
         RunError: scores that are NaN or infinite.
     """
-    count, samples = len(row_ids), options.beams
+    count, samples = len(row_ids), options.flags.width
     runs = _Runs(
         rows=torch.arange(count, device=device),
         tokens=torch.full((count, samples, 1), options.start_token, device=device),
@@ -102,13 +93,13 @@ def sample(
         broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     draws = None
-    if sampling is not None:
-        draws = row_draws(row_ids, samples, options.max_length, sampling.seed).to(device)
+    if options.flags.do_sample:
+        draws = row_draws(row_ids, samples, options.max_length, options.flags.seed).to(device)
     results: list[list[FoundTokens]] = [[] for _ in range(count)]
     since_kept = 0
     for step in range(options.max_length):
         chosen = None if draws is None else draws[runs.rows, :, step]
-        _step(runs, step, options, sampling, chosen, with_scores)
+        _step(runs, step, options, chosen, with_scores)
         since_kept += 1
         finished = runs.ended.all(1)
         done = int(finished.sum())
@@ -123,23 +114,16 @@ def sample(
     return results
 
 
-def _step(
-    runs: _Runs,
-    step: int,
-    options: SearchOptions,
-    sampling: SamplingOptions | None,
-    draws: Tensor | None,
-    with_scores: bool,
-) -> None:
+def _step(runs: _Runs, step: int, options: SearchOptions, draws: Tensor | None, with_scores: bool) -> None:
     """Lengthen every output that has not ended by a token."""
     shape = runs.ended.shape
     logits = runs.state.logits(runs.tokens[:, :, -1], step).view(shape.numel(), -1)
     inputs = runs.tokens.view(len(logits), -1)
     allowed = options.rules.apply(logits.clone() if with_scores else logits, inputs) if options.rules.active else logits
-    if sampling is None or draws is None:
+    if draws is None:
         tokens = best_scores(allowed, 1)[1].view(-1)
     else:
-        tokens = draw_tokens(allowed, draws.reshape(-1), sampling)
+        tokens = draw_tokens(allowed, draws.reshape(-1), options.flags)
     taken = logits.gather(1, tokens.unsqueeze(1))
     runs.broken |= (~taken.isfinite().view(shape) & ~runs.ended).any()  # NaN and infinity are taken before others
     if with_scores and not (step == 0 and options.rules.first_token is not None):
@@ -153,7 +137,7 @@ def _step(
 
 def _collect(runs: _Runs, chosen: Tensor, options: SearchOptions, results: list[list[FoundTokens]]) -> None:
     """Put the outputs of the chosen rows (B,) where their sources are."""
-    scores = (runs.scores / runs.lengths**options.length_penalty).tolist()
+    scores = (runs.scores / runs.lengths**options.flags.length_penalty).tolist()
     lengths = runs.lengths.tolist()
     for row in chosen.nonzero().view(-1).tolist():
         outputs = [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.flags import ADAM_RATE, OptimFlags
-from generation.decoder import Decoder, DecodingOptions
+from config.flags import ADAM_RATE, DecodeFlags, OptimFlags
+from generation.decoder import Decoder
 from models.forward import decode_teacher_forced
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
@@ -183,7 +183,7 @@ class Seq2SeqModule(pl.LightningModule):
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         mine = [int(row) for row in rows[rank::world_size]]
         limit = int(split.target_lengths.max()) * 3 // 2 + 8
-        decoder = Decoder(self.model, self.tokenizer, DecodingOptions(max_length=limit))
+        decoder = Decoder(self.model, self.tokenizer, DecodeFlags(max_predict_length=limit))
         predicted: dict[int, str] = {}
         for start in range(0, -(-len(rows) // world_size), 32):
             self.between_batches()

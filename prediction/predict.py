@@ -171,7 +171,7 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
                 sources = [job.split.source_ids(row) for row in batch]
                 with _memory_errors(
                     f"the memory of {device} is too small for a batch of {len(batch):,} rows of up to"
-                    f" {len(sources[0]):,} tokens: give a smaller -batch_size or -beam_size, or -max_tokens;"
+                    f" {len(sources[0]):,} tokens: give a smaller -batch_size or -max_tokens, or fewer beams;"
                     " -overwrite throws away what is finished"
                 ):
                     predictions += predictor(batch.tolist(), sources)

@@ -14,13 +14,11 @@ from checkpoints.model_source import InferenceModel, inference_models, shared_li
 from config.flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
-from generation.decoder import DecodingOptions
 from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.incremental.weights import KNOWN
-from generation.sampling import SamplingOptions
 from models.architectures import longest_output
 from postprocessors.labels import LabelMap
 from prediction.checks import check_labels
@@ -119,22 +117,6 @@ def with_trained_settings(config: InferenceConfig, given: frozenset[str], state:
     return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
 
 
-def decoding_options(decode: DecodeFlags) -> DecodingOptions:
-    """The options that the flags ask for."""
-    sampling = SamplingOptions(decode.temperature, decode.top_k, decode.top_p, decode.seed)
-    return DecodingOptions(
-        beam_size=decode.beam_size,
-        length_penalty=decode.length_penalty,
-        max_length=decode.max_predict_length,
-        no_repeat_ngram_size=decode.no_repeat_ngram_size,
-        min_length=decode.min_predict_length,
-        repetition_penalty=decode.repetition_penalty,
-        num_return=decode.num_return,
-        early_stopping=decode.early_stopping,
-        sampling=sampling if decode.do_sample else None,
-    )
-
-
 def answer_of(labels: LabelMap | None, output: OutputFlags) -> Callable[[str], str]:
     """What is written for a predicted text: with -label_correction nearest the label that it is corrected to."""
     if labels is None or output.label_correction != "nearest":
@@ -178,11 +160,11 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
         tell(
             f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
         )
-    options, with_scores = decoding_options(decode), is_structured(ready.config.output.save_output)
+    with_scores = is_structured(ready.config.output.save_output)
     if decode.engine == "ctranslate2":
-        return convert(models[0], options, decode.compute_type, with_scores, examples, devices.device(0))
+        return convert(models[0], decode, with_scores, examples, devices.device(0))
     if decoding is None:
-        return TorchEngine(models, options, with_scores)
+        return TorchEngine(models, decode, with_scores)
     if decoding.mode == "score":
         return ScoreEngine(models[0], decoding, devices)
-    return TorchEngine(models, options, with_scores, decoding.texts, decoding.separator)
+    return TorchEngine(models, decode, with_scores, decoding.texts, decoding.separator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from checkpoints.model_source import InferenceModel
@@ -10,7 +11,6 @@ from checkpoints.run_folder import TEST_REPORT
 from config.flags import BatchFlags, DecodeFlags, TrainConfig
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
-from generation.decoder import DecodingOptions
 from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
@@ -39,12 +39,13 @@ def report_test_split(
     """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
-    limits = BatchLimits(prediction_rows(split, config.batch))
-    engine = TorchEngine((InferenceModel(str(best)),), DecodingOptions())
+    flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
+    limits = BatchLimits.of(flags)
+    engine = TorchEngine((InferenceModel(str(best)),), flags)
     references = LazySequence(len(split), split.reference)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
         scores = score(references, LazySequence(len(split), lambda row: found[row].text), labels, names=task.metrics)
-    write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), "beam_size": 1}))
+    write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
     return [
         f"test split ({len(split):,} rows, greedy, {best}):",
         report_text(scores),

@@ -26,7 +26,7 @@ from checkpoints.run_folder import (
 from config.flags import ADAM_RATE, TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
-from generation.decoder import DecodingOptions, generation_config
+from generation.decoder import generation_config
 from models.loading import from_checkpoint
 from models.optim import resolve_warmup
 from models.tokenizers import unpack_tokenizer
@@ -177,6 +177,6 @@ def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
     content = checkpoint[CONTENT_KEY]
     model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
     tokenizer = unpack_tokenizer(content["tokenizer"], str(folder))
-    model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+    model.generation_config = generation_config(model, tokenizer)
     write_export(folder, model, tokenizer, exported_at(checkpoint), content)
     tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.flags import TrainConfig
 from datamodules.batching import BatchPlan
-from generation.decoder import DecodingOptions, generation_config
+from generation.decoder import generation_config
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from postprocessors.labels import LabelMap
 from task_utils import Task
@@ -35,7 +35,7 @@ def build_module(
         labels: as they are predicted.
         total_steps: optimizer steps of the whole run, for the schedule.
     """
-    model.generation_config = generation_config(model, tokenizer, DecodingOptions())
+    model.generation_config = generation_config(model, tokenizer)
     options = ModuleOptions(
         seed=config.run.seed,
         total_steps=total_steps,

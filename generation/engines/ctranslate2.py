@@ -32,8 +32,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from config.flags import COMPUTE_TYPES
-from generation.decoder import Decoder, DecodingOptions, Hypothesis, decode_texts, generation_config
+from config.flags import COMPUTE_TYPES, DecodeFlags
+from generation.decoder import Decoder, Hypothesis, decode_texts, generation_config
 from generation.engines.base import BatchPredictor, Prediction
 from generation.engines.conversion import VOCABULARY_FILE, cached_conversion, require_ctranslate2
 from utils.console import tell
@@ -47,13 +47,13 @@ NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the 
 SCORE_TOLERANCE = 1e-3  # of a length-normalised log-probability
 
 
-def check_start_token(options: DecodingOptions, start_token: int, end_token: int) -> None:
+def check_start_token(flags: DecodeFlags, start_token: int, end_token: int) -> None:
     """Raise `UserError` for rules that CTranslate2 applies otherwise where the start token is the end token."""
-    rules = [("-repetition_penalty", options.repetition_penalty)] if options.repetition_penalty != 1.0 else []
-    rules += [("-no_repeat_ngram_size", 1)] if options.no_repeat_ngram_size == 1 else []
+    rules = [("-repetition_penalty", flags.repetition_penalty)] if flags.repetition_penalty != 1.0 else []
+    rules += [("-no_repeat_ngram_size", 1)] if flags.no_repeat_ngram_size == 1 else []
     if rules and start_token == end_token:
         raise UserError(
-            f"{', '.join(f'{flag} {value}' for flag, value in rules)}: -engine ctranslate2 does not have this for a"
+            f"{', '.join(f'{name} {value}' for name, value in rules)}: -engine ctranslate2 does not have this for a"
             " model that begins with its end token, as BART does; use -engine torch"
         )
 
@@ -81,7 +81,7 @@ class CTranslate2Engine:
 
     Args:
         folder: what `save_converted` wrote.
-        generation: of the model and `options`, by `generation_config`.
+        generation: of the model and `flags`, by `generation_config`.
         compute_type: float32, int8, float16 or bfloat16.
         device: cpu or cuda; `device_index` is the GPU's number.
         threads: of a CPU; 0 = the library's choice.
@@ -98,9 +98,8 @@ class CTranslate2Engine:
         self,
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
-        options: DecodingOptions,
+        flags: DecodeFlags,
         generation: GenerationConfig,
-        compute_type: str = "float32",
         device: str = "cpu",
         device_index: int = 0,
         threads: int = 0,
@@ -109,10 +108,10 @@ class CTranslate2Engine:
     ) -> None:
         package = require_ctranslate2("-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
-        check_start_token(options, self.start_token, self.end_token)
-        check_compute_type(compute_type, device, device_index)
-        self.tokenizer, self.options, self.compute_type = tokenizer, options, compute_type
-        self.with_scores = with_scores or options.num_return > 1
+        check_start_token(flags, self.start_token, self.end_token)
+        check_compute_type(flags.compute_type, device, device_index)
+        self.tokenizer, self.flags = tokenizer, flags
+        self.with_scores = with_scores or flags.num_return > 1
         self.unread = unread or {}
         self.first_token: int | None = generation.forced_bos_token_id
         self.max_length: int = generation.max_new_tokens
@@ -120,7 +119,7 @@ class CTranslate2Engine:
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         try:
             self.translator = package.Translator(
-                str(folder), device, device_index=device_index, compute_type=compute_type, intra_threads=threads
+                str(folder), device, device_index=device_index, compute_type=flags.compute_type, intra_threads=threads
             )
         except (RuntimeError, ValueError) as error:
             raise RunError(f"{folder}: the converted model cannot be loaded: {error}; delete the folder") from error
@@ -136,7 +135,7 @@ class CTranslate2Engine:
 
     def notes(self) -> list[str]:
         """What makes outputs other than those of the torch engine with the same options, a sentence each."""
-        if self.options.beam_size == 1 or self.first_token is None:
+        if self.flags.beam_size == 1 or self.first_token is None:
             return []
         return [
             f"CTranslate2 drops empty outputs from the beams right after the fixed first token"
@@ -166,14 +165,17 @@ class CTranslate2Engine:
         wrong = [row for row, (ours, theirs) in enumerate(pairs) if abs(ours.score - theirs.score) > SCORE_TOLERANCE]
         if len(other) > len(pairs) // 8:
             wrong = wrong or other
-        if wrong and self.compute_type == "float32":
+        if wrong and self.flags.compute_type == "float32":
             ours, theirs = pairs[wrong[0]]
             raise UserError(
                 f"{place}: the converted model decodes row {wrong[0]} otherwise than -engine torch, and is not used:"
                 f" {theirs.text[:60]!r} (score {theirs.score:.4f}) for {ours.text[:60]!r} ({ours.score:.4f})"
             )
         same = len(pairs) - len(other)
-        return f"CTranslate2 ({self.compute_type}): {same} of the first {len(sources)} texts are those of -engine torch"
+        return (
+            f"CTranslate2 ({self.flags.compute_type}): {same} of the first {len(sources)} texts are those of -engine"
+            " torch"
+        )
 
     def _predictions(self, sources: Sequence[np.ndarray], with_scores: bool) -> list[Prediction]:
         known = [self.unread.get(tuple(source.tolist())) for source in sources]
@@ -188,7 +190,7 @@ class CTranslate2Engine:
                 Prediction(
                     text=best[0].text,
                     score=best[0].score if with_scores else None,
-                    nbest=tuple(best) if self.options.num_return > 1 else (),
+                    nbest=tuple(best) if self.flags.num_return > 1 else (),
                 )
             )
         return predictions
@@ -198,20 +200,20 @@ class CTranslate2Engine:
 
     def _search(self, rows: list[list[str]], with_scores: bool) -> list[list[tuple[list[int], float]]]:
         """The outputs of every source: ids without the start token, and scores (0 unless asked for)."""
-        options = self.options
-        rules_apply = options.has_rules
+        flags = self.flags
+        rules_apply = flags.has_rules
         try:
             results = self.translator.translate_batch(
                 rows,
                 target_prefix=None if self.first_token is None else [self._tokens([self.first_token])] * len(rows),
-                beam_size=options.beam_size,
-                num_hypotheses=options.num_return,
-                length_penalty=options.length_penalty or NO_LENGTH_PENALTY,
-                repetition_penalty=options.repetition_penalty,
-                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                beam_size=flags.beam_size,
+                num_hypotheses=flags.num_return,
+                length_penalty=flags.length_penalty or NO_LENGTH_PENALTY,
+                repetition_penalty=flags.repetition_penalty,
+                no_repeat_ngram_size=flags.no_repeat_ngram_size,
                 max_input_length=0,
                 max_decoding_length=self.max_length,
-                min_decoding_length=max(0, options.min_length - 1),
+                min_decoding_length=max(0, flags.min_predict_length - 1),
                 return_end_token=True,
                 return_scores=with_scores and not rules_apply,
             )
@@ -234,7 +236,7 @@ class CTranslate2Engine:
         results = self.translator.score_batch(rows, [self._tokens(ids) for ids in ended], max_input_length=0)
         first = 0 if self.first_token is None else 1
         return [
-            sum(result.log_probs[first : len(ids)]) / len(ids) ** self.options.length_penalty
+            sum(result.log_probs[first : len(ids)]) / len(ids) ** self.flags.length_penalty
             for ids, result in zip(outputs, results, strict=True)
         ]
 
@@ -245,9 +247,8 @@ class ConvertedModel:
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
-    options: DecodingOptions
+    flags: DecodeFlags
     generation: GenerationConfig
-    compute_type: str
     with_scores: bool
     unread: Mapping[tuple[int, ...], Sequence[Hypothesis]]  # outputs of the sources that CTranslate2 does not read
 
@@ -263,9 +264,8 @@ class ConvertedModel:
         return CTranslate2Engine(
             self.folder,
             self.tokenizer,
-            self.options,
+            self.flags,
             self.generation,
-            self.compute_type,
             device.type,
             device.index or 0,
             threads=torch.get_num_threads(),
@@ -276,8 +276,7 @@ class ConvertedModel:
 
 def convert(
     model: InferenceModel,
-    options: DecodingOptions,
-    compute_type: str,
+    flags: DecodeFlags,
     with_scores: bool,
     examples: Sequence[np.ndarray],
     device: torch.device,
@@ -289,14 +288,14 @@ def convert(
     """
     require_ctranslate2("-engine ctranslate2")
     loaded, tokenizer = model()
-    generation = generation_config(loaded, tokenizer, options)
-    check_start_token(options, generation.decoder_start_token_id, generation.eos_token_id)
-    folder = cached_conversion(model.name, loaded, tokenizer, compute_type)
-    decoder = Decoder(loaded.to(device), tokenizer, options)
+    generation = generation_config(loaded, tokenizer, flags)
+    check_start_token(flags, generation.decoder_start_token_id, generation.eos_token_id)
+    folder = cached_conversion(model.name, loaded, tokenizer, flags.compute_type)
+    decoder = Decoder(loaded.to(device), tokenizer, flags)
     sources = unread_sources(generation.decoder_start_token_id, generation.eos_token_id)
     outputs = decoder.decode(*pad_sources([np.array(ids) for ids in sources], tokenizer.pad_token_id, device))
     unread = dict(zip(sources, outputs, strict=True))
-    converted = ConvertedModel(folder, tokenizer, options, generation, compute_type, with_scores, unread)
+    converted = ConvertedModel(folder, tokenizer, flags, generation, with_scores, unread)
     engine = converted.load(device)
     tell(*engine.notes())
     tell(engine.check_parity(decoder, examples))

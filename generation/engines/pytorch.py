@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from generation.decoder import Decoder, DecodingOptions
+from config.flags import DecodeFlags
+from generation.decoder import Decoder
 from generation.engines.base import BatchPredictor, Prediction
 from generation.incremental.weights import KNOWN
 from utils.console import tell
@@ -24,13 +25,13 @@ class TorchEngine:
 
     Args:
         models: more than one decode together, with the mean of their log-probabilities.
-        with_scores: predictions carry a score; the best outputs too when `options.num_return` is above 1.
+        with_scores: predictions carry a score; the best outputs too when `flags.num_return` is above 1.
         labels: texts to choose from; empty = free text.
         label_separator: if given, a text may be several labels joined by it.
     """
 
     models: tuple[InferenceModel, ...]
-    options: DecodingOptions
+    flags: DecodeFlags
     with_scores: bool = False
     labels: tuple[str, ...] = ()
     label_separator: str = ""
@@ -40,7 +41,7 @@ class TorchEngine:
         model, tokenizer = loaded[0]
         members = [member.to(device).eval() for member, _ in loaded]
         with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
-            decoder = Decoder(model, tokenizer, self.options, self.labels, members[1:], self.label_separator)
+            decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:], self.label_separator)
         if not decoder.own and model.config.model_type in KNOWN and not device.index:
             tell(
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
@@ -57,8 +58,8 @@ class _TorchPredictor:
 
     def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
         ids, mask = pad_sources(sources, self.tokenizer.pad_token_id, self.device)
-        if not self.with_scores and self.decoder.options.sampling is None:
+        if not self.with_scores and not self.decoder.flags.do_sample:
             return [Prediction(text) for text in self.decoder(ids, mask)]
         outputs = self.decoder.decode(ids, mask, row_ids)
-        several = self.decoder.options.num_return > 1
+        several = self.decoder.flags.num_return > 1
         return [Prediction(found[0].text, found[0].score, tuple(found) if several else ()) for found in outputs]

@@ -19,7 +19,8 @@ import export
 from checkpoints.averaging import best_checkpoints
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import checkpoints_of
-from generation.decoder import DecodingOptions, generation_config
+from config.flags import DecodeFlags
+from generation.decoder import generation_config
 from generation.engines.ctranslate2 import CTranslate2Engine
 from tests.cli.command import infer_ok, listing, run
 from tests.cli.tiny import letter_rows
@@ -83,9 +84,9 @@ def test_ctranslate2_predicts_as_the_run(copy_run: Path, tmp_path: Path, capsys:
         folder = tmp_path / compute_type
         exported("-model", best, "-save_path", folder, "-format", "ctranslate2", "-compute_type", compute_type)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        options = DecodingOptions(max_length=10)
+        options = DecodeFlags(max_predict_length=10, compute_type=compute_type)
         config = generation_config(InferenceModel(str(best))()[0], tokenizer, options)
-        engine = CTranslate2Engine(folder, tokenizer, options, config, compute_type, threads=1)
+        engine = CTranslate2Engine(folder, tokenizer, options, config, threads=1)
         rows = letter_rows(30, 2)
         found = engine(range(30), [np.array(tokenizer(source).input_ids) for source, _ in rows])
         assert [prediction.text for prediction in found] == [target for _, target in rows]

@@ -16,7 +16,8 @@ import torch
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel
 
 from checkpoints.model_source import InferenceModel
-from generation.decoder import Decoder, DecodingOptions, Hypothesis, generation_config
+from config.flags import DecodeFlags
+from generation.decoder import Decoder, Hypothesis, generation_config
 from generation.engines import conversion as ctranslate2_conversion
 from generation.engines import ctranslate2 as engines
 from generation.engines.conversion import cached_conversion, check_convertible, content_key, save_converted, vocabulary
@@ -50,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def engine(folder: Path, model: PreTrainedModel, options: DecodingOptions, **more: Any) -> CTranslate2Engine:
+def engine(folder: Path, model: PreTrainedModel, options: DecodeFlags, **more: Any) -> CTranslate2Engine:
     return CTranslate2Engine(
         folder, TOKENIZER, options, generation_config(model, TOKENIZER, options), threads=1, **more
     )
@@ -65,9 +66,9 @@ def test_greedy_and_beams_are_those_of_our_engine(name: str, folders: Any) -> No
         {"length_penalty": 0.5},
         {"beam_size": 4, "num_return": 4},
         {"beam_size": 4, "length_penalty": 0.0},
-        {"beam_size": 4, "max_length": 3},
+        {"beam_size": 4, "max_predict_length": 3},
     ):
-        options = DecodingOptions(**{"max_length": 20, "early_stopping": True, **settings})  # type: ignore[arg-type]
+        options = DecodeFlags(**{"max_predict_length": 20, "early_stopping": True, **settings})  # type: ignore[arg-type]
         ours = Decoder(model, TOKENIZER, options).decode(*batch)
         theirs = engine(folders(name), model, options)(range(ROWS), sources())
         assert [outputs[0].text for outputs in ours] == [prediction.text for prediction in theirs]
@@ -80,11 +81,11 @@ def test_greedy_and_beams_are_those_of_our_engine(name: str, folders: Any) -> No
 
 @pytest.mark.parametrize(
     "settings",
-    [{"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"min_length": 9}],
+    [{"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"min_predict_length": 9}],
 )
 def test_rules_are_those_of_our_greedy_search(settings: dict[str, Any], folders: Any) -> None:
     model = half_trained("t5")
-    options = DecodingOptions(max_length=20, **settings)
+    options = DecodeFlags(max_predict_length=20, **settings)
     ours = Decoder(model, TOKENIZER, options).decode(*pad_sources(sources(), 0, torch.device("cpu")))
     theirs = engine(folders("t5"), model, options)(range(ROWS), sources())
     assert [outputs[0].text for outputs in ours] == [prediction.text for prediction in theirs]
@@ -99,7 +100,7 @@ def test_a_fixed_first_token_is_kept_and_noted(tmp_path: Path) -> None:
     assert vocabulary(model, tokenizer)[-7:] == [f"<unused_{number}>" for number in range(len(tokenizer), 407)]
     rows = [np.array(tokenizer(text).input_ids) for text in ("좋았다", "ab", "")]
     for beams in (1, 2):
-        options = DecodingOptions(beam_size=beams, max_length=6, early_stopping=True)
+        options = DecodeFlags(beam_size=beams, max_predict_length=6, early_stopping=True)
         config = generation_config(model, tokenizer, options)
         found = CTranslate2Engine(tmp_path, tokenizer, options, config, threads=1)
         told = found.check_parity(Decoder(model, tokenizer, options), rows)
@@ -114,10 +115,10 @@ def test_an_empty_source_is_decoded_as_by_our_engine(name: str, num_return: int,
     model = half_trained(name)
     model.save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
-    options = DecodingOptions(max_length=20, beam_size=num_return, num_return=num_return, early_stopping=True)
+    options = DecodeFlags(max_predict_length=20, beam_size=num_return, num_return=num_return, early_stopping=True)
     texts = [np.array(ids) for ids in ([1], [100, 1], [0, 1], [1, 1], [1], [2, 1])]
     inference_model, cpu = InferenceModel(str(tmp_path / "model")), torch.device("cpu")
-    converted = engines.convert(inference_model, options, "float32", True, texts, cpu)
+    converted = engines.convert(inference_model, options, True, texts, cpu)
     found = pickle.loads(pickle.dumps(converted))(cpu)(range(6), texts)
     decoder = Decoder(model, TOKENIZER, options)
     wanted = [decoder.decode(*pad_sources([ids], 0, cpu))[0] for ids in texts]
@@ -131,16 +132,16 @@ def test_an_empty_source_is_decoded_as_by_our_engine(name: str, num_return: int,
 def test_what_has_another_meaning_is_refused(folders: Any) -> None:
     model = half_trained("t5")
     with pytest.raises(UserError, match=r"^-repetition_penalty 1\.2: .* for a model that begins with its end token"):
-        engine(folders("mbart"), half_trained("mbart"), DecodingOptions(repetition_penalty=1.2))
+        engine(folders("mbart"), half_trained("mbart"), DecodeFlags(repetition_penalty=1.2))
     if "float16" not in supported_compute_types("cpu"):
         with pytest.raises(UserError, match=r"^-compute_type float16: not on this cpu, which has float32, int8"):
-            engine(folders("t5"), model, DecodingOptions(), compute_type="float16")
+            engine(folders("t5"), model, DecodeFlags(compute_type="float16"))
     with pytest.raises(UserError, match=r"^-model X: a pegasus model cannot be converted to CTranslate2, only t5, mt5"):
         check_convertible("pegasus", "-model X")
 
 
 def test_a_wrong_conversion_is_found_by_the_first_rows(tmp_path: Path, folders: Any) -> None:
-    model, options = half_trained("t5"), DecodingOptions(max_length=20)
+    model, options = half_trained("t5"), DecodeFlags(max_predict_length=20)
     decoder = Decoder(model, TOKENIZER, options)
     told = engine(folders("t5"), model, options).check_parity(decoder, sources())
     assert told == "CTranslate2 (float32): 16 of the first 16 texts are those of -engine torch"
@@ -186,7 +187,7 @@ def test_a_cache_that_lacks_a_file_is_made_again(lost: str, content: bytes | Non
         (folder / lost).write_bytes(content)
     again = cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32")
     assert again == folder
-    options = DecodingOptions(max_length=20)
+    options = DecodeFlags(max_predict_length=20)
     if lost == "model.bin" and content is not None:
         with pytest.raises(RunError, match=rf"^{folder}: the converted model cannot be loaded: .*; delete the folder$"):
             engine(folder, model, options)
@@ -272,6 +273,6 @@ def test_the_check_of_a_conversion_leaves_the_gpu_empty(monkeypatch: pytest.Monk
     monkeypatch.setattr(engines, "cached_conversion", lambda *_: tmp_path)
     monkeypatch.setattr(engines, "pad_sources", lambda *_: ())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([there() is not None for there in lying]))
-    options = DecodingOptions()
-    engines.convert(model, options, "float32", False, [], torch.device("cuda", 0))  # type: ignore[arg-type]
+    options = DecodeFlags()
+    engines.convert(model, options, False, [], torch.device("cuda", 0))  # type: ignore[arg-type]
     assert left == [[True, False, False, False]]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from generation.decoder import Decoder, DecodingOptions
+from config.flags import DecodeFlags
+from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
-from generation.sampling import SamplingOptions
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 from utils.errors import RunError
 
@@ -32,11 +32,11 @@ def overflowing() -> PreTrainedModel:
 
 
 DECODERS: dict[str, Any] = {
-    "greedy": (DecodingOptions(max_length=8), ()),
-    "beams": (DecodingOptions(max_length=8, beam_size=4, num_return=2), ()),
-    "rules": (DecodingOptions(max_length=8, beam_size=2, repetition_penalty=1.3, no_repeat_ngram_size=2), ()),
-    "samples": (DecodingOptions(max_length=8, num_return=3, sampling=SamplingOptions(top_p=0.9)), ()),
-    "labels": (DecodingOptions(beam_size=3), LABELS),
+    "greedy": (DecodeFlags(max_predict_length=8), ()),
+    "beams": (DecodeFlags(max_predict_length=8, beam_size=4, num_return=2), ()),
+    "rules": (DecodeFlags(max_predict_length=8, beam_size=2, repetition_penalty=1.3, no_repeat_ngram_size=2), ()),
+    "samples": (DecodeFlags(max_predict_length=8, num_return=3, do_sample=True, top_p=0.9, seed=0), ()),
+    "labels": (DecodeFlags(beam_size=3), LABELS),
 }
 
 
@@ -83,7 +83,7 @@ def test_other_architectures_are_watched_too(beams: int) -> None:
         eos_token_id=1, forced_eos_token_id=None,
     )  # fmt: skip
     model = PegasusForConditionalGeneration(config).eval()
-    decoder = Decoder(model, TOKENIZER, DecodingOptions(max_length=4, beam_size=beams, min_length=2))
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=4, beam_size=beams, min_predict_length=2))
     decoder(*encoded(["abc"]))
     with torch.no_grad():
         model.model.decoder.layers[0].fc2.bias.fill_(float("inf"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from generation.decoder import Decoder, DecodingOptions, decode_texts, generation_config
+from config.flags import DecodeFlags
+from generation.decoder import Decoder, decode_texts, generation_config
 from models.loading import from_config
 from models.tokenizers import example_target
 from tests.small_configs import CONFIGS, config_of
@@ -20,19 +21,19 @@ from tests.trained_models import encoded, half_trained, words
 def test_a_checkpoint_s_own_generation_settings_are_not_inherited() -> None:
     model, tokenizer = deepcopy(half_trained("bart")), ByT5Tokenizer()
     ids, mask = encoded(words(8, seed=1))
-    expected = Decoder(model, tokenizer, DecodingOptions(max_length=10))(ids, mask)
+    expected = Decoder(model, tokenizer, DecodeFlags(max_predict_length=10))(ids, mask)
     own = GenerationConfig(
         no_repeat_ngram_size=1, min_length=9, num_beams=3, forced_bos_token_id=50, decoder_start_token_id=7
     )
     model.generation_config = own
-    assert Decoder(model, tokenizer, DecodingOptions(max_length=10))(ids, mask) == expected
+    assert Decoder(model, tokenizer, DecodeFlags(max_predict_length=10))(ids, mask) == expected
     assert model.generation_config is own
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_start_token_is_that_of_training(name: str) -> None:
     model = from_config(config_of(name), seed=1)
-    config = generation_config(model, ByT5Tokenizer(), DecodingOptions())
+    config = generation_config(model, ByT5Tokenizer(), DecodeFlags())
     assert config.decoder_start_token_id == (1 if name == "mbart" else 0)
     assert config.forced_bos_token_id is None
     assert config.max_new_tokens == (127 if "bart" in name else 512)
@@ -43,8 +44,8 @@ def test_bart_begins_with_its_own_first_token_and_kobart_does_not(tmp_path: Path
     assert example_target(bart)[0] == bart.bos_token_id
     assert example_target(kobart)[-1] == kobart.eos_token_id
     model = from_config(config_of("bart", vocab_size=500), seed=1)
-    assert generation_config(model, bart, DecodingOptions()).forced_bos_token_id == bart.bos_token_id
-    assert generation_config(model, kobart, DecodingOptions()).forced_bos_token_id is None
+    assert generation_config(model, bart, DecodeFlags()).forced_bos_token_id == bart.bos_token_id
+    assert generation_config(model, kobart, DecodeFlags()).forced_bos_token_id is None
     assert decode_texts(bart, torch.tensor([bart("좋았다 <b>").input_ids])) == ["좋았다 <b>"]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from config.flags import DecodeFlags
 from generation.constraints import ROOT, TokenGraph
-from generation.decoder import Decoder, DecodingOptions, allowed_texts, label_encoder
+from generation.decoder import Decoder, allowed_texts, label_encoder
 from generation.joined_labels import JoinedLabels, _checked
 from generation.label_scoring import LabelScorer
 from models.loading import from_config
@@ -100,7 +101,7 @@ def test_outputs_are_label_texts_where_decoding_gives_others(tmp_path: Path) -> 
     assert not set(tokenizer.batch_decode(tokenizer(labels).input_ids, skip_special_tokens=True)) & set(labels[:2])
     model = from_config(config_of("t5", vocab_size=500), seed=1).eval()
     for separator, valid in (("", labels), (", ", every_text(labels, ", "))):
-        options = DecodingOptions(beam_size=8, num_return=8)
+        options = DecodeFlags(beam_size=8, num_return=8)
         decoder = Decoder(model, tokenizer, options, labels, label_separator=separator)
         texts = [[output.text for output in row] for row in decoder.decode(*encoded(words(20, seed=3)))]
         assert {text for row in texts for text in row} == set(valid)
@@ -126,7 +127,7 @@ def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ten_thousand_outputs_are_all_sets_of_labels() -> None:
     labels = ["a", "ab", "cde", "f"]
     valid = set(every_text(labels, "h"))  # a letter that the model writes
-    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodingOptions(beam_size=2), labels, label_separator="h")
+    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=2), labels, label_separator="h")
     rows = words(10_000, seed=7)
     texts = [text for start in range(0, len(rows), 500) for text in decoder(*encoded(rows[start : start + 500]))]
     assert len(texts) == 10_000
@@ -138,7 +139,7 @@ def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
     model = half_trained("t5-untied")
     labels, texts = ["b", "bc", "d"], every_text(["b", "bc", "d"], "|")
     ids, mask = encoded(words(10, seed=3))
-    options = DecodingOptions(beam_size=len(texts), num_return=len(texts), length_penalty=0.0)
+    options = DecodeFlags(beam_size=len(texts), num_return=len(texts), length_penalty=0.0)
     log_probs = LabelScorer(model, TOKENIZER, texts)(ids, mask)
     decoder = Decoder(model, TOKENIZER, options, labels, label_separator="|")
     for outputs, expected in zip(decoder.decode(ids, mask), log_probs, strict=True):
@@ -150,4 +151,4 @@ def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
 def test_too_long_a_text_of_all_labels_is_told_as_such() -> None:
     labels = [f"label {number:02}" for number in range(20)]
     with pytest.raises(ValueError, match=r"^all labels joined have 199 tokens; the model writes at most 128"):
-        Decoder(half_trained("bart", 1), TOKENIZER, DecodingOptions(), labels, label_separator=", ")
+        Decoder(half_trained("bart", 1), TOKENIZER, DecodeFlags(), labels, label_separator=", ")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from config.flags import DecodeFlags
 from generation.beam_search import SearchOptions, beam_search
 from generation.constraints import ROOT, LabelTrie, TokenGraph
-from generation.decoder import Decoder, DecodingOptions, label_trie
+from generation.decoder import Decoder, label_trie
 from generation.incremental.decoder import StepModel
 from generation.label_scoring import LabelScorer
 from generation.logits_processors import ScoreRules
-from generation.sampling import SamplingOptions
 from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
 
@@ -64,7 +64,9 @@ def test_the_memory_of_many_labels_is_that_of_their_tokens() -> None:
     tables = (graph.tokens, graph.targets, graph.starts, graph.counts)
     assert sum(table.nbytes for table in tables) < 4e6
     state = _Repeated(torch.randn(1, 4, 30_000, generator=torch.Generator().manual_seed(2)))
-    options = SearchOptions(start_token=0, max_length=5, rules=ScoreRules(end_token=END), beams=4, labels=graph)
+    options = SearchOptions(
+        start_token=0, max_length=5, rules=ScoreRules(end_token=END), flags=DecodeFlags(beam_size=4), labels=graph
+    )
     found = beam_search(state, 1, options, torch.device("cpu"))[0]
     assert {tuple(output.ids[:-1]) for output in found} <= set(labels)
 
@@ -108,7 +110,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], m
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_ten_thousand_outputs_are_all_labels(beams: int) -> None:
-    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodingOptions(beam_size=beams), LABELS)
+    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=beams), LABELS)
     rows = words(10_000, seed=7)
     texts: list[str] = []
     for start in range(0, len(rows), 500):
@@ -122,7 +124,7 @@ def test_ten_thousand_outputs_are_all_labels(beams: int) -> None:
 def test_as_many_beams_as_labels_give_every_label_by_its_probability(name: str) -> None:
     model = half_trained(name)
     ids, mask = encoded(words(20, seed=3))
-    options = DecodingOptions(beam_size=len(LABELS), num_return=len(LABELS), length_penalty=0.0)
+    options = DecodeFlags(beam_size=len(LABELS), num_return=len(LABELS), length_penalty=0.0)
     log_probs = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
     for outputs, expected in zip(Decoder(model, TOKENIZER, options, LABELS).decode(ids, mask), log_probs, strict=True):
         order = expected.argsort(descending=True).tolist()
@@ -131,7 +133,7 @@ def test_as_many_beams_as_labels_give_every_label_by_its_probability(name: str) 
 
 
 def test_more_beams_than_labels_return_each_label_once() -> None:
-    options = DecodingOptions(beam_size=8, num_return=8)
+    options = DecodeFlags(beam_size=8, num_return=8)
     outputs = Decoder(half_trained("t5"), TOKENIZER, options, ["ab", "abc", "d"]).decode(*encoded(words(10, seed=1)))
     assert [sorted(output.text for output in row) for row in outputs] == [["ab", "abc", "d"]] * 10
 
@@ -145,7 +147,7 @@ def test_the_best_label_agrees_with_the_library_s_constrained_search() -> None:
         tokens = [token for _, token in path]
         for length in range(len(tokens)):
             by_prefix.setdefault(tuple(tokens[:length]), []).append(tokens[length])
-    decoder = Decoder(model, TOKENIZER, DecodingOptions(beam_size=4), LABELS)
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4), LABELS)
     expected = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -161,7 +163,11 @@ def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
     assert tokenizer.bos_token_id not in trie.graph.tokens
     rules = ScoreRules(end_token=END, first_token=9)
     options = SearchOptions(
-        start_token=0, max_length=5, rules=rules, beams=2, labels=LabelTrie(["a", "b"], [[5, 6], [7]], END).graph
+        start_token=0,
+        max_length=5,
+        rules=rules,
+        flags=DecodeFlags(beam_size=2),
+        labels=LabelTrie(["a", "b"], [[5, 6], [7]], END).graph,
     )
     with torch.inference_mode():
         state = StepModel(half_trained("bart"), torch.float32).start(*encoded(["abc"]), beams=2)
@@ -172,12 +178,12 @@ def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
 def test_rules_that_could_block_every_label_are_refused() -> None:
     model = half_trained("bart")
     for options in (
-        DecodingOptions(no_repeat_ngram_size=2),
-        DecodingOptions(min_length=3),
-        DecodingOptions(repetition_penalty=1.2),
-        DecodingOptions(sampling=SamplingOptions()),
+        DecodeFlags(no_repeat_ngram_size=2),
+        DecodeFlags(min_predict_length=3),
+        DecodeFlags(repetition_penalty=1.2),
+        DecodeFlags(do_sample=True, seed=0),
     ):
         with pytest.raises(ValueError, match="labels exclude"):
             Decoder(model, ByT5Tokenizer(), options, ["a"])
     with pytest.raises(ValueError, match="the longest label has 201 tokens; the model writes at most"):
-        Decoder(model, ByT5Tokenizer(), DecodingOptions(), ["a" * 200])
+        Decoder(model, ByT5Tokenizer(), DecodeFlags(), ["a" * 200])

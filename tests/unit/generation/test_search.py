@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
+from config.flags import DecodeFlags
 from generation.beam_search import SearchOptions, beam_search
-from generation.decoder import Decoder, DecodingOptions, Hypothesis
+from generation.decoder import Decoder, Hypothesis
 from generation.incremental.decoder import BeamCache, StepModel
 from generation.incremental.weights import supports
 from generation.logits_processors import ScoreRules
-from generation.sampling import SamplingOptions, draw_tokens, row_draws, sample
+from generation.sampling import draw_tokens, row_draws, sample
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
@@ -47,8 +48,8 @@ def by_library(
 def check_against_library(name: str, rows: int = 24, **settings: Any) -> list[list[Hypothesis]]:
     model = half_trained(name)
     ids, mask = encoded(words(rows, seed=99))
-    own = {"num_beams": "beam_size", "num_return_sequences": "num_return"}
-    options = DecodingOptions(max_length=LONGEST, **{own.get(key, key): value for key, value in settings.items()})
+    own = {"num_beams": "beam_size", "num_return_sequences": "num_return", "min_length": "min_predict_length"}
+    options = DecodeFlags(max_predict_length=LONGEST, **{own.get(key, key): value for key, value in settings.items()})
     decoder = Decoder(model, TOKENIZER, options)
     found = decoder.decode(ids, mask)
     assert decoder(ids, mask) == [row[0].text for row in found]
@@ -98,7 +99,7 @@ def test_a_fixed_first_token_is_that_of_the_library(beams: int) -> None:
     ids, mask = encoded(words(16, seed=8))
     letter = TOKENIZER("h").input_ids[0]
     rules = ScoreRules(end_token=1, first_token=letter)
-    options = SearchOptions(start_token=0, max_length=LONGEST, rules=rules, beams=beams)
+    options = SearchOptions(start_token=0, max_length=LONGEST, rules=rules, flags=DecodeFlags(beam_size=beams))
     expected = by_library(model, ids, mask, 0, num_beams=beams, forced_bos_token_id=letter)
     step_model = StepModel(model, torch.float32)
     with torch.inference_mode():
@@ -106,7 +107,7 @@ def test_a_fixed_first_token_is_that_of_the_library(beams: int) -> None:
         if beams > 1:
             found = beam_search(state, 16, options, ids.device)
         else:
-            found = sample(state, list(range(16)), options, None, ids.device)
+            found = sample(state, list(range(16)), options, ids.device)
     texts = [TOKENIZER.decode(row[0].ids, skip_special_tokens=True) for row in found]
     assert texts == [row[0][0] for row in expected]
     assert all(text.startswith("h") for text in texts)
@@ -118,7 +119,7 @@ def test_learned_positions_and_a_scaled_embedding() -> None:
     model = from_config(config_of("bart", scale_embedding=True, activation_function="relu"), seed=5).eval()
     model.final_logits_bias.normal_(generator=torch.Generator().manual_seed(1))
     ids, mask = encoded(words(8, seed=1))
-    found = Decoder(model, TOKENIZER, DecodingOptions(beam_size=3, max_length=LONGEST)).decode(ids, mask)
+    found = Decoder(model, TOKENIZER, DecodeFlags(beam_size=3, max_predict_length=LONGEST)).decode(ids, mask)
     expected = by_library(model, ids, mask, 0, num_beams=3)
     assert [row[0].text for row in found] == [row[0][0] for row in expected]
     assert [row[0].score for row in found] == pytest.approx([row[0][1] for row in expected], abs=1e-5)
@@ -127,7 +128,7 @@ def test_learned_positions_and_a_scaled_embedding() -> None:
 def test_long_outputs_outgrow_the_cache_and_the_distances_of_the_bias() -> None:
     model = from_config(config_of("t5-untied"), seed=2).eval()
     ids, mask = encoded(words(3, seed=1))
-    options = DecodingOptions(beam_size=3, max_length=300, min_length=290)
+    options = DecodeFlags(beam_size=3, max_predict_length=300, min_predict_length=290)
     found = Decoder(model, TOKENIZER, options).decode(ids, mask)
     config = GenerationConfig(
         max_new_tokens=300, min_length=290, num_beams=3, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0
@@ -142,7 +143,7 @@ def test_long_outputs_outgrow_the_cache_and_the_distances_of_the_bias() -> None:
 @pytest.mark.parametrize("name", ["t5", "umt5", "bart"])
 def test_a_row_does_not_depend_on_its_batch(name: str, beams: int) -> None:
     model, sources = half_trained(name), words(23, seed=4)
-    decoder = Decoder(model, TOKENIZER, DecodingOptions(beam_size=beams, max_length=LONGEST))
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(beam_size=beams, max_predict_length=LONGEST))
     whole = decoder.decode(*encoded(sources))
     for size in (1, 5):
         parts: list[list[Hypothesis]] = []
@@ -155,7 +156,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, beams: int) -> None:
 def test_scores_of_greedy_search_are_the_model_s_own() -> None:
     model = half_trained("bart")
     ids, mask = encoded(words(8, seed=4))
-    found = Decoder(model, TOKENIZER, DecodingOptions(max_length=LONGEST, repetition_penalty=1.5)).decode(ids, mask)
+    found = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=LONGEST, repetition_penalty=1.5)).decode(ids, mask)
     for row, (output,) in enumerate(found):
         target = TOKENIZER(output.text).input_ids
         target = target if len(target) <= LONGEST else target[:LONGEST]
@@ -168,7 +169,7 @@ def test_scores_of_greedy_search_are_the_model_s_own() -> None:
 
 def test_samples_depend_on_row_id_and_seed_only() -> None:
     model, sources = half_trained("t5-untied"), words(12, seed=4)
-    options = DecodingOptions(max_length=LONGEST, num_return=3, sampling=SamplingOptions(temperature=1.3, seed=7))
+    options = DecodeFlags(max_predict_length=LONGEST, num_return=3, do_sample=True, temperature=1.3, seed=7)
     ids = list(range(100, 112))
     whole = Decoder(model, TOKENIZER, options).decode(*encoded(sources), ids)
     for start in range(0, 12, 4):
@@ -178,7 +179,7 @@ def test_samples_depend_on_row_id_and_seed_only() -> None:
         ]
     assert sum(len({output.text for output in row}) > 1 for row in whole) > 6
     assert all(row[0].score >= row[1].score >= row[2].score for row in whole)
-    other = replace(options, sampling=SamplingOptions(temperature=1.3, seed=8))
+    other = replace(options, seed=8)
     assert Decoder(model, TOKENIZER, other).decode(*encoded(sources), ids) != whole
 
 
@@ -192,16 +193,16 @@ def test_a_row_draws_the_same_however_many_samples() -> None:
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        (SamplingOptions(), {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}),
-        (SamplingOptions(top_k=2), {1: 4 / 7, 2: 3 / 7}),
-        (SamplingOptions(top_p=0.65), {1: 4 / 7, 2: 3 / 7}),
-        (SamplingOptions(top_p=0.75), {1: 4 / 9, 2: 3 / 9, 3: 2 / 9}),
-        (SamplingOptions(top_p=0.01), {1: 1.0}),
-        (SamplingOptions(temperature=0.5), {0: 1 / 30, 1: 16 / 30, 2: 9 / 30, 3: 4 / 30}),
-        (SamplingOptions(top_k=3, top_p=0.7), {1: 4 / 7, 2: 3 / 7}),
+        (DecodeFlags(), {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}),
+        (DecodeFlags(top_k=2), {1: 4 / 7, 2: 3 / 7}),
+        (DecodeFlags(top_p=0.65), {1: 4 / 7, 2: 3 / 7}),
+        (DecodeFlags(top_p=0.75), {1: 4 / 9, 2: 3 / 9, 3: 2 / 9}),
+        (DecodeFlags(top_p=0.01), {1: 1.0}),
+        (DecodeFlags(temperature=0.5), {0: 1 / 30, 1: 16 / 30, 2: 9 / 30, 3: 4 / 30}),
+        (DecodeFlags(top_k=3, top_p=0.7), {1: 4 / 7, 2: 3 / 7}),
     ],
 )
-def test_tokens_are_drawn_by_their_probability(options: SamplingOptions, kept: dict[int, float]) -> None:
+def test_tokens_are_drawn_by_their_probability(options: DecodeFlags, kept: dict[int, float]) -> None:
     count = 30_000
     logits = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().expand(count, -1)
     draws = (torch.arange(count) + 0.5) / count
@@ -212,12 +213,12 @@ def test_tokens_are_drawn_by_their_probability(options: SamplingOptions, kept: d
 def test_an_end_of_the_interval_draws_a_token_that_is_kept() -> None:
     logits = torch.tensor([[0.0, float("-inf"), 1.0, float("-inf")]])
     for draw in (0.0, 1.0 - 2**-24, 1.0):
-        assert int(draw_tokens(logits, torch.tensor([draw]), SamplingOptions())) in (0, 2)
+        assert int(draw_tokens(logits, torch.tensor([draw]), DecodeFlags())) in (0, 2)
 
 
 def test_autocast_gives_caches_of_its_type_and_nearly_the_same_scores() -> None:
     model = half_trained("bart")
-    decoder = Decoder(model, TOKENIZER, DecodingOptions(beam_size=4, max_length=LONGEST))
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4, max_predict_length=LONGEST))
     ids, mask = encoded(words(16, seed=4))
     exact = decoder.decode(ids, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -255,16 +256,16 @@ def test_other_architectures_are_decoded_by_the_library() -> None:
     model = PegasusForConditionalGeneration(config).eval()
     ids, mask = encoded(words(4, seed=1))
     assert not supports(model)
-    beams = Decoder(model, TOKENIZER, DecodingOptions(beam_size=4, max_length=8, num_return=2))
+    beams = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4, max_predict_length=8, num_return=2))
     outputs = beams.decode(ids, mask)
     assert beams(ids, mask) == [row[0].text for row in outputs]
     assert all(first.score >= second.score for first, second in outputs)
-    (greedy,) = Decoder(model, TOKENIZER, DecodingOptions(max_length=8)).decode(ids[:1], mask[:1])
+    (greedy,) = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=8)).decode(ids[:1], mask[:1])
     assert greedy[0].score < 0
     with pytest.raises(
         ValueError, match="labels, sampling and ensembles are not supported for PegasusForConditionalGeneration"
     ):
-        Decoder(model, TOKENIZER, DecodingOptions(sampling=SamplingOptions()))
+        Decoder(model, TOKENIZER, DecodeFlags(do_sample=True, seed=0))
 
 
 class Adapted(torch.nn.Linear):
@@ -296,7 +297,7 @@ def test_scores_through_the_library_are_sums_of_log_probabilities(
     if first:
         model = from_config(config_of("bart", vocab_size=500, pad_token_id=1, eos_token_id=2), seed=9).eval()
     ids, mask = encoded(words(16, seed=4))
-    options = DecodingOptions(beam_size=beams, num_return=beams, max_length=LONGEST, length_penalty=penalty)
+    options = DecodeFlags(beam_size=beams, num_return=beams, max_predict_length=LONGEST, length_penalty=penalty)
     own = Decoder(model, tokenizer, options)
     found = own._search(ids, mask, range(16), with_scores=True)
     library = Decoder(adapted(model), tokenizer, options)
@@ -323,7 +324,7 @@ def test_scores_through_the_library_are_sums_of_log_probabilities(
 def test_an_ensemble_averages_log_probabilities(beams: int) -> None:
     first, second = half_trained("bart"), half_trained("t5-untied")
     ids, mask = encoded(words(12, seed=4))
-    options = DecodingOptions(beam_size=beams, max_length=LONGEST)
+    options = DecodeFlags(beam_size=beams, max_predict_length=LONGEST)
     alone = Decoder(first, TOKENIZER, options).decode(ids, mask)
     twice = Decoder(first, TOKENIZER, options, others=[first]).decode(ids, mask)
     assert [row[0].text for row in twice] == [row[0].text for row in alone]
@@ -343,24 +344,16 @@ def test_an_ensemble_averages_log_probabilities(beams: int) -> None:
 def test_an_ensemble_writes_no_more_than_its_shortest_model(names: tuple[str, str]) -> None:
     """The BART has 128 positions, the T5 any number."""
     first, second = map(half_trained, names)
-    options = DecodingOptions(max_length=200, min_length=200)
+    options = DecodeFlags(max_predict_length=200, min_predict_length=200)
     ((output,),) = Decoder(first, TOKENIZER, options, others=[second]).decode(*encoded(["abc"]))
     assert 120 <= len(output.text) <= 127
     with pytest.raises(ValueError, match="the longest label has 151 tokens; the model writes at most 128"):
-        Decoder(first, TOKENIZER, DecodingOptions(), ["a" * 150], others=[second])
+        Decoder(first, TOKENIZER, DecodeFlags(), ["a" * 150], others=[second])
 
 
 def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:
     other = from_config(config_of("bart", vocab_size=500), seed=1)
     with pytest.raises(ValueError, match=r"need the same vocabulary; theirs have \[384, 500\] tokens"):
-        Decoder(half_trained("bart"), TOKENIZER, DecodingOptions(), others=[other])
+        Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(), others=[other])
     with pytest.raises(ValueError, match=r"need the same start token; theirs are \[0, 1\]"):
-        Decoder(half_trained("bart"), TOKENIZER, DecodingOptions(), others=[half_trained("mbart")])
-
-
-def test_options_that_exclude_each_other_are_refused_together() -> None:
-    both = "num_return 3 is more than beam_size 2; min_length 9 is more than max_length 8"
-    with pytest.raises(ValueError, match=both):
-        DecodingOptions(beam_size=2, num_return=3, min_length=9, max_length=8)
-    with pytest.raises(ValueError, match="sampling draws num_return outputs and takes no beam_size 2"):
-        DecodingOptions(beam_size=2, sampling=SamplingOptions())
+        Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(), others=[half_trained("mbart")])

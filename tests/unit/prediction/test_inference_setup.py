@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from config.flags import InferenceConfig
+from config.flags import DecodeFlags, InferenceConfig
 from config.parser import parse_flags
-from generation.decoder import DecodingOptions
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine
 from models.loading import from_config
@@ -99,7 +98,7 @@ def test_layers_that_are_no_plain_ones_are_told(capsys: pytest.CaptureFixture[st
         def __call__(self) -> tuple[PreTrainedModel, ByT5Tokenizer]:
             return model, ByT5Tokenizer()
 
-    TorchEngine((Loaded(),), DecodingOptions())(torch.device("cpu"))
+    TorchEngine((Loaded(),), DecodeFlags())(torch.device("cpu"))
     assert capsys.readouterr().out == (
         "-model adapted: its layers are no plain ones, so that generate of transformers decodes\n"
     )

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from config.flags import DataFlags, InferenceConfig, LabelFlags, LengthFlags
+from config.flags import DataFlags, DecodeFlags, InferenceConfig, LabelFlags, LengthFlags
 from datamodules.splits import Encoder, prediction_split
 from generation.batch_limits import BatchLimits
-from generation.decoder import DecodingOptions
 from generation.engines.base import Prediction
 from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from generation.engines.pytorch import TorchEngine
@@ -71,7 +70,7 @@ def test_a_prior_changes_the_label_and_leaves_the_score_that_of_the_model() -> N
 def test_constrained_search_finds_the_most_probable_label() -> None:
     texts = words(12, seed=4)
     labels = LabelDecoding("score", LABELS.texts)
-    options = DecodingOptions(beam_size=3, length_penalty=0.0)
+    options = DecodeFlags(beam_size=3, length_penalty=0.0)
     found = TorchEngine((load,), options, labels=LABELS.texts)(CPU)(range(12), sources(texts))
     scored = ScoreEngine(load, labels, ONE)(CPU)(range(12), sources(texts))
     assert [output.text for output in found] == [output.text for output in scored]
@@ -94,7 +93,7 @@ def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
     with pytest.raises(UserError, match="-label_decoding score: the longest label has 201 tokens; the model writes at"):
         ScorePredictor(*load(), long, ONE)
     with pytest.raises(UserError, match="-label_decoding constrained: the longest label has 201 tokens"):
-        TorchEngine((load,), DecodingOptions(), labels=long.texts)(CPU)
+        TorchEngine((load,), DecodeFlags(), labels=long.texts)(CPU)
 
 
 # ---- before the first row
