@@ -17,6 +17,8 @@ from utils.errors import UserError, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
+MOST_TEMPLATE = 1 << 14  # characters of a template
+
 
 def evaluation_labels(task_label_map: LabelMap | None, target_template: Template) -> LabelMap | None:
     """Label map as the model writes it: its texts rendered by the target template; None without a label map.
@@ -53,28 +55,31 @@ class Template:
 
     `variables` are the names it reads. `parts` is set when it holds only literal text and bare `{{ name }}`: joining
     these gives exactly what `render` gives. A missing variable is an error, and newlines at the end are kept. Raises
-    `UserError` on a syntax error, with `name` (the flag), the line and the reason, and on half of a surrogate pair.
+    `UserError` on a syntax error and on what `utils/template_sandbox.py` does not allow, with `name` (the flag), the
+    line and the reason, and on half of a surrogate pair.
     """
 
     def __init__(self, source: str, name: str = "-input_template") -> None:
-        import jinja2
+        from jinja2 import TemplateSyntaxError
         from jinja2.meta import find_undeclared_variables
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        from utils.template_sandbox import compiled
 
         self.source = source
         self.name = name
+        if len(source) > MOST_TEMPLATE:
+            raise UserError(f"{name}: {len(source):,} characters; a template may have {MOST_TEMPLATE:,}")
         if not is_unicode(source):
             raise UserError(f"{name} {source!r} {NO_UNICODE}")
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        environment.globals.clear()  # every name is a column, `range` and `dict` too
         try:
-            tree = environment.parse(source)
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
+            self._template, tree = compiled(source)
+            self.variables: frozenset[str] = frozenset(find_undeclared_variables(tree))
+        except TemplateSyntaxError as error:
             lines = source.splitlines() or [""]
             line = lines[min(error.lineno, len(lines)) - 1]
-            raise UserError(f"{name}, line {error.lineno} ({line.strip()!r}): {error.message}") from None
-        self.variables: frozenset[str] = frozenset(find_undeclared_variables(tree))
+            raise UserError(f"{name}, line {error.lineno} ({line.strip()[:100]!r}): {error.message}") from None
+        except RecursionError:
+            raise UserError(f"{name} {source[:100]!r}...: nested too deep") from None
         self.parts: tuple[str | Variable, ...] | None = _plain_parts(tree)
 
     def render(self, row: Mapping[str, str]) -> str:

@@ -247,13 +247,13 @@ def _check_templates(work: _Work, report: EncodeReport) -> None:
 
 def _in_order(chunks: Iterable[RowChunk], work: _Work, workers: int) -> Iterator[tuple[EncodedRows, _Counts]]:
     if workers == 1:
-        yield from (_encode_chunk(chunk, work) for chunk in chunks)
+        yield from (_encode_chunk(chunk, _rendered(chunk, work), work) for chunk in chunks)
         return
     waiting: deque[Future[tuple[EncodedRows, _Counts]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(_encode_chunk, chunk, work))
+                waiting.append(pool.submit(_encode_chunk, chunk, _rendered(chunk, work), work))
                 while len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -262,16 +262,26 @@ def _in_order(chunks: Iterable[RowChunk], work: _Work, workers: int) -> Iterator
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode_chunk(chunk: RowChunk, work: _Work) -> tuple[EncodedRows, _Counts]:
+Texts = tuple[pa.Array, dict[int, str]]  # of a template for every row, and why it has none
+
+
+def _rendered(chunk: RowChunk, work: _Work) -> tuple[Texts, Texts | None]:
+    """Sources, and references unless labels give them; not in a thread, which no signal stops."""
+    sources = render(work.input_template, chunk.columns, len(chunk))
+    return sources, None if work.labels else render(work.target_template, chunk.columns, len(chunk))
+
+
+def _encode_chunk(chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: _Work) -> tuple[EncodedRows, _Counts]:
     counts = _Counts()
-    sources, failures = render(work.input_template, chunk.columns, len(chunk))
+    (sources, failures), targets = rendered
     labels, codes = work.labels, None
     if labels is not None and work.options.label_map is not None:
         texts, codes = label_codes(chunk, work.options.label_map, work.target_column)
         labels = work.encoded_labels(texts) if work.options.label_map.separator else labels
         references = labels.texts.take(pa.array(codes, mask=codes < 0))
     else:
-        references, target_failures = render(work.target_template, chunk.columns, len(chunk))
+        assert targets is not None
+        references, target_failures = targets
         failures = {**target_failures, **failures}
     if not work.read_options.keep_all:
         for index in np.flatnonzero(pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0).tolist():

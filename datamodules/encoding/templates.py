@@ -13,11 +13,14 @@ from postprocessors.labels import LabelMap
 from task_utils import Template
 from utils.errors import UserError
 
+MOST_BYTES = 1 << 31  # of the texts made of a chunk of rows, which has some megabytes
+
 
 def render(template: Template, columns: dict[str, pa.Array], count: int) -> tuple[pa.Array, dict[int, str]]:
     """The text of every row as a `large_string` array, and the reason for each row that cannot be rendered ("" there).
 
-    Plain templates are joined by Arrow. A row whose variable is null gives null.
+    Plain templates are joined by Arrow. A row whose variable is null gives null. Raises `UserError` when the texts
+    would take all memory.
     """
     if template.parts is not None:
         parts: list[Any] = [
@@ -25,6 +28,9 @@ def render(template: Template, columns: dict[str, pa.Array], count: int) -> tupl
         ]
         if len(parts) == 1 and isinstance(parts[0], pa.Array):
             return parts[0], {}
+        _check_size(
+            template, sum(part.nbytes if isinstance(part, pa.Array) else len(str(part)) * count for part in parts)
+        )
         if not any(isinstance(part, pa.Array) for part in parts):
             return pa.array(["".join(part.as_py() for part in parts)] * count, TEXT), {}
         return pc.binary_join_element_wise(*parts, pa.scalar("", TEXT)), {}
@@ -32,6 +38,7 @@ def render(template: Template, columns: dict[str, pa.Array], count: int) -> tupl
     values = [columns[name].to_pylist() for name in names]
     texts: list[str | None] = []
     failures = {}
+    size = 0
     for index in range(count):
         row = {name: column[index] for name, column in zip(names, values, strict=True)}
         if any(value is None for value in row.values()):
@@ -43,8 +50,15 @@ def render(template: Template, columns: dict[str, pa.Array], count: int) -> tupl
         except ValueError as error:  # a template can also make a lone surrogate: UnicodeEncodeError is a ValueError
             failures[index] = f"template {template.name}: {error}"
             text = ""
+        size += len(text)
+        _check_size(template, size)
         texts.append(text)
     return pa.array(texts, TEXT), failures
+
+
+def _check_size(template: Template, size: int) -> None:
+    if size > MOST_BYTES:
+        raise UserError(f"{template.name}: makes more than {MOST_BYTES:,} bytes of some thousand rows; shorten it")
 
 
 def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,0 +1,148 @@
+"""Jinja for templates that flags, task files and checkpoints bring: no code, and bounded in time and memory.
+
+Nothing in a template takes longer than a few passes over a row, and every text that it makes is bounded: what could
+make more (powers, products, formats, padding, loops in loops, macros, ...) is refused when the template is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes
+from jinja2.filters import FILTERS
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MOST_CHARACTERS = 1 << 26  # of any text that a template makes of a row
+MOST_ASSIGNMENTS = 10
+_NODES = """Template Output TemplateData Name Const List Tuple Dict Pair Keyword If CondExpr And Or Not Compare Operand
+    Add Sub Div FloorDiv Neg Pos Getattr Getitem Slice Test"""
+_FILTERS = """capitalize count d default first float int join last length list lower replace reverse string striptags
+    title trim truncate upper wordcount"""
+_METHODS = """capitalize casefold count endswith find index isalnum isalpha isdecimal isdigit islower isspace isupper
+    join lower lstrip partition removeprefix removesuffix replace rfind rpartition rsplit rstrip split splitlines
+    startswith strip swapcase title upper"""
+
+
+def compiled(source: str) -> tuple[Template, nodes.Template]:
+    """A template ready to render, and its parsed form.
+
+    Raises `TemplateSyntaxError` with the line, also for what a template may not use, and `RecursionError`.
+    """
+    environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.globals.clear()  # every name is a column, `range` and `dict` too
+    tree: nodes.Template = _Bounded().visit(environment.parse(source))
+    tree.set_environment(environment)
+    try:
+        return environment.from_string(tree), tree
+    except (MemoryError, SyntaxError) as error:  # how Python says that the code of the template is nested too deep
+        raise RecursionError from error
+
+
+def _check(characters: int) -> None:
+    if characters > MOST_CHARACTERS:
+        raise ValueError(f"makes more than {MOST_CHARACTERS:,} characters")
+
+
+def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
+    whole, part, other = str(text), str(old), str(new)
+    times = whole.count(part) if count is None or count < 0 else min(whole.count(part), count)
+    _check(len(whole) + times * (len(other) - len(part)))
+    return whole.replace(part, other, times)
+
+
+def _join(values: Iterable[object], separator: object = "") -> str:
+    texts, between = [str(value) for value in values], str(separator)
+    _check(sum(map(len, texts)) + len(texts) * len(between))
+    return between.join(texts)
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):  # the text of a list is longer than what it was made of
+        _check(4 * len(value) if isinstance(value, list | tuple) else 0)
+    return str(value)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Every step that joins texts says how much it would make before it does."""
+
+    intercepted_binops = frozenset(["+"])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.filters = {name: FILTERS[name] for name in _FILTERS.split()}
+        self.filters |= {"replace": _replace, "join": _join, "string": _string}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The sum of two values."""
+        if isinstance(left, str | list | tuple) and isinstance(right, type(left)):
+            _check(len(left) + len(right))
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """The pieces of a rendered template as one text."""
+        kept, size = [], 0
+        for piece in pieces:
+            size += len(piece)
+            _check(size)
+            kept.append(piece)
+        return "".join(kept)
+
+
+class _Bounded(NodeTransformer):
+    """Refuses what a template may not use, and turns every way to join texts into the bounded filters."""
+
+    def __init__(self) -> None:
+        self.in_loop = False
+        self.assignments = 0
+
+    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+        name = type(node).__name__
+        if name not in _NODES.split():
+            raise TemplateSyntaxError(
+                f"{name} is not for templates; they may hold names, texts, if, for, set, comparisons, + - / // ~,"
+                " slices, filters and methods of text",
+                node.lineno,
+            )
+        return super().generic_visit(node, *args, **kwargs)
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
+        if node.node is None or node.name not in _FILTERS.split():
+            known = ", ".join(_FILTERS.split())
+            raise TemplateSyntaxError(f"filter {node.name!r} is not for templates; known: {known}", node.lineno)
+        return super().generic_visit(node)
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        method = node.node.attr if isinstance(node.node, nodes.Getattr) else ""
+        if method not in _METHODS.split():
+            known = ", ".join(_METHODS.split())
+            raise TemplateSyntaxError(f"only these methods of text may be called: {known}", node.lineno)
+        assert isinstance(node.node, nodes.Getattr)
+        text = node.node.node
+        if method == "replace":
+            return self._filtered(node, method, text, node.args)
+        if method == "join":
+            return self._filtered(node, method, node.args[0] if node.args else nodes.List([]), [text])
+        return super().generic_visit(node)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        return self._filtered(node, "join", nodes.List(node.nodes, lineno=node.lineno), [])
+
+    def _filtered(self, node: nodes.Node, name: str, value: nodes.Expr, args: list[nodes.Expr]) -> nodes.Node:
+        return super().generic_visit(nodes.Filter(value, name, args, [], None, None, lineno=node.lineno))
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        if self.in_loop or node.recursive:
+            raise TemplateSyntaxError("a loop may hold no other loop", node.lineno)
+        self.in_loop = True
+        visited = super().generic_visit(node)
+        self.in_loop = False
+        return visited
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
+        self.assignments += 1
+        if self.assignments > MOST_ASSIGNMENTS:
+            raise TemplateSyntaxError(f"at most {MOST_ASSIGNMENTS} names may be set", node.lineno)
+        return super().generic_visit(node)
