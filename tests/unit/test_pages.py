@@ -99,7 +99,9 @@ def problems_of(words: list[str]) -> list[str]:
     """What is wrong with one command, its redirections and settings of variables taken off."""
     script = next((word for word in words if word in COMMANDS), None)
     if script is not None:
-        assert words[0] in ("python", "torchrun", "srun"), words
+        assert words[0] in ("python", "torchrun", "srun", "uv"), words
+        if words[-1] == "-h":
+            return []
         _, _, found = parse_flags(COMMANDS[script], words[words.index(script) + 1 :])
         return [f"{script}: {problem}" for problem in found]
     if words[0] in ("bash", "python"):
