@@ -18,5 +18,5 @@ model: $out/best   predictions: $out/predictions.txt   report: $out/report.json
 Next, in this folder, with rows of your own (mine.tsv: source TAB target, a row a line):
   source $VENV/bin/activate
   python train.py -train_data mine.tsv -valid_data_proportions 0.05 -init_model google/byt5-small -save_path runs/mine
-  python inference.py -model runs/mine/best -test_data mine.tsv -save_output predictions.txt
+  python inference.py -model runs/mine -test_data mine.tsv -save_output predictions.txt
 END
