@@ -166,7 +166,8 @@ def finish(
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
-    from metrics.report import calibration_settings, report_dict, report_text, with_probabilities
+    from metrics.probabilities import with_probabilities
+    from metrics.report import calibration_settings, report_dict, report_text
     from metrics.score import score
     from prediction.output import OutputForm, output_rows, plain_lines, write_lines, write_rows
     from prediction.setup import answer_of, largest_distance
@@ -192,7 +193,8 @@ def finish(
     scores = score(references, texts, labels, output.label_correction, limit, names=ready.task.metrics)
     settings = to_dict(config)
     if labels and scored and calibration:
-        scores = with_probabilities(scores, references, predictions, labels)
+        shares = (prediction.label_probabilities for prediction in predictions)
+        scores = with_probabilities(scores, references, shares)
         settings["label_calibration"] = calibration_settings(calibration, labels)
     tell(report_text(scores).rstrip("\n"))
     if output.save_report:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from config.flags import DataFlags
-from metrics.registry import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
+from metrics.registry import LABELS, METRICS, TEACHER_FORCED, TEXTS, default_metrics, is_generated, metric_names
 from postprocessors.labels import LabelMap
-from utils.errors import UserError, errors_at, raise_if_any
+from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
@@ -135,7 +134,7 @@ class Task:
     input_template: str = "{{ source }}"
     target_template: str = "{{ target }}"
     label_map: LabelMap | None = None
-    metrics: tuple[str, ...] = TEXT_METRICS
+    metrics: tuple[str, ...] = default_metrics(TEXTS)
     max_seq_length: int = 0
     max_target_length: int = 0
     hub_dataset: str = ""
@@ -148,9 +147,11 @@ class Task:
             if column == "" or (isinstance(column, int) and column < 1):
                 problems.append(f"task {self.name}: {key} {column!r} is no column; give a name, or a number from 1")
         for metric in self.metrics:
-            if metric not in METRIC_NAMES:
-                problems.append(f"task {self.name}: unknown metric {metric!r}; known: {', '.join(METRIC_NAMES)}")
-            elif metric in LABEL_METRICS and self.label_map is None:
+            names = metric_names(TEXTS, LABELS)
+            if metric not in names:
+                known = f"{closest(metric, names)}; known: {', '.join(names)}"
+                problems.append(f"task {self.name}: unknown metric {metric!r}{known}")
+            elif METRICS[metric].takes == LABELS and self.label_map is None:
                 problems.append(f"task {self.name}: metric {metric!r} needs a label_map")
         for key in ("max_seq_length", "max_target_length"):
             if getattr(self, key) < 0:
@@ -159,11 +160,20 @@ class Task:
             problems.append(f"task {self.name}: valid_proportion {self.valid_proportion} is not in [0, 1)")
         raise_if_any(problems)
 
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The figures of a validation that `-monitor` may name."""
+        return metric_names(TEACHER_FORCED, TEXTS, *(() if self.label_map is None else (LABELS,)))
+
+    def generated_metrics(self, monitor: str) -> tuple[str, ...]:
+        """The metrics of a validation's generated rows: `exact_match`, the task's, and `monitor`."""
+        return tuple(dict.fromkeys(("exact_match", *self.metrics, *((monitor,) if is_generated(monitor) else ()))))
+
     def with_label_map(self, label_map: LabelMap) -> Task:
         """The same task with another label map; a task of free text gets the label metrics, one of labels keeps its
         separator unless the new map has one."""
         if self.label_map is None:
-            return dataclasses.replace(self, label_map=label_map, metrics=LABEL_METRICS)
+            return dataclasses.replace(self, label_map=label_map, metrics=default_metrics(LABELS))
         separator = label_map.separator or self.label_map.separator
         return dataclasses.replace(self, label_map=label_map.joined_by(separator))
 
@@ -185,7 +195,7 @@ class Task:
         place = f"task {state.get('name', '')}".rstrip()
         known = [*(field.name for field in dataclasses.fields(cls)), "label_separator"]
         problems = [
-            f"{place}: unknown key {key!r}{_closest(str(key), known)}; known: {', '.join(known)}"
+            f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
             for key in state
             if key not in known
         ]
@@ -206,7 +216,7 @@ class Task:
             with errors_at(place):
                 values["label_map"] = values["label_map"].joined_by(separator)
         values.setdefault("description", "")
-        values.setdefault("metrics", TEXT_METRICS if values.get("label_map") is None else LABEL_METRICS)
+        values.setdefault("metrics", default_metrics(TEXTS if values.get("label_map") is None else LABELS))
         return cls(**values)
 
 
@@ -263,7 +273,7 @@ def get_task(name_or_path: str) -> Task:
         return _TASKS[name_or_path]
     if not name_or_path.endswith(FILE_SUFFIXES):
         raise UserError(
-            f"-task {name_or_path}: no such task{_closest(name_or_path, names)}; known: {', '.join(names)}; "
+            f"-task {name_or_path}: no such task{closest(name_or_path, names)}; known: {', '.join(names)}; "
             "or a .yaml file that describes a task"
         )
     content = read_mapping_file("-task", name_or_path)
@@ -275,11 +285,6 @@ def get_task(name_or_path: str) -> Task:
         Template(task.input_template, "input_template")
         evaluation_labels(task.label_map, Template(task.target_template, "target_template"))
         return task
-
-
-def _closest(word: str, choices: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def override_task(task: Task, data: DataFlags) -> Task:

@@ -9,7 +9,6 @@ from config.parser import flag
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 STRATEGIES = ("auto", "ddp")
-LOSS_MONITORS = ("val_loss", "token_accuracy")  # of all validation rows; any other -monitor is of the generated ones
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("32", "16", "bf16", "fp16")
 LABEL_DECODINGS = ("generate", "constrained", "score")

@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 from checkpoints.run_folder import STEP_LOG  # noqa: E402
 from config.parser import flag, help_text, parse_flags, wants_help  # noqa: E402
+from metrics.registry import METRICS, POINTS  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError, raise_if_any  # noqa: E402
 
 USAGE = "usage: python docs/make_images.py -run FOLDER -report FILE [-output FOLDER]"
-POINTS = ("bleu", "chrf")  # metrics from 0 to 100; all others are fractions
 SHOWN_METRICS = ("exact_match", "accuracy", "accuracy_corrected", "macro_f1", "token_accuracy")
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#4a5568"
 MATRIX_LIMIT = 20  # labels
@@ -94,12 +94,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def figures_text(report: dict[str, Any]) -> str:
     """The metrics as the README writes them, kept in both images: text and figures have to come from one run."""
-    return ", ".join(f"{name} {number_text(name, value)}" for name, value in report["metrics"].items())
-
-
-def number_text(name: str, value: float) -> str:
-    """A metric with the decimals of the report on the terminal."""
-    return f"{value:.2f}" if name in POINTS else f"{value:.4f}"
+    return ", ".join(f"{name} {METRICS[name].text(value)}" for name, value in report["metrics"].items())
 
 
 def draw_training(entries: Sequence[dict[str, Any]]) -> Any:
@@ -157,14 +152,15 @@ def draw_report(report: dict[str, Any]) -> Any:
 def draw_metrics(panel: Any, metrics: dict[str, float]) -> None:
     """A bar for each metric, on one scale from 0 to 1; the number as the report has it."""
     names = list(metrics)
-    shares = [metrics[name] / 100 if name in POINTS else metrics[name] for name in names]
+    in_points = [METRICS[name].scale == POINTS for name in names]
+    shares = [metrics[name] / (100 if points else 1) for name, points in zip(names, in_points, strict=True)]
     bars = panel.barh(range(len(names)), shares, color=BLUE, height=0.6)
-    numbers = [number_text(name, metrics[name]) for name in names]
+    numbers = [METRICS[name].text(metrics[name]) for name in names]
     panel.bar_label(bars, numbers, padding=4, fontsize=9)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
     panel.set(xlim=(0, 1.18), xticks=[0, 0.25, 0.5, 0.75, 1])
-    panel.set_xlabel("fraction" + (" (BLEU, chrF: points / 100)" if set(names) & set(POINTS) else ""))
+    panel.set_xlabel("fraction" + (" (points / 100)" if any(in_points) else ""))
     panel.spines[["top", "right"]].set_visible(False)
 
 

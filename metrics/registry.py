@@ -1,7 +1,78 @@
-"""The metrics by name."""
+"""The metrics by name: what they are computed from, which way is better, and how their figures are written.
+
+A metric is one `Metric`, registered in the file of its family beside this one (`metrics/__init__.py` names the files).
+Tasks, `-monitor`, validation, reports and pages ask here; no other place lists names.
+"""
 
 from __future__ import annotations
 
-TEXT_METRICS = ("exact_match", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
-LABEL_METRICS = ("accuracy", "accuracy_corrected", "macro_f1", "micro_f1")
-METRIC_NAMES = (*TEXT_METRICS, *LABEL_METRICS)
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What a metric is computed from.
+TEXTS = "texts"  # references and predictions as they stand
+LABELS = "labels"  # the labels that both stand for
+PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
+TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
+
+FRACTION = "fraction"  # from 0 to 1
+POINTS = "points"  # from 0 to 100
+NATS = "nats"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    `compute` depends on what the metric `takes`: of texts it is called with the names that share it and the references,
+    and gives a `metrics.text.TextMetric`; of labels it turns a `metrics.labels.LabelTables` into the figure; the others
+    are computed where the model is. `how` is the key in `Scores.details` where several metrics share an explanation. A
+    metric that is not `default` is computed where a task or `-monitor` names it.
+    """
+
+    name: str
+    takes: str
+    description: str
+    compute: Callable[..., Any] | None = None
+    higher_is_better: bool = True
+    scale: str = FRACTION
+    how: str = ""
+    note: str = ""  # beside the figure in a report, where nothing was computed that explains it
+    default: bool = True
+    same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown
+
+    def text(self, value: float) -> str:
+        """Points with two decimals, all others with four."""
+        return f"{value:.2f}" if self.scale == POINTS else f"{value:.4f}"
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register(*metrics: Metric) -> None:
+    """Make metrics known; `ValueError` when another one has the name."""
+    for metric in metrics:
+        if METRICS.setdefault(metric.name, metric) != metric:
+            raise ValueError(f"a metric named {metric.name!r} is registered already")
+
+
+def metric_names(*takes: str) -> tuple[str, ...]:
+    """The names of all metrics that are computed from one of these, in this order."""
+    return tuple(metric.name for kind in takes for metric in METRICS.values() if metric.takes == kind)
+
+
+def default_metrics(takes: str) -> tuple[str, ...]:
+    """The metrics of a task that names none."""
+    return tuple(metric.name for metric in METRICS.values() if metric.takes == takes and metric.default)
+
+
+def figure_texts(figures: Mapping[str, float]) -> dict[str, str]:
+    """The figures of a validation as they are shown, by name; of two that are always equal one."""
+    repeated = {METRICS[name].same_as for name in figures}
+    return {name: METRICS[name].text(value) for name, value in figures.items() if name not in repeated}
+
+
+def is_generated(name: str) -> bool:
+    """Whether a figure of a validation is of the generated rows, and not of the pass over all rows."""
+    return METRICS[name].takes != TEACHER_FORCED

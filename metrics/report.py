@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from metrics.calibration import BINS, LabelCalibration, ProbabilityScores
-from metrics.score import INVALID, Scores
+from metrics.calibration import LabelCalibration
+from metrics.labels import INVALID
+from metrics.registry import METRICS, POINTS
+from metrics.score import Scores
 from postprocessors.labels import LabelMap
-
-if TYPE_CHECKING:
-    from generation.engines.base import Prediction
-
-ROWS_AT_ONCE = 10_000
-DETAILS = {
-    "expected_calibration_error": f"0 to 1, {BINS} bins of equal width; the smaller the better",
-    "brier_score": "0 to 2, sum over the labels; the smaller the better",
-    "negative_log_likelihood": "nats; the smaller the better",
-}
 
 LIST_LIMIT = 20  # lines of a list of unique texts
 TEXT_WIDTH = 60  # cells of a text in a list
 MATRIX_LIMIT = 20  # labels of a printed confusion matrix
-DETAIL_KEYS = {"rouge1": "rouge", "rouge2": "", "rougeL": ""}  # metric -> its key in `details`, if not its own name
-POINTS = frozenset({"bleu", "chrf"})  # metrics from 0 to 100; all others are fractions
 
 
 def report_text(scores: Scores) -> str:
@@ -54,11 +43,6 @@ def report_dict(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
         "confusion_matrix": _json_value(scores.confusion_matrix),
         "settings": {**_json_value(settings), "metric_details": dict(scores.details)},
     }
-
-
-def format_metric(name: str, value: float) -> str:
-    """Points with two decimals, fractions with four."""
-    return f"{value:.2f}" if name in POINTS else f"{value:.4f}"
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -163,12 +147,18 @@ def _confusion(scores: Scores) -> list[str]:
 def _metrics(scores: Scores) -> list[str]:
     if not scores.metrics:
         return ["metrics: none, no row has a reference"] if not scores.scored_rows else []
-    lines, width = [], max(18, *map(len, scores.metrics))
+    lines, width, told = [], max(18, *map(len, scores.metrics)), set()
     for name, value in scores.metrics.items():
-        note = {"accuracy": "raw, as generated"}.get(name) or scores.details.get(DETAIL_KEYS.get(name, name), "")
-        number = format_metric(name, value)
-        lines.append(f"  {name:<{width}}  {number:>7}" + (f"   {note}" if note else ""))
-    units = "fractions" + (", BLEU and chrF in points of 100" if POINTS & scores.metrics.keys() else "")
+        metric = METRICS[name]
+        how = scores.details.get(metric.how or name, metric.note)
+        notes = [how] if how not in told else []
+        told.add(how)
+        if not metric.higher_is_better:
+            notes.append("the smaller the better")
+        note = "; ".join(filter(None, notes))
+        lines.append(f"  {name:<{width}}  {metric.text(value):>7}" + (f"   {note}" if note else ""))
+    points = [name for name in scores.metrics if METRICS[name].scale == POINTS]
+    units = f"fractions, {' and '.join(points)} in points of 100" if points else "fractions"
     return [f"metrics ({units})", *lines]
 
 
@@ -213,24 +203,6 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(_json_value, value), key=str)
     return str(value)
-
-
-def with_probabilities(
-    scores: Scores, references: Sequence[str | None], predictions: Sequence[Prediction], labels: LabelMap
-) -> Scores:
-    """`scores` with the metrics of label probabilities, over the rows that have a reference."""
-    number = {text: label for label, text in enumerate(labels.texts)}
-    found = ProbabilityScores()
-    rows = (
-        (prediction.label_probabilities, number[reference])
-        for prediction, reference in zip(predictions, references, strict=True)
-        if reference is not None and prediction.label_probabilities
-    )
-    while known := list(itertools.islice(rows, ROWS_AT_ONCE)):
-        found.add([probabilities for probabilities, _ in known], [label for _, label in known])
-    metrics = found.metrics()
-    details = {name: text for name, text in DETAILS.items() if name in metrics}
-    return dataclasses.replace(scores, metrics=scores.metrics | metrics, details={**scores.details, **details})
 
 
 def calibration_settings(calibration: LabelCalibration, labels: LabelMap) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metrics.registry import LABEL_METRICS, METRIC_NAMES, TEXT_METRICS
+from metrics.labels import CountedRows, label_metrics, label_tables
+from metrics.registry import LABELS, METRICS, TEXTS, default_metrics, metric_names
 from metrics.text import text_metrics
 from postprocessors.labels import LabelMap
 
 CORRECTIONS = ("nearest", "none")
-INVALID = "(invalid)"
 TEXTS_COUNTED = 1000  # free texts in `Scores.prediction_counts`
 
 
@@ -29,10 +29,9 @@ class Scores:
     Only with a label map (`labels`, else empty): `invalid_outputs` counts the predictions of all rows that are no
     label text; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
     `corrected_counts` counts the labels after correction (None: still no label). `per_class` holds {label, precision,
-    recall, f1, support} in declared order, `averages` the same for "macro" and "micro". `confusion_matrix` is {labels,
-    columns, rows}: a row for each label in the references, a column for each label predicted, and a last column for
-    outputs that are no label even after correction. When a row may have several labels, `corrected_counts` and
-    `per_class` count each of them, and there is no confusion matrix.
+    recall, f1, support} in declared order, `averages` the same for "macro" and "micro"; `confusion_matrix` as in
+    `metrics.labels`. When a row may have several labels, `corrected_counts` and `per_class` count each of them, and
+    there is no confusion matrix.
     """
 
     rows: int
@@ -66,9 +65,9 @@ def score(
     a row are kept, with a label map the different pairs of reference and prediction.
 
     Texts are compared as they stand (case and blanks count). `names` default to the label metrics with a label map
-    and to the text metrics without one. All are fractions from 0 to 1, but `bleu` and `chrf` are points from 0 to 100:
+    and to the text metrics without one; their direction and scale stand in `metrics.registry`. Of the labels:
 
-    - `exact_match`, `accuracy`: share of raw predictions equal to their reference.
+    - `accuracy`: share of raw predictions equal to their reference.
     - `accuracy_corrected`: the same after the correction of outputs that are no label text. `nearest` takes the label
       at the smallest edit distance, or none beyond `max_distance`; correction `none` takes no label at all.
     - `macro_f1`, `micro_f1`: on the *corrected* predictions. An output that is still no label is a miss of its
@@ -78,17 +77,18 @@ def score(
     - Where a row may have several labels, `accuracy_corrected` is the share of rows with exactly those of the
       reference; `macro_f1` and `micro_f1` are over the single decisions, a row and a label each; an output that is
       still no label is a row without labels.
-    - `bleu`, `chrf`, `rouge1`, `rouge2`, `rougeL`: see `Bleu`, `Chrf` and `Rouge` in `text_metrics`.
 
     Raises `ValueError` on an unknown name, a label metric without a label map, a reference that is no label text,
     or references and predictions of different number.
     """
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references, but {len(predictions)} predictions")
-    wanted = tuple(names) if names is not None else (TEXT_METRICS if label_map is None else LABEL_METRICS)
-    unknown = [name for name in wanted if name not in (METRIC_NAMES if label_map else TEXT_METRICS)]
-    if unknown:
-        raise ValueError(f"metric {unknown[0]!r} is unknown{'' if label_map else ' or needs a label map'}")
+    wanted = tuple(names) if names is not None else default_metrics(TEXTS if label_map is None else LABELS)
+    known = metric_names(TEXTS) if label_map is None else metric_names(TEXTS, LABELS)
+    for name in wanted:
+        if name not in known:
+            needs = f"{name!r} needs {METRICS[name].takes}" if name in METRICS else f"{name!r} is unknown"
+            raise ValueError(f"metric {needs}; known here: {', '.join(known)}")
     figures, details = text_metrics(references, predictions, wanted)
     if label_map is not None:
         return _with_labels(references, predictions, label_map, correction, max_distance, wanted, figures, details)
@@ -119,10 +119,13 @@ def _with_labels(
     for (_, prediction), count in pairs.items():
         counted[prediction] += count
     label_of = dict(zip(counted, correct(list(counted), label_map, correction, max_distance), strict=True))
-    rows = _CountedRows.of(pairs, label_of)
-    compare = _label_set_scores if label_map.separator else _label_scores
-    label_figures, tables = compare(rows, label_map)
-    found = {**text_figures, **label_figures}
+    rows = CountedRows.of(pairs, label_of)
+    found = dict(text_figures)
+    tables: dict[str, Any] = {}
+    if rows.counts:
+        of_labels = label_tables(rows, label_map)
+        found |= label_metrics(of_labels, wanted)
+        tables = {name: getattr(of_labels, name) for name in ("per_class", "averages", "confusion_matrix")}
     return Scores(
         rows=len(predictions),
         scored_rows=sum(rows.counts),
@@ -162,122 +165,6 @@ def _most_frequent(texts: Sequence[str]) -> tuple[int, dict[str, int]]:
     _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))[:TEXTS_COUNTED]
     return len(first), {texts[int(first[place])]: int(counts[place]) for place in order}
-
-
-@dataclass(frozen=True)
-class _CountedRows:
-    """The different scored rows: reference, prediction, the label it is corrected to, and how often each occurs."""
-
-    references: tuple[str, ...]
-    predictions: tuple[str, ...]
-    corrected: tuple[str | None, ...]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, pairs: Mapping[tuple[str | None, str], int], label_of: Mapping[str, str | None]) -> _CountedRows:
-        rows = [(ref, text, label_of[text], count) for (ref, text), count in pairs.items() if ref is not None]
-        return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), ())
-
-    def accuracy(self) -> float:
-        """Share of predictions equal to their reference."""
-        rows = zip(self.references, self.predictions, self.counts, strict=True)
-        return sum(count for reference, text, count in rows if reference == text) / sum(self.counts)
-
-
-def _label_scores(rows: _CountedRows, label_map: LabelMap) -> tuple[dict[str, float], dict[str, Any]]:
-    """Label metrics, and the fields `per_class`, `averages`, `confusion_matrix` of `Scores`; nothing without a row."""
-    if not rows.counts:
-        return {}, {}
-    import numpy as np
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    labels = label_map.texts
-    number: dict[str | None, int] = {label: index for index, label in enumerate(labels)}
-    invalid = len(labels)
-    strangers = set(rows.references) - set(labels)
-    if strangers:
-        raise ValueError(f"reference {min(strangers)!r} is no label text; known: {', '.join(labels)}")
-    true = np.array([number[label] for label in rows.references])
-    guess = np.array([number.get(label, invalid) for label in rows.corrected])
-    counts: dict[str, Any] = {"sample_weight": np.array(rows.counts)}
-    classes = np.arange(len(labels))
-    columns = precision_recall_fscore_support(true, guess, labels=classes, zero_division=0, **counts)
-    occurring = np.union1d(true, guess[guess < invalid])
-    per_class = [
-        _class_row(labels[index], [column[index] if index in occurring else None for column in columns[:3]], support)
-        for index, support in enumerate(columns[3])
-    ]
-    averages = {
-        average: precision_recall_fscore_support(
-            true, guess, labels=occurring, average=average, zero_division=0, **counts
-        )
-        for average in ("macro", "micro")
-    }
-    matrix = confusion_matrix(true, guess, labels=np.arange(invalid + 1), **counts)[:invalid]
-    metrics = {
-        "accuracy": rows.accuracy(),
-        "accuracy_corrected": float(np.average(true == guess, weights=rows.counts)),
-        "macro_f1": float(averages["macro"][2]),
-        "micro_f1": float(averages["micro"][2]),
-    }
-    return metrics, {
-        "per_class": per_class,
-        "averages": [_class_row(name, row[:3], sum(rows.counts)) for name, row in averages.items()],
-        "confusion_matrix": {"labels": list(labels), "columns": [*labels, INVALID], "rows": matrix.tolist()},
-    }
-
-
-def _label_set_scores(rows: _CountedRows, label_map: LabelMap) -> tuple[dict[str, float], dict[str, Any]]:
-    """`_label_scores` where a text may name several labels: every pair of row and label is a decision."""
-    if not rows.counts:
-        return {}, {}
-    import numpy as np
-    from sklearn.metrics import precision_recall_fscore_support
-
-    labels = label_map.texts
-    strangers = {text for text in set(rows.references) if not label_map.labels_of(text)}
-    if strangers:
-        raise ValueError(f"reference {min(strangers)!r} is no text of labels; known: {', '.join(labels)}")
-    number = {label: index for index, label in enumerate(labels)}
-
-    def decisions(texts: Sequence[str | None]) -> np.ndarray[Any, Any]:
-        """(rows, labels), 1 where the text names the label."""
-        table = np.zeros((len(texts), len(labels)), dtype=np.int8)
-        for row, text in enumerate(texts):
-            table[row, [number[label] for label in label_map.labels_of(text or "") or ()]] = 1
-        return table
-
-    true, guess = decisions(rows.references), decisions(rows.corrected)
-    counts: dict[str, Any] = {"sample_weight": np.array(rows.counts)}
-    columns = precision_recall_fscore_support(true, guess, average=None, zero_division=0, **counts)
-    occurring = np.flatnonzero((true | guess).any(axis=0))
-    averages = {
-        average: precision_recall_fscore_support(
-            true, guess, labels=occurring, average=average, zero_division=0, **counts
-        )
-        for average in ("macro", "micro")
-    }
-    metrics = {
-        "accuracy": rows.accuracy(),
-        "accuracy_corrected": float(np.average((true == guess).all(axis=1), weights=rows.counts)),
-        "macro_f1": float(averages["macro"][2]),
-        "micro_f1": float(averages["micro"][2]),
-    }
-    return metrics, {
-        "per_class": [
-            _class_row(
-                labels[index], [column[index] if index in occurring else None for column in columns[:3]], support
-            )
-            for index, support in enumerate(columns[3])
-        ],
-        "averages": [_class_row(name, row[:3], true.sum(1) @ np.array(rows.counts)) for name, row in averages.items()],
-    }
-
-
-def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, Any]:
-    """A line of the per-class table; None where the label neither occurs nor is predicted."""
-    values = [None if value is None else float(value) for value in numbers]
-    return dict(zip(("label", "precision", "recall", "f1", "support"), (label, *values, int(support)), strict=True))
 
 
 def _correction_counts(

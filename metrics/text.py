@@ -1,4 +1,4 @@
-"""Metrics of free texts, added up block by block so that memory holds no corpus: exact match, BLEU, chrF, ROUGE.
+"""Metrics of texts, added up block by block so that memory holds no corpus: exact match, BLEU, chrF, ROUGE.
 
 All offline, on raw texts, without torch. A block is a list of (reference, prediction) pairs.
 """
@@ -10,6 +10,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
+
+from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
 
 BLOCK = 4096  # rows whose texts are in memory at once
 
@@ -40,7 +42,7 @@ class ExactMatch:
         return {"exact_match": self.equal / self.rows}, {}
 
 
-class _CorpusScore:
+class CorpusScore:
     """What `corpus_score` of a sacrebleu metric gives for all rows together, with its signature as the detail.
 
     `corpus_score` keeps the counts of every row, and sacrebleu has no public way to add them up part by part.
@@ -60,7 +62,7 @@ class _CorpusScore:
         return {self.name: score}, {self.name: str(self.metric.get_signature())}
 
 
-class Bleu(_CorpusScore):
+class Bleu(CorpusScore):
     """`bleu`: BLEU of the whole corpus in points (sacrebleu, Post 2018).
 
     Args:
@@ -76,7 +78,7 @@ class Bleu(_CorpusScore):
         super().__init__("bleu", BLEU(tokenize="char" if characters else "13a", force=True))
 
 
-class Chrf(_CorpusScore):
+class Chrf(CorpusScore):
     """`chrf`: chrF2 of the whole corpus in points (character 6-grams; sacrebleu, Popović 2015)."""
 
     def __init__(self) -> None:
@@ -127,15 +129,13 @@ def text_metrics(
     Args:
         references: None for a row that is left out.
     """
-    parts: list[TextMetric] = []
-    if "exact_match" in wanted:
-        parts.append(ExactMatch())
-    if "chrf" in wanted:
-        parts.append(Chrf())
-    if "bleu" in wanted:
-        parts.append(Bleu(mostly_cjk(text for text in references if text is not None)))
-    if rouge := [name for name in wanted if name.startswith("rouge")]:
-        parts.append(Rouge(rouge))
+    names: dict[Any, list[str]] = {}  # what computes them -> those that it computes together
+    for metric in (METRICS[name] for name in wanted):
+        if metric.takes == TEXTS:
+            names.setdefault(metric.compute, []).append(metric.name)
+    parts: list[TextMetric] = [
+        compute(shared, (text for text in references if text is not None)) for compute, shared in names.items()
+    ]
     found: dict[str, float] = {}
     details: dict[str, str] = {}
     if not parts:
@@ -171,3 +171,29 @@ def mostly_cjk(texts: Iterable[str]) -> bool:
 
 
 _CJK = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff]")
+
+
+def _exact_match(*_: Any) -> TextMetric:
+    return ExactMatch()
+
+
+def _chrf(*_: Any) -> TextMetric:
+    return Chrf()
+
+
+def _bleu(names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001 (called as all are)
+    return Bleu(mostly_cjk(references))
+
+
+def _rouge(names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001
+    return Rouge(names)
+
+
+register(
+    Metric("exact_match", TEXTS, "share of outputs equal to their reference", _exact_match),
+    Metric("chrf", TEXTS, "chrF2 of character 6-grams (sacrebleu)", _chrf, scale=POINTS),
+    Metric("bleu", TEXTS, "BLEU (sacrebleu; tokenizer char for mostly CJK references, else 13a)", _bleu, scale=POINTS),
+    Metric("rouge1", TEXTS, "ROUGE-1 F, words in any script", _rouge, how="rouge"),
+    Metric("rouge2", TEXTS, "ROUGE-2 F, words in any script", _rouge, how="rouge"),
+    Metric("rougeL", TEXTS, "ROUGE-L F, words in any script", _rouge, how="rouge"),
+)

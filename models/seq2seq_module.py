@@ -33,7 +33,7 @@ class ModuleOptions:
     accumulate: int  # micro-batches of an optimizer step on each rank
     log_every: int  # optimizer steps
     generate_rows: int  # validation rows that are predicted by real generation, all ranks together
-    metric_names: tuple[str, ...] = ()  # of the generated rows; exact_match is always among them
+    metric_names: tuple[str, ...] = ()  # of the generated rows
 
 
 def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
@@ -200,8 +200,7 @@ class Seq2SeqModule(pl.LightningModule):
         references = [split.reference(row) for row in order]
         predictions = [predicted[row] for row in order]
         self.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in order[:8]]
-        names = tuple(dict.fromkeys(("exact_match", *self.options.metric_names)))
-        scores = score(references, predictions, self.label_map, names=names)
+        scores = score(references, predictions, self.label_map, names=self.options.metric_names)
         return dict(scores.metrics)
 
     # ---- health

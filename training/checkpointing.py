@@ -25,6 +25,7 @@ from checkpoints.model_folder import Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
 from config.flags import RunFlags
+from metrics.registry import METRICS
 from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
@@ -39,11 +40,6 @@ from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
 from utils.console import tell
 from utils.errors import NotFiniteError
 from utils.files import link_file, run_error
-
-
-def lower_is_better(monitor: str) -> bool:
-    """Whether a smaller value of the monitored figure is better."""
-    return "loss" in monitor
 
 
 @dataclass(frozen=True)
@@ -199,7 +195,7 @@ class Checkpointer(pl.Callback):
         """Whether `score` is the best so far; remembers it."""
         if math.isnan(score):
             raise NotFiniteError(f"-monitor {self.flags.monitor}: the validation gave no such figure, or NaN")
-        sign = -1 if lower_is_better(self.flags.monitor) else 1
+        sign = 1 if METRICS[self.flags.monitor].higher_is_better else -1
         better = self.best_score is None or sign * score > sign * self.best_score
         if better:
             self.best_score, self.best_step = score, step
@@ -240,7 +236,7 @@ class Checkpointer(pl.Callback):
             figure, order = "", float(step)
             if validated.val_loss is not None:
                 figure, score = f"-val_loss{validated.val_loss:.4f}", float(pl_module.validation[self.flags.monitor])
-                order = -score if lower_is_better(self.flags.monitor) else score
+                order = score if METRICS[self.flags.monitor].higher_is_better else -score
             ending = "" if batches else "_endofepoch"
             due.append(DueCheckpoint("best", f"{stem}{figure}{ending}.ckpt", order))
         if self.flags.save_every and step % self.flags.save_every == 0:

@@ -20,11 +20,12 @@ from checkpoints.run_folder import (
     run_flags,
 )
 from config.checks import check_devices, collect
-from config.flags import ADAM_RATE, FREEZABLE, LOSS_MONITORS, TrainConfig
+from config.flags import ADAM_RATE, FREEZABLE, TrainConfig
 from datamodules.checks import check_data, local_inputs
-from metrics.registry import METRIC_NAMES
+from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
 from models.presets import read_config
 from task_utils import Task, get_task, override_task
+from utils.errors import closest
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.launch import is_first_process, started_by_launcher
@@ -90,12 +91,11 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
 
 def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) -> None:
     run = config.run
-    if run.monitor in LOSS_MONITORS:
-        return
-    choices = [*LOSS_MONITORS, *dict.fromkeys(("exact_match", *(task.metrics if task else METRIC_NAMES)))]
+    choices = task.monitors if task else metric_names(TEACHER_FORCED, TEXTS, LABELS)
     if run.monitor not in choices:
-        problems.append(f"-monitor {run.monitor}: one of {', '.join(choices)} expected")
-    elif run.valid_generate_rows == 0:
+        known = f"one of {', '.join(choices)} expected{closest(run.monitor, choices)}"
+        problems.append(f"-monitor {run.monitor}: {known}")
+    elif is_generated(run.monitor) and run.valid_generate_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
 
 

@@ -14,9 +14,10 @@ import torch
 
 from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY
-from config.flags import LOSS_MONITORS, TrainConfig
+from config.flags import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
+from metrics.registry import is_generated
 from task_utils import Task
 from training.lightning_loop import set_position
 from utils.devices import Devices
@@ -75,7 +76,7 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     saved, now = content["flags"], to_dict(config)
     names = [*(name for name in asdict(config.optim) if name not in FREE), *FIXED]
     names += [name for name in MODEL_FLAGS if now[name]]
-    if config.run.monitor not in LOSS_MONITORS:  # scores of other rows are not compared
+    if is_generated(config.run.monitor):  # scores of other rows are not compared
         names.append(GENERATED_ROWS.removeprefix("-"))
     found = differences_of(saved, {name: now[name] for name in names}, "-")
     present = task.to_dict()

@@ -15,6 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
+from metrics.registry import figure_texts
 from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
@@ -182,7 +183,7 @@ class RunLog(pl.Callback):
         assert isinstance(pl_module, Seq2SeqModule)
         figures = pl_module.validation
         if self.validation_progress is not None:
-            self.validation_progress.report(**{name: f"{value:.4f}" for name, value in figures.items()})
+            self.validation_progress.report(**figure_texts(figures))
             self.validation_progress.close()
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)

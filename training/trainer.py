@@ -42,7 +42,7 @@ def build_module(
         accumulate=config.batch.grad_acc,
         log_every=config.run.log_every,
         generate_rows=config.run.valid_generate_rows,
-        metric_names=task.metrics,
+        metric_names=task.generated_metrics(config.run.monitor),
     )
     return Seq2SeqModule(model, tokenizer, config.optim, options, labels)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_RUN_ERROR = 1
@@ -36,6 +37,12 @@ def raise_if_any(problems: Iterable[str]) -> None:
     found = tuple(problems)
     if found:
         raise UserError(*found)
+
+
+def closest(word: str, choices: Sequence[str]) -> str:
+    """` (did you mean NAME?)` of the choice that looks most like `word`; empty when none does."""
+    matches = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metrics.registry import LABEL_METRICS
+from metrics.registry import LABELS, default_metrics
 from postprocessors.labels import LabelMap
 from task_utils import Task, register
 
@@ -22,7 +22,7 @@ for _name, _description, _input_template in (
             target_column="label",
             input_template=_input_template,
             label_map=LabelMap((("0", "negative"), ("1", "positive"))),
-            metrics=LABEL_METRICS,
+            metrics=default_metrics(LABELS),
             hub_dataset="e9t/nsmc",
             valid_proportion=0.02,
         )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.registry import LABEL_METRICS, TEXT_METRICS
+from metrics.registry import LABELS, TEXTS, default_metrics
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, Variable, evaluation_labels, get_task, register, task_names
 from utils.errors import UserError
@@ -232,9 +232,9 @@ def test_register_refuses_a_second_task_of_the_same_name():
 
 
 def test_with_label_map_gives_a_text_task_the_label_metrics():
-    assert get_task("seq2seq").metrics == TEXT_METRICS
+    assert get_task("seq2seq").metrics == default_metrics(TEXTS)
     task = get_task("seq2seq").with_label_map(SENTIMENT)
-    assert (task.label_map, task.metrics) == (SENTIMENT, LABEL_METRICS)
+    assert (task.label_map, task.metrics) == (SENTIMENT, default_metrics(LABELS))
 
 
 def write_task(folder: Path, text: str) -> str:
@@ -256,7 +256,7 @@ def test_task_file(tmp_path):
         target_column="label",
         input_template="평: {{ source }}",
         label_map=SENTIMENT,
-        metrics=LABEL_METRICS,
+        metrics=default_metrics(LABELS),
         max_seq_length=128,
         valid_proportion=0.1,
     )

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.registry import LABEL_METRICS, TEXT_METRICS
+from metrics.registry import LABELS, TEXTS, default_metrics
 from metrics.score import correct, score
 from metrics.text import BLOCK, WordTokenizer, text_metrics
 from postprocessors.labels import LabelMap
@@ -100,7 +100,7 @@ def test_a_single_class():
 
 def test_every_output_invalid():
     scores = score(["부정", "긍정"], ["", "???"], SENTIMENT, correction="none")
-    assert scores.metrics == dict.fromkeys(LABEL_METRICS, 0.0)
+    assert scores.metrics == dict.fromkeys(default_metrics(LABELS), 0.0)
     assert [row["precision"] for row in scores.per_class] == [0.0, 0.0, None]
 
 
@@ -117,18 +117,18 @@ def test_no_reference_gives_no_metric(label_map, references, predictions):
 def test_wrong_calls_are_refused():
     with pytest.raises(ValueError, match="1 references, but 0 predictions"):
         score(["a"], [])
-    with pytest.raises(ValueError, match="metric 'accuracy' is unknown or needs a label map"):
+    with pytest.raises(ValueError, match="metric 'accuracy' needs labels; known here: exact_match, chrf, bleu"):
         score([], [], names=["accuracy"])
     with pytest.raises(ValueError, match="metric 'f1' is unknown"):
         score([], [], SENTIMENT, names=["f1"])
-    with pytest.raises(ValueError, match="reference '1' is no label text; known: 부정, 긍정, 중립적인"):
+    with pytest.raises(ValueError, match="reference '1' is no label text; known: 0=부정, 1=긍정, 2=중립적인"):
         score(["1"], ["긍정"], SENTIMENT)
 
 
 def test_names_choose_and_order_the_metrics():
     scores = score(["부정"], ["부정"], SENTIMENT, names=["micro_f1", "exact_match"])
     assert list(scores.metrics.items()) == [("micro_f1", 1.0), ("exact_match", 1.0)]
-    assert tuple(score(["a b"], ["a b"]).metrics) == TEXT_METRICS
+    assert tuple(score(["a b"], ["a b"]).metrics) == default_metrics(TEXTS)
 
 
 def test_a_hundred_thousand_rows():
@@ -186,7 +186,7 @@ def test_free_text_scores_with_empty_predictions_and_unlabelled_rows():
     # BLEU: six characters, all right, against eight in the references
     assert scores.metrics["bleu"] == pytest.approx(100 * math.exp(1 - 8 / 6))
     assert set(scores.details) == {"bleu", "chrf", "rouge"}
-    assert score(["가"], [""]).metrics == dict.fromkeys(TEXT_METRICS, 0.0)
+    assert score(["가"], [""]).metrics == dict.fromkeys(default_metrics(TEXTS), 0.0)
 
 
 def test_blocks_add_up_to_what_the_libraries_say_of_the_whole(monkeypatch):
@@ -198,7 +198,7 @@ def test_blocks_add_up_to_what_the_libraries_say_of_the_whole(monkeypatch):
     references = [f"the {row} cats sat on mat {row % 4}" if row % 5 else None for row in range(23)]
     predictions = [f"the {row} cats {'sat' if row % 3 else 'lay'} on mat {row % 3}" for row in range(23)]
     scored = [(ref, text) for ref, text in zip(references, predictions, strict=True) if ref is not None]
-    figures, _ = text_metrics(references, predictions, TEXT_METRICS)
+    figures, _ = text_metrics(references, predictions, default_metrics(TEXTS))
     texts, raw = [text for _, text in scored], [ref for ref, _ in scored]
     assert figures["bleu"] == BLEU().corpus_score(texts, [raw]).score
     assert figures["chrf"] == CHRF().corpus_score(texts, [raw]).score
@@ -297,7 +297,7 @@ def test_rows_of_several_labels_by_hand():
     assert [row["support"] for row in scores.averages] == [6, 6]
     assert scores.confusion_matrix is None
     assert correct(predictions, MOODS, "none") == ["joy, anger", "joy", None, None]
-    with pytest.raises(ValueError, match="reference 'anger, joy' is no text of labels"):
+    with pytest.raises(ValueError, match="reference 'anger, joy' is no label text"):
         score(["anger, joy"], ["joy"], MOODS)
 
 

@@ -18,7 +18,8 @@ from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor
 from generation.engines.pytorch import TorchEngine
 from generation.label_scoring import LabelScorer
 from metrics.calibration import LabelCalibration, log_mean_probability, softmax
-from metrics.report import calibration_settings, with_probabilities
+from metrics.probabilities import with_probabilities
+from metrics.report import calibration_settings
 from metrics.score import score
 from postprocessors.labels import LabelMap
 from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
@@ -175,15 +176,15 @@ def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
 
 
 def test_only_rows_with_a_reference_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = [Prediction("a", -0.1, label_probabilities=(0.8, 0.1, 0.1))] * 2
-    monkeypatch.setattr("metrics.report.ROWS_AT_ONCE", 1)
+    shares = [(0.8, 0.1, 0.1)] * 2
+    monkeypatch.setattr("metrics.probabilities.ROWS_AT_ONCE", 1)
     scores = score(["a", None], ["a", "a"], LABELS)
-    found = with_probabilities(scores, ["a", None], predictions, LABELS)
+    found = with_probabilities(scores, ["a", None], shares)
     assert found.metrics["brier_score"] == pytest.approx(0.04 + 0.01 + 0.01)
     assert found.metrics["expected_calibration_error"] == pytest.approx(0.2)
     assert found.metrics["negative_log_likelihood"] == pytest.approx(-np.log(0.8))
     assert found.metrics.items() >= scores.metrics.items()
-    nothing = with_probabilities(score([None], ["a"], LABELS), [None], predictions[:1], LABELS)
+    nothing = with_probabilities(score([None], ["a"], LABELS), [None], shares[:1])
     assert (nothing.metrics, nothing.details) == ({}, {})
 
 

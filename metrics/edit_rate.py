@@ -1,0 +1,69 @@
+"""Metrics that count edits over the length of the references: above 1 (or 100) where much is added.
+
+`wer` and `cer` give what jiwer 4 gives, `ter` what sacrebleu gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from metrics.registry import FRACTION, POINTS, TEXTS, Metric, register
+from metrics.text import CorpusScore, Pair
+
+_BLANKS = re.compile(r"\s\s+")
+
+
+class EditRate:
+    """Insertions, deletions and substitutions of all rows over the units of all references.
+
+    References without any unit count with the others; alone they give the number of insertions.
+    """
+
+    def __init__(self, name: str, units: Callable[[str], Sequence[str]], how: str) -> None:
+        self.name, self.units, self.how = name, units, how
+        self.edits = self.length = 0
+
+    def add(self, block: Sequence[Pair]) -> None:
+        import editdistance
+
+        for (reference, prediction), count in Counter(block).items():
+            wanted = self.units(reference)
+            self.edits += count * int(editdistance.eval(wanted, self.units(prediction)))
+            self.length += count * len(wanted)
+
+    def result(self) -> tuple[dict[str, float], dict[str, str]]:
+        return {self.name: self.edits / (self.length or 1)}, {self.name: self.how}
+
+
+def words(text: str) -> list[str]:
+    """Words as jiwer has them: runs of two or more blanks are one, and a blank (no single tab, no line break) parts."""
+    return [word for word in _BLANKS.sub(" ", text).strip().split(" ") if word]
+
+
+def _ter(*_: Any) -> CorpusScore:
+    from sacrebleu.metrics.ter import TER
+
+    return CorpusScore("ter", TER())
+
+
+def _wer(*_: Any) -> EditRate:
+    return EditRate("wer", words, "words parted by blanks, as they stand")
+
+
+def _cer(*_: Any) -> EditRate:
+    return EditRate("cer", str.strip, "Unicode characters as they stand (NFC and NFD differ), blanks inside count")
+
+
+register(
+    *(
+        Metric(name, TEXTS, description, compute, higher_is_better=False, scale=scale, default=False)
+        for name, description, compute, scale in (
+            ("ter", "edits and shifts of words over reference words (sacrebleu)", _ter, POINTS),
+            ("wer", "edits of words over reference words, all rows together", _wer, FRACTION),
+            ("cer", "edits of characters over reference characters, all rows together", _cer, FRACTION),
+        )
+    )
+)

@@ -1,0 +1,158 @@
+"""Metrics of labels and the tables behind them: per class, averages, which label was taken for which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metrics.registry import LABELS, METRICS, Metric, register
+from postprocessors.labels import LabelMap
+
+INVALID = "(invalid)"
+DENSE_MATRIX_LABELS = 200  # up to here the confusion matrix has a cell for each pair of labels
+
+
+@dataclass(frozen=True)
+class CountedRows:
+    """The different scored rows: reference, prediction, the label it is corrected to, and how often each occurs."""
+
+    references: tuple[str, ...]
+    predictions: tuple[str, ...]
+    corrected: tuple[str | None, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pairs: Mapping[tuple[str | None, str], int], label_of: Mapping[str, str | None]) -> CountedRows:
+        """Of counted (reference, prediction) pairs; a reference of None is left out."""
+        rows = [(ref, text, label_of[text], count) for (ref, text), count in pairs.items() if ref is not None]
+        return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), ())
+
+    def share_equal(self, texts: Sequence[str | None]) -> float:
+        """Share of the rows whose text is their reference."""
+        rows = zip(self.references, texts, self.counts, strict=True)
+        return sum(count for reference, text, count in rows if reference == text) / sum(self.counts)
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """What label metrics are computed from: the rows, and the fields of `Scores` with the same names."""
+
+    rows: CountedRows
+    per_class: list[dict[str, Any]]
+    averages: list[dict[str, Any]]
+    confusion_matrix: dict[str, Any] | None
+
+    def average_f1(self, average: str) -> float:
+        """F1 of the line `macro` or `micro`."""
+        return float(next(row["f1"] for row in self.averages if row["label"] == average))
+
+
+def label_metrics(tables: LabelTables, wanted: Sequence[str]) -> dict[str, float]:
+    """The label metrics among `wanted`."""
+    computed = [(name, METRICS[name].compute) for name in wanted if METRICS[name].takes == LABELS]
+    return {name: float(compute(tables)) for name, compute in computed if compute}
+
+
+def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
+    """The tables of at least one row; every pair of row and label is a decision.
+
+    Raises:
+        ValueError: a reference that is no label text.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels = label_map.texts
+    strangers = {text for text in set(rows.references) if not label_map.labels_of(text)}
+    if strangers:
+        raise ValueError(f"reference {min(strangers)!r} is no label text; known: {label_map.describe()}")
+    number = {label: index for index, label in enumerate(labels)}
+
+    def decisions(texts: Sequence[str | None]) -> Any:
+        """(rows, labels + 1), 1 where the text names the label; a last column of zeros, as one alone is refused."""
+        named = [label_map.labels_of(text or "") or () for text in texts]
+        columns = [number[label] for found in named for label in found]
+        starts = np.cumsum([0, *map(len, named)])
+        return csr_matrix((np.ones(len(columns), np.int8), columns, starts), shape=(len(texts), len(labels) + 1))
+
+    true, guess, counts = decisions(rows.references), decisions(rows.corrected), np.array(rows.counts)
+    weights: dict[str, Any] = {"sample_weight": counts, "zero_division": 0}
+    columns = precision_recall_fscore_support(true, guess, labels=np.arange(len(labels)), average=None, **weights)
+    occurring = np.union1d(true.indices, guess.indices)
+    seen = set(occurring.tolist())
+    named_rows = int((np.diff(true.indptr) * counts).sum())
+    return LabelTables(
+        rows,
+        per_class=[
+            _class_row(labels[index], [column[index] if index in seen else None for column in columns[:3]], support)
+            for index, support in enumerate(columns[3])
+        ],
+        averages=[
+            _class_row(
+                name,
+                precision_recall_fscore_support(true, guess, labels=occurring, average=name, **weights)[:3],
+                named_rows,
+            )
+            for name in ("macro", "micro")
+        ],
+        confusion_matrix=None if label_map.separator else confusion_matrix(rows, labels),
+    )
+
+
+def confusion_matrix(rows: CountedRows, labels: Sequence[str]) -> dict[str, Any]:
+    """Which label was taken for which: {labels, columns, rows}, or of many labels {pairs}, those that occur.
+
+    `columns` are the labels and `INVALID`; a pair is {reference, prediction, count}, the most frequent first.
+    """
+    pairs: Counter[tuple[str, str]] = Counter()
+    for reference, label, count in zip(rows.references, rows.corrected, rows.counts, strict=True):
+        pairs[reference, INVALID if label is None else label] += count
+    if len(labels) > DENSE_MATRIX_LABELS:
+        keys = ("reference", "prediction", "count")
+        return {"pairs": [dict(zip(keys, (*pair, count), strict=True)) for pair, count in pairs.most_common()]}
+    columns = [*labels, INVALID]
+    return {
+        "labels": list(labels),
+        "columns": columns,
+        "rows": [[pairs[label, column] for column in columns] for label in labels],
+    }
+
+
+def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, Any]:
+    """A line of the per-class table; None where the label neither occurs nor is predicted."""
+    values = [None if value is None else float(value) for value in numbers]
+    return dict(zip(("label", "precision", "recall", "f1", "support"), (label, *values, int(support)), strict=True))
+
+
+def _accuracy(tables: LabelTables) -> float:
+    return tables.rows.share_equal(tables.rows.predictions)
+
+
+def _accuracy_corrected(tables: LabelTables) -> float:
+    return tables.rows.share_equal(tables.rows.corrected)
+
+
+def _macro_f1(tables: LabelTables) -> float:
+    return tables.average_f1("macro")
+
+
+def _micro_f1(tables: LabelTables) -> float:
+    return tables.average_f1("micro")
+
+
+register(
+    Metric(
+        "accuracy",
+        LABELS,
+        "share of outputs equal to their reference",
+        _accuracy,
+        note="raw, as generated",
+        same_as="exact_match",
+    ),
+    Metric("accuracy_corrected", LABELS, "the same after label correction", _accuracy_corrected),
+    Metric("macro_f1", LABELS, "mean F1 of the labels that occur, after correction", _macro_f1),
+    Metric("micro_f1", LABELS, "F1 over all decisions, after correction", _micro_f1),
+)
