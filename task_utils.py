@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 MOST_TEMPLATE = 1 << 14  # characters of a template
+
+BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
 
 def evaluation_labels(task_label_map: LabelMap | None, target_template: Template) -> LabelMap | None:
@@ -247,20 +248,9 @@ def _field_value(key: str, value: object, place: str) -> object:
     return str(value)
 
 
-_TASKS: dict[str, Task] = {}
-
-
-def register(task: Task) -> Task:
-    """Make `task` known under its name; `ValueError` when another task has that name."""
-    if _TASKS.setdefault(task.name, task) != task:
-        raise ValueError(f"a task named {task.name!r} is registered already")
-    return task
-
-
 def task_names() -> tuple[str, ...]:
     """Names of the built-in tasks, sorted."""
-    importlib.import_module("datamodules.tasks")  # here and not above: the task files import this module
-    return tuple(sorted(_TASKS))
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
 
 
 def get_task(name_or_path: str) -> Task:
@@ -269,19 +259,18 @@ def get_task(name_or_path: str) -> Task:
     Raises `UserError` on an unknown name (with the list) and on every mistake in a file.
     """
     names = task_names()
-    if name_or_path in _TASKS:
-        return _TASKS[name_or_path]
-    if not name_or_path.endswith(FILE_SUFFIXES):
+    if name_or_path not in names and not name_or_path.endswith(FILE_SUFFIXES):
         raise UserError(
             f"-task {name_or_path}: no such task{closest(name_or_path, names)}; known: {', '.join(names)}; "
             "or a .yaml file that describes a task"
         )
-    content = read_mapping_file("-task", name_or_path)
+    path = str(BUILT_IN / f"{name_or_path}.yaml") if name_or_path in names else name_or_path
+    content = read_mapping_file("-task", path)
     if not isinstance(content, dict):
         raise UserError(f"-task {name_or_path}: expected a mapping with keys such as name, source_column, label_map")
 
     with errors_at(f"-task {name_or_path}"):
-        task = Task.from_dict({"name": Path(name_or_path).stem, **content})
+        task = Task.from_dict({"name": Path(path).stem, **content})
         Template(task.input_template, "input_template")
         evaluation_labels(task.label_map, Template(task.target_template, "target_template"))
         return task

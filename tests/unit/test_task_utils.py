@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from metrics.registry import LABELS, TEXTS, default_metrics
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, Variable, evaluation_labels, get_task, register, task_names
+from task_utils import Task, Template, Variable, evaluation_labels, get_task, task_names
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정")))
 
 
@@ -224,17 +225,16 @@ def test_unknown_task_gets_the_list_and_the_closest_name():
     assert ", ".join(task_names()) in problem
 
 
-def test_register_refuses_a_second_task_of_the_same_name():
-    task = get_task("seq2seq")
-    assert register(task) is task
-    with pytest.raises(ValueError, match="'seq2seq' is registered already"):
-        register(Task("seq2seq", "another"))
-
-
 def test_with_label_map_gives_a_text_task_the_label_metrics():
     assert get_task("seq2seq").metrics == default_metrics(TEXTS)
     task = get_task("seq2seq").with_label_map(SENTIMENT)
     assert (task.label_map, task.metrics) == (SENTIMENT, default_metrics(LABELS))
+
+
+def test_a_built_in_task_is_a_file_as_users_write_it(tmp_path):
+    copy = tmp_path / "nsmc-prompted.yaml"
+    copy.write_bytes((ROOT / "datamodules/tasks/nsmc-prompted.yaml").read_bytes())
+    assert get_task(str(copy)) == get_task("nsmc-prompted")
 
 
 def write_task(folder: Path, text: str) -> str:
