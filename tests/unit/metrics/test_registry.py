@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -104,3 +105,9 @@ def test_a_validation_of_labels_shows_one_figure_for_equality():
     shown = figure_texts({"val_loss": 0.5, **dict.fromkeys(names, 0.25)})
     assert list(shown) == ["val_loss", "accuracy", "accuracy_corrected", "macro_f1", "micro_f1"]
     assert figure_texts({"exact_match": 0.98765, "bleu": 98.765}) == {"exact_match": "0.9877", "bleu": "98.77"}
+
+
+@pytest.mark.parametrize("page", ["docs/metrics.md", "docs/metrics.ko.md"])
+def test_the_pages_explain_every_metric(page):
+    text = (Path(__file__).resolve().parents[3] / page).read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
