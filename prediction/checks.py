@@ -211,9 +211,12 @@ def _file_problem(value: str, inputs: list[tuple[str, str]]) -> str:
 
 
 def check_label_flags(config: InferenceConfig, task: Task | None, problems: list[str]) -> None:
-    """Problems that the flags show, appended to `problems`; `task` is None when the checkpoint has it."""
+    """Problems that the flags show, appended to `problems`; `task` is None when the checkpoint has it.
+
+    The name of a built-in task may mean the checkpoint's own, whose labels are not known yet.
+    """
     mode = config.label.label_decoding
-    if task is not None:
+    if task is not None and (task.label_map is not None or task.name != config.model.task):
         problems.extend(label_problems(mode, task.label_map))
     given = {**asdict(config.label), **asdict(config.decode)}
     defaults: dict[str, Any] = {**asdict(LabelFlags()), **asdict(DecodeFlags())}

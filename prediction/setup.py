@@ -96,14 +96,14 @@ def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
 
 
 def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
-    """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts."""
-    if config.model.task:
-        task = get_task(config.model.task)
-    elif state.get("task"):
-        task = Task.from_dict(state["task"])
-    else:
-        task = get_task("seq2seq")
-    return override_task(task, config.data)
+    """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts.
+
+    The name of the checkpoint's own task means that task, with the templates and labels of the training.
+    """
+    name, trained = config.model.task, state.get("task")
+    if trained and name in ("", trained.get("name")):
+        return override_task(Task.from_dict(trained), config.data)
+    return override_task(get_task(name or "seq2seq"), config.data)
 
 
 def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:

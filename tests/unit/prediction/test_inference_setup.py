@@ -14,7 +14,9 @@ from config.parser import parse_flags
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine
 from models.loading import from_config
-from prediction.setup import make_engine, prepare
+from postprocessors.labels import LabelMap
+from prediction.setup import make_engine, prepare, resolve_prediction_task
+from task_utils import Task, get_task
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
 from utils.errors import UserError
@@ -102,3 +104,16 @@ def test_layers_that_are_no_plain_ones_are_told(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == (
         "-model adapted: its layers are no plain ones, so that generate of transformers decodes\n"
     )
+
+
+def test_the_name_of_the_checkpoints_task_means_the_checkpoints_task() -> None:
+    trained = get_task("seq2seq").with_label_map(LabelMap.parse("0=a,1=b"))
+    state = {"task": trained.to_dict()}
+
+    def resolved(*flags: str) -> Task:
+        config, _, _ = parse_flags(InferenceConfig, ["-model", "m", "-test_data", "rows.tsv", *flags])
+        return resolve_prediction_task(config, state)
+
+    assert resolved() == resolved("-task", "seq2seq") == trained
+    assert resolved("-task", "jsonlines") == get_task("jsonlines")
+    assert resolved("-task", "seq2seq", "-target_template", "={{ target }}").target_template == "={{ target }}"

@@ -72,7 +72,8 @@ MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
 def test_mistakes(tmp_path: Path, name: str) -> None:
     (tmp_path / "rows.txt").write_text("a\n")
     given, errors = MISTAKES[name]
-    argv = ["-model", "m", "-test_data", str(tmp_path / "rows.txt"), "-task", "seq2seq", *map(str, given)]
+    (tmp_path / "free.yaml").write_text("description: free text\n")
+    argv = ["-model", "m", "-test_data", f"{tmp_path}/rows.txt", "-task", f"{tmp_path}/free.yaml", *map(str, given)]
     config, given_names, problems = parse_flags(InferenceConfig, argv)
     check_inference(config, given_names, problems)
     assert problems == errors
