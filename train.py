@@ -157,6 +157,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     from training.run_log import RunLog
     from training.signals import TrainingStopped
     from training.trainer import build_module, build_trainer, process_watch
+    from training.validation import GeneratedValidation
 
     config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
     folder = Path(config.run.save_path)
@@ -167,7 +168,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         adapted = adapt(resumed, prepared.differences, config, plan)
         resumed, total_steps = adapted.checkpoint, adapted.total_steps
         say(*adapted.lines)
-    module = build_module(config, prepared.model, prepared.tokenizer, prepared.task, labels, total_steps)
+    module = build_module(config, prepared.model, prepared.tokenizer, total_steps)
     description = {
         "task": prepared.task.to_dict(),
         "label_map": labels.to_dict() if labels else None,
@@ -177,7 +178,10 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         "environment": environment(prepared.devices),
     }
     checkpointer = Checkpointer(config.run, folder, description, stop)
-    callbacks = [RunLog(folder, config.run.log_every), checkpointer]
+    generated = GeneratedValidation(
+        config.run.valid_generate_rows, labels, prepared.task.generated_metrics(config.run.monitor)
+    )
+    callbacks = [generated, RunLog(folder, config.run.log_every), checkpointer]
     trainer = build_trainer(config, prepared.devices, plan, data.valid is not None, callbacks, resumed)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from config.flags import OPTIMIZERS, SCHEDULES
-
 FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """How the weights are moved; the names are those of the flags."""
+
+    optim: str
+    learning_rate: float | None  # None: adafactor's own
+    lr_scheduler: str
+    warmup_steps: float
+    optim_cosanneal_gamma: float
+    optim_cosanneal_restarts: int
+    optim_cosanneal_min_lr: float
+    weight_decay: float
+    grad_clip: float
+    label_smoothing: float
 
 
 def build_optimizer(
@@ -52,7 +67,7 @@ def build_optimizer(
             groups, lr=learning_rate, scale_parameter=automatic, relative_step=automatic, warmup_init=automatic
         )
         return adafactor
-    raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    raise ValueError(f"unknown optimizer {name!r}; choose one of adam, adafactor")
 
 
 def decay_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
@@ -172,7 +187,7 @@ def schedule(
         "inverse_sqrt": lambda step: inverse_sqrt(step, total_steps, warmup),
     }
     if name not in factors:
-        raise ValueError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}; choose one of {', '.join(factors)}")
     return factors[name]
 
 

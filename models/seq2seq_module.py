@@ -7,33 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.flags import ADAM_RATE, DecodeFlags, OptimFlags
-from generation.decoder import Decoder
 from models.forward import decode_teacher_forced
 from models.loss import token_loss_and_correct, token_loss_sum
 from models.meter import StepMeter
-from models.optim import build_optimizer, build_scheduler
-from postprocessors.labels import LabelMap
+from models.optim import OptimSettings, build_optimizer, build_scheduler
 from utils.errors import NotFiniteError
-from utils.padding import pad_sources
 
 
 @dataclass(frozen=True)
 class ModuleOptions:
-    """What the module needs besides the optimization flags."""
+    """What the module needs besides the settings of the optimizer."""
 
     seed: int
     total_steps: int  # optimizer steps of the whole run
     accumulate: int  # micro-batches of an optimizer step on each rank
     log_every: int  # optimizer steps
-    generate_rows: int  # validation rows that are predicted by real generation, all ranks together
-    metric_names: tuple[str, ...] = ()  # of the generated rows
 
 
 def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
@@ -54,16 +47,14 @@ class Seq2SeqModule(pl.LightningModule):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        optim: OptimFlags,
+        optim: OptimSettings,
         options: ModuleOptions,
-        label_map: LabelMap | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.optim = optim
         self.options = options
-        self.label_map = label_map
         self.meter = StepMeter()
         self.validation_meter = StepMeter()
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
@@ -124,26 +115,18 @@ class Seq2SeqModule(pl.LightningModule):
         self.step_learning_rate = None if rate is None else float(rate)
 
     def configure_optimizers(self) -> Any:
-        flags = self.optim
-        rate = flags.learning_rate
-        if rate is None and flags.optim == "adam":
-            rate = ADAM_RATE
-        optimizer = build_optimizer(
-            self.model,
-            flags.optim,
-            rate,
-            flags.weight_decay,
-            fused=self.trainer.precision != "16-mixed",
-        )
+        optim = self.optim
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = build_optimizer(self.model, optim.optim, optim.learning_rate, optim.weight_decay, fused=fused)
         scheduler = build_scheduler(
             optimizer,
-            flags.lr_scheduler,
+            optim.lr_scheduler,
             total_steps=self.options.total_steps,
-            warmup_steps=flags.warmup_steps,
-            restarts=flags.optim_cosanneal_restarts,
-            gamma=flags.optim_cosanneal_gamma,
-            min_lr=flags.optim_cosanneal_min_lr,
-            learning_rate=rate,
+            warmup_steps=optim.warmup_steps,
+            restarts=optim.optim_cosanneal_restarts,
+            gamma=optim.optim_cosanneal_gamma,
+            min_lr=optim.optim_cosanneal_min_lr,
+            learning_rate=optim.learning_rate,
         )
         self._hyperparameters = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
@@ -169,39 +152,6 @@ class Seq2SeqModule(pl.LightningModule):
             "val_loss": totals.loss_per_token,
             "token_accuracy": totals.token_accuracy,
         }
-        if self.options.generate_rows:
-            self.validation.update(self._score_generated())
-
-    def _score_generated(self) -> dict[str, float]:
-        """Metrics of real greedy generation on evenly spaced validation rows, shared out over the ranks."""
-        from metrics.score import score
-
-        split = self.trainer.datamodule.valid  # type: ignore[attr-defined]
-        count = min(self.options.generate_rows, len(split))
-        rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
-        rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
-        world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        mine = [int(row) for row in rows[rank::world_size]]
-        limit = int(split.target_lengths.max()) * 3 // 2 + 8
-        decoder = Decoder(self.model, self.tokenizer, DecodeFlags(max_predict_length=limit))
-        predicted: dict[int, str] = {}
-        for start in range(0, -(-len(rows) // world_size), 32):
-            self.between_batches()
-            chunk = mine[start : start + 32]
-            if not chunk:
-                continue
-            ids, mask = pad_sources([split.source_ids(row) for row in chunk], self.tokenizer.pad_token_id, self.device)
-            predicted.update(zip(chunk, decoder(ids, mask), strict=True))
-        if world_size > 1:
-            gathered: list[dict[int, str]] = [{} for _ in range(world_size)]
-            torch.distributed.all_gather_object(gathered, predicted)
-            predicted = {row: text for part in gathered for row, text in part.items()}
-        order = sorted(predicted)
-        references = [split.reference(row) for row in order]
-        predictions = [predicted[row] for row in order]
-        self.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in order[:8]]
-        scores = score(references, predictions, self.label_map, names=self.options.metric_names)
-        return dict(scores.metrics)
 
     # ---- health
 

@@ -30,9 +30,11 @@ from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
     at_step_boundary,
+    data_module,
     epoch_complete,
     epoch_of,
     has_validation,
+    ours,
     set_position,
     validation_due,
 )
@@ -97,7 +99,7 @@ class Checkpointer(pl.Callback):
     # ---- hooks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module = _ours(pl_module)
+        module = ours(pl_module)
         module.between_batches = lambda: self._stop_in_validation(trainer, module)
         if trainer.world_size > 1:
             # A group of its own on the CPU: agreeing on a stop never waits for the device.
@@ -110,7 +112,7 @@ class Checkpointer(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a resume: forget a best score whose weights are lost (resumed from an older checkpoint)."""
         self._began_at = trainer.global_step
-        _ours(pl_module).validation = dict(self.validation)
+        ours(pl_module).validation = dict(self.validation)
         held = exported_step(self.folder, "best") if trainer.is_global_zero else None
         if self.best_score is None or trainer.strategy.broadcast(held) == self.best_step:
             return
@@ -126,12 +128,12 @@ class Checkpointer(pl.Callback):
             return
         self._request |= self._agree(trainer)
         if not validation_due(trainer) and not epoch_complete(trainer):
-            self._act(trainer, _ours(pl_module))
+            self._act(trainer, ours(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        module = _ours(pl_module)
+        module = ours(pl_module)
         self.validation = dict(module.validation)
         score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
@@ -143,12 +145,12 @@ class Checkpointer(pl.Callback):
         if has_validation(trainer) or not epoch_complete(trainer):
             return
         self.best_step = trainer.global_step
-        self._act(trainer, _ours(pl_module), Validated(better=True))
+        self._act(trainer, ours(pl_module), Validated(better=True))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        epoch, batches = data_module(trainer).position()
         fit_loop = trainer.fit_loop.state_dict()
         set_position(fit_loop, epoch, batches, int(trainer.num_training_batches), trainer.global_step)
         checkpoint["loops"] = {"fit_loop": fit_loop}
@@ -208,7 +210,7 @@ class Checkpointer(pl.Callback):
         """Do what is due after this optimizer step: save it under all its names, export it, stop."""
         request, self._request = self._request, Request()
         step = trainer.global_step
-        epoch, _ = trainer.datamodule.position()  # type: ignore[attr-defined]
+        epoch, _ = data_module(trainer).position()
         limit = self._limit(trainer, request)
         finished = trainer.should_stop or epoch >= (trainer.max_epochs or 0)
         stops = bool(request.signum or (limit and not finished))
@@ -229,7 +231,7 @@ class Checkpointer(pl.Callback):
     ) -> list[DueCheckpoint]:
         """The names, besides `last.ckpt`, under which this optimizer step is to be saved."""
         step = trainer.global_step
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        epoch, batches = data_module(trainer).position()
         stem = f"epoch{epoch_of(epoch, batches):02d}-global_step{step}"
         due = []
         if validated:
@@ -260,7 +262,7 @@ class Checkpointer(pl.Callback):
         self._request |= self._agree(trainer)
         gained = trainer.global_step > self._began_at
         if self._request.signum or (self._request.out_of_time and gained):
-            trainer.datamodule.validation_pending = True  # type: ignore[attr-defined]
+            data_module(trainer).validation_pending = True
             limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
             self._save(trainer, pl_module, [])
             self._export(trainer, pl_module, "last")
@@ -289,7 +291,7 @@ class Checkpointer(pl.Callback):
         """Write `best/` or `last/`."""
         if not trainer.is_global_zero:
             return
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        epoch, batches = data_module(trainer).position()
         exported = Exported(
             epoch=epoch,
             micro_batches_of_epoch=batches,
@@ -311,8 +313,3 @@ class Checkpointer(pl.Callback):
                 f"the weights became NaN or infinite at optimizer step {pl_module.trainer.global_step}; nothing of it"
                 " was saved. Likely causes: a learning rate that is too high, or fp16 arithmetic."
             )
-
-
-def _ours(module: pl.LightningModule) -> Seq2SeqModule:
-    assert isinstance(module, Seq2SeqModule)
-    return module

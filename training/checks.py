@@ -19,8 +19,8 @@ from checkpoints.run_folder import (
     resume_candidates,
     run_flags,
 )
-from config.checks import check_devices, collect
-from config.flags import ADAM_RATE, FREEZABLE, TrainConfig
+from config.checks import check_devices, collect, highest_rate
+from config.flags import FREEZABLE, TrainConfig
 from datamodules.checks import check_data, local_inputs
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
 from models.presets import read_config
@@ -83,7 +83,7 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
             f"-lr_scheduler {optim.lr_scheduler} has no effect on adafactor's own rate; give -learning_rate as well"
         )
     cycles = optim.lr_scheduler in ("cosanneal", "cyclic")
-    rate = optim.learning_rate or (ADAM_RATE if optim.optim == "adam" else None)
+    rate = highest_rate(optim)
     if cycles and rate and optim.optim_cosanneal_min_lr > rate:
         highest = f"-learning_rate {rate}" if optim.learning_rate else f"adam's rate {rate}; give -learning_rate"
         problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")

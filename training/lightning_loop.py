@@ -12,10 +12,25 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from datamodules.seq2seq_datamodule import Seq2SeqDataModule
+from models.seq2seq_module import Seq2SeqModule
 from training.process_watch import ProcessWatch
 from utils.files import run_error, write_file
 
 LARGE = ("state_dict", "optimizer_states")  # entries of a checkpoint
+
+
+def ours(module: pl.LightningModule) -> Seq2SeqModule:
+    """Our module, as Lightning hands it to a callback."""
+    assert isinstance(module, Seq2SeqModule)
+    return module
+
+
+def data_module(trainer: pl.Trainer) -> Seq2SeqDataModule:
+    """The data module of the run."""
+    attached: Any = trainer  # its class declares no such attribute
+    module: Seq2SeqDataModule = attached.datamodule
+    return module
 
 
 def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -26,7 +41,7 @@ def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 def has_validation(trainer: pl.Trainer) -> bool:
     """Whether the run has validation rows."""
-    return trainer.datamodule.valid is not None  # type: ignore[attr-defined]
+    return data_module(trainer).valid is not None
 
 
 def epoch_complete(trainer: pl.Trainer) -> bool:
@@ -61,9 +76,9 @@ def take_over_loop(trainer: pl.Trainer) -> None:
 
     def advance(data_fetcher: Any) -> None:
         nonlocal taken_up
-        taken_up = trainer.datamodule.validation_pending  # type: ignore[attr-defined]
+        taken_up = data_module(trainer).validation_pending
         if taken_up:
-            trainer.datamodule.validation_pending = False  # type: ignore[attr-defined]
+            data_module(trainer).validation_pending = False
             epoch_loop.val_loop.restarting = False
         else:
             train_batch(data_fetcher)

@@ -23,7 +23,8 @@ from checkpoints.run_folder import (
     is_of_run,
     validated_checkpoint,
 )
-from config.flags import ADAM_RATE, TrainConfig
+from config.checks import highest_rate
+from config.flags import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
@@ -46,7 +47,7 @@ def resolved_settings(
         total_steps: optimizer steps of the whole run, as its schedule has them.
     """
     optim = config.optim
-    own_rate = optim.optim == "adafactor" and optim.learning_rate is None
+    rate = highest_rate(optim)
     return {
         "task": task.to_dict(),
         "model_type": model.config.model_type,
@@ -56,9 +57,9 @@ def resolved_settings(
         "devices": devices.world_size,
         "precision": devices.precision,
         "threads": torch.get_num_threads(),
-        "learning_rate": "its own relative step" if own_rate else optim.learning_rate or ADAM_RATE,
-        "lr_scheduler": None if own_rate else optim.lr_scheduler,
-        "warmup_steps": 0 if own_rate else resolve_warmup(optim.warmup_steps, total_steps),
+        "learning_rate": rate or "its own relative step",
+        "lr_scheduler": None if rate is None else optim.lr_scheduler,
+        "warmup_steps": 0 if rate is None else resolve_warmup(optim.warmup_steps, total_steps),
         "steps_per_epoch": plan.num_steps,
         "steps": total_steps,
         "padding_share": round(plan.padding_share(), 4),

@@ -19,7 +19,7 @@ from metrics.registry import figure_texts
 from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
-from training.lightning_loop import at_step_boundary, epoch_of
+from training.lightning_loop import at_step_boundary, data_module, epoch_of, has_validation, ours
 from utils.console import tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
@@ -49,12 +49,11 @@ class RunLog(pl.Callback):
         del pl_module
         if trainer.is_global_zero:
             with run_error(self.folder):
-                self._continue_logs(trainer.global_step, trainer.datamodule.validation_pending)  # type: ignore[attr-defined]
+                self._continue_logs(trainer.global_step, data_module(trainer).validation_pending)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Seq2SeqModule)
         self._resumed = None  # an epoch that begins has nothing to take up
-        self._begin_epoch(trainer, pl_module, 0)
+        self._begin_epoch(trainer, ours(pl_module), 0)
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
         module.meter.reset()
@@ -74,9 +73,9 @@ class RunLog(pl.Callback):
         """Resumed in the middle of an epoch, its start is not announced again."""
         if self.progress is not None:
             return
-        assert isinstance(pl_module, Seq2SeqModule)
-        self._begin_epoch(trainer, pl_module, -(-batches // trainer.accumulate_grad_batches))
-        self._take_up(trainer, pl_module)
+        module = ours(pl_module)
+        self._begin_epoch(trainer, module, -(-batches // trainer.accumulate_grad_batches))
+        self._take_up(trainer, module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,14 +83,14 @@ class RunLog(pl.Callback):
         del outputs, batch
         if not at_step_boundary(trainer, batch_idx):
             return
-        assert isinstance(pl_module, Seq2SeqModule)
+        module = ours(pl_module)
         assert self.progress is not None
         step = trainer.global_step
-        pl_module.meter.watch(step)
+        module.meter.watch(step)
         self.progress.advance_to(batch_idx // trainer.accumulate_grad_batches + 1)
         ended = batch_idx + 1 >= trainer.num_training_batches
         if step % self.log_every == 0 or ended:
-            self._log_step(trainer, pl_module, step)
+            self._log_step(trainer, module, step)
         if ended:
             self.progress.close()
 
@@ -126,8 +125,8 @@ class RunLog(pl.Callback):
                 self.writer.flush()
             if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
                 sync_path(self.folder / STEP_LOG)
-        assert isinstance(pl_module, Seq2SeqModule)
-        meters = [pl_module.meter.state()]
+        module = ours(pl_module)
+        meters = [module.meter.state()]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, meters[0])
@@ -136,7 +135,7 @@ class RunLog(pl.Callback):
             "meters": meters,  # by rank
             "epoch_totals": [asdict(self._epoch_totals)],  # a list: once there was one entry for each log line
             "epoch_seconds": time.monotonic() - self._epoch_began,
-            "learning_rate": pl_module.step_learning_rate,
+            "learning_rate": module.step_learning_rate,
         }
 
     def on_load_checkpoint(
@@ -158,10 +157,10 @@ class RunLog(pl.Callback):
     # ---- validation
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Seq2SeqModule)
-        self._begin_resumed(trainer, pl_module, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-        if pl_module.meter.has_batches:
-            self._log_step(trainer, pl_module, trainer.global_step)
+        module = ours(pl_module)
+        self._begin_resumed(trainer, module, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        if module.meter.has_batches:
+            self._log_step(trainer, module, trainer.global_step)
         total = sum(int(count) for count in trainer.num_val_batches)
         title = f"[Epoch {trainer.current_epoch}] [VALID]"
         self.validation_progress = ProgressLine(title, total, enabled=trainer.is_global_zero)
@@ -180,22 +179,22 @@ class RunLog(pl.Callback):
             self.validation_progress.advance_to(batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Seq2SeqModule)
-        figures = pl_module.validation
+        module = ours(pl_module)
+        figures = module.validation
         if self.validation_progress is not None:
             self.validation_progress.report(**figure_texts(figures))
             self.validation_progress.close()
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)
-        if self.writer is not None and pl_module.samples:
+        if self.writer is not None and module.samples:
             with run_error(self.folder):
-                self.writer.add_text("valid/samples", samples_table(pl_module.samples), step)
+                self.writer.add_text("valid/samples", samples_table(module.samples), step)
         self._close_epoch(trainer, figures)
-        pl_module.meter.reset()
+        module.meter.reset()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del pl_module
-        if trainer.datamodule.valid is None:  # type: ignore[attr-defined]
+        if not has_validation(trainer):
             self._close_epoch(trainer, {})
         self.progress = None
 
@@ -204,7 +203,7 @@ class RunLog(pl.Callback):
         if not trainer.is_global_zero:
             return
         seconds = time.monotonic() - self._epoch_began
-        epoch, batches = trainer.datamodule.position()  # type: ignore[attr-defined]
+        epoch, batches = data_module(trainer).position()
         number = epoch_of(epoch, batches)
         entry = {
             "epoch": number,

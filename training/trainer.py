@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from config.checks import highest_rate
 from config.flags import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
+from models.optim import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
-from postprocessors.labels import LabelMap
-from task_utils import Task
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
 from training.strategies import cluster_environment, lightning_strategy
@@ -25,14 +26,11 @@ def build_module(
     config: TrainConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    labels: LabelMap | None,
     total_steps: int,
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
     Args:
-        labels: as they are predicted.
         total_steps: optimizer steps of the whole run, for the schedule.
     """
     model.generation_config = generation_config(model, tokenizer)
@@ -41,10 +39,10 @@ def build_module(
         total_steps=total_steps,
         accumulate=config.batch.grad_acc,
         log_every=config.run.log_every,
-        generate_rows=config.run.valid_generate_rows,
-        metric_names=task.generated_metrics(config.run.monitor),
     )
-    return Seq2SeqModule(model, tokenizer, config.optim, options, labels)
+    flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
+    flags["learning_rate"] = highest_rate(config.optim)
+    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options)
 
 
 def build_trainer(

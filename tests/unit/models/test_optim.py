@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+from config.flags import OPTIMIZERS, SCHEDULES
 from models.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
     build_optimizer,
     build_scheduler,
     current_rate,

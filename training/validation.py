@@ -1,0 +1,69 @@
+"""A validation's real generation: some validation rows are predicted greedily and scored as inference would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from config.flags import DecodeFlags
+from datamodules.encoding.store import EncodedSplit
+from generation.decoder import Decoder
+from metrics.score import score
+from models.seq2seq_module import Seq2SeqModule
+from postprocessors.labels import LabelMap
+from training.lightning_loop import data_module, ours
+from utils.padding import pad_sources
+
+ROWS_AT_ONCE = 32
+SAMPLES = 8  # shown in TensorBoard
+
+
+class GeneratedValidation(pl.Callback):
+    """Adds the metrics of generated rows to the figures of a validation; stands before the callbacks that read them.
+
+    Args:
+        rows: how many validation rows are predicted, all ranks together; 0 = none.
+        label_map: labels as they are predicted, or None for free text.
+        metric_names: of the generated rows.
+    """
+
+    def __init__(self, rows: int, label_map: LabelMap | None, metric_names: tuple[str, ...]) -> None:
+        self.rows = rows
+        self.label_map = label_map
+        self.metric_names = metric_names
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        split = data_module(trainer).valid
+        if not self.rows or split is None:
+            return
+        module = ours(pl_module)
+        predicted = self._predict(trainer, module, split)
+        order = sorted(predicted)
+        references, predictions = [split.reference(row) for row in order], [predicted[row] for row in order]
+        shown = order[:SAMPLES]
+        module.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in shown]
+        module.validation.update(score(references, predictions, self.label_map, names=self.metric_names).metrics)
+
+    def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, str]:
+        """Row -> text of evenly spaced rows, shared out over the ranks; the same on every rank."""
+        count = min(self.rows, len(split))
+        rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+        rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
+        world_size = trainer.world_size
+        mine = [int(row) for row in rows[trainer.global_rank :: world_size]]
+        limit = int(split.target_lengths.max()) * 3 // 2 + 8
+        decoder = Decoder(module.model, module.tokenizer, DecodeFlags(max_predict_length=limit))
+        predicted: dict[int, str] = {}
+        for start in range(0, -(-len(rows) // world_size), ROWS_AT_ONCE):
+            module.between_batches()
+            chunk = mine[start : start + ROWS_AT_ONCE]
+            if chunk:
+                sources = [split.source_ids(row) for row in chunk]
+                ids, mask = pad_sources(sources, module.tokenizer.pad_token_id, module.device)
+                predicted.update(zip(chunk, decoder(ids, mask), strict=True))
+        if world_size == 1:
+            return predicted
+        gathered: list[dict[int, str]] = [{} for _ in range(world_size)]
+        torch.distributed.all_gather_object(gathered, predicted)
+        return {row: text for part in gathered for row, text in part.items()}
