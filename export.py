@@ -6,7 +6,7 @@ The folder appears whole or not at all, and nothing but an earlier export is eve
 from __future__ import annotations
 
 from checkpoints.model_paths import check_model_paths
-from config.flags import ExportConfig
+from config.export_flags import ExportConfig
 from config.parser import help_text, parse_flags, wants_help
 from deploy.export import run
 from utils.console import run_command

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.flags import STANDARD_INPUT, InferenceConfig
-from config.parser import help_text, parse_flags, to_dict, wants_help
+from config.flags import STANDARD_INPUT
+from config.inference_flags import InferenceConfig
+from config.parser import deciding_flags, help_text, parse_flags, to_dict, wants_help
 from prediction.checks import check_inference
 from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
@@ -29,11 +30,6 @@ if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be righ
     from prediction.setup import Ready
 
 USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
-SEARCH = ("beam_size", "length_penalty", "max_predict_length", "min_predict_length", "no_repeat_ngram_size")
-ARITHMETIC = ("batch_size", "max_tokens", "engine", "compute_type")
-DECIDING = (*SEARCH, "repetition_penalty", "num_return", "early_stopping", "do_sample", *ARITHMETIC)
-OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
-LANGUAGES = ("source_language", "target_language")
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +37,7 @@ def main(argv: list[str]) -> int:
         print(help_text(InferenceConfig, USAGE))
         return 0
     config, given, problems = parse_flags(InferenceConfig, argv)
-    check_inference(config, given, problems)
+    check_inference(config, problems)
     raise_if_any(problems)
     from utils.libraries import fix_sums, quiet_libraries
 
@@ -120,16 +116,14 @@ def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) 
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    flags = to_dict(config)
-    names = (*DECIDING, *LANGUAGES, *(OF_SAMPLING if config.decode.do_sample else ()))
     identity = {
         "rows": len(split),
         "input (token ids)": split.fingerprint,
         "input (texts)": split.text_digest(),
         "-model": [model.identity() for model in ready.models],
         "-tokenizer": tokenizer_digest(ready.encoder.tokenizer),
-        **{f"-{name}": flags[name] for name in names},
-        "-label_decoding": decoding.describe() if decoding else "generate",
+        **deciding_flags(config),
+        "labels": decoding.describe() if decoding else None,
         "device": ready.devices.accelerator,
         "-float_precision": ready.devices.precision,
     }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, resume_candidates, run_lock
 from config.flags import TrainConfig
-from config.parser import help_text, parse_flags, wants_help, without_flags
+from config.parser import flag_specs, help_text, parse_flags, wants_help, without_flags
 from task_utils import Task
 from training.checks import check_train
 from training.signals import StopSignal
@@ -208,8 +208,8 @@ def resume_command(argv: list[str], seed: int, steps_are_done: bool = False) -> 
         seed: the one in force where -seed below 0 drew one.
         steps_are_done: leaves out -max_steps, which would end the run at once.
     """
-    dropped = ["resume_checkpoint", "resume_force", "overwrite", "seed", "requeue"]
-    kept = without_flags(argv, [*dropped, "max_steps"] if steps_are_done else dropped)
+    once = [spec.name for spec in flag_specs(TrainConfig) if spec.resume == "once"]
+    kept = without_flags(argv, [*once, "seed", *(["max_steps"] if steps_are_done else [])])
     return ["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"]
 
 

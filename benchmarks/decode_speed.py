@@ -108,7 +108,7 @@ def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order
 def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> Callable[[Any, Any], list[str]]:
     import torch
 
-    from config.flags import DecodeFlags
+    from config.inference_flags import DecodeFlags
     from generation.decoder import decode_texts, generation_config
 
     config = generation_config(model, tokenizer, DecodeFlags(beam_size=beams, max_predict_length=max_length))
@@ -138,7 +138,7 @@ def ctranslate2_decoders(
         return {}
     import torch
 
-    from config.flags import DecodeFlags
+    from config.inference_flags import DecodeFlags
     from generation.decoder import generation_config
     from generation.engines.conversion import cached_conversion
     from generation.engines.ctranslate2 import CTranslate2Engine
@@ -201,7 +201,7 @@ def bare_ctranslate2(
 
 def text_normalisation(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from config.flags import DecodeFlags
+    from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
@@ -235,7 +235,7 @@ def text_normalisation(options: argparse.Namespace) -> None:
 
 def label_task(options: argparse.Namespace) -> None:
     from checkpoints.model_source import InferenceModel
-    from config.flags import DecodeFlags
+    from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder
     from generation.label_scoring import LabelScorer
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from config.flags import ADAM_RATE, OptimFlags
+from config.parser import flag_specs, shown, to_dict
 from utils.errors import UserError
 
 
@@ -16,6 +17,44 @@ def collect(problems: list[str], action: Callable[[], Any]) -> Any:
     except UserError as error:
         problems.extend(error.problems)
         return None
+
+
+def check_combinations(config: Any, problems: list[str]) -> None:
+    """Flags that need or exclude others, as their declarations say; a value that is the default asks for nothing."""
+    values = to_dict(config)
+    used = {
+        spec.name: values[spec.name] for spec in flag_specs(type(config)) if _differs(values[spec.name], spec.default)
+    }
+    found: dict[tuple[str, str], list[str]] = {}
+    for spec in flag_specs(type(config)):
+        if spec.name not in used:
+            continue
+        told = shown(spec.name, used[spec.name])
+        for condition, reason in spec.needs.items():
+            if not _holds(condition, used):
+                name, _, wanted = condition.partition("=")
+                words = f"-{name} {wanted.replace('|', ' or ')}".rstrip()
+                found.setdefault((f"only with {words}", reason), []).append(told)
+        for condition, reason in spec.excludes.items():
+            if _holds(condition, used):
+                names = [part.partition("=")[0] for part in condition.split()]
+                words = " ".join(shown(name, used[name]) for name in names)
+                found.setdefault((f"not with {words}", reason), []).append(told)
+    problems += [f"{', '.join(flags)}: {words}: {reason}" for (words, reason), flags in found.items()]
+
+
+def _differs(value: Any, default: Any) -> bool:
+    return bool(value != (list(default) if isinstance(default, tuple) else default))
+
+
+def _holds(condition: str, used: Mapping[str, Any]) -> bool:
+    """Whether a condition, as `FlagSpec` describes it, holds for the flags in use."""
+    for part in condition.split():
+        name, _, wanted = part.partition("=")
+        values = used[name] if isinstance(used.get(name), list) else [used.get(name)]
+        if name not in used or (wanted and not {*wanted.split("|")} & {*map(str, values)}):
+            return False
+    return True
 
 
 def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:

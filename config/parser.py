@@ -11,7 +11,7 @@ import difflib
 import math
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 TRUE_WORDS = ("true", "yes", "on", "1")
@@ -22,43 +22,44 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class FlagSpec:
-    """What one flag is: its name, type, default, and the sentences and limits that go with it."""
+    """What one flag is: its name, type and default, what its values may be, and what it decides.
 
-    name: str
-    kind: type
-    repeat: bool
+    A condition is the name of a flag (whose value is not the default), `name=value|value`, or several of these with
+    blanks between, all of which hold; with each stands what to tell.
+    """
+
     default: Any
-    help: str
-    choices: tuple[str, ...]
-    minimum: float | None
-    maximum: float | None
-    aliases: tuple[str, ...]
-    metavar: str
-    required: bool
+    help: str  # states the unit, and the value that switches it off
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    aliases: tuple[str, ...] = ()
+    metavar: str = ""
+    required: bool = False
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # without this condition it has no effect
+    excludes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # with this condition it contradicts
+    # What a resume makes of another value than the saved run's: refuse it ("fixed"; with -resume_force the position
+    # ("batches"), the state of the optimizer or the best score ("measure") begin anew), refuse it "if given" or where
+    # the best is told by "generated rows", or take it ("free"); "once": it belongs to one command and is never saved.
+    resume: str = "fixed"
+    change: str = ""  # what another value means from here on, if it is taken
+    decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that
+    name: str = ""
+    kind: type = str
+    repeat: bool = False
 
 
-def flag(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    aliases: Sequence[str] = (),
-    metavar: str = "",
-    required: bool = False,
-) -> Any:
-    """Declare one flag as a dataclass field; `help` states the unit and the value that switches it off."""
-    metadata = {
-        "help": help,
-        "choices": tuple(choices),
-        "minimum": minimum,
-        "maximum": maximum,
-        "aliases": tuple(aliases),
-        "metavar": metavar,
-        "required": required,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+def flag(default: Any, help: str, **more: Any) -> Any:
+    """Declare one flag as a dataclass field; `more` is what `FlagSpec` has besides."""
+    return dataclasses.field(default=default, metadata={"spec": FlagSpec(default, help, **more)})
+
+
+def free(default: Any, help: str, **more: Any) -> Any:
+    """Declare a flag that decides neither what is trained nor what is predicted.
+
+    So are those that say which rows are read, and how: the rows themselves are compared.
+    """
+    return flag(default, help, **{"resume": "free", "decides": False, **more})
 
 
 def flag_groups(config_class: type) -> dict[str, list[FlagSpec]]:
@@ -73,22 +74,14 @@ def flag_groups(config_class: type) -> dict[str, list[FlagSpec]]:
 
 
 def _spec(field: dataclasses.Field[Any], annotation: Any) -> FlagSpec:
-    repeat = annotation == tuple[str, ...]
     kinds = {int: int, float: float, bool: bool, str: str, float | None: float, tuple[str, ...]: str}
-    metadata = field.metadata
-    return FlagSpec(
-        name=field.name,
-        kind=kinds[annotation],
-        repeat=repeat,
-        default=field.default,
-        help=metadata["help"],
-        choices=metadata["choices"],
-        minimum=metadata["minimum"],
-        maximum=metadata["maximum"],
-        aliases=metadata["aliases"],
-        metavar=metadata["metavar"],
-        required=metadata["required"],
-    )
+    spec: FlagSpec = field.metadata["spec"]
+    return dataclasses.replace(spec, name=field.name, kind=kinds[annotation], repeat=annotation == tuple[str, ...])
+
+
+def flag_specs(config_class: type) -> list[FlagSpec]:
+    """The flags of a command in the order of `-h`."""
+    return [spec for group in flag_groups(config_class).values() for spec in group]
 
 
 def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config, frozenset[str], list[str]]:
@@ -98,7 +91,7 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
     default wherever a value was wrong, so that further checks can go on and everything is reported together).
     """
     groups = flag_groups(config_class)
-    specs = {name: spec for group in groups.values() for spec in group for name in (spec.name, *spec.aliases)}
+    specs = {name: spec for spec in flag_specs(config_class) for name in (spec.name, *spec.aliases)}
     texts, problems = _split(argv, specs)
     values: dict[str, Any] = {}
     for spec in {spec.name: spec for spec in specs.values()}.values():
@@ -107,14 +100,11 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
             if spec.required:
                 problems.append(f"-{spec.name} is required: {spec.help}")
             continue
-        if spec.repeat:
-            values[spec.name] = tuple(given)
-            continue
-        value, problem = _convert(spec, given[-1])
-        if problem:
-            problems.append(problem)
-        else:
-            values[spec.name] = value
+        converted = [_convert(spec, text) for text in (given if spec.repeat else given[-1:])]
+        wrong = [problem for _, problem in converted if problem]
+        problems += wrong
+        if not wrong:
+            values[spec.name] = tuple(value for value, _ in converted) if spec.repeat else converted[0][0]
     group_types = get_type_hints(config_class)
     parts = {
         group: group_types[group](**{spec.name: values[spec.name] for spec in group_specs if spec.name in values})
@@ -199,7 +189,7 @@ def _convert(spec: FlagSpec, text: str) -> tuple[Any, str]:
     return text, ""
 
 
-def without_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     """`argv` less the named flags and their values."""
     kept: list[str] = []
     dropping = False  # the value of a flag that is left out
@@ -263,3 +253,17 @@ def to_dict(config: Any) -> dict[str, Any]:
         for name, value in dataclasses.asdict(getattr(config, group_field.name)).items():
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def shown(name: str, value: Any) -> str:
+    """A flag as the user writes it."""
+    if isinstance(value, bool):
+        return f"-{name}" if value else f"-{name} false"
+    return " ".join(f"-{name} {one}" for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+def deciding_flags(config: Any) -> dict[str, Any]:
+    """The flags that decide what is predicted, by the name that the user types, as JSON values."""
+    values = to_dict(config)
+    specs = flag_specs(type(config))
+    return {f"-{spec.name}": values[spec.name] for spec in specs if values.get(str(spec.decides), spec.decides)}

@@ -18,9 +18,6 @@ def check_data(data: DataFlags, problems: list[str]) -> None:
             f"-valid_data_proportions {data.valid_data_proportions} and -test_data_proportions"
             f" {data.test_data_proportions} leave no training rows: their sum must be below 1"
         )
-    for name in ("valid", "test"):
-        if getattr(data, f"{name}_data") and getattr(data, f"{name}_data_proportions"):
-            problems.append(f"-{name}_data and -{name}_data_proportions exclude each other; give one of them")
     if data.cache_dir and os.path.exists(data.cache_dir) and not os.path.isdir(data.cache_dir):
         problems.append(f"-cache_dir {data.cache_dir}: exists and is no folder")
 

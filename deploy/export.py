@@ -11,7 +11,7 @@ from typing import Any
 
 from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
-from config.flags import ExportFlags
+from config.export_flags import ExportFlags
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
@@ -212,7 +212,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
     import numpy as np
 
-    from config.flags import DecodeFlags
+    from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder, generation_config
     from generation.engines.conversion import save_converted
     from generation.engines.ctranslate2 import PARITY_TEXTS, CTranslate2Engine, supported_compute_types

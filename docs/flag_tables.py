@@ -19,7 +19,9 @@ from typing import get_type_hints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config.flags import ExportConfig, InferenceConfig, TrainConfig  # noqa: E402
+from config.export_flags import ExportConfig  # noqa: E402
+from config.flags import TrainConfig  # noqa: E402
+from config.inference_flags import InferenceConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError  # noqa: E402

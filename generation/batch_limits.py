@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.constraints import ROOT, TokenGraph
 from generation.incremental.decoder import COLUMNS_TO_COME
 from generation.logits_processors import ScoreRules

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
 from generation.constraints import LabelTrie
 from generation.incremental.decoder import StepModel, start

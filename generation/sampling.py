@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.beam_search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
 from generation.topk import best_scores, log_normaliser, require_finite
 

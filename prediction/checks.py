@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from checkpoints.model_paths import check_model_paths, model_path
-from config.checks import check_devices, collect
-from config.flags import CTRANSLATE2_INSTALL, STANDARD_INPUT, DecodeFlags, InferenceConfig, LabelFlags
+from config.checks import check_combinations, check_devices, collect
+from config.flags import STANDARD_INPUT
+from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import check_data_paths, parse_data_path
 from postprocessors.labels import LabelMap
@@ -20,27 +19,8 @@ from task_utils import Task, get_task, override_task
 from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
 
-RULE_FLAGS = ("no_repeat_ngram_size", "min_predict_length", "repetition_penalty")  # change the model's own scores
 
-SCORE_FLAGS = ("label_prior", "calibrate", "label_temperature")
-SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "do_sample")
-SEARCH_FLAGS = ("beam_size", "length_penalty", "num_return", "early_stopping")
-EXCLUDED = {
-    "generate": (),
-    "constrained": (*RULE_FLAGS, *SAMPLING_FLAGS),  # rules could block every label
-    "score": (*RULE_FLAGS, *SAMPLING_FLAGS, *SEARCH_FLAGS),
-}
-REASONS = {
-    "constrained": "chooses the best label, and this could leave none",
-    "score": "looks at every label and searches nothing",
-}
-
-ROW_FLAGS = ("valid_data_proportions", "test_data_proportions", "source_column", "target_column", "header")
-FILE_FLAGS = (*ROW_FLAGS, "strict_data", "cache_dir", "max_target_length", "do_truncate")  # not of standard input
-SAMPLING = ("temperature", "top_k", "top_p")
-
-
-def check_inference(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     """Every problem of an `inference.py` command line, appended to `problems`."""
     if STANDARD_INPUT in config.data.test_data:
         _check_streaming(config, problems)
@@ -48,7 +28,8 @@ def check_inference(config: InferenceConfig, given: frozenset[str], problems: li
         check_data(config.data, problems)
     task = _check_rows(config, problems)
     _check_outputs(config, problems)
-    _check_decoding(config, given, problems)
+    check_combinations(config, problems)
+    _check_decoding(config, problems)
     check_label_flags(config, task, problems)
     check_model_paths(problems, {"-model": config.model.model, "-tokenizer": (config.model.tokenizer,)})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
@@ -56,34 +37,11 @@ def check_inference(config: InferenceConfig, given: frozenset[str], problems: li
 
 def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
     """Problems of predicting standard input line by line."""
-    place, data, output = f"-test_data {STANDARD_INPUT}", config.data, config.output
+    place, data = f"-test_data {STANDARD_INPUT}", config.data
     if data.train_data or data.valid_data or len(data.test_data) > 1:
         problems.append(f"{place}: standard input stands alone; give no other data")
-    given = [name for name in ("save_output", "save_label", "save_report", "keep_fields") if getattr(output, name)]
-    if given:
-        names = ", ".join(f"-{name}" for name in given)
-        problems.append(f"{place}: predictions go to standard output, a line each; for {names} give a file of rows")
     if config.device.cpu_processes > 1 or config.device.gpus > 1:
         problems.append(f"{place}: one device predicts; give -gpus 0 or 1, and no -cpu_processes")
-    ignored = [*_changed(data, FILE_FLAGS), *_changed(config.length, FILE_FLAGS)]
-    if ignored:
-        problems.append(
-            f"{place}: a line is a source and nothing else, and is cut where it is too long; for {', '.join(ignored)}"
-            " give a file of rows"
-        )
-    probabilities = _changed(config.label, SCORE_FLAGS)
-    if probabilities:
-        problems.append(
-            f"{place}: a prior and a calibration need all rows, and a line holds no probabilities; for"
-            f" {', '.join(probabilities)} give a file of rows"
-        )
-
-
-def _changed(flags: Any, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` that are flags of this group and have another value than by default, as the user types them."""
-    defaults, values = asdict(type(flags)()), asdict(flags)
-    changed = {name: values[name] for name in names if name in values and values[name] != defaults[name]}
-    return [f"-{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in changed.items()]
 
 
 def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
@@ -159,23 +117,15 @@ def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
         problems.append("-keep_fields: give -test_data .jsonl or .json files; others have no records to keep")
 
 
-def _check_decoding(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+def _check_decoding(config: InferenceConfig, problems: list[str]) -> None:
     decode = config.decode
-    if decode.do_sample and decode.beam_size > 1:
-        problems.append(f"-do_sample and -beam_size {decode.beam_size} exclude each other: draw, or search")
-    if not decode.do_sample:
-        wanted = [f"-{name}" for name in SAMPLING if name in given]
-        if wanted:
-            works = "works" if len(wanted) == 1 else "work"
-            problems.append(f"{', '.join(wanted)} only {works} with sampling; give -do_sample as well")
-        if decode.num_return > decode.beam_size:
-            problems.append(
-                f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
-                " -beam_size, or give -do_sample"
-            )
-    if decode.early_stopping and decode.beam_size == 1 and config.label.label_decoding != "score":
-        problems.append("-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out")
-    check_engine_flags(config, given, problems)
+    if decode.num_return > decode.width:
+        problems.append(
+            f"-num_return {decode.num_return}: at most -beam_size {decode.beam_size} outputs are found; raise"
+            " -beam_size, or give -do_sample"
+        )
+    if decode.engine == "ctranslate2":
+        _check_ctranslate2(config, problems)
     if decode.num_return > 1 and not is_structured(config.output.save_output):
         problems.append(
             f"-num_return {decode.num_return}: a plain line holds one output; give -save_output a .jsonl or .tsv file"
@@ -218,33 +168,10 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
     mode = config.label.label_decoding
     if task is not None and (task.label_map is not None or task.name != config.model.task):
         problems.extend(label_problems(mode, task.label_map))
-    given = {**asdict(config.label), **asdict(config.decode)}
-    defaults: dict[str, Any] = {**asdict(LabelFlags()), **asdict(DecodeFlags())}
-    changed = {name: value for name, value in given.items() if value != defaults[name]}
-    if mode != "score":
-        problems += [
-            f"-{name} {changed[name]} is about label probabilities: it goes with -label_decoding score"
-            for name in SCORE_FLAGS
-            if name in changed
-        ]
-    problems += [
-        f"-{name} {changed[name]}: -label_decoding {mode} {REASONS[mode]}; leave it out"
-        for name in EXCLUDED[mode]
-        if name in changed
-    ]
-    if mode != "generate" and config.decode.engine != "torch":
-        problems.append(
-            f"-label_decoding {mode} only works with -engine torch; {config.decode.engine} has no search among labels"
-        )
     if mode == "score" and len(config.model.model) > 1:
         problems.append("-label_decoding score takes one -model; several decode together with constrained")
     if config.label.calibrate:
         problems.extend(check_data_paths("-calibrate", (config.label.calibrate,)))
-        if "label_temperature" in changed:
-            problems.append(
-                f"-calibrate fits the temperature, and -label_temperature {changed['label_temperature']} gives one:"
-                " leave one of them out"
-            )
 
 
 def label_problems(mode: str, labels: LabelMap | None) -> list[str]:
@@ -264,44 +191,15 @@ def check_labels(mode: str, labels: LabelMap | None) -> None:
     raise_if_any(label_problems(mode, labels))
 
 
-def check_engine_flags(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
-    """Problems of -engine with the other flags, appended to `problems`."""
-    decode, precision = config.decode, config.device.float_precision
-    if decode.engine == "torch":
-        if "compute_type" in given:
-            problems.append(
-                f"-compute_type {decode.compute_type} only works with -engine ctranslate2; give -float_precision with"
-                " -engine torch"
-            )
-        return
+def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:
+    """Problems of -engine ctranslate2 with the other flags, appended to `problems`."""
+    decode = config.decode
     if importlib.util.find_spec("ctranslate2") is None:
         problems.append(f"-engine ctranslate2 needs the package ctranslate2, which is missing; {CTRANSLATE2_INSTALL}")
     if len(config.model.model) > 1:
         problems.append("-engine ctranslate2 decodes with one -model; several decode together with -engine torch")
-    if precision != "32":
-        problems.append(
-            f"-float_precision {precision} only works with -engine torch; give -compute_type with ctranslate2"
-        )
-    problems.extend(_search_problems(decode))
-
-
-def _search_problems(decode: DecodeFlags) -> list[str]:
-    """What CTranslate2 cannot do with the very same meaning; models/ctranslate2_engine.py says why."""
-    problems = []
-    if decode.do_sample:
-        problems.append("-do_sample only works with -engine torch, which draws with a seed for each row")
     if decode.beam_size > 1 and not decode.early_stopping:
         problems.append(
             f"-engine ctranslate2 ends the search of a row as soon as -beam_size {decode.beam_size} outputs have ended;"
-            " ask for that with -early_stopping true (-engine torch then gives the same texts), or give -beam_size 1"
+            " ask for that with -early_stopping (-engine torch then gives the same texts), or give -beam_size 1"
         )
-    defaults = DecodeFlags()
-    rules = [
-        f"-{name} {getattr(decode, name)}" for name in RULE_FLAGS if getattr(decode, name) != getattr(defaults, name)
-    ]
-    if decode.beam_size > 1 and rules:
-        problems.append(
-            f"{', '.join(rules)}: -engine ctranslate2 has this with one beam only; with -beam_size {decode.beam_size}"
-            " its scores would be others than those of -engine torch: give -beam_size 1, or -engine torch"
-        )
-    return problems

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.flags import InferenceConfig
+from config.inference_flags import InferenceConfig
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import Encoder, report_lines

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.model_source import InferenceModel, inference_models, shared_limits
-from config.flags import DecodeFlags, InferenceConfig, OutputFlags
+from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
 from generation.engines.conversion import check_convertible

@@ -19,7 +19,7 @@ from checkpoints.run_folder import (
     resume_candidates,
     run_flags,
 )
-from config.checks import check_devices, collect, highest_rate
+from config.checks import check_combinations, check_devices, collect, highest_rate
 from config.flags import FREEZABLE, TrainConfig
 from datamodules.checks import check_data, local_inputs
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
@@ -42,8 +42,6 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         )
     model, batch = config.model, config.batch
     resuming = config.run.resume_checkpoint not in ("", "auto")  # auto may have to start afresh
-    if model.init_model and model.config_path:
-        problems.append("-init_model and -config_path exclude each other: give pretrained weights or a config")
     if not model.init_model and not model.config_path and not resuming:
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:
@@ -53,11 +51,9 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
     if "batch_size" in given and batch.max_tokens:
         problems.append("-batch_size and -max_tokens exclude each other; give one of them")
-    for part in model.freeze:
-        if part not in FREEZABLE:
-            problems.append(f"-freeze {part}: one of {', '.join(FREEZABLE)} expected")
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
+    check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
     if config.device.num_nodes > 1 and (config.device.cpu_processes or config.device.gpus == 0):
@@ -101,16 +97,7 @@ def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) 
 
 def _check_requeue(config: TrainConfig, problems: list[str]) -> None:
     run = config.run
-    if run.resume_force and not run.resume_checkpoint:
-        problems.append("-resume_force has an effect with -resume_checkpoint only; leave it out or name a checkpoint")
-    if not run.requeue:
-        return
-    if run.resume_checkpoint != "auto":
-        problems.append(
-            f"-requeue runs this same command again, so that it needs -resume_checkpoint auto, not"
-            f" {run.resume_checkpoint or 'a start afresh'}"
-        )
-    if "SLURM_JOB_ID" not in os.environ or not shutil.which("scontrol"):
+    if run.requeue and ("SLURM_JOB_ID" not in os.environ or not shutil.which("scontrol")):
         problems.append("-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out")
 
 
@@ -134,8 +121,8 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
         problems.append(f"-save_path {folder}: no permission to write in {parent}")
     candidates = collect(problems, lambda: resume_candidates(config))
     if run.resume_checkpoint and run.overwrite:
-        problems.append("-overwrite and -resume_checkpoint exclude each other: delete the run or continue it")
-    elif is_first_process() and candidates is not None:  # the other processes come when the run has begun
+        return
+    if is_first_process() and candidates is not None:  # the other processes come when the run has begun
         _check_present_run(config, folder, candidates[0] if candidates else None, problems)
 
 

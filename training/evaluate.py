@@ -8,7 +8,8 @@ from pathlib import Path
 
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
-from config.flags import BatchFlags, DecodeFlags, TrainConfig
+from config.flags import BatchFlags, TrainConfig
+from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.engines.pytorch import TorchEngine

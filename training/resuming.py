@@ -6,7 +6,7 @@ read the newest whole checkpoint -> compare the flags, before any data is read -
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
 from checkpoints.run_folder import CONTENT_KEY
 from config.flags import TrainConfig
-from config.parser import to_dict
+from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
 from metrics.registry import is_generated
 from task_utils import Task
@@ -24,19 +24,9 @@ from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
 
-FREE = ("max_epoch",)  # optimization flags that may change
-FIXED = (  # other flags that may not
-    *("freeze", "float_precision", "monitor"),
-    *("batch_size", "max_tokens", "grad_acc", "seed"),
-    *("max_seq_length", "max_target_length", "do_truncate"),
-)
-MODEL_FLAGS = ("init_model", "config_path", "tokenizer", "source_language", "target_language")  # if given again
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
 VALIDATION_DATA = "validation data and encoding"
 PRECISION = "-float_precision"
-GENERATED_ROWS = "-valid_generate_rows"
-OTHER_MEASURE = {"-monitor", VALIDATION_DATA, GENERATED_ROWS}  # differences that make another score of the best
-NEW_OPTIMIZER = ("-optim", "-freeze")  # flags with which the saved optimizer state fits no more
 
 
 def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
@@ -72,15 +62,29 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
 
 def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
-    content = resumed[CONTENT_KEY]
-    saved, now = content["flags"], to_dict(config)
-    names = [*(name for name in asdict(config.optim) if name not in FREE), *FIXED]
-    names += [name for name in MODEL_FLAGS if now[name]]
-    if is_generated(config.run.monitor):  # scores of other rows are not compared
-        names.append(GENERATED_ROWS.removeprefix("-"))
-    found = differences_of(saved, {name: now[name] for name in names}, "-")
+    saved, now = saved_flags(resumed, config), to_dict(config)
+    ways = ["fixed", "batches", "optimizer", "measure"]
+    ways += ["generated rows"] if is_generated(config.run.monitor) else []  # scores of other rows are not compared
+    names = [
+        spec.name
+        for spec in flag_specs(type(config))
+        if spec.resume in ways or (spec.resume == "if given" and now[spec.name])
+    ]
     present = task.to_dict()
-    return found + differences_of(content["task"], {name: present.get(name) for name in TASK_PARTS}, "-")
+    return [
+        *differences_of(saved, {name: now[name] for name in names}, "-"),
+        *differences_of(resumed[CONTENT_KEY]["task"], {name: present.get(name) for name in TASK_PARTS}, "-"),
+    ]
+
+
+def saved_flags(resumed: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """The flags of the run before; one that its version did not have was what is the default now."""
+    return {**to_dict(type(config)()), **resumed[CONTENT_KEY]["flags"]}
+
+
+def flags_of(*ways: str) -> set[str]:
+    """The flags whose declaration names one of these ways of a resume, as the user types them."""
+    return {f"-{spec.name}" for spec in flag_specs(TrainConfig) if spec.resume in ways}
 
 
 def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Difference]:
@@ -112,8 +116,8 @@ def kept_flags(resumed: Mapping[str, Any] | None, config: TrainConfig) -> dict[s
     flags = to_dict(config)
     if resumed is None:
         return flags
-    saved = resumed[CONTENT_KEY]["flags"]
-    return flags | {name: saved.get(name) for name in MODEL_FLAGS if not flags[name]}
+    saved, model = saved_flags(resumed, config), flags_of("if given")
+    return {name: value or (saved[name] if f"-{name}" in model else value) for name, value in flags.items()}
 
 
 def environment(devices: Devices) -> dict[str, Any]:
@@ -131,17 +135,12 @@ def saved_threads(resumed: Mapping[str, Any] | None, config: TrainConfig, device
 
 def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devices) -> list[str]:
     """What differs from the run before in a way that changes its result, though it is allowed."""
-    lines = []
-    before = resumed[CONTENT_KEY]["flags"]["max_epoch"]
-    if before != config.optim.max_epoch:
-        lines.append(
-            f"-max_epoch was {before} and is {config.optim.max_epoch} now: the learning rate follows the longer"
-            " or shorter course from here"
-        )
-    for name in ("valid_check_interval", "valid_generate_rows"):
-        was, now = resumed[CONTENT_KEY]["flags"].get(name), getattr(config.run, name)
-        if was != now:
-            lines.append(f"-{name} was {was} and is {now} now")
+    before, present = saved_flags(resumed, config), to_dict(config)
+    lines = [
+        f"-{spec.name} was {before[spec.name]} and is {present[spec.name]} now: {spec.change}"
+        for spec in flag_specs(type(config))
+        if spec.change and before[spec.name] != present[spec.name]
+    ]
     saved = resumed[CONTENT_KEY]["environment"]
     lines += [
         f"{name} was {saved.get(name)} and is {value} now: sums may be rounded differently from here, so that the"
@@ -197,12 +196,12 @@ def adapt(
     if _other_plan(names):
         lines.append(_moved(checkpoint, plan, step))
     total_steps = _total_steps(checkpoint, config, plan)
-    if names & set(NEW_OPTIMIZER):
+    if names & flags_of("optimizer"):
         checkpoint["optimizer_states"] = []
         lines.append("the optimizer begins with an empty state")
     checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
     lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
-    if names & OTHER_MEASURE:
+    if names & {VALIDATION_DATA, *flags_of("measure", "generated rows")}:
         state = dict(checkpoint["callbacks"]["Checkpointer"])
         state |= {"best_score": None, "best_step": 0, "validations_without_gain": 0}
         checkpoint["callbacks"] = {**checkpoint["callbacks"], "Checkpointer": state}
@@ -220,9 +219,8 @@ def _total_steps(checkpoint: Mapping[str, Any], config: TrainConfig, plan: Batch
 
 def _other_plan(names: set[str]) -> bool:
     """Whether the micro-batches of an epoch are others, so that the saved position means nothing."""
-    same = {"-optim", "-freeze", PRECISION, *OTHER_MEASURE}
-    plan = {"-batch_size", "-max_tokens", "-grad_acc", "-seed", "number of devices"}
-    return any(name in plan or not name.startswith("-") for name in names - same)
+    plan = flags_of("batches")
+    return any(name in plan or not name.startswith("-") for name in names - {VALIDATION_DATA})
 
 
 def _moved(checkpoint: dict[str, Any], plan: BatchPlan, step: int) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
 from generation.decoder import Decoder
 from metrics.score import score

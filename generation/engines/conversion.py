@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.flags import CTRANSLATE2_INSTALL
+from config.inference_flags import CTRANSLATE2_INSTALL
 from models.architectures import BART_LIKE, logit_scale
 from models.forward import decoder_start_token
 from models.tokenizers import example_target

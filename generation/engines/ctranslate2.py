@@ -32,7 +32,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from config.flags import COMPUTE_TYPES, DecodeFlags
+from config.inference_flags import COMPUTE_TYPES, DecodeFlags
 from generation.decoder import Decoder, Hypothesis, decode_texts, generation_config
 from generation.engines.base import BatchPredictor, Prediction
 from generation.engines.conversion import VOCABULARY_FILE, cached_conversion, require_ctranslate2

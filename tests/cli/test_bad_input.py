@@ -88,8 +88,11 @@ BAD_TRAIN = {
     "no config": (["-config_path", "none.json"], "-config_path {}/none.json: no such file; presets: "),
     "broken config": (["-config_path", "broken.json"], "-config_path {}/broken.json: cannot be read as JSON: "),
     "both sizes": (["-batch_size", "4", "-max_tokens", "100"], "-batch_size and -max_tokens exclude each other"),
-    "both models": (["-init_model", "x"], "-init_model and -config_path exclude each other"),
-    "two valid": (["-valid_data", "good.tsv", "-valid_data_proportions", "0.1"], "-valid_data and -valid_data_prop"),
+    "both models": (["-init_model", "x"], "-config_path {}/bart.json: not with -init_model x: give pre"),
+    "two valid": (
+        ["-valid_data", "good.tsv", "-valid_data_proportions", "0.1"],
+        "-valid_data_proportions 0.1: not with -valid_data {}/good.tsv: ",
+    ),
     "save_path file": (["-save_path", "a_file"], "-save_path {}/a_file: exists and is no folder"),
     "negative": (["-warmup_steps", "-1"], "-warmup_steps -1: at least 0 expected"),
     "fraction": (["-warmup_steps", "1.5"], "-warmup_steps 1.5: whole steps, or a share below 1, expected"),

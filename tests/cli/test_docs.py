@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from config.flags import InferenceConfig, TrainConfig
+from config.flags import TrainConfig
+from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from tests.cli.command import ROOT, environment, make_environment
 from tests.cli.forked import ForkedCommands

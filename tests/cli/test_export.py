@@ -19,7 +19,7 @@ import export
 from checkpoints.averaging import best_checkpoints
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import checkpoints_of
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.decoder import generation_config
 from generation.engines.ctranslate2 import CTranslate2Engine
 from tests.cli.command import infer_ok, listing, run

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from config.flags import InferenceConfig, TrainConfig
+from config.flags import TrainConfig
+from config.inference_flags import InferenceConfig
 from config.parser import parse_flags, to_dict
 from tests.cli.command import ROOT, environment, run
 

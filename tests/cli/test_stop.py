@@ -140,7 +140,7 @@ def test_requeue_on_slurm(whole_run: Path, letters: Path, tmp_path: Path) -> Non
     result = train(*flag_list(flags))
     assert result.code == 2
     assert result.errors == [
-        "-requeue runs this same command again, so that it needs -resume_checkpoint auto, not a start afresh",
+        "-requeue: only with -resume_checkpoint auto: the job runs this same command again",
         "-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out",
     ]
     scontrol = tmp_path / "bin" / "scontrol"

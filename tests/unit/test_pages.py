@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from checkpoints.run_folder import RUN_NAMES
-from config.flags import ExportConfig, InferenceConfig, TrainConfig
+from config.export_flags import ExportConfig
+from config.flags import TrainConfig
+from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from metrics.registry import METRIC_NAMES
 from task_utils import Task, task_names

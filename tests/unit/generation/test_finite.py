@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

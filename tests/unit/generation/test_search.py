@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from config.flags import DecodeFlags
+from config.inference_flags import DecodeFlags
 from generation.beam_search import SearchOptions, beam_search
 from generation.decoder import Decoder, Hypothesis
 from generation.incremental.decoder import BeamCache, StepModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.flags import InferenceConfig
+from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from prediction.checks import check_inference
 from tests.cli.tiny import letter_rows, write_tsv
@@ -26,15 +26,15 @@ def problems_of(*flags: str) -> list[str]:
     """The problems of `inference.py` with these flags, and good data where they give none."""
     data = [] if {"-test_data", "-train_data"} & set(flags) else ["-test_data", "good.tsv"]
     model = [] if "-model" in flags else ["-model", "owner/model"]
-    config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
-    check_inference(config, given, problems)
+    config, _, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
+    check_inference(config, problems)
     return problems
 
 
 RULES = ("-no_repeat_ngram_size", "2", "-repetition_penalty", "1.2")
 OF_ROWS = (
     *("-strict_data", "-cache_dir", "x", "-max_target_length", "9"),
-    *("-do_truncate", "false", "-test_data_proportions", "0.2"),
+    *("-do_truncate", "false"),
 )
 OF_LABELS = ("-label_prior", "domain", "-label_temperature", "2")
 TRAINING_SHARE = ("-train_data", "good.tsv", "-test_data_proportions", "0.5")
@@ -49,15 +49,15 @@ DECODING = {
     ),
     "drawing and searching": (
         ("-do_sample", "-beam_size", "2"),
-        "-do_sample and -beam_size 2 exclude each other: draw, or search",
+        "-do_sample: not with -beam_size 2: draw, or search",
     ),
     "sampling flags without sampling": (
         ("-top_k", "5", "-temperature", "0.7"),
-        "-temperature, -top_k only work with sampling; give -do_sample as well",
+        "-temperature 0.7, -top_k 5: only with -do_sample: it is about drawing tokens",
     ),
     "an end of the search without one": (
         ("-early_stopping",),
-        "-early_stopping only works with beam search; give -beam_size 2 or more, or leave it out",
+        "-early_stopping: only with -beam_size: greedy search has no beams that end",
     ),
     "lengths": (
         ("-min_predict_length", "9", "-max_predict_length", "8"),
@@ -65,26 +65,25 @@ DECODING = {
     ),
     "arithmetic of the other engine": (
         ("-compute_type", "int8"),
-        "-compute_type int8 only works with -engine ctranslate2; give -float_precision with -engine torch",
+        "-compute_type int8: only with -engine ctranslate2: -engine torch has -float_precision",
     ),
     "arithmetic of this engine": (
         ("-engine", "ctranslate2", "-float_precision", "bf16"),
-        "-float_precision bf16 only works with -engine torch; give -compute_type with ctranslate2",
+        "-float_precision bf16: not with -engine ctranslate2: it has -compute_type",
     ),
     "sampling elsewhere": (
         ("-engine", "ctranslate2", "-do_sample"),
-        "-do_sample only works with -engine torch, which draws with a seed for each row",
+        "-do_sample: not with -engine ctranslate2: only -engine torch draws with a seed for each row",
     ),
     "beams that end otherwise": (
         ("-engine", "ctranslate2", "-beam_size", "4"),
         "-engine ctranslate2 ends the search of a row as soon as -beam_size 4 outputs have ended; ask for that with"
-        " -early_stopping true (-engine torch then gives the same texts), or give -beam_size 1",
+        " -early_stopping (-engine torch then gives the same texts), or give -beam_size 1",
     ),
     "rules with beams": (
         (*("-engine", "ctranslate2", "-beam_size", "2", "-early_stopping", "-min_predict_length", "3"), *RULES),
-        "-no_repeat_ngram_size 2, -min_predict_length 3, -repetition_penalty 1.2: -engine ctranslate2 has this with one"
-        " beam only; with -beam_size 2 its scores would be others than those of -engine torch: give -beam_size 1, or"
-        " -engine torch",
+        "-min_predict_length 3, -no_repeat_ngram_size 2, -repetition_penalty 1.2: not with -engine ctranslate2"
+        " -beam_size 2: its scores would be others than those of -engine torch; give -beam_size 1",
     ),
     "an ensemble elsewhere": (
         ("-engine", "ctranslate2", "-model", "a", "-model", "b"),
@@ -92,8 +91,8 @@ DECODING = {
     ),
     "a pipe and a file of predictions": (
         ("-test_data", "-", "-save_output", "o.txt", "-save_report", "r.json"),
-        "-test_data -: predictions go to standard output, a line each; for -save_output, -save_report give a file of"
-        " rows",
+        "-save_output o.txt, -save_report r.json: not with -test_data -: predictions go to standard output, a line"
+        " each; give a file of rows",
     ),
     "a pipe on two processes": (
         ("-test_data", "-", "-cpu_processes", "2"),
@@ -105,21 +104,21 @@ DECODING = {
     ),
     "a pipe and fields": (
         ("-test_data", "-", "-keep_fields"),
-        "-test_data -: predictions go to standard output, a line each; for -keep_fields give a file of rows",
+        "-keep_fields: not with -test_data -: predictions go to standard output, a line each; give a file of rows",
     ),
     "a pipe has no columns": (
         (
             *("-test_data", "-", "-header", "true", "-source_column", "b", "-target_column", "2", "-strict_data"),
             *OF_ROWS,
         ),
-        "-test_data -: a line is a source and nothing else, and is cut where it is too long; for -test_data_proportions"
-        " 0.2, -source_column b, -target_column 2, -header true, -strict_data true, -cache_dir x, -max_target_length 9,"
-        " -do_truncate false give a file of rows",
+        "-source_column b, -target_column 2, -header true, -strict_data, -cache_dir x, -max_target_length 9,"
+        " -do_truncate false: not with -test_data -: a line is a source and nothing else, and is cut where it is too"
+        " long; give a file of rows",
     ),
     "a pipe has no probabilities": (
         (*("-test_data", "-", "-label_map", "0=a,1=b", "-task", "seq2seq", "-label_decoding", "score"), *OF_LABELS),
-        "-test_data -: a prior and a calibration need all rows, and a line holds no probabilities; for -label_prior"
-        " domain, -label_temperature 2.0 give a file of rows",
+        "-label_prior domain, -label_temperature 2.0: not with -test_data -: a prior and a calibration need all rows,"
+        " and a line holds no probabilities",
     ),
     "fields in plain lines": (
         ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
@@ -148,9 +147,9 @@ def test_decoding_flags_that_exclude_each_other(name: str) -> None:
 def test_a_missing_package_is_told_with_the_other_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     assert problems_of("-engine", "ctranslate2", "-do_sample") == [
+        "-do_sample: not with -engine ctranslate2: only -engine torch draws with a seed for each row",
         "-engine ctranslate2 needs the package ctranslate2, which is missing; install it: pip install"
         " ctranslate2==4.8.5",
-        "-do_sample only works with -engine torch, which draws with a seed for each row",
     ]
 
 

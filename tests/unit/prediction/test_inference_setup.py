@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
-from config.flags import DecodeFlags, InferenceConfig
+from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import parse_flags
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine

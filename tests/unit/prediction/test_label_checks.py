@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints.run_folder import CONTENT_KEY
-from config.flags import LABEL_DECODINGS, InferenceConfig, TrainConfig
+from config.flags import TrainConfig
+from config.inference_flags import LABEL_DECODINGS, InferenceConfig
 from config.parser import parse_flags, to_dict
 from postprocessors.labels import LabelMap
 from prediction.checks import check_inference, label_problems
@@ -37,18 +38,18 @@ MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
             *("-label_temperature", 2, "-calibrate", "missing.tsv"),
         ),
         [
-            "-no_repeat_ngram_size 2: -label_decoding score looks at every label and searches nothing; leave it out",
-            "-beam_size 4: -label_decoding score looks at every label and searches nothing; leave it out",
-            "-length_penalty 0.5: -label_decoding score looks at every label and searches nothing; leave it out",
+            "-beam_size 4, -length_penalty 0.5: not with -label_decoding score: it looks at every label and searches"
+            " nothing",
+            "-no_repeat_ngram_size 2: not with -label_decoding score: labels are chosen by the model's own scores",
+            "-calibrate missing.tsv: not with -label_temperature 2.0: one fits the temperature, the other gives it",
             "-calibrate: missing.tsv: no such file",
-            "-calibrate fits the temperature, and -label_temperature 2.0 gives one: leave one of them out",
         ],
     ),
     "probabilities without score": (
         ("-label_map", "0=a,1=b", "-label_prior", "domain", "-label_temperature", 2, "-label_decoding", "constrained"),
         [
-            "-label_prior domain is about label probabilities: it goes with -label_decoding score",
-            "-label_temperature 2.0 is about label probabilities: it goes with -label_decoding score",
+            "-label_prior domain, -label_temperature 2.0: only with -label_decoding score: it is about label"
+            " probabilities",
         ],
     ),
     "several labels have no probability": (
@@ -74,8 +75,8 @@ def test_mistakes(tmp_path: Path, name: str) -> None:
     given, errors = MISTAKES[name]
     (tmp_path / "free.yaml").write_text("description: free text\n")
     argv = ["-model", "m", "-test_data", f"{tmp_path}/rows.txt", "-task", f"{tmp_path}/free.yaml", *map(str, given)]
-    config, given_names, problems = parse_flags(InferenceConfig, argv)
-    check_inference(config, given_names, problems)
+    config, _, problems = parse_flags(InferenceConfig, argv)
+    check_inference(config, problems)
     assert problems == errors
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from config.flags import DataFlags, DecodeFlags, InferenceConfig, LabelFlags, LengthFlags
+from config.flags import DataFlags, LengthFlags
+from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags
 from datamodules.splits import Encoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction

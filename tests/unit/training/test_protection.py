@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from checkpoints.run_folder import clean_leftovers, run_lock
-from config.flags import InferenceConfig, TrainConfig
+from config.flags import TrainConfig
+from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from prediction.checks import check_inference
 from tests.cli.command import listing
@@ -62,8 +63,8 @@ def inference_problems(*flags: str) -> list[str]:
     """The problems of `inference.py` with good data and these flags."""
     data = [] if "-test_data" in flags else ["-test_data", "good.tsv"]
     model = [] if "-model" in flags else ["-model", "owner/model"]
-    config, given, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
-    check_inference(config, given, problems)
+    config, _, problems = parse_flags(InferenceConfig, [*model, *data, *flags])
+    check_inference(config, problems)
     return problems
 
 

@@ -1,0 +1,47 @@
+"""Flags of `export.py`. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from config.inference_flags import COMPUTE_TYPES
+from config.parser import free
+
+EXPORT_FORMATS = ("safetensors", "ctranslate2")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """Export"""
+
+    model: tuple[str, ...] = free(
+        (),
+        "A .ckpt file, a run's folder (its best/), or a from_pretrained folder; may repeat: the mean of all is"
+        " exported.",
+        metavar="PATH",
+    )
+    average: str = free(
+        "",
+        "Export the mean of checkpoints: last:N (the newest N of the run of -model), best:N (the best N by the"
+        " monitored score), or files and folders joined by commas; empty = no mean.",
+        metavar="last:N|best:N|FILES",
+    )
+    save_path: str = free(
+        "",
+        "Folder that is made; empty = <folder of the run>_hfmodel, for ctranslate2 <folder of the run>_ctranslate2.",
+        metavar="FOLDER",
+    )
+    format: str = free(
+        "safetensors",
+        "What is written: a from_pretrained folder, or a model for CTranslate2 (T5, mT5, ByT5, UMT5, BART, mBART).",
+        choices=EXPORT_FORMATS,
+    )
+    compute_type: str = free("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)
+    overwrite: bool = free(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Everything that an export is made of."""
+
+    export: ExportFlags = ExportFlags()

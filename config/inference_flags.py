@@ -1,0 +1,219 @@
+"""Flags of `inference.py` alone; those that it shares with `train.py` stand in flags.py. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from config.flags import PRECISIONS, DataFlags, LengthFlags
+from config.parser import flag, free
+
+LABEL_DECODINGS = ("generate", "constrained", "score")
+LABEL_PRIORS = ("none", "contextual", "domain")
+ENGINES = ("torch", "ctranslate2")
+COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
+CTRANSLATE2_VERSION = "4.8.5"
+CTRANSLATE2_INSTALL = f"install it: pip install ctranslate2=={CTRANSLATE2_VERSION}"
+
+# What `needs` and `excludes` of several flags share.
+CHOSEN = "labels are chosen by the model's own scores"
+SCORED = {"label_decoding=score": "it looks at every label and searches nothing"}
+RULES = {
+    "label_decoding=constrained|score": CHOSEN,
+    "engine=ctranslate2 beam_size": "its scores would be others than those of -engine torch; give -beam_size 1",
+}
+SAMPLING = {"do_sample": "it is about drawing tokens"}
+PROBABILITIES = {"label_decoding=score": "it is about label probabilities"}
+NO_FILES = {"test_data=-": "predictions go to standard output, a line each; give a file of rows"}
+ALL_ROWS = {"test_data=-": "a prior and a calibration need all rows, and a line holds no probabilities"}
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceModelFlags:
+    """Model and task"""
+
+    model: tuple[str, ...] = free(
+        (),
+        "A .ckpt file, a run's folder (its best/), a from_pretrained folder or a hub name; several decode together (an"
+        " ensemble).",
+        required=True,
+        metavar="MODEL",
+    )
+    tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
+    task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFlags:
+    """Output"""
+
+    save_output: str = free(
+        "",
+        "File of predictions in input order: a line a row, or .jsonl / .tsv with source, reference and score;"
+        " empty = none.",
+        metavar="FILE",
+        excludes=NO_FILES,
+    )
+    save_label: str = free(
+        "", "File of references, one line a row in input order; empty = none.", metavar="FILE", excludes=NO_FILES
+    )
+    save_report: str = free(
+        "", "JSON file of metrics, per-class figures and settings; empty = none.", metavar="FILE", excludes=NO_FILES
+    )
+    overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
+    keep_fields: bool = free(
+        False, "Copy each record of a JSON input to the .jsonl output, under the key input.", excludes=NO_FILES
+    )
+    label_correction: str = free(
+        "nearest", "What becomes of a predicted text that is no label.", choices=("nearest", "none")
+    )
+    label_max_distance: int = free(
+        -1, "Largest edit distance (characters) at which a text is corrected to a label; -1 = no limit.", minimum=-1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeFlags:
+    """Decoding"""
+
+    batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1, maximum=10**7)
+    max_tokens: int = flag(
+        0,
+        "Source tokens in a batch on each device, padding included: batches of long rows hold fewer than -batch_size;"
+        " 0 = no limit.",
+        minimum=0,
+    )
+    beam_size: int = flag(1, "Beams; 1 = greedy.", minimum=1, maximum=1024, excludes=SCORED)
+    length_penalty: float = flag(
+        1.0,
+        "Exponent of the length by which a beam's log-probability is divided; 0 = off.",
+        minimum=-10.0,
+        maximum=10.0,
+        metavar="X",
+        excludes=SCORED,
+    )
+    early_stopping: bool = flag(
+        False,
+        "End a row's beam search as soon as -beam_size outputs have ended.",
+        needs={"beam_size": "greedy search has no beams that end"},
+        excludes=SCORED,
+    )
+    max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
+    min_predict_length: int = flag(
+        0, "Shortest prediction in tokens, the end token counted; 0 = off.", minimum=0, excludes=RULES
+    )
+    no_repeat_ngram_size: int = flag(
+        0, "No n-gram of this many tokens occurs twice; 0 = off.", minimum=0, excludes=RULES
+    )
+    repetition_penalty: float = flag(
+        1.0,
+        "Scores of tokens that were written are divided (or, below 0, multiplied) by it; 1 = off.",
+        minimum=1e-6,
+        excludes=RULES,
+    )
+    num_return: int = flag(
+        1,
+        "Outputs of a row, best first: at most -beam_size, or that many samples.",
+        minimum=1,
+        maximum=1024,
+        excludes=SCORED,
+    )
+    do_sample: bool = flag(
+        False,
+        "Draw the tokens at random; each row from -seed and its number, in any batch.",
+        excludes={
+            "beam_size": "draw, or search",
+            "label_decoding=constrained|score": CHOSEN,
+            "engine=ctranslate2": "only -engine torch draws with a seed for each row",
+        },
+    )
+    temperature: float = flag(1.0, "Sampling: logits are divided by it; 1 = off.", minimum=1e-6, needs=SAMPLING)
+    top_k: int = flag(0, "Sampling: only the K best tokens are drawn from; 0 = all.", minimum=0, needs=SAMPLING)
+    top_p: float = flag(
+        1.0, "Sampling: only the fewest tokens that hold this probability are drawn from; 1 = all.",
+        minimum=1e-6, maximum=1.0, needs=SAMPLING)  # fmt: skip
+    seed: int = flag(123456, "Seed of -do_sample; beam search draws nothing.", decides="do_sample")
+    engine: str = flag(
+        "torch", "What decodes: our own search, or CTranslate2 (a package of its own) on a conversion.", choices=ENGINES
+    )
+    compute_type: str = flag(
+        "float32",
+        "Arithmetic and weights of -engine ctranslate2.",
+        choices=COMPUTE_TYPES,
+        needs={"engine=ctranslate2": "-engine torch has -float_precision"},
+    )
+
+    @property
+    def width(self) -> int:
+        """Outputs of a row that are under way together: its beams or its samples."""
+        return self.num_return if self.do_sample else self.beam_size
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether the model's own scores are changed on the way."""
+        return bool(self.no_repeat_ngram_size or self.min_predict_length) or self.repetition_penalty != 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFlags:
+    """Labels"""
+
+    label_decoding: str = flag(
+        "generate",
+        "How a task with labels is predicted: generate any text; constrained = search among the labels only;"
+        " score = the probability of every label.",
+        choices=LABEL_DECODINGS,
+        excludes={"engine=ctranslate2": "it has no search among labels"},
+    )
+    label_prior: str = flag(
+        "none",
+        "Score: what label probabilities are divided by: contextual = those of content-free inputs; domain = the mean"
+        " of up to 1,000 rows of the input; none = nothing.",
+        choices=LABEL_PRIORS,
+        needs=PROBABILITIES,
+        excludes=ALL_ROWS,
+    )
+    calibrate: str = flag(
+        "",
+        "Score: labelled rows, like -valid_data, on which the temperature of the label probabilities is fitted;"
+        " empty = -label_temperature.",
+        metavar="PATH[:N]",
+        needs=PROBABILITIES,
+        excludes={"label_temperature": "one fits the temperature, the other gives it", **ALL_ROWS},
+        decides=False,
+    )
+    label_temperature: float = flag(
+        1.0,
+        "Score: temperature of the label probabilities, from 0.01 to 100; above 1 they are less sure, 1 = off.",
+        minimum=0.01,
+        maximum=100.0,
+        metavar="X",
+        needs=PROBABILITIES,
+        excludes=ALL_ROWS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceDeviceFlags:
+    """Devices"""
+
+    gpus: int = free(-1, "GPUs to use; -1 = all that are visible, else the CPU; 0 = the CPU, one process.", minimum=-1)
+    cpu_processes: int = free(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)
+    float_precision: str = flag(
+        "32",
+        "Arithmetic: 32, 16 (= bf16 where the device has it), bf16, fp16 (not T5).",
+        choices=PRECISIONS,
+        excludes={"engine=ctranslate2": "it has -compute_type"},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """Everything that a prediction run is made of."""
+
+    model: InferenceModelFlags = InferenceModelFlags()
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    length: LengthFlags = dataclasses.field(default_factory=LengthFlags)
+    output: OutputFlags = OutputFlags()
+    decode: DecodeFlags = DecodeFlags()
+    label: LabelFlags = LabelFlags()
+    device: InferenceDeviceFlags = InferenceDeviceFlags()

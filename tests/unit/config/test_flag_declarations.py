@@ -1,0 +1,118 @@
+"""What a flag decides stands on its declaration alone: a new one is compared without a word about it elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import inference
+from checkpoints.run_folder import CONTENT_KEY
+from config.checks import check_combinations
+from config.export_flags import ExportConfig
+from config.flags import OptimFlags, TrainConfig
+from config.inference_flags import DecodeFlags, InferenceConfig
+from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
+from task_utils import get_task
+from training.resuming import flag_differences
+from utils.differences import Difference
+from utils.errors import UserError
+
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
+RESUMES = {"fixed", "free", "once", "if given", "batches", "optimizer", "measure", "generated rows"}
+
+
+def with_flags(config_class: type, group: str, group_class: type, **fields: Any) -> Any:
+    """A command whose group has these imaginary flags as well, numbers all of them."""
+    own = dataclasses.make_dataclass(
+        group_class.__name__, [(name, int, made) for name, made in fields.items()], bases=(group_class,), frozen=True
+    )
+    made = (group, own, dataclasses.field(default_factory=own))
+    return dataclasses.make_dataclass(config_class.__name__, [made], bases=(config_class,), frozen=True)
+
+
+def test_a_stopped_prediction_is_not_completed_with_another_value_of_a_new_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = with_flags(InferenceConfig, "decode", DecodeFlags, depth=flag(0, "0 = off."), colour=free(0, "0 = off."))
+    monkeypatch.setattr("utils.digests.tokenizer_digest", lambda _: "same")
+    devices = SimpleNamespace(accelerator="cpu", precision="32-true")
+
+    class Rows(list[int]):
+        fingerprint = "same"
+
+        def text_digest(self) -> str:
+            return "same"
+
+    split: Any = Rows(range(3))
+
+    def ready(*flags: str) -> Any:
+        argv = ["-model", "m", "-save_output", str(tmp_path / "out.txt"), *flags]
+        config, _, problems = parse_flags(command, argv)
+        assert problems == []
+        return SimpleNamespace(config=config, models=[], encoder=SimpleNamespace(tokenizer=None), devices=devices)
+
+    with pytest.raises(KeyboardInterrupt), inference.parts_of(ready("-colour", "1"), split, None) as folder:
+        (folder / "part-000000.jsonl").touch()
+        raise KeyboardInterrupt
+    with pytest.raises(UserError) as refused, inference.parts_of(ready("-depth", "2"), split, None):
+        pytest.fail("completed")
+    assert str(refused.value).splitlines()[1:] == ["  what    parts  now", "  -depth  0      2"]
+    with inference.parts_of(ready("-colour", "2"), split, None) as taken:
+        assert taken == folder
+
+
+def test_a_resume_with_another_value_of_a_new_flag_is_refused() -> None:
+    """Also where the run was saved by a version that did not have the flag: it had the default then."""
+    command = with_flags(TrainConfig, "optim", OptimFlags, depth=flag(0, "0 = off."), colour=free(0, "0 = off."))
+    task = get_task("seq2seq")
+    resumed = {CONTENT_KEY: {"flags": to_dict(TrainConfig()), "task": task.to_dict()}}
+    for flags, found in (([], []), (["-colour", "1"], []), (["-depth", "2"], [Difference("-depth", 0, 2)])):
+        config, _, _ = parse_flags(command, ["-save_path", "x", *flags])
+        assert flag_differences(resumed, config, task) == found
+
+
+def test_a_new_flag_excludes_others_by_its_declaration() -> None:
+    command = with_flags(
+        InferenceConfig,
+        "decode",
+        DecodeFlags,
+        depth=flag(0, "", needs={"engine=ctranslate2": "it is theirs"}, excludes={"top_k do_sample": "no"}),
+        colour=flag(0, "", needs={"engine=ctranslate2": "it is theirs"}),
+    )
+    for flags, told in (
+        ([], []),
+        (["-depth", "0"], []),
+        (["-depth", "1", "-colour", "2"], ["-depth 1, -colour 2: only with -engine ctranslate2: it is theirs"]),
+        (
+            ["-depth", "1", "-engine", "ctranslate2", "-top_k", "3", "-do_sample"],
+            ["-depth 1: not with -top_k 3 -do_sample: no"],
+        ),
+    ):
+        problems: list[str] = []
+        check_combinations(parse_flags(command, flags)[0], problems)
+        assert [problem for problem in problems if "-depth" in problem] == told
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_declarations_name_flags_and_ways_that_there_are(command: Any) -> None:
+    specs = {spec.name: spec for other in COMMANDS for spec in flag_specs(other)}
+    for spec in flag_specs(command):
+        assert spec.resume in RESUMES
+        assert isinstance(spec.decides, bool) or spec.decides in specs
+        for condition in (*spec.needs, *spec.excludes):
+            for part in condition.split():
+                name, _, wanted = part.partition("=")
+                assert name in specs, spec.name
+                choices = specs[name].choices
+                assert not choices or not wanted or {*wanted.split("|")} <= {*choices}, spec.name
+
+
+def test_seeds_decide_samples_only() -> None:
+    def seed(*flags: str) -> Any:
+        return deciding_flags(parse_flags(InferenceConfig, ["-seed", "7", *flags])[0]).get("-seed")
+
+    assert (seed(), seed("-do_sample")) == (None, 7)
