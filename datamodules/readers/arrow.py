@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
-from utils.errors import UserError
+from utils.errors import UserError, raise_if_any
 
 ROWS_A_CHUNK = 8192
 
@@ -29,7 +29,7 @@ def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowRep
         raise UserError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
     with file:
         schema = file.schema_arrow
-        positions = locate(wanted, schema.names, len(schema.names), path)
+        positions = _positions(wanted, schema.names, path)
         used = sorted({schema.names[position] for position in positions.values() if position is not None})
         batches = file.iter_batches(batch_size=ROWS_A_CHUNK, columns=used)
         yield from _from_batches(path, batches, schema, positions, options, report, labels)
@@ -43,7 +43,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
             schema = pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{files[0]}: cannot be read as Arrow ({_first_line(error)})") from None
-    positions = locate(wanted, schema.names, len(schema.names), path)
+    positions = _positions(wanted, schema.names, path)
     yield from _from_batches(path, _stream_batches(files), schema, positions, options, report, labels)
 
 
@@ -60,10 +60,22 @@ def read_hub(data_path: DataPath, wanted: Wanted, options: ReadOptions, report: 
     dataset = load_hub_dataset(data_path, options.flag).with_format("arrow")
     schema = dataset.features.arrow_schema
     name = ":".join(part for part in (data_path.path, data_path.config, data_path.split) if part)
-    positions = locate(wanted, schema.names, len(schema.names), name)
+    positions = _positions(wanted, schema.names, name)
     tables = dataset.iter(batch_size=ROWS_A_CHUNK)
     batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
     yield from _from_batches(name, batches, schema, positions, options, report, labels)
+
+
+def _positions(wanted: Wanted, names: list[str], path: str) -> dict[str, int | None]:
+    """`locate` for columns that are read by their names: none of those may occur twice."""
+    asked = [wanted.source, wanted.target, *wanted.extra]
+    named = {column if isinstance(column, str) else "".join(names[column - 1 : column]) for column in asked}
+    raise_if_any(
+        f"{path}: column {name!r} occurs more than once; rename one of them"
+        for name in sorted(named)
+        if names.count(name) > 1
+    )
+    return locate(wanted, names, len(names), path)
 
 
 def _from_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -175,8 +176,17 @@ class _Decoder(Protocol):
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]: ...
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the value of a key that occurs twice is a list of both, which is no text."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        found |= {key: [value for other, value in pairs if other == key] for key, n in counts.items() if n > 1}
+    return found
+
+
 # Numbers keep the digits of the file: 1.0 stays "1.0", and no large number loses any.
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
+_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, object_pairs_hook=_object)
 
 
 class _AsWritten:

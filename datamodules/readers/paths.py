@@ -22,6 +22,7 @@ SPLITS = {
     "-calibrate": ("validation", "valid", "val", "dev"),
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+_SHARD = re.compile(r":\d+\Z")
 _BLOCK = 4 << 20
 
 
@@ -52,6 +53,8 @@ def parse_data_path(value: str) -> DataPath:
             raise UserError(f"{value!r}: the suffix after ':' must be a whole number from 1 (N takes every N-th row)")
         if base and not base.endswith(":"):
             inner = parse_data_path(base)
+            if inner.path != base and _SHARD.search(base):
+                raise UserError(f"{value!r}: two suffixes ':N'; give one (N takes every N-th row)")
             return DataPath(inner.path, inner.kind, int(suffix), inner.config, inner.split)
     if _looks_like_file(value):
         kind = KINDS.get(Path(value).suffix.lower())
@@ -77,7 +80,7 @@ def _looks_like_file(value: str) -> bool:
 def _kind_of_existing(path: str) -> str:
     if os.path.isdir(path):
         return "folder"
-    kind = KINDS.get(Path(path).suffix.lower())
+    kind = KINDS.get(Path(_SHARD.sub("", path)).suffix.lower())  # a name of a file may end in :N
     if kind is None:
         raise UserError(f"{path}: unknown type of data file {Path(path).suffix!r}; {KINDS_TEXT}")
     return kind

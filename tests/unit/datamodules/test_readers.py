@@ -250,6 +250,13 @@ def test_data_paths(tmp_path: Path) -> None:
     assert parse_data_path("klue:ynat") == DataPath("klue", "hub", 1, "ynat")
     assert parse_data_path("klue:ynat:validation") == DataPath("klue", "hub", 1, "ynat", "validation")
     assert parse_data_path("klue:ynat:validation:10") == DataPath("klue", "hub", 10, "ynat", "validation")
+    numbered = write(tmp_path / "b.tsv:3", "a\tb\n")
+    assert parse_data_path(str(numbered)) == DataPath(str(numbered), "tsv")
+    assert parse_data_path(f"{numbered}:2") == DataPath(str(numbered), "tsv", 2)
+    for twice in (f"{file}:3:2", f"{file}:1:2", "gone.tsv:3:2", "klue:ynat:validation:3:2"):
+        assert problems_of(parse_data_path, twice) == (
+            f"{twice!r}: two suffixes ':N'; give one (N takes every N-th row)"
+        )
     for bad in (f"{file}:0", f"{file}:", f"{file}:-1", f"{file}:x", "gone.tsv:0", "klue:", "klue:0"):
         assert problems_of(parse_data_path, bad) == (
             f"{bad!r}: the suffix after ':' must be a whole number from 1 (N takes every N-th row)"
@@ -516,6 +523,23 @@ def test_a_column_name_that_occurs_twice_needs_a_number(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", b"source\ttarget\ttarget\na\tb\tc\n")
     message = problems_of(rows_of, file, task=Task("pair", "", source_column="source", target_column="target"))
     assert message == f"{file}: column 'target' occurs more than once (2, 3); give its number"
+
+
+def test_a_parquet_column_that_occurs_twice_is_refused_if_it_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    columns = [pa.array([value]) for value in ("a", "b", "c", "d")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "x", "label", "x"]), file)
+    assert rows_of(file, task=NAMED)[0] == [("a", "c")]
+    for wanted in ({"target_column": "x"}, {"target_column": "4"}, {"needed": frozenset(["x"])}):
+        problem = problems_of(rows_of, file, task=NAMED, **wanted)
+        assert problem == f"{file}: column 'x' occurs more than once; rename one of them"
+
+
+def test_a_json_key_that_occurs_twice_is_no_text(tmp_path: Path) -> None:
+    lines = '{"text": "a", "label": "b", "x": 1, "x": 2}\n{"text": "c", "label": "d", "label": "e"}\n'
+    file = write(tmp_path / "a.jsonl", lines)
+    rows, report = rows_of(file, task=NAMED)
+    assert (rows, report.malformed) == ([("a", "b")], {"value is not text": (1, [f"{file}:2"])})
 
 
 def test_a_file_with_carriage_returns_alone_and_a_fifo_are_refused(tmp_path: Path) -> None:
