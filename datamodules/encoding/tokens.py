@@ -210,7 +210,8 @@ def stock_tokens(tokenizer: Any, texts: list[str], limit: int, as_target: bool, 
     rows = call(texts)
     lengths = [len(row) for row in rows]
     if limit:
-        cut = [index for index, length in enumerate(lengths) if length > limit]
+        # One at the limit too: the library makes room for an end token before it sees that the text has its own.
+        cut = [index for index, length in enumerate(lengths) if length >= limit]
         if cut:
             shorter = call([texts[index] for index in cut], truncation=True, max_length=limit)
             for index, row in zip(cut, shorter, strict=True):
