@@ -14,8 +14,10 @@ from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeRepor
 from datamodules.readers.read import ReadOptions
 from task_utils import Task
 from utils.errors import UserError
-from utils.escapes import ESCAPES
+from utils.escapes import ESCAPES, printable
 
+# Shares of tokens that the tokenizer does not know; where it knows no word, every other token is the start of a word.
+TOLD_UNKNOWN, WARNED_UNKNOWN = 0.01, 0.25
 SPLIT_SEED = 20260101  # of the proportions; not -seed, so that runs with other seeds keep the same validation rows
 
 
@@ -172,4 +174,17 @@ def report_lines(flag: str, report: EncodeReport) -> list[str]:
         lines.append(f"{flag}: {report.missing_targets:,} rows without a reference")
     if report.escapes_seen:
         lines.append(f"{flag}: {report.escapes_seen:,} escapes ({ESCAPES}) were read; -tsv_escapes false keeps them")
-    return [*lines, *(f"{flag}: {note}" for note in report.notes)]
+    lines += [f"{flag}: {note}" for note in (*unknown_share(report), *report.notes)]
+    return [printable(line) for line in lines]
+
+
+def unknown_share(report: EncodeReport) -> list[str]:
+    """What to tell when the tokenizer does not know a good part of the texts."""
+    share = report.unknown_tokens / max(report.tokens, 1)
+    told = f"{report.unknown_tokens:,} of {report.tokens:,} tokens ({share:.1%}) are unknown to the tokenizer"
+    letters = f", such as those of {' '.join(report.unknown_characters)}" if report.unknown_characters else ""
+    if share > WARNED_UNKNOWN:
+        return [
+            f"WARNING: {told}{letters}: the model can neither see nor write them; give one whose tokenizer knows them"
+        ]
+    return [told + letters] if share >= TOLD_UNKNOWN else []

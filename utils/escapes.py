@@ -16,6 +16,7 @@ _WRITTEN = {**{character: f"\\u{ord(character):04x}" for character in _UNSAFE}, 
 _READ = {written[1:]: character for character, written in _WRITTEN.items()}
 _ESCAPE = re.compile(r"\\([ntr\\]|u(?:00(?:0[0-8bcef]|[189][0-9a-f]|7f)|202[89]))")
 _ESCAPING = str.maketrans(_WRITTEN)
+_SHOWING = str.maketrans({character: written for character, written in _WRITTEN.items() if character != "\\"})
 _FLATTENING = str.maketrans(dict.fromkeys(_UNSAFE, " "))
 _ALLOWED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
 NO_UNICODE = "is no Unicode text: it holds half of a surrogate pair, or bytes that are no UTF-8"
@@ -29,6 +30,11 @@ def escape_cell(text: str) -> str:
 def unescape_cell(text: str) -> tuple[str, int]:
     """What a TSV cell stands for, and the number of escapes read; a backslash before anything else stays."""
     return _ESCAPE.subn(lambda match: _READ[match[1]], text)
+
+
+def printable(text: str) -> str:
+    """`text` for a person, on one line: its control characters and line breaks as escapes, backslashes as they are."""
+    return text.translate(_SHOWING)
 
 
 def flatten_cell(text: str) -> str:

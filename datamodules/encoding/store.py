@@ -35,6 +35,9 @@ class EncodeReport:
     discarded: int = 0
     missing_targets: int = 0  # rows kept without a reference
     escapes_seen: int = 0
+    tokens: int = 0  # without the special ones
+    unknown_tokens: int = 0  # of them
+    unknown_characters: str = ""  # the first few
     places: dict[str, list[str]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)  # path -> what was taken as its columns
     notes: list[str] = field(default_factory=list)

@@ -22,6 +22,7 @@ from datamodules.encoding.encode import EncodeOptions, encode_rows
 from datamodules.encoding.store import EncodedSplit
 from datamodules.readers import tsv
 from datamodules.readers.read import ReadOptions
+from datamodules.splits import unknown_share
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -223,6 +224,41 @@ def test_templates(bench: Bench) -> None:
     assert "the source may not hold {{ target }}" in bench.problem(file, task=task, input_template="{{ target }}")
 
 
+def test_targets_that_a_template_empties(bench: Bench) -> None:
+    """They are not trained on; a row to predict has no reference then."""
+    file, template = bench.file("s\tb\nt\tbc\n"), "{{ target | replace('b', '') }}"
+    split = bench.encode(file, target_template=template)
+    assert [split.reference(row) for row in range(len(split))] == ["c"]
+    assert split.report.malformed == {"empty target after -target_template": [1, [f"{file}:1"]]}
+    predicted = bench.encode(file, target_template=template, read=PREDICT)
+    assert [predicted.reference(row) for row in range(2)] == [None, "c"]
+    assert (predicted.target_lengths.tolist(), predicted.report.missing_targets) == ([0, 2], 1)
+    none = bench.file("s\tb\n", "b.tsv")
+    assert bench.problem(none, target_template=template) == (
+        f"-train_data {none}: no valid row: of 1 row(s) 1 malformed (empty target after -target_template), first at"
+        f" {none}:1"
+    )
+
+
+def test_tokens_that_the_tokenizer_does_not_know(bench: Bench, tokenizers: dict[str, Any]) -> None:
+    """The Korean tokenizer knows no Thai; bytes know every text."""
+    thai, korean = bench.file("ไม่ดี ดี\t영화\n"), bench.file("영화 정말\t영화\n", "b.tsv")
+    mixed = bench.file("영화 정말 재미있었어요 영화\t정말 영화 영화\n" + "영화 ด\t영화\n", "c.tsv")
+    unigram = tokenizers["unigram"]
+    report = bench.encode(thai, tokenizer=unigram).report
+    assert report.unknown_characters == "ไม่ดี"
+    (line,) = unknown_share(report)
+    assert line.startswith(f"WARNING: {report.unknown_tokens} of {report.tokens} tokens (")
+    assert line.endswith(
+        "are unknown to the tokenizer, such as those of ไ ม ่ ด ี: the model can neither see nor write them; give one"
+        " whose tokenizer knows them"
+    )
+    assert unknown_share(bench.encode(korean, tokenizer=unigram).report) == []
+    assert unknown_share(bench.encode(thai).report) == []
+    (line,) = unknown_share(bench.encode(mixed, tokenizer=unigram).report)
+    assert line.endswith("are unknown to the tokenizer, such as those of ด")
+
+
 def test_template_errors_count_as_malformed(bench: Bench) -> None:
     file = bench.file("3\tb\nx\ty\n")
     template = "{{ 6 // (source | int) }}"
@@ -397,7 +433,7 @@ def test_an_interrupt_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoding, "_encode_chunk", interrupted)
+    monkeypatch.setattr(encoding, "encode_chunk", interrupted)
     file = bench.file("a\tb\n")
     for workers in (1, 2):
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,227 @@
+"""One chunk of rows to token ids: template, labels, tokenizer, limits, and what is counted on the way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.encoding.arrays import Tokens, tokens_of_lists
+from datamodules.encoding.store import EncodedRows
+from datamodules.encoding.templates import label_codes, render
+from datamodules.encoding.tokens import Encoder, check_limit
+from datamodules.readers.read import ReadOptions, RowChunk
+from datamodules.readers.rows import PLACES_KEPT, TEXT, blank_mask
+from postprocessors.labels import LabelMap
+from task_utils import Task, Template, evaluation_labels
+from utils.errors import UserError, raise_if_any
+
+MOST_EXAMPLES = 20  # letters
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How rows become tokens. Limits are tokens with the special ones; 0 = none.
+
+    A row over a limit is cut when `truncate`, else marked `too_long`.
+    """
+
+    input_template: str
+    target_template: str
+    label_map: LabelMap | None
+    max_source_length: int
+    max_target_length: int
+    truncate: bool
+
+
+@dataclass
+class Counts:
+    """What one chunk adds to the report: reason or kind -> (count, places)."""
+
+    failed: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    lengths: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    missing_targets: int = 0
+    tokens: int = 0  # without the special ones
+    unknown: int = 0  # of them
+    unknown_texts: list[str] = field(default_factory=list)  # the first that hold any
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Target texts that a label map allows, and their tokens."""
+
+    texts: pa.Array
+    tokens: Tokens
+
+
+class Work:
+    """Everything that the threads need to encode a chunk. Immutable."""
+
+    def __init__(
+        self, flag: str, task: Task, read_options: ReadOptions, options: EncodeOptions, encoder: Encoder, tokenizer: Any
+    ) -> None:
+        self.flag, self.task, self.options, self.encoder = flag, task, options, encoder
+        self.input_template = Template(options.input_template, "-input_template")
+        self.target_template = Template(options.target_template, "-target_template")
+        of_target = self.target_template.variables - self.input_template.variables - {"source", "target"}
+        self.read_options = replace(read_options, optional=tuple(sorted(of_target)) if read_options.keep_all else ())
+        self.target_column = read_options.target_column or task.target_column
+        check_limit(encoder, "-max_seq_length", options.max_source_length)
+        check_limit(encoder, "-max_target_length", options.max_target_length)
+        if "target" in self.input_template.variables:
+            raise UserError(f"-input_template {options.input_template!r}: the source may not hold {{{{ target }}}}")
+        labels = evaluation_labels(options.label_map, self.target_template)
+        self.labels = None if labels is None else self.encoded_labels(labels.texts)
+        other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        self.unknown = None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Columns that the templates read."""
+        return self.input_template.variables | self.target_template.variables
+
+    def encoded_labels(self, texts: Sequence[str]) -> Labels:
+        """Texts of labels, or of several joined; `UserError` for one that is too long."""
+        array = pa.array(texts, TEXT)
+        tokens = self.encoder.encode(array, 0, True)
+        limit = self.options.max_target_length
+        raise_if_any(
+            f"-max_target_length {limit}: label {text!r} has {length} tokens, and labels are never cut"
+            for text, length in zip(texts, tokens.full_lengths.tolist(), strict=True)
+            if limit and length > limit
+        )
+        return Labels(array, tokens)
+
+    def unknown_characters(self, text: str) -> str:
+        """The first few letters of `text` that the tokenizer does not know."""
+        letters = [letter for letter in dict.fromkeys(text) if not letter.isspace()]
+        tokens = self.encoder.encode(pa.array(letters, TEXT), 0, False)
+        found = (letter for row, letter in enumerate(letters) if self.unknown in tokens.row(row))
+        return "".join(itertools.islice(found, MOST_EXAMPLES))
+
+
+def unlearnable_labels(work: Work, tokenizer: Any) -> Iterator[str]:
+    """Labels that the model could not write: two with the same tokens, or one that holds the unknown token."""
+    if work.labels is None:
+        return
+    way_out = "choose other label texts, or a -tokenizer that knows them"
+    first: dict[bytes, str] = {}
+    for row, text in enumerate(work.labels.texts.to_pylist()):
+        ids = work.labels.tokens.row(row)
+        if work.unknown is not None and work.unknown in ids:
+            yield f"-label_map: label {text!r} holds the unknown token {tokenizer.unk_token}; {way_out}"
+        same = first.setdefault(ids.tobytes(), text)
+        if same != text:
+            yield f"-label_map: labels {same!r} and {text!r} have the same tokens with this tokenizer; {way_out}"
+
+
+Texts = tuple[pa.Array, dict[int, str]]  # of a template for every row, and why it has none
+
+
+def rendered_texts(chunk: RowChunk, work: Work) -> tuple[Texts, Texts | None]:
+    """Sources, and references unless labels give them; not in a thread, which no signal stops."""
+    sources = render(work.input_template, chunk.columns, len(chunk))
+    return sources, None if work.labels else render(work.target_template, chunk.columns, len(chunk))
+
+
+def encode_chunk(chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: Work) -> tuple[EncodedRows, Counts]:
+    """The rows of a chunk that are kept, and what was counted; `rendered` is what `rendered_texts` gives."""
+    counts = Counts()
+    (sources, failures), targets = rendered
+    labels, codes = work.labels, None
+    if labels is not None and work.options.label_map is not None:
+        texts, codes = label_codes(chunk, work.options.label_map, work.target_column)
+        labels = work.encoded_labels(texts) if work.options.label_map.separator else labels
+        references = labels.texts.take(pa.array(codes, mask=codes < 0))
+    else:
+        assert targets is not None
+        references, target_failures = targets
+        failures = {**target_failures, **failures}
+    blank = blank_mask(references)
+    if work.read_options.keep_all:
+        blank[list(failures)] = False
+        references = pc.if_else(pa.array(blank), pa.scalar(None, TEXT), references)
+    else:
+        for index in np.flatnonzero(pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0).tolist():
+            failures.setdefault(index, "empty source after -input_template")
+        for index in np.flatnonzero(blank).tolist():
+            failures.setdefault(index, "empty target after -target_template")
+    row_ids, lines = chunk.row_ids, chunk.lines
+    if failures:
+        keep = _judge_failures(chunk, failures, work, counts)
+        sources, references = sources.filter(pa.array(keep)), references.filter(pa.array(keep))
+        row_ids, lines = row_ids[keep], lines[keep]
+        codes = None if codes is None else codes[keep]
+    source = work.encoder.encode(sources, work.options.max_source_length, False)
+    target = _target_tokens(references, labels, codes, work)
+    counts.missing_targets = references.null_count
+    _count_unknown(source, target, sources, work, counts)
+    too_long = _judge_lengths(source, target, chunk.path, lines, work, counts)
+    return EncodedRows(source, target, sources, references, row_ids, too_long), counts
+
+
+def _target_tokens(references: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: Work) -> Tokens:
+    if references.null_count == len(references):
+        return tokens_of_lists([[]] * len(references), [0] * len(references), work.encoder.dtype)
+    if labels is not None and codes is not None:
+        tokens = labels.tokens
+    else:
+        tokens = work.encoder.encode(references.drop_null(), work.options.max_target_length, True)
+        if references.null_count == 0:
+            return tokens
+        there = np.asarray(references.is_valid().to_numpy(zero_copy_only=False))
+        codes = np.where(there, np.cumsum(there) - 1, -1)
+    # A row without a target gets the empty row that is put behind all others.
+    offsets = np.append(tokens.offsets, tokens.offsets[-1])
+    return Tokens(tokens.values, offsets, np.append(tokens.full_lengths, 0)).rows(codes)
+
+
+def _count_unknown(source: Tokens, target: Tokens, sources: pa.Array, work: Work, counts: Counts) -> None:
+    if work.unknown is None:
+        return
+    for side in (source, target):
+        filled = int((side.full_lengths > 0).sum())
+        counts.tokens += max(len(side.values) - filled * work.encoder.special_tokens, 0)
+    counts.unknown = sum(int((side.values == work.unknown).sum()) for side in (source, target))
+    places = np.flatnonzero(source.values == work.unknown)[: PLACES_KEPT if counts.unknown else 0]
+    rows = np.unique(np.searchsorted(source.offsets, places, side="right") - 1)
+    counts.unknown_texts = [sources[int(row)].as_py()[:MOST_EXAMPLES] for row in rows]
+
+
+def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: Work, counts: Counts) -> np.ndarray:
+    """Mask of the rows to keep: training drops a row that a template cannot render, prediction keeps it empty."""
+    keep = np.ones(len(chunk), dtype=bool)
+    for index in sorted(failures):
+        if work.read_options.strict:
+            raise UserError(f"{chunk.place(index)}: {failures[index]} (-strict_data)")
+        count, places = counts.failed.get(failures[index], (0, []))
+        counts.failed[failures[index]] = (count + 1, [*places, chunk.place(index)][:PLACES_KEPT])
+        keep[index] = work.read_options.keep_all
+    return keep
+
+
+def _judge_lengths(
+    source: Tokens, target: Tokens, path: str, lines: np.ndarray, work: Work, counts: Counts
+) -> np.ndarray:
+    """Count the rows over a limit; mask of those that are too long (only when truncation is off)."""
+
+    def add(kind: str, mask: np.ndarray) -> None:
+        if mask.any():
+            places = [f"{path}:{lines[row]}" for row in np.flatnonzero(mask)[:PLACES_KEPT]]
+            counts.lengths[kind] = (int(mask.sum()), places)
+
+    options = work.options
+    long_source = (source.full_lengths > options.max_source_length) & (options.max_source_length > 0)
+    long_target = (target.full_lengths > options.max_target_length) & (options.max_target_length > 0)
+    too_long = (long_source | long_target) & (not options.truncate)
+    if options.truncate or work.read_options.keep_all:
+        add("truncated_sources", long_source)
+        add("truncated_targets", long_target)
+    else:
+        add("discarded", too_long)
+    return too_long
