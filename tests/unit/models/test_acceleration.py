@@ -13,35 +13,24 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MBartConfig,
     MT5Config,
     T5Config,
     UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
-from models.kernels.accelerate import accelerate, dropout
-from models.kernels.feed_forward import keep_mask
+from models.kernels.accelerate import accelerate, keep_mask
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-KINDS = ["t5-gated-gelu", "t5-relu", "t5-gated-silu", "mt5", "umt5", "bart", "bart-relu", "mbart"]
+KINDS = ["t5-gated-gelu", "t5-relu", "mt5", "umt5"]
 
 
 def build(kind: str, rate: float = 0.0) -> torch.nn.Module:
     """A small untouched model in training mode with every parameter away from its initial special value."""
     ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "vocab_size": 64, "d_model": 32}
     t5 = ids | {"d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3, "dropout_rate": rate}
-    bart = ids | {f"{side}_{what}": value for side in ("encoder", "decoder") for what, value in
-                  (("layers", 2), ("ffn_dim", 40), ("attention_heads", 4))}  # fmt: skip
-    bart |= {"max_position_embeddings": 320, "bos_token_id": 0, "forced_eos_token_id": None}
-    bart |= {"dropout": rate, "attention_dropout": rate, "activation_dropout": rate}
     if kind.startswith("t5"):
         config = T5Config(feed_forward_proj=kind[3:], tie_word_embeddings=False, **t5)
-    elif kind == "mbart":
-        config = MBartConfig(**bart)
-    elif kind.startswith("bart"):
-        config = BartConfig(activation_function="relu" if "relu" in kind else "gelu", **bart)
     else:
         config = {"mt5": MT5Config, "umt5": UMT5Config}[kind](**t5)
     torch.manual_seed(0)
@@ -52,8 +41,8 @@ def build(kind: str, rate: float = 0.0) -> torch.nn.Module:
     return model.train()
 
 
-def batch(rows: int = 5, length: int = 300, target: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
-    """Long enough that a sub-layer goes through several chunks; row 1 is half padding."""
+def batch(rows: int = 5, length: int = 60, target: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
+    """Row 1 is half padding."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 64, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
@@ -83,15 +72,14 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, name: str, floor: floa
 def test_logits_and_all_gradients_equal_those_of_transformers(kind: str, padded: bool, training: bool) -> None:
     plain = build(kind, 0.0 if training else 0.1).train(training)
     fast = copy.deepcopy(plain)
-    assert accelerate(fast) != []
+    accelerate(fast)
     inputs = batch(padded=padded)
     wanted_logits, wanted = gradients(plain, inputs)
     logits, got = gradients(fast, inputs)
     assert_close(logits, wanted_logits, "logits")
     assert got.keys() == wanted.keys()
-    largest = max(gradient.abs().max().item() for gradient in wanted.values())
-    for name, gradient in wanted.items():  # the gradient of a key bias is zero in exact arithmetic: hence the floor
-        assert_close(got[name], gradient, name, floor=1e-2 * largest if "k_proj.bias" in name else 0.0)
+    for name, gradient in wanted.items():
+        assert_close(got[name], gradient, name)
 
 
 @pytest.mark.parametrize("target", [1, 40])
@@ -99,13 +87,13 @@ def test_short_and_long_targets_give_the_same_gradients(target: int) -> None:
     plain = build("t5-gated-gelu")
     fast = copy.deepcopy(plain)
     accelerate(fast)
-    _, wanted = gradients(plain, batch(length=60, target=target, padded=False))
-    _, got = gradients(fast, batch(length=60, target=target, padded=False))
+    _, wanted = gradients(plain, batch(target=target, padded=False))
+    _, got = gradients(fast, batch(target=target, padded=False))
     for name, gradient in wanted.items():
         assert_close(got[name], gradient, name, floor=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["t5-gated-gelu", "umt5", "bart", "mbart"])
+@pytest.mark.parametrize("kind", ["t5-gated-gelu", "umt5"])
 def test_generation_is_the_same(kind: str) -> None:
     plain = build(kind).eval()
     fast = copy.deepcopy(plain)
@@ -117,9 +105,8 @@ def test_generation_is_the_same(kind: str) -> None:
         assert fast.generate(**inputs, num_beams=beams, max_new_tokens=12).tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("kind", ["t5-gated-gelu", "bart"])
-def test_frozen_parts_get_no_gradient_and_the_others_the_same(kind: str) -> None:
-    plain = build(kind)
+def test_frozen_parts_get_no_gradient_and_the_others_the_same() -> None:
+    plain = build("t5-gated-gelu")
     for name, parameter in plain.named_parameters():
         parameter.requires_grad = "decoder" in name and "layer_norm" not in name
     fast = copy.deepcopy(plain)
@@ -131,9 +118,8 @@ def test_frozen_parts_get_no_gradient_and_the_others_the_same(kind: str) -> None
         assert_close(got[name], wanted[name], name, floor=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["t5-gated-gelu", "bart"])
-def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(kind: str) -> None:
-    model = build(kind, 0.1)
+def test_gradient_checkpointing_gives_the_same_gradients_with_dropout() -> None:
+    model = build("t5-gated-gelu", 0.1)
     accelerate(model)
     saved: list[list[int]] = [[], []]  # elements of the tensors that the forward pass keeps
 
@@ -151,9 +137,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(kind: str)
         assert_close(got[name], wanted[name], name, floor=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["t5-gated-gelu", "bart"])
-def test_bf16_autocast_is_left_to_the_original_code(kind: str) -> None:
-    plain = build(kind)
+def test_bf16_autocast_is_left_to_the_original_code() -> None:
+    plain = build("t5-gated-gelu")
     fast = copy.deepcopy(plain)
     accelerate(fast)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -165,10 +150,8 @@ def test_bf16_autocast_is_left_to_the_original_code(kind: str) -> None:
 def test_state_dict_copies_and_class_names_stay() -> None:
     plain = build("t5-gated-gelu")
     fast = copy.deepcopy(plain)
-    first = accelerate(fast)
-    assert first == ["Dropout x 16", "NewGELUActivation x 4", "T5LayerCrossAttention x 2", "T5LayerFF x 4",
-                     "T5LayerNorm x 12", "T5LayerSelfAttention x 4"]  # fmt: skip
-    assert accelerate(fast) == []
+    accelerate(fast)
+    accelerate(fast)
     assert list(fast.state_dict()) == list(plain.state_dict())
     assert [type(m).__name__ for m in fast.modules()] == [type(m).__name__ for m in plain.modules()]
     again = copy.deepcopy(fast)
@@ -178,26 +161,10 @@ def test_state_dict_copies_and_class_names_stay() -> None:
     assert torch.equal(got, wanted)
 
 
-def test_replaced_linear_layers_are_called() -> None:
-    model = build("t5-gated-gelu")
-    accelerate(model)
-
-    class Doubled(torch.nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(input)
-
-    plain, _ = gradients(model, batch())
-    for module in (model.encoder.block[0].layer[0].SelfAttention.v, model.encoder.block[1].layer[1].DenseReluDense.wo):
-        module.__class__ = Doubled
-        changed, _ = gradients(model, batch())
-        assert not torch.allclose(changed, plain)
-        plain = changed
-
-
 def test_other_models_are_left_alone() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10))
+    model = BartForConditionalGeneration(BartConfig(d_model=32, vocab_size=10, encoder_layers=1, decoder_layers=1))
     classes = [type(module) for module in model.modules()]
-    assert accelerate(model) == []
+    accelerate(model)
     assert [type(module) for module in model.modules()] == classes
 
 
@@ -206,18 +173,21 @@ def test_dropout_keeps_the_right_share_and_scale(p: float) -> None:
     torch.manual_seed(0)
     kept = torch.stack([keep_mask((4096,), p).float().mean() for _ in range(500)]).mean().item()
     assert kept == pytest.approx(1 - p, abs=0.002)
+    model = torch.nn.ModuleList([torch.nn.Dropout(p)])
+    model.config = T5Config()
+    accelerate(model)
+    (dropout,) = model
     x = torch.ones(200_000, requires_grad=True)
-    y = dropout(x, p, True)
+    y = dropout(x)
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
     assert y.mean().item() == pytest.approx(1.0, abs=0.02)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
-    assert dropout(x, p, False) is x
+    assert torch.equal(dropout.eval()(x), x)
 
 
-@pytest.mark.parametrize("kind", ["t5-gated-gelu", "bart"])
-def test_dropout_in_the_model_follows_the_seed_and_is_unbiased(kind: str) -> None:
-    model = build(kind, 0.1)
+def test_dropout_in_the_model_follows_the_seed_and_is_unbiased() -> None:
+    model = build("t5-gated-gelu", 0.1)
     accelerate(model)
     inputs = batch(length=40)
 
@@ -227,7 +197,7 @@ def test_dropout_in_the_model_follows_the_seed_and_is_unbiased(kind: str) -> Non
 
     assert loss(5) == loss(5)
     assert loss(5) != loss(6)
-    plain = build(kind, 0.1)
+    plain = build("t5-gated-gelu", 0.1)
     wanted = [plain(**inputs, use_cache=False).loss.item() for _ in range(40)]
     got = [loss(seed) for seed in range(40)]
     mean, spread = torch.tensor(wanted).mean().item(), torch.tensor(wanted).std().item()
@@ -242,7 +212,7 @@ def test_presets_build_train_and_generate(preset: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(tmp_path)).train()
     assert 0.9e6 < model.num_parameters() < 4e6
-    assert accelerate(model) != []
+    accelerate(model)
     logits, _ = gradients(model, batch())
     assert logits.shape == (5, 7, 384)
     assert torch.isfinite(logits).all()
@@ -250,11 +220,12 @@ def test_presets_build_train_and_generate(preset: str, tmp_path: Path) -> None:
     assert generated[:, 0].tolist() == [0] * 5
 
 
-def test_bart_export_loads_in_plain_transformers(tmp_path: Path) -> None:
-    fast = build("bart")
+def test_an_export_loads_in_plain_transformers(tmp_path: Path) -> None:
+    fast = build("umt5")
     accelerate(fast)
     wanted, _ = gradients(fast, batch())
     fast.save_pretrained(tmp_path)
-    plain = BartForConditionalGeneration.from_pretrained(tmp_path).train()
+    assert "sdpa_or_cpu" not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    plain = UMT5ForConditionalGeneration.from_pretrained(tmp_path).train()
     got, _ = gradients(plain, batch())
     assert_close(got, wanted, "logits")
