@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.encoding.arrays import Tokens, _scalar, gather_ranges, text_buffers, tokens_of_lists
-from datamodules.encoding.words import WordEncoder, splits_at_spaces
 from utils.errors import UserError
 
 _PROBES = ("a", "1", "가", "the", ".", "b b")
@@ -73,23 +72,16 @@ class RustEncoder:
             for prefix, suffix in (source_frame, target_frame)
         ]
         self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-        self._words = WordEncoder(self._rust, self._bare, self.dtype) if splits_at_spaces(self._rust) else None
         self.special_tokens = max(len(prefix) + len(suffix) for prefix, suffix in self._frames)
         self.notes: tuple[str, ...] = (_eos_note(tokenizer),) if lacking else ()
 
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
-        bare = self._words.encode(texts) if self._words else self._bare(texts.to_pylist())
-        starts, lengths = bare.offsets[:-1], bare.full_lengths
-        return framed(bare.values, starts, lengths, self._frames[as_target], limit, self._cut_left)
-
-    def _bare(self, texts: list[str]) -> Tokens:
-        """Tokens without special ones, by the tokenizer itself."""
-        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._rust.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)  # no list outlives its turn
         values: np.ndarray = np.fromiter(ids, dtype=self.dtype, count=int(lengths.sum()))
-        return Tokens(values, np.concatenate(([0], np.cumsum(lengths))), lengths)
+        return framed(values, np.cumsum(lengths) - lengths, lengths, self._frames[as_target], limit, self._cut_left)
 
 
 def framed(
