@@ -10,13 +10,12 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from checkpoints.run_folder import CACHE_FOLDER, CONTENT_KEY, TEST_REPORT, resume_candidates, run_lock
+from checkpoints.run_folder import CACHE_FOLDER, TEST_REPORT, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import flag_specs, help_text, parse_flags, wants_help, without_flags
 from task_utils import Task
@@ -27,6 +26,7 @@ from utils.errors import NotFiniteError, UserError, raise_if_any
 from utils.launch import is_first_process, started_by_launcher
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
+    from checkpoints.saved_run import SavedRun
     from datamodules.encoding.store import EncodedSplit
     from training.setup import Prepared
     from training.signals import TrainingStopped
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> int:
         return run(config, task, argv, stop)
 
 
-def with_seed(config: TrainConfig, resumed: Mapping[str, Any] | None) -> TrainConfig:
+def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
     """The config with a seed below 0 replaced: by the resumed run's, or one drawn at random for every process."""
     if config.run.seed >= 0:
         return config
     if resumed:
-        return replace(config, run=replace(config.run, seed=resumed[CONTENT_KEY]["flags"]["seed"]))
+        return replace(config, run=replace(config.run, seed=resumed.flags["seed"]))
     if SEED_VARIABLE not in os.environ:
         os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**31))
     return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
@@ -98,7 +98,7 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
             if not finished or not tested or (folder / TEST_REPORT).exists():
                 return 0
             if not (folder / "best").exists():
-                say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed['path']}")
+                say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed.path}")
                 return 0
     try:
         with nothing_kept_on_user_error(folder / CACHE_FOLDER) if is_first_process() else nullcontext():
@@ -166,14 +166,14 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     total_steps = plan.num_steps * config.optim.max_epoch
     if resumed:
         adapted = adapt(resumed, prepared.differences, config, plan)
-        resumed, total_steps = adapted.checkpoint, adapted.total_steps
+        resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
     module = build_module(config, prepared.model, prepared.tokenizer, total_steps)
     description = {
         "task": prepared.task.to_dict(),
         "label_map": labels.to_dict() if labels else None,
         "flags": kept_flags(resumed, config),
-        "tokenizer": resumed[CONTENT_KEY]["tokenizer"] if resumed else pack_tokenizer(prepared.tokenizer),
+        "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
         "monitor": config.run.monitor,
         "environment": environment(prepared.devices),
     }
@@ -189,7 +189,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     say(*summary_lines(config, prepared.task, resolved))
     stop.install()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumed["path"] if resumed else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
     except TrainingStopped:
         raise  # on every rank alike
     except BaseException as error:

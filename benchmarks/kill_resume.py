@@ -174,8 +174,6 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the start of the process to its first optimizer step, the rows encoded before."""
     import torch
 
-    from training.lightning_loop import set_position
-
     def first_step(flags: dict[str, Any]) -> float:
         began = time.monotonic()
         process = subprocess.Popen(
@@ -206,10 +204,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
         path = folder / "encoded" / "saved_checkpoints" / "last.ckpt"
         checkpoint = torch.load(path, weights_only=True)
         state = checkpoint["Seq2SeqDataModule"]
-        set_position(checkpoint["loops"]["fit_loop"], 0, options.batch, state["batches_per_epoch"], options.batch)
         state["batches"] = checkpoint["global_step"] = options.batch
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
-        progress["optimizer"]["step"]["total"] = {"ready": options.batch, "completed": options.batch}
         moved = folder / "moved.ckpt"
         torch.save(checkpoint, moved)
         fresh, resumed = [], []

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.format import KEPT, MODEL_ENTRIES, model_weights, read_checkpoint
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
+from checkpoints.saved_run import read_model, read_run
 from utils.errors import UserError
 
 KEPT_BEST = 5  # checkpoints of validations that a run keeps
@@ -68,16 +68,15 @@ def newest_checkpoints(run: Path) -> list[Path]:
     for path in checkpoints_of(run):
         step = step_of(path)
         if step < 0:  # last.ckpt
-            step = read_checkpoint(path, "-average", mmap=True, needed={"global_step": int})["global_step"]
+            step = read_run(path, "-average", mmap=True).global_step
         by_step.setdefault(step, path)
     return [by_step[step] for step in sorted(by_step, reverse=True)]
 
 
 def best_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of validations that are still there, best first by the scores that the newest records."""
-    needed: dict[str, type | tuple[type, ...]] = {KEPT: Mapping}
     for newest in newest_checkpoints(run)[:1]:
-        kept = read_checkpoint(newest, "-average", mmap=True, needed=needed)["callbacks"]["Checkpointer"]["kept"]
+        kept = read_run(newest, "-average", mmap=True).scores.kept
         ordered = sorted(kept["best"], key=lambda entry: -entry[0])
         paths = [run / CHECKPOINT_FOLDER / name for _, name in ordered]
         return [path for path in paths if path.is_file()]
@@ -136,7 +135,7 @@ def weight_source(name: str, flag: str = "-average") -> WeightSource:
     """
     place = f"{flag} {name}"
     if not Path(name).is_dir():
-        weights = model_weights(read_checkpoint(name, flag, mmap=True, needed=MODEL_ENTRIES))
+        weights = read_model(Path(name), flag).tensors.weights
         return WeightSource(place, weights.keys(), weights.__getitem__)
     files: dict[str, Path] = {}
     try:

@@ -12,66 +12,23 @@ from typing import Any
 
 import torch
 
-from checkpoints.retention import kept_problem
-from checkpoints.run_folder import CONTENT_KEY
+from models.loading import OF_ANOTHER_KIND
 from utils.errors import RunError, UserError
 
+CONTENT_KEY = "s2s"  # in a checkpoint: what is ours besides Lightning's state
 FORMAT_VERSION = 1
 LARGEST_PICKLE = 1 << 26  # bytes of data.pkl, which names the tensors: some hundred for each
-KEPT = "callbacks.Checkpointer.kept"
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # version -> makes it one of the next version
-MODEL_ENTRIES: dict[str, type | tuple[type, ...]] = {  # what a checkpoint must hold to give its model
-    "state_dict": Mapping,
-    "s2s.model.model_config": str,
-    "s2s.model.untied": bool,
-    "s2s.tokenizer": Mapping,
-}
-RUN_ENTRIES: dict[str, type | tuple[type, ...]] = {  # and to go on training
-    **MODEL_ENTRIES,
-    "s2s.flags.max_epoch": int,
-    "epoch": int,
-    "global_step": int,
-    "pytorch-lightning_version": str,
-    "callbacks.Checkpointer.best_score": (float, int, type(None)),
-    "callbacks.Checkpointer.best_step": int,
-    "callbacks.Checkpointer.validations_without_gain": int,
-    KEPT: Mapping,
-    "callbacks.Checkpointer.validation": Mapping,
-    "loops.fit_loop": Mapping,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "Seq2SeqDataModule.epoch": int,
-    "Seq2SeqDataModule.batches": int,
-    "Seq2SeqDataModule.batches_per_epoch": int,
-    "Seq2SeqDataModule.validation_pending": bool,
-    "Seq2SeqDataModule.fingerprint": Mapping,
-    "s2s.environment": Mapping,
-    "s2s.monitor": str,
-}
 
 
 class TornCheckpoint(UserError):
     """A checkpoint whose bytes are not those that were written: another one is as good."""
 
 
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters of the model in a checkpoint, by their names in the model itself."""
-    prefix = "model."
-    return {
-        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
-    }
-
-
-def read_checkpoint(
-    path: Any,
-    flag: str = "-resume_checkpoint",
-    mmap: bool = False,
-    needed: Mapping[str, type | tuple[type, ...]] | None = None,
-) -> dict[str, Any]:
+def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = False) -> dict[str, Any]:
     """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
 
-    Args:
-        needed: the entries that must be there, `MODEL_ENTRIES` or `RUN_ENTRIES`, with their types.
+    Only the version is checked of it: `saved_run` reads the rest.
 
     Raises:
         TornCheckpoint: other bytes than were written (every byte is checked).
@@ -101,10 +58,10 @@ def read_checkpoint(
         raise TornCheckpoint(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
     if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
         raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    wrong = _wrong_entry(checkpoint, {CONTENT_KEY: Mapping, f"{CONTENT_KEY}.format_version": int})
-    if wrong:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {wrong}")
-    version = checkpoint[CONTENT_KEY]["format_version"]
+    content = checkpoint[CONTENT_KEY]
+    version = content.get("format_version") if isinstance(content, Mapping) else None
+    if type(version) is not int:
+        raise UserError(f"{flag} {path}: {OF_ANOTHER_KIND}: its format version is missing or no number")
     if not 1 <= version <= FORMAT_VERSION:
         raise UserError(
             f"{flag} {path}: format version {version}; this program reads versions 1 to {FORMAT_VERSION}, so take the"
@@ -113,9 +70,6 @@ def read_checkpoint(
     checkpoint = dict(checkpoint)
     for older in range(version, FORMAT_VERSION):
         checkpoint = UPGRADES[older](checkpoint)
-    wrong = _wrong_entry(checkpoint, needed or {})
-    if wrong:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind or damaged: {wrong}")
     return checkpoint
 
 
@@ -154,21 +108,6 @@ def _forged(members: Sequence[zipfile.ZipInfo]) -> str:
         if member.filename.endswith("/data.pkl") and member.file_size > LARGEST_PICKLE:
             return f"{member.filename} has {member.file_size:,} bytes, more than {LARGEST_PICKLE:,}"
         end = member.header_offset + member.file_size
-    return ""
-
-
-def _wrong_entry(checkpoint: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]]) -> str:
-    """The first of `needed` (names joined with dots) that is not there or cannot be; empty when all are right."""
-    for name, kind in needed.items():
-        value: Any = checkpoint
-        for key in name.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return f"{name} is missing"
-            value = value[key]
-        if not isinstance(value, kind):
-            return f"{name} is of type {type(value).__name__}"
-        if name == KEPT and (problem := kept_problem(value)):
-            return f"{name}: {problem}"
     return ""
 
 

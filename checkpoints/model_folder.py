@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.run_folder import CONTENT_KEY
+from checkpoints.saved_run import SavedRun
 from utils.files import STATE_NAME, write_folder, write_json
 
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
@@ -64,15 +64,15 @@ def model_bytes(model: PreTrainedModel) -> int:
     return sum(value.nbytes for value in model.state_dict().values())
 
 
-def exported_at(checkpoint: Mapping[str, Any]) -> Exported:
-    """Where the training stood at a checkpoint with all `RUN_ENTRIES`."""
-    position, state = checkpoint["Seq2SeqDataModule"], checkpoint["callbacks"]["Checkpointer"]
+def exported_at(run: SavedRun) -> Exported:
+    """Where the training stood at a checkpoint."""
+    scores = run.scores
     return Exported(
-        epoch=position["epoch"],
-        micro_batches_of_epoch=position["batches"],
-        global_step=checkpoint["global_step"],
-        monitor=checkpoint[CONTENT_KEY]["monitor"],
-        best_score=state["best_score"],
-        best_step=state["best_step"],
-        validation=state["validation"],
+        epoch=run.position.epoch,
+        micro_batches_of_epoch=run.position.batches,
+        global_step=run.global_step,
+        monitor=run.monitor,
+        best_score=scores.best_score,
+        best_step=scores.best_step,
+        validation=scores.validation,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,63 +11,32 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
 from checkpoints.model_paths import model_path
-from checkpoints.run_folder import CONTENT_KEY
+from checkpoints.saved_run import SavedModel, check_state, read_model
 from config.flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
 from models.kernels.accelerate import accelerate
 from models.loading import (
     check_config_builds,
-    checkpoint_config,
     config_from_dict,
     freeze_parts,
-    from_checkpoint,
     from_config,
     from_pretrained,
     load_config,
 )
 from models.presets import TOKENIZER_KEY, read_config
-from models.tokenizers import fitting_tokenizer, load_tokenizer, unpack_tokenizer, with_languages
-from task_utils import Task
+from models.tokenizers import fitting_tokenizer, load_tokenizer, with_languages
 from utils.digests import content_of, tokenizer_digest
-from utils.errors import UserError, error_reason, raise_if_any
+from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
 
-def _check_state(state: Mapping[str, Any], place: str) -> None:
-    """Refuse a saved state whose entries are not what `inference.py` takes from it."""
-    flags = state.get("flags", {})
-    typed: list[tuple[str, Any, type | tuple[type, ...]]] = [
-        ("task", state.get("task"), (dict, type(None))),
-        ("label_map", state.get("label_map"), (dict, type(None))),
-        ("flags", flags, dict),
-    ]
-    if isinstance(flags, dict):
-        kinds: dict[str, type | tuple[type, ...]] = {
-            "tsv_escapes": bool,
-            "max_seq_length": int,
-        }
-        typed += [(f"flags.{name}", flags[name], kind) for name, kind in kinds.items() if name in flags]
-    problems = [
-        f"{place} is damaged: {name} is {str(value)[:60]!r}, of type {type(value).__name__}"
-        for name, value, kind in typed
-        if not isinstance(value, kind)
-    ]
-    if not problems and state.get("task"):
-        try:
-            Task.from_dict(state["task"])
-        except (UserError, TypeError, AttributeError, ValueError) as error:
-            problems.append(f"{place} is damaged: {error_reason(error)}")
-    raise_if_any(problems)
-
-
 @lru_cache(maxsize=8)
-def _checkpoint(name: str, flag: str) -> dict[str, Any]:
+def _checkpoint(name: str, flag: str) -> SavedModel:
     """The .ckpt, opened once in each process; its tensors stay on the disk until they are used."""
-    return read_checkpoint(name, flag, mmap=True, needed=MODEL_ENTRIES)
+    return read_model(Path(name), flag)
 
 
 @dataclass(frozen=True)
@@ -92,9 +61,7 @@ class InferenceModel:
             UserError: torn, or entries of other types than ours.
         """
         if self.is_checkpoint:
-            state = dict(_checkpoint(self.name, self.flag)[CONTENT_KEY])
-            _check_state(state, f"{self.flag} {self.name}")
-            return state
+            return dict(_checkpoint(self.name, self.flag).state)
         path = Path(self.name) / STATE_NAME
         if not os.path.isfile(path):
             return {}
@@ -104,19 +71,16 @@ class InferenceModel:
             raise UserError(f"{self.flag} {self.name}: {path} is torn or no JSON ({error})") from error
         if not isinstance(state, dict):
             raise UserError(f"{self.flag} {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")
-        _check_state(state, f"{self.flag} {self.name}: {path}")
+        check_state(state, f"{self.flag} {self.name}: {path}")
         return state
 
     def config_and_tokenizer(self) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         """What the data encoding needs, without loading weights."""
         if self.is_checkpoint:
-            content = _checkpoint(self.name, self.flag)[CONTENT_KEY]
-            place = f"{self.flag} {self.name}"
-            config = checkpoint_config(content["model"], place)
+            saved = _checkpoint(self.name, self.flag)
+            config = saved.config()
             tokenizer = self._named_tokenizer() or with_languages(
-                unpack_tokenizer(content["tokenizer"], place),
-                src_lang=self.source_language,
-                tgt_lang=self.target_language,
+                saved.tokenizer(), src_lang=self.source_language, tgt_lang=self.target_language
             )
         else:
             config = load_config(self.name, self.flag)
@@ -133,10 +97,7 @@ class InferenceModel:
         """The model in evaluation mode on the CPU, and its tokenizer."""
         _, tokenizer = self.config_and_tokenizer()
         if self.is_checkpoint:
-            checkpoint = _checkpoint(self.name, self.flag)
-            model = from_checkpoint(
-                checkpoint[CONTENT_KEY]["model"], model_weights(checkpoint), f"{self.flag} {self.name}"
-            )
+            model = _checkpoint(self.name, self.flag).build()
         else:
             model = from_pretrained(self.name, self.flag)
         self._check_finite(model)
@@ -194,19 +155,12 @@ class ModelSource:
     build: Callable[[int], PreTrainedModel]  # seed -> model, ready to train
 
 
-def model_source(config: TrainConfig, resumed: Mapping[str, Any] | None) -> ModelSource:
+def model_source(config: TrainConfig, resumed: SavedModel | None) -> ModelSource:
     """The model source that the flags name; problems of names, configs and vocabularies are raised here."""
     flags, data = config.model, config.data
     languages = {"src_lang": data.source_language, "tgt_lang": data.target_language}
     if resumed is not None:
-        content = resumed[CONTENT_KEY]
-        weights = model_weights(resumed)
-        place = f"-resume_checkpoint {resumed['path']}"
-        return ModelSource(
-            config=checkpoint_config(content["model"], place),
-            tokenizer=unpack_tokenizer(content["tokenizer"], place),
-            build=lambda seed: _ready(from_checkpoint(content["model"], weights, place), config),  # noqa: ARG005
-        )
+        return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(resumed.build(), config))  # noqa: ARG005
     if flags.config_path:
         content = read_config(flags.config_path)
         spec = flags.tokenizer or content.get(TOKENIZER_KEY, "")

@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
 from utils.console import tell
 from utils.files import LONGEST_NAME, link_file, run_error
+
+if TYPE_CHECKING:  # which asks here what is kept
+    from checkpoints.saved_run import SavedRun
 
 KINDS = ("best", "step", "hour")
 KEEP_BEST = 5
@@ -94,19 +97,19 @@ def _step(entry: tuple[float, str]) -> int:
     return step_of(Path(entry[1]))
 
 
-def continue_from(folder: Path, resumed: Mapping[str, Any]) -> None:
+def continue_from(folder: Path, resumed: SavedRun) -> None:
     """Make `resumed`, a checkpoint of the run in `folder`, its `last.ckpt`, and remove what its course does not have.
 
     Raises:
         RunError: the disk refused.
     """
-    path, last = Path(resumed["path"]), folder / CHECKPOINT_FOLDER / LAST_NAME
-    if not last.exists() or not path.samefile(last):
-        link_file(path, last)
+    last = folder / CHECKPOINT_FOLDER / LAST_NAME
+    if not last.exists() or not resumed.path.samefile(last):
+        link_file(resumed.path, last)
     remove_uncounted(folder, resumed, later=True)
 
 
-def remove_uncounted(folder: Path, resumed: Mapping[str, Any], later: bool) -> None:
+def remove_uncounted(folder: Path, resumed: SavedRun, later: bool) -> None:
     """Remove the checkpoints that a run saved in `folder` and that its checkpoint `resumed` does not count.
 
     A kill between a save and the removal of an older checkpoint leaves them, and so does a run that goes on from an
@@ -118,11 +121,11 @@ def remove_uncounted(folder: Path, resumed: Mapping[str, Any], later: bool) -> N
     Raises:
         RunError: the disk refused.
     """
-    step, checkpoints = resumed["global_step"], folder / CHECKPOINT_FOLDER
-    counted = {name for entries in resumed["callbacks"]["Checkpointer"]["kept"].values() for _, name in entries}
-    ours = sorted(path for path in checkpoints.glob("*.ckpt") if OUR_NAME.fullmatch(path.name))
+    step = resumed.global_step
+    counted = {name for entries in resumed.scores.kept.values() for _, name in entries}
+    ours = sorted(path for path in (folder / CHECKPOINT_FOLDER).glob("*.ckpt") if OUR_NAME.fullmatch(path.name))
     for path in ours:
-        resumed_itself = os.path.realpath(path) == os.path.realpath(resumed["path"])
+        resumed_itself = os.path.realpath(path) == os.path.realpath(resumed.path)
         if path.name in counted or resumed_itself or (step_of(path) > step and not later):
             continue
         if step_of(path) > step:

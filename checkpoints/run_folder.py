@@ -26,7 +26,6 @@ CONFIG_NAME = "config.json"
 TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
-CONTENT_KEY = "s2s"  # in a checkpoint: what is ours besides Lightning's state
 RUN_NAMES = (
     CONFIG_NAME,
     CHECKPOINT_FOLDER,

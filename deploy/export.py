@@ -192,15 +192,14 @@ def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
 
     For a mean it is that of the first, without scores, with `average_of`.
     """
-    from checkpoints.format import RUN_ENTRIES, read_checkpoint
     from checkpoints.model_folder import exported_at, training_state
     from checkpoints.model_source import InferenceModel
-    from checkpoints.run_folder import CONTENT_KEY
+    from checkpoints.saved_run import read_run
 
     model = InferenceModel(names[0], flag=flag)
     if model.is_checkpoint:
-        checkpoint = read_checkpoint(names[0], flag, mmap=True, needed=RUN_ENTRIES)
-        state = training_state(exported_at(checkpoint), checkpoint[CONTENT_KEY])
+        run = read_run(Path(names[0]), flag, mmap=True)
+        state = training_state(exported_at(run), run.model.state)
     else:
         state = model.saved_state()
     if state and len(names) > 1:

@@ -151,21 +151,45 @@ def from_checkpoint(
     Raises:
         UserError: a weight is missing, left over, or of another shape; `place` opens the message.
     """
-    model = _build(checkpoint_config(description, place), place)
-    if description["untied"] and not is_untied(model):
-        untie(model)
-    own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {_shortened(missing)} {verb} missing")
-    try:
-        model.load_state_dict(dict(weights), strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:  # left over, of another shape, or no tensor
-        reason = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
-        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {reason}") from error
+    config = checkpoint_config(description, place)
+    with torch.device("meta"):  # no memory for weights that the checkpoint does not have
+        problem = _misfit(_checkpoint_model(config, description, place).state_dict(), weights)
+    if problem:
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {problem}")
+    model = _checkpoint_model(config, description, place)
+    model.load_state_dict(dict(weights), strict=True)
     settle_tying(model)
     return model
+
+
+def _checkpoint_model(config: PreTrainedConfig, description: Mapping[str, Any], place: str) -> PreTrainedModel:
+    model = _build(config, place)
+    if description["untied"] and not is_untied(model):
+        untie(model)
+    return model
+
+
+def _misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with `weights` for a model whose parameters are `own`; empty if nothing is."""
+    for names, word in ((own.keys() - weights.keys(), "missing"), (weights.keys() - own.keys(), "left over")):
+        if names:
+            return f"{_shortened(sorted(names))} {'is' if len(names) == 1 else 'are'} {word}"
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            return f"size mismatch for {name}: {list(value.shape)}, not {list(own[name].shape)}"
+        if value.is_floating_point() != own[name].is_floating_point():
+            return f"{name} is of type {value.dtype}, not {own[name].dtype}"
+    return ""
+
+
+def is_dense(value: Any) -> bool:
+    """Whether `value` is a tensor as a checkpoint has them: on the CPU, with memory for each of its elements."""
+    return (
+        type(value) is torch.Tensor
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and not (value.is_quantized or value.is_conj() or value.is_neg())
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:

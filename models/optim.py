@@ -7,13 +7,16 @@ factor (step + 1) / W, so no step runs at rate 0; at and after `total_steps` the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from models.loading import is_dense
 
 FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
 
@@ -88,6 +91,53 @@ def decay_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
             free = parameter.ndim < 2 or id(parameter) in norms or "bias" in name
             (undecayed if free else decayed).append(parameter)
     return decayed, undecayed
+
+
+def state_problem(name: str, model: nn.Module, saved: Mapping[str, Any], complete: bool) -> str:
+    """Why `saved`, from a checkpoint, is not the `state_dict` of the optimizer `name` over `model`; empty if it may be.
+
+    Its rates and the like are set from the flags after it is loaded, whatever they are.
+
+    Args:
+        complete: whether every parameter takes part in every step, so that none may lack a state.
+    """
+    decayed, undecayed = decay_groups(model)
+    parameters = [*decayed, *undecayed]
+    groups, states = saved.get("param_groups"), saved.get("state")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return "param_groups is no list of groups"
+    numbers = list(range(len(parameters)))
+    if [group.get("params") for group in groups] != [numbers[: len(decayed)], numbers[len(decayed) :]]:
+        return "param_groups is not of the model's parameters"
+    plain = (int, float, bool, tuple, type(None))
+    if not all(isinstance(value, plain) for group in groups for key, value in group.items() if key != "params"):
+        return "param_groups holds other than numbers"
+    if not isinstance(states, dict):
+        return "state is no mapping"
+    if complete and states and len(states) < len(parameters):
+        return "state lacks some of the model's parameters"
+    for number, state in states.items():
+        if type(number) is not int or number not in numbers or not isinstance(state, dict):
+            return "state is not of the model's parameters"
+        expected = _state_shapes(name, parameters[number])
+        if set(state) != set(expected):
+            return f"state.{number} is not one of {name}"
+        for key, value in state.items():
+            shape = expected[key]
+            number_instead = shape == () and type(value) in (int, float)
+            if not number_instead and not (is_dense(value) and value.is_floating_point() and value.shape == shape):
+                return f"state.{number}.{key} does not fit the parameter"
+    return ""
+
+
+def _state_shapes(name: str, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """What the optimizer `name` keeps of a parameter; () = a number or a tensor of one."""
+    shape = tuple(parameter.shape)
+    if name == "adam":
+        return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    if len(shape) < 2:
+        return {"step": (), "RMS": (), "exp_avg_sq": shape}
+    return {"step": (), "RMS": (), "exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
 
 
 def current_rate(optimizer: Optimizer) -> float:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
-from models.loading import _shortened
+from models.loading import _shortened, is_dense
 from utils.errors import UserError, error_reason
 from utils.files import STATE_NAME
 from utils.json_files import read_json
@@ -80,15 +80,19 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkp
         UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them; code.
     """
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder).resolve()
         for name, content in files.items():
-            target = (root / name).resolve()
-            if root.resolve() not in target.parents:
-                raise UserError(f"{place}: its tokenizer holds a file outside its folder: {name!r}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not isinstance(content, torch.Tensor):
-                raise UserError(f"{place}: its tokenizer is damaged: {name!r} holds no bytes")
-            target.write_bytes(content.numpy().tobytes())
+            shown = repr(name)[:80]
+            if not (is_dense(content) and content.dtype == torch.uint8 and content.dim() == 1):
+                raise UserError(f"{place}: its tokenizer is damaged: {shown} holds no bytes")
+            try:
+                target = (root / name).resolve()
+                if root not in target.parents:
+                    raise UserError(f"{place}: its tokenizer holds a file outside its folder: {shown}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.numpy().tobytes())
+            except (OSError, ValueError, TypeError) as error:  # no text, NUL, too long, half a character, in a file
+                raise UserError(f"{place}: its tokenizer is damaged: {shown} is no file name ({error})") from error
         refuse_code_of(folder, place)
         try:
             return AutoTokenizer.from_pretrained(folder, **NO_CODE)

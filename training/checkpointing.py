@@ -20,10 +20,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from checkpoints.format import FORMAT_VERSION
+from checkpoints.format import CONTENT_KEY, FORMAT_VERSION
 from checkpoints.model_folder import Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
-from checkpoints.run_folder import CHECKPOINT_FOLDER, CONTENT_KEY, LAST_NAME, exported_step
+from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
 from config.flags import RunFlags
 from metrics.registry import METRICS
 from models.loading import describe
@@ -33,9 +33,9 @@ from training.lightning_loop import (
     data_module,
     epoch_complete,
     epoch_of,
+    fit_loop_state,
     has_validation,
     ours,
-    set_position,
     validation_due,
 )
 from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
@@ -151,9 +151,8 @@ class Checkpointer(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         epoch, batches = data_module(trainer).position()
-        fit_loop = trainer.fit_loop.state_dict()
-        set_position(fit_loop, epoch, batches, int(trainer.num_training_batches), trainer.global_step)
-        checkpoint["loops"] = {"fit_loop": fit_loop}
+        loop = fit_loop_state(epoch, batches, int(trainer.num_training_batches), trainer.global_step)
+        checkpoint["loops"] = {"fit_loop": loop}
         checkpoint["epoch"] = epoch
         checkpoint[CONTENT_KEY] = {
             "format_version": FORMAT_VERSION,

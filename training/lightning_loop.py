@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from checkpoints.saved_run import SavedRun
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from models.seq2seq_module import Seq2SeqModule
 from training.process_watch import ProcessWatch
 from utils.files import run_error, write_file
-
-LARGE = ("state_dict", "optimizer_states")  # entries of a checkpoint
 
 
 def ours(module: pl.LightningModule) -> Seq2SeqModule:
@@ -92,8 +91,8 @@ def take_over_loop(trainer: pl.Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
-def set_position(fit_loop: dict[str, Any], epoch: int, batches: int, batches_per_epoch: int, step: int) -> None:
-    """Make the saved state of Lightning's fit loop say: `batches` micro-batches of `epoch` are done, `step` steps.
+def fit_loop_state(epoch: int, batches: int, batches_per_epoch: int, step: int) -> dict[str, Any]:
+    """The state of Lightning's fit loop when `batches` micro-batches of `epoch` are done, and `step` steps in all.
 
     Lightning guesses from its counters in which hook a checkpoint was written and corrects them on loading. Written
     this way there is nothing to guess: a whole number of batches is done, and validation, if due, is behind us.
@@ -103,23 +102,27 @@ def set_position(fit_loop: dict[str, Any], epoch: int, batches: int, batches_per
     def counters(value: int, *names: str) -> dict[str, int]:
         return dict.fromkeys(names or ("ready", "started", "processed", "completed"), value)
 
+    def progress(in_all: int, now: int, *names: str) -> dict[str, Any]:
+        return {"total": counters(in_all, *names), "current": counters(now, *names)}
+
     begun = epoch + 1 if batches else epoch
     epochs = {**counters(epoch), "ready": begun, "started": begun}
-    fit_loop["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}
-    fit_loop["epoch_loop.state_dict"] = {"_batches_that_stepped": step}
-    fit_loop["epoch_loop.batch_progress"] = {
-        "total": counters(total),
-        "current": counters(batches),
-        "is_last_batch": False,
-    }
-    fit_loop["epoch_loop.scheduler_progress"] = {
-        "total": counters(step, "ready", "completed"),
-        "current": counters(0, "ready", "completed"),
-    }
-    fit_loop["epoch_loop.val_loop.batch_progress"] = {
-        "total": counters(0),
-        "current": counters(0),
-        "is_last_batch": False,
+    automatic, manual = "epoch_loop.automatic_optimization", "epoch_loop.manual_optimization"
+    two, three = ("ready", "completed"), ("ready", "completed", "started")
+    return {
+        "state_dict": {},
+        "epoch_progress": {"total": dict(epochs), "current": dict(epochs)},
+        "epoch_loop.state_dict": {"_batches_that_stepped": step},
+        "epoch_loop.batch_progress": {**progress(total, batches), "is_last_batch": False},
+        "epoch_loop.scheduler_progress": progress(step, 0, *two),
+        f"{automatic}.state_dict": {},
+        f"{automatic}.optim_progress": {
+            "optimizer": {"step": progress(step, 0, *two), "zero_grad": progress(step, 0, *three)}
+        },
+        f"{manual}.state_dict": {},
+        f"{manual}.optim_step_progress": progress(0, 0, *two),
+        "epoch_loop.val_loop.state_dict": {},
+        "epoch_loop.val_loop.batch_progress": {**progress(0, 0), "is_last_batch": False},
     }
 
 
@@ -127,12 +130,11 @@ class DurableCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, written durably.
 
     Args:
-        resumed: the checkpoint that the run continues, as it was read and checked; nothing else can be loaded. It is
-            handed over once: its weights and optimizer states are taken out of it, so that they do not stay in memory
-            for the whole run.
+        resumed: the run that is continued, as it was read and checked; nothing else can be loaded. Its tensors are
+            handed over once, so that they do not stay in memory for the whole run.
     """
 
-    def __init__(self, resumed: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, resumed: SavedRun | None = None) -> None:
         self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -146,10 +148,10 @@ class DurableCheckpointIO(CheckpointIO):
         if self.resumed is None:
             raise RuntimeError(f"{path}: this run continues no checkpoint, or has loaded it")
         resumed, self.resumed = self.resumed, None
-        loaded = dict(resumed)
-        for name in LARGE:
-            loaded[name] = copy.copy(resumed[name])
-            resumed[name].clear()  # others hold this same object, and would for as long as the run lasts
+        position = resumed.position
+        loop = fit_loop_state(position.epoch, position.batches, position.batches_per_epoch, resumed.global_step)
+        loaded = resumed.for_lightning(loop, version("pytorch-lightning"))
+        resumed.model.tensors.release()
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -6,20 +6,24 @@ read the newest whole checkpoint -> compare the flags, before any data is read -
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from checkpoints.format import RUN_ENTRIES, TornCheckpoint, read_checkpoint
-from checkpoints.run_folder import CONTENT_KEY
-from config.flags import TrainConfig
+from checkpoints.format import TornCheckpoint
+from checkpoints.saved_run import SavedRun, read_run
+from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
 from metrics.registry import is_generated
+from models.architectures import BART_LIKE, T5_LIKE
+from models.loading import OF_ANOTHER_KIND
+from models.optim import state_problem
 from task_utils import Task
-from training.lightning_loop import set_position
+from training.strategies import leaves_out_parameters
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
@@ -29,8 +33,8 @@ VALIDATION_DATA = "validation data and encoding"
 PRECISION = "-float_precision"
 
 
-def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[str, Any] | None:
-    """The first whole checkpoint of `candidates` with its `path`; says which torn ones were passed over. None of none.
+def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> SavedRun | None:
+    """The run of the first whole checkpoint of `candidates`; says which torn ones were passed over. None of none.
 
     Args:
         say: prints a line for the user.
@@ -42,15 +46,15 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
     problems: list[str] = []
     for path in candidates:
         try:
-            checkpoint = read_checkpoint(path, needed=RUN_ENTRIES)
+            run = read_run(path)
         except TornCheckpoint as error:
             problems.extend(error.problems)
             continue
         for problem in problems:
             say(f"passed over: {problem}")
         if problems:
-            say(f"continuing from the one before: {path}, optimizer step {checkpoint['global_step']}")
-        return {**checkpoint, "path": str(path)}
+            say(f"continuing from the one before: {path}, optimizer step {run.global_step}")
+        return run
     if len(problems) > 1:
         problems.append(
             "no checkpoint is whole: put one back from a copy of the run, or begin again with -overwrite in place of"
@@ -60,7 +64,7 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> dict[st
     return None
 
 
-def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task) -> list[Difference]:
+def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
     saved, now = saved_flags(resumed, config), to_dict(config)
     ways = ["fixed", "batches", "optimizer", "measure"]
@@ -73,13 +77,13 @@ def flag_differences(resumed: Mapping[str, Any], config: TrainConfig, task: Task
     present = task.to_dict()
     return [
         *differences_of(saved, {name: now[name] for name in names}, "-"),
-        *differences_of(resumed[CONTENT_KEY]["task"], {name: present.get(name) for name in TASK_PARTS}, "-"),
+        *differences_of(resumed.task, {name: present.get(name) for name in TASK_PARTS}, "-"),
     ]
 
 
-def saved_flags(resumed: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+def saved_flags(resumed: SavedRun, config: TrainConfig) -> dict[str, Any]:
     """The flags of the run before; one that its version did not have was what is the default now."""
-    return {**to_dict(type(config)()), **resumed[CONTENT_KEY]["flags"]}
+    return {**to_dict(type(config)()), **resumed.flags}
 
 
 def flags_of(*ways: str) -> set[str]:
@@ -87,13 +91,13 @@ def flags_of(*ways: str) -> set[str]:
     return {f"-{spec.name}" for spec in flag_specs(TrainConfig) if spec.resume in ways}
 
 
-def plan_differences(resumed: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Difference]:
+def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[Difference]:
     """What makes another course of batches: other rows, encoding, or devices.
 
     Args:
         fingerprint: what the data module says of this run.
     """
-    saved = dict(resumed["Seq2SeqDataModule"]["fingerprint"])
+    saved = dict(resumed.position.fingerprint)
     saved.setdefault(PRECISION, fingerprint[PRECISION])  # checkpoints of the first releases do not say
     return differences_of(saved, fingerprint)
 
@@ -111,7 +115,7 @@ def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
         )
 
 
-def kept_flags(resumed: Mapping[str, Any] | None, config: TrainConfig) -> dict[str, Any]:
+def kept_flags(resumed: SavedRun | None, config: TrainConfig) -> dict[str, Any]:
     """The flags for the next checkpoint: what named the model at first stays, though a resume need not repeat it."""
     flags = to_dict(config)
     if resumed is None:
@@ -126,14 +130,14 @@ def environment(devices: Devices) -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": name}
 
 
-def saved_threads(resumed: Mapping[str, Any] | None, config: TrainConfig, devices: Devices) -> int:
+def saved_threads(resumed: SavedRun | None, config: TrainConfig, devices: Devices) -> int:
     """The threads of each process that a resumed run on the CPU takes over; 0 = this machine's own number."""
     if resumed is None or config.run.resume_force or devices.accelerator != "cpu":
         return 0
-    return int(resumed[CONTENT_KEY]["environment"].get("threads", 0))
+    return int(resumed.environment.get("threads", 0))
 
 
-def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devices) -> list[str]:
+def changed_words(resumed: SavedRun, config: TrainConfig, devices: Devices) -> list[str]:
     """What differs from the run before in a way that changes its result, though it is allowed."""
     before, present = saved_flags(resumed, config), to_dict(config)
     lines = [
@@ -141,7 +145,7 @@ def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devi
         for spec in flag_specs(type(config))
         if spec.change and before[spec.name] != present[spec.name]
     ]
-    saved = resumed[CONTENT_KEY]["environment"]
+    saved = resumed.environment
     lines += [
         f"{name} was {saved.get(name)} and is {value} now: sums may be rounded differently from here, so that the"
         " weights need not be those of an uninterrupted run, bit for bit"
@@ -151,11 +155,11 @@ def changed_words(resumed: Mapping[str, Any], config: TrainConfig, devices: Devi
     return lines
 
 
-def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
+def finished_words(resumed: SavedRun, config: TrainConfig) -> str:
     """Why there is nothing left to train after `resumed`; empty when there is."""
-    epochs, step = resumed["epoch"], resumed["global_step"]
+    epochs, step = resumed.position.epoch, resumed.global_step
     patience = config.run.early_stopping_patience
-    without_gain = resumed["callbacks"]["Checkpointer"]["validations_without_gain"]
+    without_gain = resumed.scores.validations_without_gain
     if epochs >= config.optim.max_epoch:
         return f"the run is finished: {epochs} epochs, optimizer step {step}; a larger -max_epoch trains on"
     if patience and without_gain >= patience:
@@ -163,10 +167,10 @@ def finished_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
     return ""
 
 
-def limit_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
+def limit_words(resumed: SavedRun, config: TrainConfig) -> str:
     """Why -max_steps leaves nothing to do after `resumed`; empty when it does not."""
-    step, limit = resumed["global_step"], config.run.max_steps
-    if resumed["Seq2SeqDataModule"]["validation_pending"]:
+    step, limit = resumed.global_step, config.run.max_steps
+    if resumed.position.validation_pending:
         return ""  # the validation at that step is still to be done
     return f"-max_steps {limit} is reached: the run is at optimizer step {step}" if 0 < limit <= step else ""
 
@@ -176,45 +180,57 @@ def limit_words(resumed: Mapping[str, Any], config: TrainConfig) -> str:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A checkpoint made to fit the flags and the plan of this run, and what is not exact any more."""
+    """A run made to fit the flags and the plan of this one, and what is not exact any more."""
 
-    checkpoint: dict[str, Any]
+    run: SavedRun
     total_steps: int  # optimizer steps of the whole run: done before, and to come
     lines: list[str]
 
 
-def adapt(
-    resumed: Mapping[str, Any], differences: Sequence[Difference], config: TrainConfig, plan: BatchPlan
-) -> Adapted:
+def adapt(resumed: SavedRun, differences: Sequence[Difference], config: TrainConfig, plan: BatchPlan) -> Adapted:
     """`resumed` for this run; as it is when nothing differs."""
     if not differences:
-        return Adapted(dict(resumed), _total_steps(resumed, config, plan), [])
+        return Adapted(resumed, _total_steps(resumed, config, plan), [])
     names = {difference.name for difference in differences}
-    checkpoint, step = dict(resumed), resumed["global_step"]
+    run, step = resumed, resumed.global_step
     lines = ["-resume_force: the run goes on with other settings, so its result is not that of either alone"]
     lines.append(difference_table(differences))
     if _other_plan(names):
-        lines.append(_moved(checkpoint, plan, step))
-    total_steps = _total_steps(checkpoint, config, plan)
+        run, words = _moved(run, plan)
+        lines.append(words)
+    total_steps = _total_steps(run, config, plan)
     if names & flags_of("optimizer"):
-        checkpoint["optimizer_states"] = []
+        run.model.tensors.optimizer = None
         lines.append("the optimizer begins with an empty state")
-    checkpoint["lr_schedulers"] = [{"last_epoch": step, "_step_count": step + 1, "lr_lambdas": []}]
     lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
     if names & {VALIDATION_DATA, *flags_of("measure", "generated rows")}:
-        state = dict(checkpoint["callbacks"]["Checkpointer"])
-        state |= {"best_score": None, "best_step": 0, "validations_without_gain": 0}
-        checkpoint["callbacks"] = {**checkpoint["callbacks"], "Checkpointer": state}
+        run = replace(run, scores=replace(run.scores, best_score=None, best_step=0, validations_without_gain=0))
         lines.append("the best score so far is of another measure: the next validation begins anew")
-    return Adapted(checkpoint, total_steps, lines)
+    return Adapted(run, total_steps, lines)
 
 
-def _total_steps(checkpoint: Mapping[str, Any], config: TrainConfig, plan: BatchPlan) -> int:
+def _total_steps(run: SavedRun, config: TrainConfig, plan: BatchPlan) -> int:
     """Optimizer steps done and to come: also those of a run that was once forced to go on with other batches."""
-    position = checkpoint["Seq2SeqDataModule"]
-    to_come: int = (config.optim.max_epoch - position["epoch"]) * plan.num_steps
-    done: int = -(-position["batches"] // plan.accumulate)
-    return int(checkpoint["global_step"]) + to_come - done
+    to_come: int = (config.optim.max_epoch - run.position.epoch) * plan.num_steps
+    done: int = -(-run.position.batches // plan.accumulate)
+    return run.global_step + to_come - done
+
+
+def check_optimizer(
+    resumed: SavedRun, differences: Sequence[Difference], model: PreTrainedModel, flags: OptimFlags
+) -> None:
+    """Refuse a run whose optimizer state is not one of this model, unless the flags drop it.
+
+    Raises:
+        UserError: names the entry.
+    """
+    tensors = resumed.model.tensors
+    dropped = {difference.name for difference in differences} & flags_of("optimizer")
+    if dropped or tensors.optimizer is None:
+        return
+    complete = model.config.model_type in (*T5_LIKE, *BART_LIKE) and not leaves_out_parameters(model.config)
+    if problem := state_problem(flags.optim, model, tensors.optimizer, complete):
+        raise UserError(f"{resumed.model.place}: {OF_ANOTHER_KIND}: optimizer_states: {problem}")
 
 
 def _other_plan(names: set[str]) -> bool:
@@ -223,27 +239,17 @@ def _other_plan(names: set[str]) -> bool:
     return any(name in plan or not name.startswith("-") for name in names - {VALIDATION_DATA})
 
 
-def _moved(checkpoint: dict[str, Any], plan: BatchPlan, step: int) -> str:
-    """Put the position at the same share of the new plan's epoch, down to an optimizer step; returns it in words."""
-    position = checkpoint["Seq2SeqDataModule"]
-    epoch, before, of = position["epoch"], position["batches"], position["batches_per_epoch"]
+def _moved(run: SavedRun, plan: BatchPlan) -> tuple[SavedRun, str]:
+    """The run at the same share of the new plan's epoch, down to an optimizer step; and what that is, in words."""
+    epoch, before, of = run.position.epoch, run.position.batches, run.position.batches_per_epoch
     batches = before * plan.num_steps // of * plan.accumulate
     if batches >= plan.batches_per_rank:
         epoch, batches = epoch + 1, 0
-    checkpoint["Seq2SeqDataModule"] = {
-        **position,
-        "epoch": epoch,
-        "batches": batches,
-        "batches_per_epoch": plan.batches_per_rank,
-        "validation_pending": False,
-    }
-    checkpoint["epoch"] = epoch
-    fit_loop = dict(checkpoint["loops"]["fit_loop"])
-    set_position(fit_loop, epoch, batches, plan.batches_per_rank, step)
-    checkpoint["loops"] = {"fit_loop": fit_loop}
-    return (
+    position = {"epoch": epoch, "batches": batches, "batches_per_epoch": plan.batches_per_rank}
+    words = (
         f"the batches are others: epoch {epoch} goes on at batch {batches} of {plan.batches_per_rank} (it was batch"
         f" {before} of {of}); rows of this epoch may be seen twice or not at all"
         if batches
         else f"the batches are others: the run goes on with the beginning of epoch {epoch}"
     )
+    return run.at(**position, validation_pending=False), words

@@ -10,27 +10,24 @@ from typing import Any
 import torch
 import transformers
 
-from checkpoints.format import MODEL_ENTRIES, model_weights, read_checkpoint
 from checkpoints.model_folder import exported_at, write_export
 from checkpoints.retention import continue_from, remove_uncounted
 from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
     CONFIG_NAME,
-    CONTENT_KEY,
     OVERWRITTEN,
     clean_leftovers,
     exported_step,
     is_of_run,
     validated_checkpoint,
 )
+from checkpoints.saved_run import SavedRun, read_run
 from config.checks import highest_rate
 from config.flags import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
-from models.loading import from_checkpoint
 from models.optim import resolve_warmup
-from models.tokenizers import unpack_tokenizer
 from task_utils import Task
 from training.checkpointing import Checkpointer
 from utils.console import tell
@@ -94,7 +91,7 @@ def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) 
     return [*lines, f"everything goes to {config.run.save_path}"]
 
 
-def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None, resolved: Any) -> None:
+def open_run_folder(config: TrainConfig, folder: Path, resumed: SavedRun | None, resolved: Any) -> None:
     """Make the run's folder ready: an overwritten run goes now, when everything else is known to be right.
 
     So does what a run left that was killed before its first checkpoint, where -resume_checkpoint auto starts afresh.
@@ -111,7 +108,7 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any
     clean_leftovers(folder)
     write_json(folder / CONFIG_NAME, {**to_dict(config), "resolved": resolved})
     if resumed is not None:
-        path = Path(resumed["path"])
+        path = resumed.path
         if is_of_run(path, folder):
             continue_from(folder, resumed)
         best = path.parent.parent / "best"
@@ -120,7 +117,7 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: Mapping[str, Any
         complete_exports(folder, resumed, finished=False)
 
 
-def _make_room(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | None) -> None:
+def _make_room(config: TrainConfig, folder: Path, resumed: SavedRun | None) -> None:
     """Make `folder`, without the run that is overwritten there."""
     folder.mkdir(parents=True, exist_ok=True)
     anew = config.run.resume_checkpoint == "auto" and resumed is None  # a run that ended before its first checkpoint
@@ -132,12 +129,12 @@ def _make_room(config: TrainConfig, folder: Path, resumed: Mapping[str, Any] | N
                 path.unlink(missing_ok=True)
 
 
-def complete_finished_run(folder: Path, resumed: Mapping[str, Any]) -> None:
+def complete_finished_run(folder: Path, resumed: SavedRun) -> None:
     """Tidy up after a kill in the last writes of a run: what is left over goes, best/ and last/ are written if need be.
 
     A finished run that lies in another folder is left alone.
     """
-    if is_of_run(Path(resumed["path"]), folder):
+    if is_of_run(resumed.path, folder):
         clean_leftovers(folder)
         remove_uncounted(folder, resumed, later=False)
         complete_exports(folder, resumed, finished=True)
@@ -154,30 +151,24 @@ def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[s
     ]
 
 
-def complete_exports(folder: Path, checkpoint: Mapping[str, Any], finished: bool) -> None:
-    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone.
-
-    Args:
-        checkpoint: the one that is resumed.
-    """
-    state = checkpoint["callbacks"]["Checkpointer"]
-    best_step, step = state["best_step"], checkpoint["global_step"]
+def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:
+    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone."""
+    best_step, step = resumed.scores.best_step, resumed.global_step
     if best_step and exported_step(folder, "best") != best_step:
-        origin = Path(checkpoint["path"]).parent.parent  # another folder, when the run goes on in a new one
+        origin = resumed.path.parent.parent  # another folder, when the run goes on in a new one
         path = validated_checkpoint(folder, best_step) or validated_checkpoint(origin, best_step)
         if best_step == step:
-            export_checkpoint(folder / "best", checkpoint)
-        elif path is not None:
-            export_checkpoint(folder / "best", read_checkpoint(path, needed=MODEL_ENTRIES))
+            path = resumed.path
+        if path is not None:
+            export_checkpoint(folder / "best", path)
     if finished and exported_step(folder, "last") != step:
-        export_checkpoint(folder / "last", checkpoint)
+        export_checkpoint(folder / "last", resumed.path)
 
 
-def export_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Make `folder` what the run would have exported at this checkpoint, and say so."""
-    content = checkpoint[CONTENT_KEY]
-    model = from_checkpoint(content["model"], model_weights(checkpoint), str(folder))
-    tokenizer = unpack_tokenizer(content["tokenizer"], str(folder))
+def export_checkpoint(folder: Path, path: Path) -> None:
+    """Make `folder` what the run would have exported at the checkpoint `path`, and say so."""
+    run = read_run(path, mmap=True)
+    model, tokenizer = run.model.build(), run.model.tokenizer()
     model.generation_config = generation_config(model, tokenizer)
-    write_export(folder, model, tokenizer, exported_at(checkpoint), content)
-    tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {checkpoint['global_step']}")
+    write_export(folder, model, tokenizer, exported_at(run), run.model.state)
+    tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {run.global_step}")

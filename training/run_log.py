@@ -15,6 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
+from checkpoints.saved_run import LOG_KEY
 from metrics.registry import figure_texts
 from models.meter import Totals
 from models.optim import current_rate
@@ -26,7 +27,6 @@ from utils.json_files import parse_json, read_json
 from utils.progress import ProgressLine
 
 KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are figures
-STATE_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
 
 
 class RunLog(pl.Callback):
@@ -131,7 +131,7 @@ class RunLog(pl.Callback):
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, meters[0])
             meters = gathered
-        checkpoint[STATE_KEY] = {
+        checkpoint[LOG_KEY] = {
             "meters": meters,  # by rank
             "epoch_totals": [asdict(self._epoch_totals)],  # a list: once there was one entry for each log line
             "epoch_seconds": time.monotonic() - self._epoch_began,
@@ -142,7 +142,7 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         del trainer, pl_module
-        self._resumed = checkpoint.get(STATE_KEY)
+        self._resumed = checkpoint.get(LOG_KEY)
 
     def _take_up(self, trainer: pl.Trainer, module: Seq2SeqModule) -> None:
         """Go on measuring where the resumed checkpoint was: its next log lines say what they would have said."""

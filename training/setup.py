@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_source import model_source
 from checkpoints.run_folder import CACHE_FOLDER
+from checkpoints.saved_run import SavedRun
 from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
@@ -18,7 +18,14 @@ from datamodules.splits import Encoder, Splits, training_splits
 from models.architectures import source_limit, target_limit
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
-from training.resuming import changed_words, check_same, flag_differences, plan_differences, saved_threads
+from training.resuming import (
+    changed_words,
+    check_optimizer,
+    check_same,
+    flag_differences,
+    plan_differences,
+    saved_threads,
+)
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
 
@@ -34,7 +41,7 @@ class Prepared:
     splits: Splits
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    resumed: Mapping[str, Any] | None  # the checkpoint
+    resumed: SavedRun | None
     differences: Sequence[Difference] = ()  # between it and this run; -resume_force allows them
 
     def data_module(self) -> Seq2SeqDataModule:
@@ -58,7 +65,7 @@ class Prepared:
         )
 
 
-def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None, say: Callable[..., None]) -> Prepared:
+def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None, say: Callable[..., None]) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
     Args:
@@ -67,7 +74,7 @@ def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None, 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
-    source = model_source(config, resumed)
+    source = model_source(config, resumed.model if resumed else None)
     flags = config.device
     model_type = source.config.model_type
     devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
@@ -88,4 +95,5 @@ def prepare(config: TrainConfig, task: Task, resumed: Mapping[str, Any] | None, 
     fingerprint = prepared.data_module().fingerprint(devices.world_size, devices.precision)
     differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]
     check_same(differences, config)
+    check_optimizer(resumed, differences, prepared.model, config.optim)
     return replace(prepared, differences=differences)

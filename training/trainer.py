@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate
 from config.flags import TrainConfig
 from datamodules.batching import BatchPlan
@@ -51,13 +51,13 @@ def build_trainer(
     plan: BatchPlan,
     validates: bool,
     callbacks: list[pl.Callback],
-    resumed: Mapping[str, Any] | None,
+    resumed: SavedRun | None,
 ) -> pl.Trainer:
     """Lightning's trainer with its own logging, checkpoints and samplers switched off: ours take their place.
 
     Args:
         validates: whether there are validation rows.
-        resumed: the checkpoint that the run continues.
+        resumed: the run that is continued.
 
     Raises:
         UserError: the processes that were started are not those that the flags ask for.

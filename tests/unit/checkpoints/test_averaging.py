@@ -17,9 +17,9 @@ from checkpoints.averaging import (
     newest_checkpoints,
     weight_source,
 )
-from checkpoints.format import model_weights, read_checkpoint
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import step_of
+from checkpoints.saved_run import read_model, read_run
 from models.loading import from_config
 from tests.small_configs import config_of
 from utils.errors import UserError
@@ -79,8 +79,7 @@ def test_best_and_last_checkpoints_of_a_run(copy_run: Path) -> None:
     best = best_checkpoints(run)
     scores = []
     for path in best:
-        state = read_checkpoint(path, mmap=True)["callbacks"]["Checkpointer"]
-        scores.append(state["validation"]["exact_match"])
+        scores.append(read_run(path, mmap=True).scores.validation["exact_match"])
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
     assert chosen_checkpoints("best:2", run) == [str(path) for path in best[:2]]
@@ -100,7 +99,7 @@ def test_best_and_last_checkpoints_of_a_run(copy_run: Path) -> None:
 def test_files_and_folders_are_averaged(copy_run: Path) -> None:
     run = copy_run / "run"
     newest, older = newest_checkpoints(run)[:2]
-    parts = [model_weights(read_checkpoint(path, mmap=True)) for path in (newest, older)]
+    parts = [read_model(path).tensors.weights for path in (newest, older)]
     expected = {name: ((value.double() + parts[1][name].double()) / 2).float() for name, value in parts[0].items()}
     model, _ = averaged([str(newest), str(older)])
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from checkpoints.format import KEPT, MODEL_ENTRIES, RUN_ENTRIES, read_checkpoint
+from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.model_source import InferenceModel
-from checkpoints.run_folder import CONTENT_KEY, exported_step
+from checkpoints.run_folder import exported_step
+from checkpoints.saved_run import MODEL_ENTRIES, RUN_ENTRIES, read_run
 from models.loading import (
     check_config_builds,
     config_from_dict,
@@ -25,6 +26,7 @@ from models.loading import (
     from_pretrained,
 )
 from models.tokenizers import pack_tokenizer, unpack_tokenizer
+from tests.saved_runs import whole_checkpoint
 from tests.small_configs import CONFIGS, config_of
 from training.run_log import RunLog
 from utils.errors import UserError
@@ -43,43 +45,6 @@ def exported(folder: Path, name: str = "bart", **config: Any) -> Path:
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, **config}))
     return folder
-
-
-def whole_checkpoint() -> dict[str, Any]:
-    model = from_config(config_of("bart"), seed=1)
-    return {
-        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
-        CONTENT_KEY: {
-            "format_version": 1,
-            "model": describe(model),
-            "tokenizer": pack_tokenizer(ByT5Tokenizer()),
-            "flags": {"max_epoch": 1},
-            "environment": {"threads": 1},
-            "monitor": "val_loss",
-        },
-        "epoch": 1,
-        "global_step": 5,
-        "pytorch-lightning_version": "2.6.6",
-        "callbacks": {
-            "Checkpointer": {
-                "best_score": None,
-                "best_step": 0,
-                "validations_without_gain": 0,
-                "validation": {},
-                "kept": {"best": [], "step": [], "hour": []},
-            },
-        },
-        "loops": {"fit_loop": {}},
-        "optimizer_states": [],
-        "lr_schedulers": [],
-        "Seq2SeqDataModule": {
-            "epoch": 1,
-            "batches": 0,
-            "batches_per_epoch": 5,
-            "validation_pending": False,
-            "fingerprint": {},
-        },
-    }
 
 
 # ---- weights
@@ -239,11 +204,11 @@ def without(content: dict[str, Any], name: str) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", RUN_ENTRIES)
+@pytest.mark.parametrize("name", [*MODEL_ENTRIES, *RUN_ENTRIES])
 def test_a_checkpoint_without_an_entry_is_told(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     torch.save(without(whole_checkpoint(), name), path)
-    told = message(read_checkpoint, path, needed=RUN_ENTRIES)
+    told = message(read_run, path)
     assert told == f"-resume_checkpoint {path}: a checkpoint of another kind or damaged: {name} is missing"
     if name in MODEL_ENTRIES:
         assert name in message(InferenceModel(str(path)))
@@ -252,21 +217,20 @@ def test_a_checkpoint_without_an_entry_is_told(name: str, tmp_path: Path) -> Non
 def test_a_whole_checkpoint_gives_its_model_and_one_of_other_types_does_not(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     torch.save(whole_checkpoint(), path)
-    assert read_checkpoint(path, needed=RUN_ENTRIES)["epoch"] == 1
+    assert read_run(path).position.epoch == 1
     model, tokenizer = InferenceModel(str(path))()
     assert (model.config.vocab_size, len(tokenizer)) == (384, 384)
     torch.save({**whole_checkpoint(), CONTENT_KEY: "text"}, path)
-    assert message(read_checkpoint, path).endswith("another kind or damaged: s2s is of type str")
-    torch.save({**whole_checkpoint(), "epoch": "1"}, path)
-    assert message(read_checkpoint, path, needed=RUN_ENTRIES).endswith("damaged: epoch is of type str")
+    assert message(read_checkpoint, path).endswith("damaged: its format version is missing or no number")
+    torch.save({**whole_checkpoint(), "global_step": "1"}, path)
+    assert message(read_run, path).endswith("damaged: global_step is '1', not a count")
     forged = whole_checkpoint()
     forged["callbacks"]["Checkpointer"]["kept"]["best"] = [[-9.0, "/home/me/thesis.ckpt"]]
     torch.save(forged, path)  # what it names would be deleted when a better one pushes it out
-    for needed in (RUN_ENTRIES, {KEPT: dict}):
-        assert message(read_checkpoint, path, needed=needed) == (
-            f"-resume_checkpoint {path}: a checkpoint of another kind or damaged: callbacks.Checkpointer.kept: it"
-            " counts [-9.0, '/home/me/thesis.ckpt'] as best, which is no checkpoint of a run"
-        )
+    assert message(read_run, path) == (
+        f"-resume_checkpoint {path}: a checkpoint of another kind or damaged: callbacks.Checkpointer.kept: it"
+        " counts [-9.0, '/home/me/thesis.ckpt'] as best, which is no checkpoint of a run"
+    )
 
 
 def test_an_archive_that_unpacks_to_more_than_the_file_is_refused(
@@ -323,12 +287,12 @@ def test_a_damaged_tokenizer_in_a_checkpoint_is_told() -> None:
     ("content", "told"),
     [
         ("[1]", "an object is expected, not [1]"),
-        ('{"task": 5}', "task is '5', of type int"),
+        ('{"task": 5}', "task is 5"),
         ('{"task": {"name": "x", "metrics": 7}}', "metrics"),
         ('{"task": {"name": "x", "zzz": 7}}', "unknown key 'zzz'"),
-        ('{"flags": []}', "flags is '[]', of type list"),
-        ('{"flags": {"tsv_escapes": "no"}}', "flags.tsv_escapes is 'no', of type str"),
-        ('{"flags": {"max_seq_length": null}}', "flags.max_seq_length is 'None', of type NoneType"),
+        ('{"flags": []}', "flags is a list of 0"),
+        ('{"flags": {"tsv_escapes": "no"}}', "flags.tsv_escapes is 'no'"),
+        ('{"flags": {"max_seq_length": null}}', "flags.max_seq_length is None"),
         ("{", "torn or no JSON"),
     ],
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints, continue_from, kept_problem, remove_uncounted
+from checkpoints.saved_run import SavedRun
+from tests.saved_runs import saved_run
 
 
 def validated(step: int, order: float) -> DueCheckpoint:
@@ -55,7 +58,7 @@ KINDS = (("step", ""), ("hour", "-by-hour"))
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def run(tmp_path: Path) -> tuple[Path, SavedRun]:
     """A run that is resumed at step 4, its folder as a kill and a later course left it."""
     folder = tmp_path / "saved_checkpoints"
     folder.mkdir()
@@ -69,7 +72,7 @@ def run(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     kept = {"step": [[2, "epoch00-global_step2.ckpt"]], "hour": []}
     kept["best"] = [[-0.5, "epoch00-global_step3-val_loss0.5000.ckpt"]]
     path = folder / "epoch00-global_step4.ckpt"
-    return tmp_path, {"path": str(path), "global_step": 4, "callbacks": {"Checkpointer": {"kept": kept}}}
+    return tmp_path, saved_run(path, global_step=4, kept=kept)
 
 
 OF_ITS_COURSE = [
@@ -81,15 +84,15 @@ OF_ITS_COURSE = [
 
 
 def test_a_run_goes_on_with_the_checkpoints_of_its_own_course(
-    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: tuple[Path, SavedRun], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, resumed = run
     monkeypatch.chdir(folder)
-    resumed["path"] = "saved_checkpoints/epoch00-global_step4.ckpt"  # another spelling of the same file
+    resumed = replace(resumed, path=Path("saved_checkpoints/epoch00-global_step4.ckpt"))  # the same file
     continue_from(folder, resumed)
     left = sorted(path.name for path in (folder / "saved_checkpoints").iterdir())
     assert left == [*OF_ITS_COURSE, "last.ckpt", "mine.ckpt"]
-    assert (folder / "saved_checkpoints" / "last.ckpt").samefile(resumed["path"])
+    assert (folder / "saved_checkpoints" / "last.ckpt").samefile(resumed.path)
     told = capsys.readouterr().out.splitlines()
     assert told == [
         f"the run goes on from optimizer step 4: {folder}/saved_checkpoints/{name}, of a later step, is removed"
@@ -97,7 +100,7 @@ def test_a_run_goes_on_with_the_checkpoints_of_its_own_course(
     ]
 
 
-def test_a_finished_run_is_rid_of_what_a_kill_left_and_of_nothing_later(run: tuple[Path, dict[str, Any]]) -> None:
+def test_a_finished_run_is_rid_of_what_a_kill_left_and_of_nothing_later(run: tuple[Path, SavedRun]) -> None:
     folder, resumed = run
     remove_uncounted(folder, resumed, later=False)
     left = sorted(path.name for path in (folder / "saved_checkpoints").iterdir())

@@ -18,9 +18,9 @@ from transformers import ByT5Tokenizer
 
 import export
 import inference
-from checkpoints.format import MODEL_ENTRIES, read_checkpoint
+from checkpoints.format import CONTENT_KEY
 from checkpoints.model_source import InferenceModel, model_source
-from checkpoints.run_folder import CONTENT_KEY
+from checkpoints.saved_run import SavedModel, read_model
 from config.flags import TrainConfig
 from models.loading import describe, from_config
 from models.tokenizers import pack_tokenizer
@@ -113,7 +113,7 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
     return "\n".join(caught.value.problems)
 
 
-def train_source(resumed: dict[str, Any] | None = None, **model: str) -> Any:
+def train_source(resumed: SavedModel | None = None, **model: str) -> Any:
     """What train.py does with the flags of the model."""
     config = TrainConfig()
     source = model_source(replace(config, model=replace(config.model, **model)), resumed)
@@ -194,7 +194,7 @@ def test_a_checkpoint_with_code_is_refused_by_every_command(part: str, tmp_path:
     told = TOLD.format(f"-model {path}", "config" if config else part)
     assert refusal(inference.main, ["-model", str(path), "-test_data", "-"]) == told
     assert refusal(InferenceModel(str(path))) == told
-    resumed = {**read_checkpoint(path, needed=MODEL_ENTRIES), "path": str(path)}
+    resumed = read_model(path, "-resume_checkpoint")
     assert refusal(lambda: train_source(resumed)) == told.replace("-model", "-resume_checkpoint")
 
 

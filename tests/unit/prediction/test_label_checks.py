@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.run_folder import CONTENT_KEY
 from config.flags import TrainConfig
 from config.inference_flags import LABEL_DECODINGS, InferenceConfig
 from config.parser import parse_flags, to_dict
 from postprocessors.labels import LabelMap
 from prediction.checks import check_inference, label_problems
 from task_utils import Task
+from tests.saved_runs import saved_run
 from training.resuming import flag_differences
 from utils.differences import Difference
 
@@ -91,6 +91,6 @@ def test_another_separator_is_another_run() -> None:
     one = Task("t", "", label_map=LabelMap.parse("0=a,1=b"))
     several = one.with_label_map(LabelMap.parse("0=a,1=b").joined_by(", "))
     config = TrainConfig()
-    saved = {CONTENT_KEY: {"flags": to_dict(config), "task": one.to_dict()}}
+    saved = saved_run(state={"flags": to_dict(config), "task": one.to_dict()})
     assert flag_differences(saved, config, one) == []
     assert flag_differences(saved, config, several) == [Difference("-label_separator", None, ", ")]

@@ -10,6 +10,7 @@ import pytest
 from config.flags import TrainConfig
 from config.parser import to_dict
 from task_utils import get_task
+from tests.saved_runs import saved_run
 from training.resuming import Difference, flag_differences, plan_differences
 
 TASK = get_task("nsmc-naive")
@@ -26,7 +27,7 @@ def config_with(**run: Any) -> TrainConfig:
 )
 def test_scores_of_other_generated_rows_are_not_compared(monitor: str, expected: list[Difference]) -> None:
     saved = config_with(monitor=monitor, valid_generate_rows=10)
-    resumed = {"s2s": {"flags": to_dict(saved), "task": TASK.to_dict()}}
+    resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
     assert flag_differences(resumed, config_with(monitor=monitor, valid_generate_rows=200), TASK) == expected
 
 
@@ -35,5 +36,5 @@ def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:
     now = {"-seed": 1, "-float_precision": "16-mixed"}
     of = {"-seed": 1, "-float_precision": "bf16-mixed"}
     expected = [Difference("-float_precision", "bf16-mixed", "16-mixed")]
-    assert plan_differences({"Seq2SeqDataModule": {"fingerprint": of}}, now) == expected
-    assert plan_differences({"Seq2SeqDataModule": {"fingerprint": {"-seed": 1}}}, now) == []
+    assert plan_differences(saved_run(fingerprint=of), now) == expected
+    assert plan_differences(saved_run(fingerprint={"-seed": 1}), now) == []

@@ -1,0 +1,343 @@
+"""A checkpoint as a typed view. What any part of the program takes from one is checked here, and named nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from checkpoints.format import CONTENT_KEY, read_checkpoint
+from checkpoints.retention import kept_problem
+from config.flags import TrainConfig
+from config.parser import flag_groups
+from models.loading import OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
+from models.meter import Totals
+from models.tokenizers import unpack_tokenizer
+from task_utils import Task
+from utils.errors import UserError, error_reason, raise_if_any
+
+LOG_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
+WEIGHTS = "model."  # opens the names of the model's parameters
+MOST = 1 << 53  # of anything that is counted
+MOST_THREADS = 1 << 12
+Check = tuple[Callable[[Any], bool], str]  # whether a value may be, and what is expected
+
+
+@dataclass
+class Tensors:
+    """Most of the bytes of a checkpoint; `release` lets go of them, wherever the view is still held."""
+
+    weights: Mapping[str, Tensor]  # by their names in the model itself
+    optimizer: Mapping[str, Any] | None = None  # its state_dict; None = it begins with an empty state
+
+    def release(self) -> None:
+        """Let go of the tensors; asking for them again is an AttributeError."""
+        del self.weights, self.optimizer
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a checkpoint gives to predict with."""
+
+    place: str  # the flag and the path: opens messages
+    description: Mapping[str, Any]  # `describe` of the model
+    tokenizer_files: Mapping[str, Tensor]
+    state: Mapping[str, Any]  # task, label_map and flags, as in training_state.json
+    tensors: Tensors
+
+    def config(self) -> PreTrainedConfig:
+        """The model config; `UserError` if it is none."""
+        return checkpoint_config(self.description, self.place)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; `UserError` if its files are none."""
+        return unpack_tokenizer(self.tokenizer_files, self.place)
+
+    def build(self) -> PreTrainedModel:
+        """The model on the CPU; `UserError` if weights and config do not fit."""
+        return from_checkpoint(self.description, self.tensors.weights, self.place)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the data module stands."""
+
+    epoch: int
+    batches: int  # micro-batches of the epoch that are done on each rank
+    batches_per_epoch: int
+    validation_pending: bool
+    fingerprint: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `Checkpointer` remembers of the validations so far."""
+
+    best_score: float | None
+    best_step: int
+    validations_without_gain: int
+    validation: Mapping[str, float]  # figures of the latest
+    kept: Mapping[str, Any]  # the checkpoints that count
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint gives to go on training with."""
+
+    path: Path
+    model: SavedModel
+    global_step: int
+    position: Position
+    scores: Scores
+    monitor: str
+    environment: Mapping[str, Any]  # threads, torch, device
+    log: Mapping[str, Any] | None
+    scaler: Mapping[str, Any] | None  # of the gradients, in fp16
+
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        """The flags of the run, by name."""
+        flags: Mapping[str, Any] = self.model.state["flags"]
+        return flags
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """The task, as `Task.to_dict` gave it."""
+        task: Mapping[str, Any] = self.model.state["task"]
+        return task
+
+    def at(self, **position: Any) -> SavedRun:
+        """The run at another position."""
+        return replace(self, position=replace(self.position, **position))
+
+    def for_lightning(self, fit_loop: Mapping[str, Any], version: str) -> dict[str, Any]:
+        """The checkpoint that Lightning loads, made of what was checked only.
+
+        Args:
+            fit_loop: the state of its loop at this position.
+            version: of Lightning, so that it finds nothing to upgrade.
+        """
+        schedule = {"last_epoch": self.global_step, "_step_count": self.global_step + 1, "lr_lambdas": []}
+        scaler = {"MixedPrecision": self.scaler} if self.scaler else {}
+        return {
+            "pytorch-lightning_version": version,
+            "epoch": self.position.epoch,
+            "global_step": self.global_step,
+            "state_dict": {WEIGHTS + name: value for name, value in self.model.tensors.weights.items()},
+            "loops": {"fit_loop": dict(fit_loop)},
+            "callbacks": {"Checkpointer": asdict(self.scores)},
+            "optimizer_states": [self.model.tensors.optimizer] if self.model.tensors.optimizer else [],
+            "lr_schedulers": [schedule],
+            "Seq2SeqDataModule": asdict(self.position),
+            LOG_KEY: self.log,
+            **scaler,
+        }
+
+
+def read_model(path: Path, flag: str = "-model", mmap: bool = True) -> SavedModel:
+    """What inference takes from a .ckpt; with `mmap` tensors are read from the disk when used.
+
+    Raises:
+        UserError, RunError: as `read_checkpoint`, and an entry that is missing or cannot be.
+    """
+    return _model(read_checkpoint(path, flag, mmap), f"{flag} {path}")
+
+
+def read_run(path: Path, flag: str = "-resume_checkpoint", mmap: bool = False) -> SavedRun:
+    """What a resume takes from a .ckpt, as `read_model`."""
+    checkpoint = read_checkpoint(path, flag, mmap)
+    place = f"{flag} {path}"
+    model = _model(checkpoint, place)
+    refuse_wrong_entries(checkpoint, RUN_ENTRIES, place)
+    content, scores = checkpoint[CONTENT_KEY], checkpoint["callbacks"]["Checkpointer"]
+    if problem := kept_problem(scores["kept"]):
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: callbacks.Checkpointer.kept: {problem}")
+    states = checkpoint["optimizer_states"]
+    model.tensors.optimizer = states[0] if states else None
+    for key, entries in OPTIONAL_ENTRIES.items():
+        if checkpoint.get(key) is not None:
+            refuse_wrong_entries(checkpoint, entries, place)
+    position = Position(**_only(Position, checkpoint["Seq2SeqDataModule"]))
+    if position.batches > position.batches_per_epoch:
+        raise UserError(
+            f"{place}: {OF_ANOTHER_KIND}: Seq2SeqDataModule.batches is {position.batches}, more than its"
+            f" {position.batches_per_epoch} batches of an epoch"
+        )
+    return SavedRun(
+        path=path,
+        model=model,
+        global_step=checkpoint["global_step"],
+        position=position,
+        scores=Scores(**_only(Scores, scores)),
+        monitor=content["monitor"],
+        environment=content["environment"],
+        log=checkpoint.get(LOG_KEY),
+        scaler=checkpoint.get("MixedPrecision"),
+    )
+
+
+def _model(checkpoint: Mapping[str, Any], place: str) -> SavedModel:
+    refuse_wrong_entries(checkpoint, MODEL_ENTRIES, place)
+    content, weights = checkpoint[CONTENT_KEY], checkpoint["state_dict"]
+    state = {name: content.get(name) for name in ("task", "label_map")} | {"flags": content.get("flags", {})}
+    check_state(state, place)
+    return SavedModel(
+        place=place,
+        description=content["model"],
+        tokenizer_files=content["tokenizer"],
+        state=state,
+        tensors=Tensors({name.removeprefix(WEIGHTS): weights[name] for name in weights if name.startswith(WEIGHTS)}),
+    )
+
+
+def _only(view: type, entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: entries[field.name] for field in fields(view)}
+
+
+def check_state(state: Mapping[str, Any], place: str) -> None:
+    """Refuse a task, label map or flags, of a checkpoint or a training_state.json, that are not what is taken of them.
+
+    Raises:
+        UserError: a line for each; `place` opens it.
+    """
+    flags = state.get("flags", {})
+    typed: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        ("task", state.get("task"), (dict, type(None))),
+        ("label_map", state.get("label_map"), (dict, type(None))),
+        ("flags", flags, dict),
+    ]
+    for spec in (spec for group in flag_groups(TrainConfig).values() for spec in group if isinstance(flags, dict)):
+        kinds = (list, tuple) if spec.repeat else (int, float, type(None)) if spec.kind is float else (spec.kind,)
+        if spec.name in flags:
+            typed.append((f"flags.{spec.name}", flags[spec.name], kinds))
+    problems = [
+        f"{place} is damaged: {name} is {shown(value)}"
+        for name, value, kind in typed
+        if not isinstance(value, kind) or (isinstance(value, int) and abs(value) > MOST)
+    ]
+    if not problems and state.get("task"):
+        try:
+            Task.from_dict(state["task"])
+        except (UserError, TypeError, AttributeError, ValueError, KeyError, RecursionError) as error:
+            problems.append(f"{place} is damaged: {error_reason(error)}")
+    raise_if_any(problems)
+
+
+# ---- entries
+
+
+def refuse_wrong_entries(checkpoint: Mapping[str, Any], entries: Mapping[str, Check], place: str) -> None:
+    """Refuse a checkpoint that lacks one of `entries` (names joined with dots), or has something else there."""
+    for name, (may_be, expected) in entries.items():
+        value: Any = checkpoint
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise UserError(f"{place}: {OF_ANOTHER_KIND}: {name} is missing")
+            value = value[key]
+        if not may_be(value):
+            raise UserError(f"{place}: {OF_ANOTHER_KIND}: {name} is {shown(value)}, not {expected}")
+
+
+def shown(value: Any) -> str:
+    """`value` in a few words, whatever it is."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping | list | tuple | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value[:60] if isinstance(value, str | bytes) else value)[:80]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MOST)
+
+
+def _of(keys: Callable[[Any], bool], values: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda found: isinstance(found, Mapping) and all(keys(key) and values(found[key]) for key in found)
+
+
+def _list_of(values: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda found: isinstance(found, list) and all(map(values, found))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | float | bool) or _is_number(value)
+
+
+def _is_meter(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 6 and all(map(_is_number, value))
+
+
+def _is_totals(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and {field.name for field in fields(Totals)} == set(value)
+        and all(map(_is_number, value.values()))
+    )
+
+
+COUNT: Check = (_is_count, "a count")
+NUMBER: Check = (_is_number, "a number")
+TEXT: Check = (_is_text, "text")
+FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
+FIGURES: Check = (_of(_is_text, lambda value: isinstance(value, float | int)), "figures by name")
+SETTINGS: Check = (_of(_is_text, _is_plain), "plain values by name")
+
+MODEL_ENTRIES: dict[str, Check] = {  # what a checkpoint must hold to give its model
+    "state_dict": (_of(_is_text, is_dense), "dense tensors by name"),
+    f"{CONTENT_KEY}.model.model_config": TEXT,
+    f"{CONTENT_KEY}.model.untied": FLAG,
+    f"{CONTENT_KEY}.tokenizer": (lambda value: isinstance(value, Mapping), "files by name"),
+}
+RUN_ENTRIES: dict[str, Check] = {  # and to go on training
+    f"{CONTENT_KEY}.task": (lambda value: isinstance(value, Mapping), "a task"),
+    f"{CONTENT_KEY}.flags.max_epoch": COUNT,
+    f"{CONTENT_KEY}.flags.seed": COUNT,
+    f"{CONTENT_KEY}.monitor": TEXT,
+    f"{CONTENT_KEY}.environment": (
+        lambda value: SETTINGS[0](value) and _is_count(threads := value.get("threads", 0)) and threads <= MOST_THREADS,
+        f"plain values by name with up to {MOST_THREADS} threads",
+    ),
+    "global_step": COUNT,
+    "callbacks.Checkpointer.best_score": (
+        lambda value: value is None or (isinstance(value, float | int) and not math.isnan(value)),
+        "a score",
+    ),
+    "callbacks.Checkpointer.best_step": COUNT,
+    "callbacks.Checkpointer.validations_without_gain": COUNT,
+    "callbacks.Checkpointer.validation": FIGURES,
+    "callbacks.Checkpointer.kept": (lambda value: isinstance(value, Mapping), "names of checkpoints by kind"),
+    "optimizer_states": (
+        lambda value: isinstance(value, list) and len(value) <= 1 and all(isinstance(one, Mapping) for one in value),
+        "the state of an optimizer",
+    ),
+    "Seq2SeqDataModule.epoch": COUNT,
+    "Seq2SeqDataModule.batches": COUNT,
+    "Seq2SeqDataModule.batches_per_epoch": (lambda value: _is_count(value) and value > 0, "a number of batches"),
+    "Seq2SeqDataModule.validation_pending": FLAG,
+    "Seq2SeqDataModule.fingerprint": SETTINGS,
+}
+OPTIONAL_ENTRIES: dict[str, dict[str, Check]] = {  # those of an entry that not every checkpoint has
+    LOG_KEY: {
+        f"{LOG_KEY}.meters": (_list_of(_is_meter), "sums of each process"),
+        f"{LOG_KEY}.epoch_totals": (_list_of(_is_totals), "sums of the epoch"),
+        f"{LOG_KEY}.epoch_seconds": NUMBER,
+        f"{LOG_KEY}.learning_rate": (lambda value: value is None or _is_number(value), "a rate"),
+    },
+    "MixedPrecision": {
+        f"MixedPrecision.{name}": (lambda value: _is_number(value) and value >= 0, "a number")
+        for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+    },
+}
