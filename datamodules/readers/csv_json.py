@@ -86,8 +86,8 @@ def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
         first = next(rows, None)
         if first is None:
             return
-        header = is_header(first[1], wanted, options.header, path)
-        names = [cell.strip() for cell in first[1]]
+        names = [replaced(cell).strip() for cell in first[1]]
+        header = is_header(names, wanted, options.header, path)
         report.headers[path] = f"header: {', '.join(names)}" if header else "no header"
         scouted = [] if header else _scouted(first, rows)
         width = max((len(cells) for _, cells, _ in scouted), default=len(names)) or 1  # of empty lines alone

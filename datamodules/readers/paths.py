@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.readers.encodings import check_encoding
 from utils.errors import UserError
 from utils.json_files import read_json
 
@@ -95,14 +96,15 @@ def check_data_paths(flag: str, values: Iterable[str]) -> list[str]:
             if data_path.kind == "folder":
                 arrow_files(data_path.path, flag)
             elif data_path.kind != "hub":
-                _check_file(data_path.path, may_be_blank=flag != "-train_data")
+                _check_file(data_path, may_be_blank=flag != "-train_data")
         except UserError as error:
             problems += [f"{flag}: {problem}" for problem in error.problems]
     return problems
 
 
-def _check_file(path: str, may_be_blank: bool) -> None:
-    """Refuse a file that holds no row; one of empty lines holds rows to predict, if `may_be_blank`."""
+def _check_file(data_path: DataPath, may_be_blank: bool) -> None:
+    """Refuse a file that holds no row or no text; one of empty lines holds rows to predict, if `may_be_blank`."""
+    path = data_path.path
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is no regular file; write the rows to a file first")
     try:
@@ -116,10 +118,10 @@ def _check_file(path: str, may_be_blank: bool) -> None:
     if not content.strip():
         if not content or (not may_be_blank and os.path.getsize(path) <= len(start)):
             raise UserError(f"{path}: the file is empty")
-    elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: the file is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    elif b"\r" in start and b"\n" not in start and os.path.getsize(path) <= len(start) * 64 and _has_no_newline(path):
-        raise UserError(f"{path}: lines end with a carriage return alone; convert them (tr '\\r' '\\n')")
+    elif data_path.kind != "parquet":
+        check_encoding(path)
+        if b"\r" in start and b"\n" not in start and os.path.getsize(path) <= len(start) * 64 and _has_no_newline(path):
+            raise UserError(f"{path}: lines end with a carriage return alone; convert them (tr '\\r' '\\n')")
 
 
 def _has_no_newline(path: str) -> bool:
