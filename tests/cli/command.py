@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cli.forked import ForkedCommands
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
+SCRIPTS = ("train.py", "inference.py", "export.py")
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,35 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **more}
 
 
+READ_AT_IMPORT = ("OMP", "MKL", "KMP", "GOMP", "HF_", "PYTHON", "LD_", "TORCH", "CUDA", "FAULT", "VENV", "PATH")
+
+
 def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
-    """Run to the end."""
+    """Run to the end; `python train.py` and its like as forks, unless `env` has what libraries read on their import."""
+    words = [str(part) for part in command]
+    usual = not any(name.startswith(READ_AT_IMPORT) for name in env or {})
+    if words[0] in (sys.executable, "python") and words[1] in SCRIPTS and usual:
+        return run_forked(words[1:], environment(**(env or {})))
     done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment(**(env or {})),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
+        words, cwd=ROOT, env=environment(**(env or {})), capture_output=True, text=True, timeout=TIMEOUT
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@functools.cache
+def forked_commands() -> ForkedCommands:
+    """The process that all tests of this worker fork their commands from."""
+    commands = ForkedCommands(ROOT, environment())
+    atexit.register(commands.close)
+    return commands
+
+
+def run_forked(words: list[str], env: Mapping[str, str], folder: Path = ROOT) -> Result:
+    """`python WORDS` in `folder`, to the end."""
+    with tempfile.TemporaryDirectory() as place:
+        output, error = Path(place) / "stdout", Path(place) / "stderr"
+        code = forked_commands().run(words, folder, output, error, env, TIMEOUT)
+        return Result(code, output.read_text(encoding="utf-8"), error.read_text(encoding="utf-8"))
 
 
 def train(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
@@ -86,31 +110,23 @@ def train_until(flags: list[str], line: str, signum: signal.Signals, whole_group
 
 def start_until(script: str, flags: list[str], line: str, signum: signal.Signals, whole_group: bool = False) -> Result:
     """Start, send `signum` when a line of the output contains `line`, and wait for the end."""
-    process = subprocess.Popen(
-        [sys.executable, script, *flags],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    commands = forked_commands()
     seen = []
-    try:
-        for text in process.stdout:
-            seen.append(text)
-            if line in text:
-                if whole_group:
-                    os.killpg(process.pid, signum)
-                else:
-                    process.send_signal(signum)
-                break
-        rest, _ = process.communicate(timeout=TIMEOUT)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return Result(process.returncode, "".join(seen) + rest, "")
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output"
+        os.mkfifo(output)
+        process = commands.start([script, *flags], ROOT, output, output, environment())
+        try:
+            with open(output, encoding="utf-8") as lines:
+                for text in lines:
+                    seen.append(text)
+                    if line in text:
+                        (os.killpg if whole_group else os.kill)(process, signum)
+                        break
+                seen += lines
+        finally:
+            code = commands.wait(process, TIMEOUT)
+    return Result(code, "".join(seen), "")
 
 
 def listing(folder: Path) -> dict[str, int]:

@@ -8,33 +8,67 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
-
-from tests.cli.command import ROOT, environment
+from typing import Any, NoReturn
 
 
 class ForkedCommands:
-    """A context whose `run` runs `python SCRIPT FLAGS` in a folder."""
+    """A process whose forks run `python SCRIPT FLAGS`, one at a time.
 
-    def __enter__(self) -> ForkedCommands:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    Args:
+        folder: where it is started; below it lie the modules of the project.
+        environment: of the process; the libraries are imported with it.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__], cwd=ROOT, env=environment(), text=True, **pipes
+            [sys.executable, "-m", __name__],
+            cwd=folder,
+            env=dict(environment),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        return self
 
-    def run(self, words: list[str], folder: Path, output: Path) -> int:
-        """The exit code; standard output and standard error are appended to the file `output`."""
+    def run(
+        self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str], timeout: float
+    ) -> int:
+        """The exit code of `python WORDS` in `folder`, as `subprocess` has it; what it prints goes to two files."""
+        return self.wait(self.start(words, folder, output, error, environment), timeout)
+
+    def start(self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str]) -> int:
+        """Start `python WORDS` in a session of its own; its process id."""
+        return self._answer(["start", words, str(folder), str(output), str(error), dict(environment)], 60.0)
+
+    def wait(self, process: int, timeout: float) -> int:
+        """The exit code of a started process.
+
+        Raises:
+            subprocess.TimeoutExpired: after `timeout` seconds; the process and its children are killed.
+        """
+        try:
+            return self._answer(["wait", process], timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process, signal.SIGKILL)
+            self._server.kill()
+            raise
+
+    def _answer(self, request: list[Any], timeout: float) -> int:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        print(json.dumps([words, str(folder), str(output)]), file=self._server.stdin, flush=True)
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        if not select.select([self._server.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(request[1], timeout)
         return int(self._server.stdout.readline())
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._server.communicate()
 
 
@@ -46,18 +80,27 @@ def serve() -> None:
     from transformers import BartForConditionalGeneration, T5ForConditionalGeneration  # noqa: F401
 
     for line in sys.stdin:
+        what, *arguments = json.loads(line)
+        if what == "wait":
+            print(os.waitstatus_to_exitcode(os.waitpid(*arguments, 0)[1]), flush=True)
+            continue
         child = os.fork()
         if child == 0:
-            become(*json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            become(*arguments)
+        print(child, flush=True)
 
 
-def become(words: list[str], folder: str, output: str) -> NoReturn:
+def become(words: list[str], folder: str, output: str, error: str, environment: dict[str, str]) -> NoReturn:
     """Be the process `python WORDS` in `folder`."""
+    os.setsid()
     os.chdir(folder)
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    os.dup2(1, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, path in ((1, output), (2, error)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    streams = [open(fd, mode, encoding="utf-8", closefd=False) for fd, mode in enumerate("rww")]  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = streams
     sys.argv = words
     code = 1
     try:

@@ -15,8 +15,7 @@ import pytest
 from config.flags import TrainConfig
 from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
-from tests.cli.command import ROOT, environment, make_environment
-from tests.cli.forked import ForkedCommands
+from tests.cli.command import ROOT, TIMEOUT, environment, forked_commands, make_environment
 from tests.cli.tiny import T5
 from tests.documents import PAGES, RUN, blocks, commands, text_of
 from tests.small_models import byte_tokenizer
@@ -76,24 +75,23 @@ def make_data(folder: Path) -> None:
 
 def test_every_command_runs_in_order(clone: Path) -> None:
     output = clone / "output"
-    with ForkedCommands() as forked:
-        for page in PAGES:
-            for command in commands(text_of(f"{page}.md"), RUN):
-                before = output.stat().st_size if output.exists() else 0
-                code = run(command, clone, output, forked)
-                assert code == 0, f"{page}.md: {command}\n{output.read_bytes()[before:].decode()}"
-                if command.endswith("quickstart.sh"):
-                    check_quickstart(output.read_text(encoding="utf-8"))
+    for page in PAGES:
+        for command in commands(text_of(f"{page}.md"), RUN):
+            before = output.stat().st_size if output.exists() else 0
+            code = run(command, clone, output)
+            assert code == 0, f"{page}.md: {command}\n{output.read_bytes()[before:].decode()}"
+            if command.endswith("quickstart.sh"):
+                check_quickstart(output.read_text(encoding="utf-8"))
     assert len((clone / "predictions.txt").read_text(encoding="utf-8").splitlines()) == 8
     assert json.loads((clone / "report.json").read_text(encoding="utf-8"))["scored_rows"] == 8
     assert len((clone / "runs/mine/piped.txt").read_text(encoding="utf-8").splitlines()) == 5
 
 
-def run(command: str, folder: Path, output: Path, forked: ForkedCommands) -> int:
+def run(command: str, folder: Path, output: Path) -> int:
     """A command of ours as a fork; anything else, and what needs a shell, in bash."""
     words = shlex.split(command)
     if words[0] == "python" and words[1] in SCRIPTS and not {"|", ">", "&&"} & set(words):
-        return forked.run(words[1:], folder, output)
+        return forked_commands().run(words[1:], folder, output, output, environment(), TIMEOUT)
     path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     with open(output, "a") as file:
         return subprocess.run(
