@@ -14,7 +14,7 @@ from config.export_flags import ExportConfig
 from config.flags import TrainConfig
 from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
-from metrics.registry import METRIC_NAMES
+from metrics.registry import METRICS
 from task_utils import Task, task_names
 from tests.documents import DOCUMENTS, LANGUAGES, PAGES, ROOT, RUN, SHOWN, blocks, commands, text_of
 
@@ -153,7 +153,7 @@ def test_tasks_task_keys_metrics_and_run_files_are_named(ending: str) -> None:
     tasks, metrics = text_of(f"docs/tasks{ending}"), text_of(f"docs/metrics{ending}")
     assert [name for name in task_names() if f"`{name}`" not in tasks] == []
     assert [key for key in Task.__dataclass_fields__ if not re.search(rf"`{key}`|^{key}:", tasks, re.MULTILINE)] == []
-    assert [name for name in METRIC_NAMES if f"`{name}`" not in metrics] == []
+    assert [name for name in METRICS if f"`{name}`" not in metrics] == []
     files = blocks(text_of(f"docs/run-files{ending}"), "text")[0]
     assert [name for name in RUN_NAMES if name not in files] == []
 
