@@ -21,8 +21,10 @@ from utils.errors import (
     Terminated,
     UserError,
 )
+from utils.escapes import printable
 
 SECONDS_FOR_THE_FIRST = 10.0
+MOST_PROBLEMS = 50  # that are told
 
 
 def prepare_streams() -> None:
@@ -39,9 +41,14 @@ def tell(*lines: str) -> None:
     """Print lines at once; when standard output is gone, go on in silence."""
     try:
         for line in lines:
-            print(line, flush=True)
+            print(_shown(line), flush=True)
     except OSError:
         silence()
+
+
+def _shown(text: str) -> str:
+    """`text` without the control characters that names of files, columns and labels may hold; it may be a table."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def silence() -> None:
@@ -56,8 +63,10 @@ def exit_with(error: UserError) -> NoReturn:
         # others while they wait. One that is not ended has a problem of its own, and tells it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_FOR_THE_FIRST)
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+    for problem in error.problems[:MOST_PROBLEMS]:
+        print(f"error: {_shown(problem)}", file=sys.stderr)
+    if len(error.problems) > MOST_PROBLEMS:
+        print(f"error: {len(error.problems) - MOST_PROBLEMS:,} more problems", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -81,7 +90,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
         silence()
         sys.exit(EXIT_RUN_ERROR)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(str(error))}", file=sys.stderr)
         sys.exit(EXIT_RUN_ERROR)
     finally:
         gc.freeze()  # else the interpreter goes through all that the libraries imported before it ends: a second

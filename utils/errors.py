@@ -45,6 +45,12 @@ def closest(word: str, choices: Sequence[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
+def shortened(names: Sequence[str], count: int = 20) -> str:
+    """The first `count` names, each cut to 60 letters, and how many there are more."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in names[:count]) + more
+
+
 @contextmanager
 def errors_at(place: str) -> Iterator[None]:
     """Errors raised inside become a `UserError` whose lines begin with `place`."""

@@ -26,6 +26,7 @@ from datamodules.readers.rows import PLACES_KEPT
 from task_utils import Task
 from utils.digests import tokenizer_digest
 from utils.errors import UserError, raise_if_any
+from utils.escapes import printable
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
@@ -62,9 +63,9 @@ def encode_rows(
         report = EncodeReport(notes=list(work.encoder.notes))
         try:
             content = write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
-        except UserError:  # what is wrong may be the change
-            contents.check_unchanged()
-            raise
+        except UserError as error:
+            contents.check_unchanged()  # what is wrong may be the change
+            raise UserError(*map(printable, error.problems)) from None
         contents.check_unchanged()
         return {"paths": _file_names(paths), "content": content, **report.to_dict()}
 

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from datamodules.readers.rows import TEXT, RowChunk
 from postprocessors.labels import LabelMap
 from task_utils import Template
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 
+MOST_LETTERS = 200  # of a reason
 MOST_BYTES = 1 << 31  # of the texts made of a chunk of rows, which has some megabytes
 
 
@@ -48,7 +49,7 @@ def render(template: Template, columns: dict[str, pa.Array], count: int) -> tupl
             text = template.render(row)
             text.encode()
         except ValueError as error:  # a template can also make a lone surrogate: UnicodeEncodeError is a ValueError
-            failures[index] = f"template {template.name}: {error}"
+            failures[index] = f"template {template.name}: {error}"[:MOST_LETTERS]
             text = ""
         size += len(text)
         _check_size(template, size)
@@ -77,10 +78,10 @@ def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> tupl
     unknown = np.flatnonzero(rows == -2)
     if len(unknown):
         first = int(unknown[0])
-        value = chunk.columns["target"][first].as_py()
+        value = shortened([chunk.columns["target"][first].as_py()])
         several = f", or several, each once, joined by {label_map.separator!r}" if label_map.separator else ""
         raise UserError(
             f"{chunk.place(first)}: value {value!r} of column {column!r} is not in the label map{several}; "
-            f"known: {', '.join(f'{label_id}={text}' for label_id, text in label_map.entries)}"
+            f"known: {shortened([f'{label_id}={text}' for label_id, text in label_map.entries])}"
         )
     return tuple(occurring), rows

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
-from utils.errors import UserError, raise_if_any
+from utils.errors import UserError, raise_if_any, shortened
 
 ROWS_A_CHUNK = 8192
 
@@ -88,7 +88,7 @@ def _from_batches(
     labels: bool,
 ) -> Iterator[RawRows]:
     """`labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name."""
-    report.headers[path] = f"columns: {', '.join(schema.names)}"
+    report.headers[path] = f"columns: {shortened(schema.names)}"
     class_names = {} if labels else _class_names(schema)
     row = 0
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datamodules.readers.rows import ReadOptions
 from task_utils import Task
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 
 # Names that mark a first line as a header when they stand at the source and the target column.
 _SOURCE_NAMES = frozenset(
@@ -130,8 +130,8 @@ def _cell(cells: Sequence[str], number: int) -> str | None:
 
 def no_column(path: str, name: str | int, columns: Sequence[str]) -> str:
     """The error line for a column that is not there."""
-    listed = ", ".join(f"{number}={column}" for number, column in enumerate(columns, 1))
-    return f"{path}: no column {name!r}; columns there are: {listed[:500] or 'none'}"
+    listed = shortened([f"{number}={column}" for number, column in enumerate(columns, 1)])
+    return f"{path}: no column {name!r}; columns there are: {listed or 'none'}"
 
 
 def locate(wanted: Wanted, names: Sequence[str] | None, width: int, path: str) -> dict[str, int | None]:

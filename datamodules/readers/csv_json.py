@@ -12,7 +12,7 @@ import numpy as np
 
 from datamodules.readers.columns import Wanted, is_header, locate
 from datamodules.readers.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 
 ROWS_A_CHUNK = 8192
 CHUNK_CHARACTERS = 4 << 20
@@ -88,7 +88,7 @@ def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
             return
         names = [replaced(cell).strip() for cell in first[1]]
         header = is_header(names, wanted, options.header, path)
-        report.headers[path] = f"header: {', '.join(names)}" if header else "no header"
+        report.headers[path] = f"header: {shortened(names)}" if header else "no header"
         scouted = [] if header else _scouted(first, rows)
         width = max((len(cells) for _, cells, _ in scouted), default=len(names)) or 1  # of empty lines alone
         positions = locate(wanted, names if header else None, width, path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from datamodules.readers.encodings import check_encoding
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.json_files import read_json
 
 KINDS = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
@@ -98,7 +99,7 @@ def check_data_paths(flag: str, values: Iterable[str]) -> list[str]:
             elif data_path.kind != "hub":
                 _check_file(data_path, may_be_blank=flag != "-train_data")
         except UserError as error:
-            problems += [f"{flag}: {problem}" for problem in error.problems]
+            problems += [printable(f"{flag}: {problem}") for problem in error.problems]
     return problems
 
 

@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 TEXT = pa.large_string()
 PLACES_KEPT = 3
+MOST_REASONS = 20
 
 # The position of a reason is its code in `RawRows.problems`; 0 = none. Of two problems of a row the first found stays.
 REASONS = (
@@ -59,7 +60,12 @@ class RowReport:
     escapes_seen: int = 0
 
     def add(self, reason: str, count: int, places: Iterable[str]) -> None:
-        """Count `count` malformed rows; of `places` (file:line) the first few are kept."""
+        """Count `count` malformed rows; of `places` (file:line) the first few are kept.
+
+        `reason` may be `kind: what is wrong`; of more kinds of wrong than anyone reads, the rest counts as one.
+        """
+        if len(self.malformed) >= MOST_REASONS and reason not in self.malformed:
+            reason = f"{reason.partition(': ')[0]}: other reasons"
         before, kept = self.malformed.get(reason, (0, []))
         for place in places:
             if len(kept) >= PLACES_KEPT:

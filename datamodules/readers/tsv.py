@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from datamodules.readers.columns import Wanted, is_header, locate
 from datamodules.readers.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.escapes import unescape_cell
 
 BLOCK_BYTES = 4 << 20
@@ -87,7 +87,7 @@ def _first_line(
     header = is_header(cells, wanted, options.header, path)
     if header:
         names = [cell.strip() for cell in cells]
-        report.headers[path] = f"header: {', '.join(names)}"
+        report.headers[path] = f"header: {shortened(names)}"
         return True, locate(wanted, names, len(names), path)
     report.headers[path] = "no header"
     return False, locate(wanted, None, _width(path), path)

@@ -22,7 +22,7 @@ from datamodules.encoding.encode import EncodeOptions, encode_rows
 from datamodules.encoding.store import EncodedSplit
 from datamodules.readers import tsv
 from datamodules.readers.read import ReadOptions
-from datamodules.splits import unknown_share
+from datamodules.splits import report_lines, unknown_share
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -222,6 +222,25 @@ def test_templates(bench: Bench) -> None:
         file, task=task, input_template="{{ source }}{{ d }}"
     )
     assert "the source may not hold {{ target }}" in bench.problem(file, task=task, input_template="{{ target }}")
+
+
+def test_reports_are_bounded_and_printable(bench: Bench) -> None:
+    """Reasons that differ in every row, a header of thousands of columns, a name of several lines."""
+    header = "\t".join(["source", "target", *(f"column{number}" for number in range(5000))])
+    rows = "".join(f"{number}\tb\n" for number in range(300))
+    file = bench.file(f"{header}\n{rows}7\tb\n", "a\nerror: b.tsv")
+    template = "{{ {'7': 'seven'}[source] }}"
+    report = bench.encode(file, input_template=template).report
+    lines = report_lines("-train_data", report)
+    assert "\n" not in "".join(lines)
+    assert "column17 and 4,982 more" in lines[1]
+    others = [line for line in lines if "other reasons" in line]
+    assert (len(lines), others[0].split(" first")[0]) == (
+        23,
+        "-train_data: 279 malformed row(s) (template -input_template: other reasons),",
+    )
+    problem = bench.problem(file, input_template="{{ source }}{{ x }}")
+    assert problem.startswith(f"{bench.folder}/a\\nerror: b.tsv: no column 'x'; columns there are: 1=source, 2=target,")
 
 
 def test_targets_that_a_template_empties(bench: Bench) -> None:

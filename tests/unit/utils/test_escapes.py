@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from utils.escapes import escape_cell, escape_json, flatten_cell, unescape_cell
+from utils.escapes import escape_cell, escape_json, flatten_cell, printable, unescape_cell
 
 CONTROLS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp")]
 TEXTS = ["", "plain", "a\nb", "a\tb\r", "back\\slash", "\\n is not a newline", "끝\\", "\x1b[31mred\x00", "한\u2028글"]
@@ -24,6 +24,7 @@ def test_escapes_are_one_line_and_reversible(text: str) -> None:
     assert unescape_cell(line)[0] == text
     assert unescape_cell(escape_cell(line))[0] == line
     assert is_one_line(flatten_cell(text))
+    assert is_one_line(printable(text))
     assert is_one_line(escape_json(json.dumps(text, ensure_ascii=False)))
     assert json.loads(escape_json(json.dumps([text], ensure_ascii=False))) == [text]
 

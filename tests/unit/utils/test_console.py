@@ -1,0 +1,27 @@
+"""What files, columns and labels are called reaches the terminal as one readable line, and never without end."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.console import exit_with, tell
+from utils.errors import UserError, shortened
+
+
+def test_control_characters_are_shown_and_tables_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("a\x1b[31m\r한글\\n\n  second line")
+    assert capsys.readouterr().out == "a\\u001b[31m\\r한글\\n\n  second line\n"
+
+
+def test_many_problems_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        exit_with(UserError(*(f"problem {number}\x07" for number in range(20_050))))
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[50:]) == ("error: problem 0\\u0007", ["error: 20,000 more problems"])
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    assert shortened(["a", "b"]) == "a, b"
+    assert shortened([str(number) for number in range(1003)], 2) == "0, 1 and 1,001 more"
+    assert shortened(["x" * 100]) == "x" * 60 + "..."
