@@ -24,7 +24,7 @@ from models.architectures import _refuse_other_losses
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
-from utils.errors import UserError, error_reason, raise_if_any
+from utils.errors import UserError, error_reason, raise_if_any, shortened
 from utils.json_files import parse_json
 
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
@@ -64,17 +64,12 @@ def _refuse_drawn_weights(report: Mapping[str, Any], place: str) -> None:
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     mismatched = sorted(f"{key} {list(stored)}, not {list(own)}" for key, stored, own in report["mismatched_keys"])
     found = [
-        f"{title} {_shortened(keys)}"
+        f"{title} {shortened(keys, 3)}"
         for title, keys in (("missing:", missing), ("of another shape:", mismatched), ("left over:", unexpected))
         if keys
     ]
     if missing or mismatched:
         raise UserError(f"{place}: the weights do not fit the config.json; {'; '.join(found)}")
-
-
-def _shortened(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def _check_config(config: PreTrainedConfig, place: str) -> None:
@@ -173,7 +168,7 @@ def _misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
     """What is wrong with `weights` for a model whose parameters are `own`; empty if nothing is."""
     for names, word in ((own.keys() - weights.keys(), "missing"), (weights.keys() - own.keys(), "left over")):
         if names:
-            return f"{_shortened(sorted(names))} {'is' if len(names) == 1 else 'are'} {word}"
+            return f"{shortened(sorted(names), 3)} {'is' if len(names) == 1 else 'are'} {word}"
     for name, value in weights.items():
         if value.shape != own[name].shape:
             return f"size mismatch for {name}: {list(value.shape)}, not {list(own[name].shape)}"

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
-from models.loading import _shortened, is_dense
-from utils.errors import UserError, error_reason
+from models.loading import is_dense
+from utils.errors import UserError, error_reason, shortened
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
@@ -123,7 +123,7 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     added = sorted(tokenizer.get_vocab().keys() - ByT5Tokenizer().get_vocab().keys())
     if added:
         raise UserError(
-            f"the byte tokenizer has {len(tokenizer)} tokens ({_shortened(added)} of its own) but the model's "
+            f"the byte tokenizer has {len(tokenizer)} tokens ({shortened(added, 3)} of its own) but the model's "
             f"vocabulary only {size}; give the model's own -tokenizer"
         )
     return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
