@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from checkpoints.run_folder import CACHE_FOLDER, TEST_REPORT, resume_candidates, run_lock
 from config.flags import TrainConfig
-from config.parser import flag_specs, help_text, parse_flags, wants_help, without_flags
+from config.parser import flag_specs, help_text, wants_help, without_flags
 from task_utils import Task
 from training.checks import check_train
+from training.run_flags import parse_training_flags
 from training.signals import StopSignal
 from utils.console import run_command, tell
 from utils.errors import NotFiniteError, UserError, raise_if_any
@@ -39,11 +40,12 @@ def main(argv: list[str]) -> int:
     if wants_help(argv):
         print(help_text(TrainConfig, USAGE))
         return 0
-    config, given, problems = parse_flags(TrainConfig, argv)
+    config, given, lines, problems = parse_training_flags(argv)
     task = check_train(config, given, problems)
     raise_if_any(problems)
     if task is None:
         raise UserError("-task could not be resolved")
+    say(*lines)
     stop = StopSignal(talk=is_first_process(), requeue=config.run.requeue)
     stop.watch_saves()
     if not is_first_process():
@@ -206,11 +208,12 @@ def resume_command(argv: list[str], seed: int, steps_are_done: bool = False) -> 
 
     Args:
         seed: the one in force where -seed below 0 drew one.
-        steps_are_done: leaves out -max_steps, which would end the run at once.
+        steps_are_done: switches off -max_steps, which would end the run at once, also that of config.json.
     """
     once = [spec.name for spec in flag_specs(TrainConfig) if spec.resume == "once"]
     kept = without_flags(argv, [*once, "seed", *(["max_steps"] if steps_are_done else [])])
-    return ["python", sys.argv[0], *kept, "-seed", str(seed), "-resume_checkpoint", "last"]
+    more = ["-max_steps", "0"] if steps_are_done else []
+    return ["python", sys.argv[0], *kept, *more, "-seed", str(seed), "-resume_checkpoint", "last"]
 
 
 if __name__ == "__main__":

@@ -259,7 +259,9 @@ class RunFlags:
         "Optimizer steps of the whole run after which it is saved and stops; 0 = off. No schedule follows it.",
         minimum=0,
     )
-    max_hours: float = free(0.0, "Hours after which this process saves and stops; 0 = off.", minimum=0.0)
+    max_hours: float = free(
+        0.0, "Hours after which this process saves and stops; 0 = off.", minimum=0.0, resume="process"
+    )
     requeue: bool = flag(
         False,
         "SLURM: on SIGUSR1 or after -max_hours, save, stop and requeue the job; goes with -resume_checkpoint auto.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import shlex
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -40,7 +41,8 @@ class FlagSpec:
     excludes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # with this condition it contradicts
     # What a resume makes of another value than the saved run's: refuse it ("fixed"; with -resume_force the position
     # ("batches"), the state of the optimizer or the best score ("measure") begin anew), refuse it "if given" or where
-    # the best is told by "generated rows", or take it ("free"); "once": it belongs to one command and is never saved.
+    # the best is told by "generated rows", or take it ("free"). Those of a "process" are free, and not taken over when
+    # a run goes on; those of "once" do not stand in the command that goes on either.
     resume: str = "fixed"
     change: str = ""  # what another value means from here on, if it is taken
     decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that
@@ -189,6 +191,22 @@ def _convert(spec: FlagSpec, text: str) -> tuple[Any, str]:
     return text, ""
 
 
+def saved_tokens(config_class: type, saved: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The tokens that give the flags of `saved` (of `to_dict`) once more, and what is wrong with its values."""
+    tokens: list[str] = []
+    problems: list[str] = []
+    for spec in flag_specs(config_class):
+        value = saved.get(spec.name)
+        values = value if spec.repeat and isinstance(value, list) else [value]
+        for one in values if value is not None else []:
+            text = str(one).lower() if isinstance(one, bool) else str(one)
+            fits = isinstance(one, str) == (spec.kind is str) and not isinstance(one, list | dict)
+            problem = _convert(spec, text)[1] if fits else f"{spec.name} is {text[:60]}, which is no value of this flag"
+            problems += [problem] if problem else []
+            tokens += [] if problem else [f"-{spec.name}={text}"]
+    return tokens, problems
+
+
 def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     """`argv` less the named flags and their values."""
     kept: list[str] = []
@@ -259,7 +277,9 @@ def shown(name: str, value: Any) -> str:
     """A flag as the user writes it."""
     if isinstance(value, bool):
         return f"-{name}" if value else f"-{name} false"
-    return " ".join(f"-{name} {one}" for one in (value if isinstance(value, list | tuple) else [value]))
+    return " ".join(
+        f"-{name} {shlex.quote(str(one))}" for one in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
 def deciding_flags(config: Any) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
             " give two columns"
         )
     model, batch = config.model, config.batch
-    resuming = config.run.resume_checkpoint not in ("", "auto")  # auto may have to start afresh
+    value = config.run.resume_checkpoint
+    resuming = value not in ("", "auto") or bool(collect([], lambda: resume_candidates(config)))
     if not model.init_model and not model.config_path and not resuming:
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:

@@ -172,7 +172,11 @@ def limit_words(resumed: SavedRun, config: TrainConfig) -> str:
     step, limit = resumed.global_step, config.run.max_steps
     if resumed.position.validation_pending:
         return ""  # the validation at that step is still to be done
-    return f"-max_steps {limit} is reached: the run is at optimizer step {step}" if 0 < limit <= step else ""
+    return (
+        f"-max_steps {limit} is reached: the run is at optimizer step {step}; -max_steps 0 trains on"
+        if 0 < limit <= step
+        else ""
+    )
 
 
 # ---- -resume_force

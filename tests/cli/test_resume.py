@@ -153,7 +153,7 @@ def test_other_data_or_flags_are_refused(whole_run: Path, letters: Path, tmp_pat
 
 
 def test_torn_newest_checkpoint_is_passed_over(whole_run: Path, letters: Path, tmp_path: Path) -> None:
-    """Torn, then missing: the one before is taken, that is said, and the end is the same."""
+    """Torn, then missing: the one before is taken, that is said, and the end is the same. No flag is given again."""
     run = shutil.copytree(whole_run / "run", tmp_path / "run")
     checkpoints = run / "saved_checkpoints"
     for path in [*checkpoints.glob("epoch01-global_step1[34]*"), checkpoints / "last.ckpt"]:
@@ -161,8 +161,9 @@ def test_torn_newest_checkpoint_is_passed_over(whole_run: Path, letters: Path, t
         path.unlink()
         if path.name != "epoch01-global_step14.ckpt":
             path.write_bytes(content[: len(content) // 2])
-    result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run, resume_checkpoint="last")))
-    lines = result.out.splitlines()
+    result = train_ok("-save_path", run, "-resume_checkpoint", "last")
+    first, *lines = result.out.splitlines()
+    assert first.startswith(f"flags of {run / 'config.json'}: -train_data {letters / 'train.tsv'}:2 -valid_data ")
     assert lines[0].startswith(f"passed over: -resume_checkpoint {checkpoints / 'last.ckpt'}: the file is torn")
     assert f"continuing from the one before: {checkpoints / 'epoch01-global_step12.ckpt'}, optimizer step 12" in lines
     assert_same_end(run, whole_run / "run")

@@ -91,7 +91,7 @@ def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, 
         assert f"stopped at optimizer step {step} and saved" in told
         valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
         assert valid == [3, step]
-    train_ok(*flag_list(flags))
+    train_ok(*flag_list({**flags, "max_steps": 0}))  # else that of the run goes on
     assert_same_end(tmp_path / "run", whole_run / "run")
 
 
@@ -110,7 +110,7 @@ def test_max_steps_and_max_hours_stop_and_are_resumed(whole_run: Path, letters: 
     command = printed_command(result.out)
     before = listing(run_folder)
     result = train_ok(*flag_list(flags))
-    assert result.out == "-max_steps 5 is reached: the run is at optimizer step 5\n"
+    assert result.out == "-max_steps 5 is reached: the run is at optimizer step 5; -max_steps 0 trains on\n"
     assert listing(run_folder) == before
     result = train_ok(*flag_list({**flags, "max_steps": 0, "max_hours": 1e-9}))
     assert "-max_hours 1e-09 is reached: stopped at optimizer step 6 and saved; this resumes it:\n" in result.out

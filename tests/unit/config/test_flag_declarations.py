@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 import inference
-from checkpoints.run_folder import CONTENT_KEY
 from config.checks import check_combinations
 from config.export_flags import ExportConfig
 from config.flags import OptimFlags, TrainConfig
 from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
 from task_utils import get_task
+from tests.saved_runs import saved_run
 from training.resuming import flag_differences
 from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
-RESUMES = {"fixed", "free", "once", "if given", "batches", "optimizer", "measure", "generated rows"}
+RESUMES = {"fixed", "free", "process", "once", "if given", "batches", "optimizer", "measure", "generated rows"}
 
 
 def with_flags(config_class: type, group: str, group_class: type, **fields: Any) -> Any:
@@ -69,7 +69,7 @@ def test_a_resume_with_another_value_of_a_new_flag_is_refused() -> None:
     """Also where the run was saved by a version that did not have the flag: it had the default then."""
     command = with_flags(TrainConfig, "optim", OptimFlags, depth=flag(0, "0 = off."), colour=free(0, "0 = off."))
     task = get_task("seq2seq")
-    resumed = {CONTENT_KEY: {"flags": to_dict(TrainConfig()), "task": task.to_dict()}}
+    resumed = saved_run(state={"flags": to_dict(TrainConfig()), "task": task.to_dict()})
     for flags, found in (([], []), (["-colour", "1"], []), (["-depth", "2"], [Difference("-depth", 0, 2)])):
         config, _, _ = parse_flags(command, ["-save_path", "x", *flags])
         assert flag_differences(resumed, config, task) == found

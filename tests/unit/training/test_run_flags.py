@@ -1,0 +1,81 @@
+"""A run goes on in its own folder without its flags being given again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.run_folder import CONFIG_NAME
+from config.flags import TrainConfig
+from config.parser import parse_flags, to_dict
+from training.run_flags import parse_training_flags
+
+RUN = ["-train_data", "a b.tsv", "-train_data", "-c.tsv", "-config_path", "bart-mini", "-learning_rate", "3e-05"]
+RUN += ["-do_truncate", "false", "-max_steps", "3", "-seed", "-7", "-input_template", "가= {{ source }}", "-overwrite"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with a checkpoint and a config.json."""
+    (tmp_path / "saved_checkpoints").mkdir()
+    (tmp_path / "saved_checkpoints" / "last.ckpt").touch()
+    write(tmp_path)
+    return tmp_path
+
+
+def write(run: Path, **changes: Any) -> None:
+    config, _, problems = parse_flags(TrainConfig, [*RUN, "-save_path", str(run)])
+    assert problems == []
+    (run / CONFIG_NAME).write_text(json.dumps({**to_dict(config), "resolved": {"steps": 1}, **changes}))
+
+
+@pytest.mark.parametrize("value", ["last", "auto", "best"])
+def test_flags_that_are_not_given_are_those_of_the_run(run: Path, value: str) -> None:
+    argv = ["-save_path", str(run), "-resume_checkpoint", value, "-max_epoch", "9", "-seed", "5"]
+    config, given, lines, problems = parse_training_flags(argv)
+    assert problems == []
+    assert given == {"save_path", "resume_checkpoint", "max_epoch", "seed"}
+    # The model is the checkpoint's, and -overwrite was of that one command.
+    expected, _, _ = parse_flags(TrainConfig, [*RUN, *argv, "-config_path", "", "-overwrite", "false"])
+    assert config == expected
+    assert lines == [
+        f"flags of {run / CONFIG_NAME}: -train_data 'a b.tsv' -train_data -c.tsv -input_template '가= {{{{ source }}}}'"
+        " -do_truncate false -learning_rate 3e-05 -max_steps 3"
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "auto", "other.ckpt"])
+def test_a_run_that_does_not_go_on_has_its_own_flags(run: Path, value: str) -> None:
+    (run / "saved_checkpoints" / "last.ckpt").unlink()
+    argv = ["-save_path", str(run), "-resume_checkpoint", value]
+    config, _, lines, _ = parse_training_flags(argv)
+    assert (config, lines) == (parse_flags(TrainConfig, argv)[0], [])
+
+
+def test_values_and_names_that_are_not_of_this_version(run: Path) -> None:
+    write(run, max_epoch="two", optim="sgd", label_map=["a"], freeze="encoder", depth=3, width=4)
+    _, _, lines, problems = parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
+    path = run / CONFIG_NAME
+    assert problems == [
+        f"{path}: label_map is ['a'], which is no value of this flag",
+        f"{path}: max_epoch is two, which is no value of this flag",
+        f"{path}: -optim sgd: one of adam, adafactor expected",
+    ]
+    assert lines[1] == f"{path} has flags that this version does not know: depth, width"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "Expecting property name"), ("[" * 100_000, "nested deeper than 100 levels")],
+    ids=["torn", "deep"],
+)
+def test_a_config_that_cannot_be_read_is_one_error(run: Path, content: str, reason: str) -> None:
+    (run / CONFIG_NAME).write_text(content)
+    _, _, lines, problems = parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
+    assert lines == []
+    assert len(problems) == 1
+    assert problems[0].startswith(f"-save_path {run}: config.json cannot be read ({reason}")
+    assert problems[0].endswith("; delete it, and give every flag of the run")
