@@ -28,13 +28,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def open_or_build(
-    folder: Path, key: str, build: Callable[[Path], dict[str, Any]], is_whole: Callable[[Path], bool]
+    folder: Path, key: str, build: Callable[[Path], dict[str, Any]], is_whole: Callable[[Path, dict[str, Any]], bool]
 ) -> tuple[Path, dict[str, Any]]:
     """Path of the data file of `key` and its report, built by `build(path) -> report` when it is not there whole.
 
-    `is_whole(path)` says whether a file with the right checksum can be opened. Of several processes one builds, the
-    others wait. When building fails, nothing stays behind: no file, and no folder that was not there before. Raises
-    `UserError` when the folder cannot be written, `RunError` when the disk is full.
+    `is_whole(path, report)` says whether a file with the right checksum can be used. Of several processes one builds,
+    the others wait. When building fails, nothing stays behind: no file, and no folder that was not there before.
+    Raises `UserError` when the folder cannot be written, `RunError` when the disk is full.
     """
     data, sidecar = folder / f"{key}.arrow", folder / f"{key}.json"
     report = _read_whole(data, sidecar, is_whole)
@@ -83,15 +83,15 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alon
     return report
 
 
-def _read_whole(data: Path, sidecar: Path, is_whole: Callable[[Path], bool]) -> dict[str, Any] | None:
+def _read_whole(data: Path, sidecar: Path, is_whole: Callable[[Path, dict[str, Any]], bool]) -> dict[str, Any] | None:
     """The report of a key; None when a file is missing, torn or foreign."""
     try:
         content = read_json(sidecar)
         if data.stat().st_size != content["size"] or _checksum(data) != content["checksum"]:
             return None
         report = content["report"]
-        return report if isinstance(report, dict) and is_whole(data) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return report if isinstance(report, dict) and is_whole(data, report) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

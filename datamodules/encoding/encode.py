@@ -18,7 +18,7 @@ from typing import Any
 
 from datamodules.encoding.cache import open_or_build
 from datamodules.encoding.chunks import Counts, EncodeOptions, Work, encode_chunk, rendered_texts, unlearnable_labels
-from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, can_open, write_rows
+from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, is_valid, write_rows
 from datamodules.encoding.tokens import make_encoder
 from datamodules.readers.paths import Contents, check_data_paths, parse_data_path
 from datamodules.readers.read import ReadOptions, RowChunk, RowReport, read_rows
@@ -69,7 +69,12 @@ def encode_rows(
         contents.check_unchanged()
         return {"paths": _file_names(paths), "content": content, **report.to_dict()}
 
-    path, state = open_or_build(Path(cache_dir), key, build, can_open)
+    def is_whole(path: Path, state: dict[str, Any]) -> bool:
+        highest_id = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+        limits = (encode_options.max_source_length, encode_options.max_target_length)
+        return is_valid(path, state, limits, highest_id) and len(state["paths"]) == len(paths)
+
+    path, state = open_or_build(Path(cache_dir), key, build, is_whole)
     return EncodedSplit.open(path, _report_for(state, paths), state["content"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class _Store:
         reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         if tuple(reader.schema.names) != _COLUMNS:
             raise pa.ArrowInvalid(f"{path}: not a file of encoded rows")
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self.batches = batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.starts = [0]
         for batch in batches:
             self.starts.append(self.starts[-1] + len(batch))
@@ -124,6 +124,24 @@ class _Store:
         )
         self.row_ids = _concatenated([_view(batch.column(4)) for batch in batches], np.int64)
         self.too_long = _concatenated([_view(batch.column(5)) for batch in batches], np.bool_)
+
+    def is_valid(self, limits: Sequence[int], highest_id: int) -> bool:
+        """Whether every row can be read: types, offsets, nulls, UTF-8, ids of the tokenizer, lengths, row ids."""
+        for batch in self.batches:
+            batch.validate(full=True)
+            for side in (0, 1):
+                ids = batch.column(side).values
+                low, high = pc.min_max(ids).as_py().values() if len(ids) else (0, 0)
+                if ids.type not in (pa.uint16(), pa.int32()) or ids.null_count or low < 0 or high > highest_id:
+                    return False
+            if batch.schema.types[2:] != [pa.large_string(), pa.large_string(), pa.int64(), pa.uint8()]:
+                return False
+            if any(batch.column(number).null_count for number in (0, 1, 2, 4, 5)):
+                return False
+        longest = [int(lengths.max(initial=0)) for lengths in self.lengths]
+        fits = all(not limit or length <= limit for limit, length in zip(limits, longest, strict=True))
+        ordered = bool((np.diff(self.row_ids, prepend=-1) > 0).all())
+        return fits and ordered and int(self.lengths[0].min(initial=1)) > 0
 
     def row_ids_of(self, side: int, row: int) -> np.ndarray:
         """Token ids (view) of one side of a row."""
@@ -167,13 +185,31 @@ def _concatenated(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)
 
 
-def can_open(path: Path) -> bool:
-    """Whether the file holds encoded rows."""
+def is_valid(path: Path, state: Mapping[str, Any], limits: Sequence[int], highest_id: int) -> bool:
+    """Whether the file and the state beside it are what `write_rows` and `EncodeReport` give, whoever wrote them.
+
+    Args:
+        limits: the longest source and target in tokens; 0 = none.
+        highest_id: the last token of the tokenizer.
+    """
     try:
-        _Store(str(path))
-    except (pa.ArrowInvalid, OSError, pa.ArrowTypeError):
+        store = _Store(str(path))
+        return _is_report(state) and state["rows_kept"] == len(store.row_ids) and store.is_valid(limits, highest_id)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return False
-    return True
+
+
+def _is_report(state: Mapping[str, Any]) -> bool:
+    """Whether a report of these values can be told."""
+    kinds = {item.name: type(getattr(EncodeReport(), item.name)) for item in fields(EncodeReport)} | {"paths": list}
+    if any(type(state.get(name)) is not kind for name, kind in kinds.items()) or not isinstance(state["content"], str):
+        return False
+    lists = [state["paths"], state["notes"], [*state["headers"].values()], *state["places"].values()]
+    for count, places in state["malformed"].values():
+        lists.append(places)
+        if type(count) is not int:
+            return False
+    return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists)
 
 
 class EncodedSplit:

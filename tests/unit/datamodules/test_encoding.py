@@ -8,12 +8,14 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datamodules.encoding import cache
@@ -554,6 +556,81 @@ def test_a_damaged_cache_is_built_anew(bench: Bench, damage: str) -> None:
     assert again.source_ids(1).tolist() == b("c")
     assert (data.read_bytes(), report.read_bytes()) == (whole, said)
     assert len(cache_files(bench)) == 2
+
+
+LISTS, TEXT = pa.large_list(pa.uint16()), pa.large_string()
+
+
+def list_array(offsets: list[int], values: list[int]) -> pa.Array:
+    """A list array of these offsets, whatever they are."""
+    buffers = [None, pa.py_buffer(np.array(offsets, dtype=np.int64))]
+    return pa.Array.from_buffers(LISTS, len(offsets) - 1, buffers, children=[pa.array(values, pa.uint16())])
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"source_ids": pa.array([[5], [384]], LISTS)},  # beyond the vocabulary
+        {"source_ids": pa.array([[5], []], LISTS)},
+        {"source_ids": pa.array([[5], [6] * 9], LISTS)},  # beyond the limit
+        {"source_ids": pa.array([[5], None], LISTS)},
+        {"source_ids": pa.array([[5], [None]], LISTS)},
+        {"source_ids": pa.array([[5], [-1]], pa.large_list(pa.int32()))},
+        {"source_ids": pa.array([[5.0], [6.0]], pa.large_list(pa.float64()))},
+        {"source_ids": pa.array([5, 6])},
+        {"target_ids": list_array([0, 7, 2], [5, 6])},
+        {"source_text": pa.array(["a", None], TEXT)},
+        {"source_text": pa.array([b"a", b"\xff"], pa.large_binary()).view(TEXT)},
+        {"reference": pa.array([1, 2])},
+        {"row_id": pa.array([0, 0])},
+        {"row_id": pa.array([-1, 0])},
+        {"row_id": pa.array([0, None])},
+        {"row_id": pa.array(["0", "1"])},
+        {"too_long": pa.array([0, 1], pa.int64())},
+    ],
+)
+def test_a_forged_cache_is_built_anew(bench: Bench, forged: dict[str, pa.Array]) -> None:
+    """With the right size and checksum: what it holds is looked at as well."""
+    file = bench.file("a\tb\nc\td\n")
+    bench.encode(file, max_source_length=8)
+    path = data_file(bench)
+    whole = path.read_bytes()
+    batch = pa.ipc.open_file(path).get_batch(0)
+    columns = {**dict(zip(batch.schema.names, batch.columns, strict=True)), **forged}
+    schema = pa.schema([(name, column.type) for name, column in columns.items()])
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+    report = path.with_suffix(".json")
+    said = json.loads(report.read_text())
+    forged_bytes = path.read_bytes()
+    report.write_text(json.dumps({**said, "size": len(forged_bytes), "checksum": zlib.crc32(forged_bytes)}))
+    again = bench.encode(file, max_source_length=8)
+    assert [again.source_ids(row).tolist() for row in range(2)] == [b("a"), b("c")]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"rows_kept": 3},
+        {"rows_read": "2"},
+        {"content": None},
+        {"paths": []},
+        {"notes": [1]},
+        {"headers": {"a": []}},
+        {"malformed": {"empty line": ["many", []]}},
+        {"malformed": {"empty line": [1, [2]]}},
+        {"places": {"discarded": "a"}},
+    ],
+)
+def test_a_forged_report_is_built_anew(bench: Bench, forged: dict[str, Any]) -> None:
+    file = bench.file("a\tb\nc\td\n")
+    bench.encode(file)
+    report = data_file(bench).with_suffix(".json")
+    said = json.loads(report.read_text())
+    report.write_text(json.dumps({**said, "report": {**said["report"], **forged}}))
+    assert bench.encode(file).report.rows_read == 2
+    assert json.loads(report.read_text()) == said
 
 
 def test_processes_at_the_same_time_build_once(bench: Bench) -> None:
