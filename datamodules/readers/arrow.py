@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,8 +14,12 @@ from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError, raise_if_any, shortened
+from utils.json_files import parse_json
 
 ROWS_A_CHUNK = 8192
+CHUNK_BYTES = 64 << 20
+# A column of a row group that holds more, and shrinks more than any text does, is there to take all memory.
+MOST_BYTES, MOST_SHRUNK = 256 << 20, 1000
 
 
 def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
@@ -31,8 +34,35 @@ def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowRep
         schema = file.schema_arrow
         positions = _positions(wanted, schema.names, path)
         used = sorted({schema.names[position] for position in positions.values() if position is not None})
-        batches = file.iter_batches(batch_size=ROWS_A_CHUNK, columns=used)
+        batches = _parquet_batches(path, file, used)
         yield from _from_batches(path, batches, schema, positions, options, report, labels)
+
+
+def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, at most some megabytes of text at a time, however small it is on the disk.
+
+    A value that is stored once may stand in every row, and a page may shrink to nothing: both are looked at before.
+    """
+    import pyarrow.parquet as pq
+
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    read = [number for number, leaf in enumerate(leaves) if leaf.path.split(".")[0] in columns]
+    binary = [leaf for leaf in map(leaves.__getitem__, read) if leaf.physical_type == "BYTE_ARRAY"]
+    texts = [leaf.path for leaf in binary if leaf.logical_type.type != "DECIMAL"]
+    with pq.ParquetFile(pa.OSFile(os.fsencode(path)), read_dictionary=texts) as stored:
+        for group in range(file.num_row_groups):
+            longest = 0
+            for part in (file.metadata.row_group(group).column(number) for number in read):
+                size, shrunk = part.total_uncompressed_size, part.total_compressed_size
+                if size > max(MOST_BYTES, MOST_SHRUNK * shrunk):
+                    raise UserError(f"{path}: column {part.path_in_schema!r} holds {size:,} bytes in {shrunk:,}")
+                longest += size // max(part.num_values, 1)
+            for first in stored.iter_batches(batch_size=1, row_groups=[group], columns=columns):
+                kinds = [column for column in first.columns if pa.types.is_dictionary(column.type)]
+                longest += sum(pc.max(pc.binary_length(column.dictionary)).as_py() or 0 for column in kinds)
+                break
+            rows = max(1, min(ROWS_A_CHUNK, CHUNK_BYTES // max(longest, 1)))
+            yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
 
 
 def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
@@ -112,14 +142,14 @@ def _from_batches(
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of the classes of every ClassLabel column, from the metadata that `datasets` writes."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(label) for label in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
         return {}
-    return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
 
 
 def _as_text(

@@ -137,7 +137,7 @@ def arrow_files(folder: str, flag: str) -> list[str]:
     """
     splits_file = Path(folder, "dataset_dict.json")
     if splits_file.is_file():
-        splits = list(_read_json(splits_file).get("splits", []))
+        splits = _texts(splits_file, _read_json(splits_file).get("splits", []))
         found = [split for split in split_names(flag) if split in splits]
         if not found:
             raise UserError(
@@ -152,11 +152,20 @@ def arrow_files(folder: str, flag: str) -> list[str]:
     state = _read_json(state_file)
     if state.get("_indices_data_files"):
         raise UserError(f"{folder}: written by an old version of datasets; load it and save it again")
-    files = [os.path.join(folder, item["filename"]) for item in state.get("_data_files", [])]
-    missing = [file for file in files if not os.access(file, os.R_OK)]
+    items = state.get("_data_files", [])
+    if isinstance(items, list):
+        items = [item.get("filename") if isinstance(item, dict) else item for item in items]
+    files = [os.path.join(folder, name) for name in _texts(state_file, items)]
+    missing = [file for file in files if not os.path.isfile(file) or not os.access(file, os.R_OK)]
     if missing or not files:
         raise UserError(f"{folder}: data file {os.path.basename(missing[0]) if missing else 'data-*.arrow'} is missing")
     return files
+
+
+def _texts(path: Path, values: Any) -> list[str]:
+    if isinstance(values, list) and all(isinstance(value, str) and value and "\0" not in value for value in values):
+        return values
+    raise UserError(f"{path}: damaged: it names no files or splits, but {str(values)[:60]}")
 
 
 def split_names(flag: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.readers import tsv
+from datamodules.readers import arrow, tsv
 from datamodules.readers.paths import (
     Contents,
     DataPath,
@@ -451,6 +451,27 @@ def test_parquet_binary_text(tmp_path: Path) -> None:
     assert rows_of(file, task=NAMED, **PREDICT)[0] == [("ok", "x"), ("\ufffd", "y")]
 
 
+def test_a_small_parquet_file_of_large_rows_is_read_in_parts(tmp_path: Path) -> None:
+    """One text of 4 MB in each of 1,000 rows, in some hundred bytes: 4 GB if it were read at once."""
+    file = tmp_path / "a.parquet"
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["a" * (4 << 20)]))
+    pq.write_table(pa.table({"text": text, "label": ["b"] * 1000}), file, compression="zstd", store_schema=False)
+    assert file.stat().st_size < 2000
+    chunks = read_rows([str(file)], NAMED, frozenset(), ReadOptions(), RowReport())
+    first = next(chunks)
+    assert [len(text) for text in first.columns["source"].to_pylist()] == [4 << 20] * 15
+
+
+def test_a_parquet_file_that_shrank_beyond_all_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": ["a" * (8 << 20)], "label": ["b"]}), file, compression="zstd", use_dictionary=False
+    )
+    assert rows_of(file, task=NAMED)[0][0][1] == "b"
+    monkeypatch.setattr(arrow, "MOST_BYTES", 1 << 20)
+    assert f"{file}: column 'text' holds 8," in problems_of(rows_of, file, task=NAMED)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datasets = pytest.importorskip("datasets")
@@ -490,6 +511,28 @@ def test_saved_dataset_with_a_missing_file(tmp_path: Path) -> None:
     assert problems_of(arrow_files, str(tmp_path), "-train_data") == (
         f"{tmp_path}: data file data-00000.arrow is missing"
     )
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("state.json", "[" * 100_000, "nested deeper than"),
+        ("state.json", '{"_data_files": [{"filename": 1}]}', "damaged: it names no files or splits, but [1]"),
+        ("state.json", '{"_data_files": 7}', "damaged: it names no files or splits, but 7"),
+        ("dataset_dict.json", '{"splits": {"train": 1}}', "damaged: it names no files or splits, but {'train': 1}"),
+    ],
+)
+def test_saved_dataset_with_a_damaged_list_of_files(tmp_path: Path, name: str, content: str, message: str) -> None:
+    file = write(tmp_path / name, content)
+    (problem,) = check_data_paths("-train_data", [str(tmp_path)])
+    assert problem.startswith(f"-train_data: {file}: ")
+    assert message in problem
+
+
+def test_json_rows_nested_too_deep_are_counted(tmp_path: Path) -> None:
+    deep = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    file = write(tmp_path / "a.jsonl", f'{{"text": "a", "label": "b"}}\n{deep}\n')
+    assert rows_of(file, task=NAMED)[1].malformed == {"broken JSON": (1, [f"{file}:2"])}
 
 
 def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
