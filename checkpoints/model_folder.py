@@ -34,14 +34,20 @@ def write_export(
     tokenizer: PreTrainedTokenizerBase,
     exported: Exported,
     description: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Swap `folder` for one with this model, tokenizer and state.
+
+    Args:
+        weights: those of `model`; None takes them from it.
 
     Raises:
         RunError: the disk refused; the folder is as it was before.
     """
     state = training_state(exported, description)
-    write_folder(folder, lambda target: fill_folder(target, model, tokenizer, state), needed=model_bytes(model))
+    write_folder(
+        folder, lambda target: fill_folder(target, model, tokenizer, state, weights), needed=model_bytes(model)
+    )
 
 
 def training_state(exported: Exported, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,10 +56,14 @@ def training_state(exported: Exported, description: Mapping[str, Any]) -> dict[s
 
 
 def fill_folder(
-    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]
+    target: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, config, generation config and tokenizer into `target`, and `state` if there is any."""
-    model.save_pretrained(target)
+    model.save_pretrained(target, state_dict=weights)
     tokenizer.save_pretrained(target)
     if state:
         write_json(target / STATE_NAME, state)

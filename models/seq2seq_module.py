@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,14 @@ class Seq2SeqModule(pl.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         optim: OptimSettings,
         options: ModuleOptions,
+        grad_norm: Callable[[Sequence[Tensor]], Tensor],
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.optim = optim
         self.options = options
+        self.grad_norm = grad_norm  # of the whole gradient, however the processes share it
         self.meter = StepMeter()
         self.validation_meter = StepMeter()
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
@@ -103,7 +105,7 @@ class Seq2SeqModule(pl.LightningModule):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         clip = self.optim.grad_clip if self.optim.optim != "adafactor" else 0.0
         if clip or (self.trainer.global_step + 1) % self.options.log_every == 0:
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = self.grad_norm(gradients)
             if self.trainer.precision != "16-mixed":  # there an infinite norm is the scaler's daily work
                 self.meter.gradient_norm = norm
             if clip:

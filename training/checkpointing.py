@@ -39,6 +39,7 @@ from training.lightning_loop import (
     validation_due,
 )
 from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
+from training.strategies import Replicated
 from utils.console import tell
 from utils.errors import NotFiniteError
 from utils.files import link_file, run_error
@@ -80,12 +81,20 @@ class Checkpointer(pl.Callback):
         stop: the pending signal, if any.
     """
 
-    def __init__(self, flags: RunFlags, folder: Path, description: Mapping[str, Any], stop: StopSignal) -> None:
+    def __init__(
+        self,
+        flags: RunFlags,
+        folder: Path,
+        description: Mapping[str, Any],
+        stop: StopSignal,
+        strategy: Replicated,
+    ) -> None:
         self.flags = flags
         self.folder = folder
         self.checkpoints = folder / CHECKPOINT_FOLDER
         self.description = dict(description)
         self.stop = stop
+        self.strategy = strategy
         self.best_score: float | None = None
         self.best_step = 0
         self.validations_without_gain = 0
@@ -278,7 +287,7 @@ class Checkpointer(pl.Callback):
         self._check_finite(pl_module)
         gone = self.kept.add(due, self.best_step)
         first, *others = [*(self.checkpoints / one.name for one in due), self.checkpoints / LAST_NAME]
-        trainer.save_checkpoint(first)
+        self.strategy.save(trainer, first)
         if trainer.is_global_zero:
             for path in others:  # last.ckpt comes last: what it counts is there
                 link_file(first, path)
@@ -288,6 +297,7 @@ class Checkpointer(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str) -> None:
         """Write `best/` or `last/`."""
+        weights = self.strategy.full_state(pl_module.model)
         if not trainer.is_global_zero:
             return
         epoch, batches = data_module(trainer).position()
@@ -300,14 +310,12 @@ class Checkpointer(pl.Callback):
             best_step=self.best_step,
             validation=self.validation,
         )
-        write_export(self.folder / name, pl_module.model, pl_module.tokenizer, exported, self.description)
+        write_export(self.folder / name, pl_module.model, pl_module.tokenizer, exported, self.description, weights)
 
-    @staticmethod
-    def _check_finite(pl_module: Seq2SeqModule) -> None:
+    def _check_finite(self, pl_module: Seq2SeqModule) -> None:
         """Never save weights that hold NaN or infinity."""
         pl_module.raise_if_not_finite()
-        finite = torch.stack([torch.isfinite(p.detach()).all() for p in pl_module.parameters()]).all()
-        if not bool(finite):
+        if not self.strategy.all_finite(pl_module.parameters()):
             raise NotFiniteError(
                 f"the weights became NaN or infinite at optimizer step {pl_module.trainer.global_step}; nothing of it"
                 " was saved. Likely causes: a learning rate that is too high, or fp16 arithmetic."

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
-from config.flags import BatchFlags, TrainConfig
+from config.flags import BatchFlags
 from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
-from postprocessors.labels import LabelMap
 from prediction.predict import predict
-from task_utils import Task
+from training.setup import Prepared
 from utils.devices import Devices
 from utils.files import write_json
 from utils.lazy_sequence import LazySequence
@@ -34,10 +33,10 @@ def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:
     return min(max(1, batch.max_tokens // longest), DecodeFlags().batch_size)
 
 
-def report_test_split(
-    folder: Path, split: EncodedSplit, task: Task, labels: LabelMap | None, config: TrainConfig, devices: Devices
-) -> list[str]:
+def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
+    config, task, labels, devices = prepared.config, prepared.task, prepared.labels, prepared.devices
+    folder = Path(config.run.save_path)
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))

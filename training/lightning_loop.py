@@ -10,7 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from transformers import PreTrainedConfig
 
 from checkpoints.saved_run import SavedRun
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
@@ -165,6 +167,27 @@ def _tensor_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_tensor_bytes, value.values()))
     return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+class OurDDP(DDPStrategy):
+    """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def configure_ddp(self) -> None:
+        module: Any = self.lightning_module
+        if leaves_out_parameters(module.model.config):
+            self._ddp_kwargs["find_unused_parameters"] = True
+        super().configure_ddp()
+
+
+def leaves_out_parameters(config: PreTrainedConfig) -> bool:
+    """Whether a training step may use a part of the parameters only: layers dropped at random, or a BERT's pooler."""
+    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
+    drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
+    return drops or config.model_type == "encoder-decoder"
 
 
 class _Launcher(_SubprocessScriptLauncher):

@@ -5,6 +5,8 @@ read the newest whole checkpoint -> compare the flags, before any data is read -
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from checkpoints.format import TornCheckpoint
-from checkpoints.saved_run import SavedRun, read_run
+from checkpoints.saved_run import SavedRun
 from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
@@ -23,20 +25,24 @@ from models.architectures import BART_LIKE, T5_LIKE
 from models.loading import OF_ANOTHER_KIND
 from models.optim import state_problem
 from task_utils import Task
-from training.strategies import leaves_out_parameters
+from training.lightning_loop import leaves_out_parameters
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
 
+SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
 VALIDATION_DATA = "validation data and encoding"
 PRECISION = "-float_precision"
 
 
-def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> SavedRun | None:
+def read_newest(
+    candidates: Sequence[Path], load: Callable[[Path], SavedRun], say: Callable[..., None]
+) -> SavedRun | None:
     """The run of the first whole checkpoint of `candidates`; says which torn ones were passed over. None of none.
 
     Args:
+        load: reads a checkpoint of the strategy.
         say: prints a line for the user.
 
     Raises:
@@ -46,7 +52,7 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> SavedRu
     problems: list[str] = []
     for path in candidates:
         try:
-            run = read_run(path)
+            run = load(path)
         except TornCheckpoint as error:
             problems.extend(error.problems)
             continue
@@ -62,6 +68,17 @@ def read_newest(candidates: Sequence[Path], say: Callable[..., None]) -> SavedRu
         )
     raise_if_any(problems)
     return None
+
+
+def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
+    """The config with a seed below 0 replaced: by the resumed run's, or one drawn at random for every process."""
+    if config.run.seed >= 0:
+        return config
+    if resumed:
+        return replace(config, run=replace(config.run, seed=resumed.flags["seed"]))
+    if SEED_VARIABLE not in os.environ:
+        os.environ[SEED_VARIABLE] = str(secrets.randbelow(2**31))
+    return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
 
 
 def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list[Difference]:

@@ -16,6 +16,7 @@ from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
     CONFIG_NAME,
     OVERWRITTEN,
+    TEST_REPORT,
     clean_leftovers,
     exported_step,
     is_of_run,
@@ -26,13 +27,15 @@ from config.checks import highest_rate
 from config.flags import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
+from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
 from models.optim import resolve_warmup
 from task_utils import Task
 from training.checkpointing import Checkpointer
-from utils.console import tell
+from utils.console import say, tell
 from utils.devices import Devices
 from utils.files import run_error, write_folder, write_json
+from utils.launch import is_first_process
 
 
 def resolved_settings(
@@ -138,6 +141,25 @@ def complete_finished_run(folder: Path, resumed: SavedRun) -> None:
         clean_leftovers(folder)
         remove_uncounted(folder, resumed, later=False)
         complete_exports(folder, resumed, finished=True)
+
+
+def end_finished_run(config: TrainConfig, task: Task, resumed: SavedRun, ended: str, test_too: bool) -> bool:
+    """Say that the run has `ended`, tidy up, and tell whether nothing is left: no test rows to score either.
+
+    Args:
+        test_too: test rows that have no report yet are left.
+    """
+    say(ended)
+    folder, data = Path(config.run.save_path), config.data
+    if is_first_process():
+        complete_finished_run(folder, resumed)
+    tested = data.test_data or data.test_data_proportions or hub_test_rows(data, task)
+    if not test_too or not tested or (folder / TEST_REPORT).exists():
+        return True
+    if not (folder / "best").exists():
+        say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed.path}")
+        return True
+    return False
 
 
 def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from training.resuming import (
     plan_differences,
     saved_threads,
 )
+from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
 
@@ -65,11 +66,8 @@ class Prepared:
         )
 
 
-def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None, say: Callable[..., None]) -> Prepared:
+def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
-
-    Args:
-        say: prints lines for the user.
 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -11,7 +12,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from config.flags import TrainConfig
+from config.parser import flag_specs, without_flags
+from utils.console import say
 from utils.errors import Terminated
+from utils.launch import is_first_process, requeue, started_by_launcher
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -45,6 +50,33 @@ class TrainingStopped(Exception):
     def out_of_time(self) -> bool:
         """Whether the time was the reason, the job's (SIGUSR1) or -max_hours: more of it trains on."""
         return self.signum == signal.SIGUSR1 or self.limit.startswith("-max_hours ")
+
+
+def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -> int:
+    """Say how to go on, or put the job into the queue again; returns the exit code."""
+    if not is_first_process():
+        return 0
+    command = resume_command(argv, config.run.seed, stopped.steps_are_done)
+    if started_by_launcher():
+        say(f"{stopped}; started as before with these flags it goes on:", "  " + shlex.join(command[2:]))
+    else:
+        say(f"{stopped}; this resumes it:", "  " + shlex.join(command))
+    if config.run.requeue and stopped.out_of_time:
+        say(requeue())
+    return stopped.exit_code
+
+
+def resume_command(argv: list[str], seed: int, steps_are_done: bool = False) -> list[str]:
+    """The words of the command line that continues this run.
+
+    Args:
+        seed: the one in force where -seed below 0 drew one.
+        steps_are_done: switches off -max_steps, which would end the run at once, also that of config.json.
+    """
+    once = [spec.name for spec in flag_specs(TrainConfig) if spec.resume == "once"]
+    kept = without_flags(argv, [*once, "seed", *(["max_steps"] if steps_are_done else [])])
+    more = ["-max_steps", "0"] if steps_are_done else []
+    return ["python", sys.argv[0], *kept, *more, "-seed", str(seed), "-resume_checkpoint", "last"]
 
 
 class StopSignal:

@@ -1,28 +1,65 @@
-"""How the processes of a training run share its work."""
+"""How the processes of a training run share its weights: one class a strategy, named in `STRATEGIES`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.strategies import DDPStrategy
-from transformers import PreTrainedConfig
+from torch import Tensor, nn
 
-from training.lightning_loop import _Launcher
+from checkpoints.saved_run import SavedRun, read_run
+from training.lightning_loop import OurDDP
 from utils.devices import Devices
 from utils.launch import in_job, step_tasks
 
 
-def lightning_strategy(devices: Devices, strategy: str) -> Any:
-    """Lightning's strategy for the word of -strategy; `auto` is plain on one device, DDP on several."""
-    if strategy == "auto" and devices.world_size == 1:
-        return "auto"
-    backend = "gloo" if devices.accelerator == "cpu" else "nccl"
-    # No buffer of an encoder-decoder changes in training: there is nothing to synchronise before a forward pass.
-    return _DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+class Replicated:
+    """Every process holds the whole model: DDP, or plain on one device.
+
+    Args:
+        plain_on_one: no DDP where there is one device only.
+    """
+
+    def __init__(self, plain_on_one: bool) -> None:
+        self.plain_on_one = plain_on_one
+
+    def lightning(self, devices: Devices) -> Any:
+        """What Lightning is given as its strategy."""
+        if self.plain_on_one and devices.world_size == 1:
+            return "auto"
+        backend = "gloo" if devices.accelerator == "cpu" else "nccl"
+        # No buffer of an encoder-decoder changes in training: nothing is to be synchronised before a forward pass.
+        return OurDDP(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The whole weights, on the first process at least; every process calls it."""
+        return model.state_dict()
+
+    def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of the whole gradient, the same on every process."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def all_finite(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
+        return bool(torch.stack([torch.isfinite(parameter.detach()).all() for parameter in parameters]).all())
+
+    def save(self, trainer: pl.Trainer, path: Path) -> None:
+        """Write a checkpoint, a file here; every process calls it."""
+        trainer.save_checkpoint(path)
+
+    def load(self, path: Path) -> SavedRun:
+        """The run of a checkpoint that `save` wrote; raises as `read_run` does."""
+        return read_run(path)
+
+
+STRATEGIES = {"auto": Replicated(plain_on_one=True), "ddp": Replicated(plain_on_one=False)}  # by the value of -strategy
 
 
 def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
@@ -38,24 +75,3 @@ def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
     # check_launcher saw to it that there is a task for each device; Lightning wants it to be asked for in these words.
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices.count))
     return SLURMEnvironment(auto_requeue=False)
-
-
-class _DDPStrategy(DDPStrategy):
-    """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so."""
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-    def configure_ddp(self) -> None:
-        module: Any = self.lightning_module
-        if leaves_out_parameters(module.model.config):
-            self._ddp_kwargs["find_unused_parameters"] = True
-        super().configure_ddp()
-
-
-def leaves_out_parameters(config: PreTrainedConfig) -> bool:
-    """Whether a training step may use a part of the parameters only: layers dropped at random, or a BERT's pooler."""
-    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
-    drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
-    return drops or config.model_type == "encoder-decoder"

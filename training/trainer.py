@@ -17,7 +17,7 @@ from models.optim import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
-from training.strategies import cluster_environment, lightning_strategy
+from training.strategies import Replicated, cluster_environment
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -27,6 +27,7 @@ def build_module(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     total_steps: int,
+    strategy: Replicated,
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
@@ -42,11 +43,12 @@ def build_module(
     )
     flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
     flags["learning_rate"] = highest_rate(config.optim)
-    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options)
+    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options, strategy.grad_norm)
 
 
 def build_trainer(
     config: TrainConfig,
+    strategy: Replicated,
     devices: Devices,
     plan: BatchPlan,
     validates: bool,
@@ -68,7 +70,7 @@ def build_trainer(
         "accelerator": devices.accelerator,
         "devices": devices.count,
         "num_nodes": devices.num_nodes,
-        "strategy": lightning_strategy(devices, config.device.strategy),
+        "strategy": strategy.lightning(devices),
         "precision": devices.precision,
         "max_epochs": config.optim.max_epoch,
         "accumulate_grad_batches": accumulate,

@@ -22,6 +22,7 @@ from utils.errors import (
     UserError,
 )
 from utils.escapes import printable
+from utils.launch import is_first_process
 
 SECONDS_FOR_THE_FIRST = 10.0
 MOST_PROBLEMS = 50  # that are told
@@ -49,6 +50,12 @@ def tell(*lines: str) -> None:
 def _shown(text: str) -> str:
     """`text` without the control characters that names of files, columns and labels may hold; it may be a table."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def say(*lines: str) -> None:
+    """`tell`, once whatever the number of processes."""
+    if is_first_process():
+        tell(*lines)
 
 
 def silence() -> None:

@@ -17,8 +17,7 @@ from tests.cli.command import listing, printed_command, run, train, train_ok, tr
 from tests.cli.tiny import flag_list, json_lines
 from tests.cli.whole import flags_of
 from tests.faults.harness import assert_same_end, start
-from train import after_stop, resume_command
-from training.signals import StopSignal, TrainingStopped
+from training.signals import StopSignal, TrainingStopped, after_stop, resume_command
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

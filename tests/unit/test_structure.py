@@ -97,3 +97,31 @@ def test_the_project_table_asks_for_what_requirements_txt_pins() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert project["project"]["dependencies"] == [line for line in lines if re.match(r"\w", line)]
     assert project["tool"]["uv"]["package"] is False
+
+
+def private_touches(source: str) -> set[str]:
+    """Names with a leading underscore that a file takes from Lightning's modules, or from an object not its own."""
+    tree = ast.parse(source)
+    touched: set[str] = set()
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store) and _is_self(node.value)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("pytorch_lightning", "lightning_fabric")):
+            touched |= {alias.name for alias in node.names if alias.name.startswith("_")}
+    for node in attributes:
+        private = node.attr.startswith("_") and not node.attr.endswith("__") and node.attr != "_exit"
+        if private and not (_is_self(node.value) and node.attr in own):
+            touched.add(node.attr)
+    return touched
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def test_what_is_private_to_lightning_is_touched_in_one_file() -> None:
+    ours = [path for path in product_files() if path.parts[0] == "training" or path.name.startswith("seq2seq_")]
+    touched = {str(path): private_touches((ROOT / path).read_text(encoding="utf-8")) for path in ours}
+    assert "_call_children_scripts" in touched.pop("training/lightning_loop.py")
+    assert {path: names for path, names in touched.items() if names} == {}

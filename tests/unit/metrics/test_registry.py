@@ -39,7 +39,7 @@ def surplus():
 
 
 def checkpointer(monitor: str, folder) -> Checkpointer:
-    return Checkpointer(RunFlags(save_path=str(folder), monitor=monitor), folder, {}, stop=None)
+    return Checkpointer(RunFlags(save_path=str(folder), monitor=monitor), folder, {}, stop=None, strategy=None)
 
 
 def monitor_problems(monitor: str, **data: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from checkpoints import format as checkpoint_format
 from checkpoints.format import CONTENT_KEY, FORMAT_VERSION, UPGRADES, read_checkpoint
 from checkpoints.run_folder import clean_leftovers
-from checkpoints.saved_run import Tensors
+from checkpoints.saved_run import Tensors, read_run
 from tests.saved_runs import saved_run, whole_checkpoint
 from training import resuming
 from training.lightning_loop import DurableCheckpointIO
@@ -137,17 +137,17 @@ def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(UPGRADES, 1, lambda checkpoint: {**checkpoint, "global_step": 77})
     said: list[str] = []
     with pytest.raises(UserError, match=rf"format version {FORMAT_VERSION + 1}; this program reads versions 1 to"):
-        resuming.read_newest([torn, future, whole], said.append)
+        resuming.read_newest([torn, future, whole], read_run, said.append)
     monkeypatch.setattr(checkpoint_format, "FORMAT_VERSION", 2)
-    newest = resuming.read_newest([torn, whole], said.append)
+    newest = resuming.read_newest([torn, whole], read_run, said.append)
     assert newest is not None
     assert newest.global_step == 77
     assert [line.split(": ")[0] for line in said] == ["passed over", "continuing from the one before"]
     with pytest.raises(UserError) as caught:
-        resuming.read_newest([torn], said.append)
+        resuming.read_newest([torn], read_run, said.append)
     assert len(caught.value.problems) == 1
     with pytest.raises(UserError) as caught:
-        resuming.read_newest([torn, torn], said.append)
+        resuming.read_newest([torn, torn], read_run, said.append)
     assert caught.value.problems[-1].startswith("no checkpoint is whole: put one back")
 
     def fails(*_: Any, **__: Any) -> Any:
@@ -155,7 +155,7 @@ def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(RunError, match=r"whole.ckpt: could not be read: .*Input/output error"):
-        resuming.read_newest([whole, torn], said.append)
+        resuming.read_newest([whole, torn], read_run, said.append)
 
 
 def test_what_the_disk_refuses_beside_a_write_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""The fit: data module, module, callbacks and trainer put together, and run to the end or to a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.tokenizers import pack_tokenizer
+from training.checkpointing import Checkpointer
+from training.resuming import adapt, environment, kept_flags
+from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
+from training.run_log import RunLog
+from training.setup import Prepared
+from training.signals import StopSignal, TrainingStopped
+from training.strategies import STRATEGIES
+from training.trainer import build_module, build_trainer, process_watch
+from training.validation import GeneratedValidation
+from utils.console import say
+from utils.launch import is_first_process
+
+
+def fit(prepared: Prepared, stop: StopSignal) -> None:
+    """Train to the end.
+
+    Raises:
+        TrainingStopped: a signal or a limit; the run was saved at a step boundary.
+        RunError: a NaN, or the disk refused.
+    """
+    strategy = STRATEGIES[prepared.config.device.strategy]
+    config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
+    folder = Path(config.run.save_path)
+    data = prepared.data_module()
+    plan = data.plan(0, prepared.devices.world_size)
+    total_steps = plan.num_steps * config.optim.max_epoch
+    if resumed:
+        adapted = adapt(resumed, prepared.differences, config, plan)
+        resumed, total_steps = adapted.run, adapted.total_steps
+        say(*adapted.lines)
+    module = build_module(config, prepared.model, prepared.tokenizer, total_steps, strategy)
+    description = {
+        "task": prepared.task.to_dict(),
+        "label_map": labels.to_dict() if labels else None,
+        "flags": kept_flags(resumed, config),
+        "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
+        "monitor": config.run.monitor,
+        "environment": environment(prepared.devices),
+    }
+    checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
+    generated = GeneratedValidation(
+        config.run.valid_generate_rows, labels, prepared.task.generated_metrics(config.run.monitor)
+    )
+    callbacks = [generated, RunLog(folder, config.run.log_every), checkpointer]
+    trainer = build_trainer(config, strategy, prepared.devices, plan, data.valid is not None, callbacks, resumed)
+    resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)
+    if is_first_process():
+        open_run_folder(config, folder, resumed, resolved)
+    say(*summary_lines(config, prepared.task, resolved))
+    stop.install()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
+    except TrainingStopped:
+        raise  # on every rank alike
+    except BaseException as error:
+        process_watch(trainer).end_all(error)
+        raise
+    finally:
+        process_watch(trainer).switch_off()
+        stop.talk = False  # no optimizer step is left to stop after
+    say(*closing_lines(folder, checkpointer, trainer.global_step))
