@@ -5,19 +5,29 @@ The folder appears whole or not at all, and nothing but an earlier export is eve
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
+
 from checkpoints.model_paths import check_model_paths
 from config.export_flags import ExportConfig
-from config.parser import help_text, parse_flags, wants_help
+from config.parser import information, parse_flags
 from deploy.export import run
 from utils.console import run_command
 from utils.errors import raise_if_any
 
-USAGE = "usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]"
+USAGE = """\
+usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]
+
+  python export.py -model runs/mine -save_path mine
+  python export.py -model runs/mine -average best:3 -format ctranslate2 -compute_type int8 -save_path mine
+"""
 
 
 def main(argv: list[str]) -> int:
-    if wants_help(argv):
-        print(help_text(ExportConfig, USAGE))
+    if told := information(ExportConfig, USAGE, argv):
+        print(told)
         return 0
     config, given, problems = parse_flags(ExportConfig, argv)
     flags = config.export

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
+
 from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig
-from config.parser import deciding_flags, help_text, parse_flags, to_dict, wants_help
+from config.parser import deciding_flags, information, parse_flags, to_dict
 from prediction.checks import check_inference
 from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
@@ -29,12 +31,18 @@ if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be righ
     from metrics.calibration import LabelCalibration
     from prediction.setup import Ready
 
-USAGE = "usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]"
+USAGE = """\
+usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]
+
+  python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.txt
+  python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.jsonl -save_report report.json
+  echo "a line" | python inference.py -model runs/mine/best -test_data -
+"""
 
 
 def main(argv: list[str]) -> int:
-    if wants_help(argv):
-        print(help_text(InferenceConfig, USAGE))
+    if told := information(InferenceConfig, USAGE, argv):
+        print(told)
         return 0
     config, given, problems = parse_flags(InferenceConfig, argv)
     check_inference(config, problems)

@@ -6,12 +6,15 @@ Supports BART, mBART, T5, mT5, UMT5, ByT5 and what `AutoModelForSeq2SeqLM` loads
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
+
 from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
 from config.flags import TrainConfig
-from config.parser import help_text, wants_help
+from config.parser import information
 from task_utils import Task
 from training.checks import check_train
 from training.run_flags import parse_training_flags
@@ -20,12 +23,18 @@ from utils.console import run_command, say
 from utils.errors import NotFiniteError, UserError, raise_if_any
 from utils.launch import is_first_process
 
-USAGE = "usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]"
+USAGE = """\
+usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]
+
+  python train.py -train_data train.tsv -valid_data valid.tsv -init_model google/byt5-small -save_path runs/mine
+  python train.py -train_data train.tsv -valid_data_proportions 0.1 -config_path bart-mini -save_path runs/mine
+  python train.py -save_path runs/mine -resume_checkpoint last
+"""
 
 
 def main(argv: list[str]) -> int:
-    if wants_help(argv):
-        print(help_text(TrainConfig, USAGE))
+    if told := information(TrainConfig, USAGE, argv):
+        print(told)
         return 0
     config, given, lines, problems = parse_training_flags(argv)
     task = check_train(config, given, problems)

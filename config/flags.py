@@ -275,7 +275,11 @@ class RunFlags:
 class TrainDeviceFlags:
     """Devices"""
 
-    gpus: int = free(-1, "GPUs to use; -1 = all that are visible, else the CPU; 0 = the CPU, one process.", minimum=-1)
+    gpus: int = free(
+        -1,
+        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process.",
+        minimum=-1,
+    )
     cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
     num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
     strategy: str = free("auto", "How devices share the work; auto = ddp on several, plain on one.", choices=STRATEGIES)

@@ -196,7 +196,11 @@ class LabelFlags:
 class InferenceDeviceFlags:
     """Devices"""
 
-    gpus: int = free(-1, "GPUs to use; -1 = all that are visible, else the CPU; 0 = the CPU, one process.", minimum=-1)
+    gpus: int = free(
+        -1,
+        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process.",
+        minimum=-1,
+    )
     cpu_processes: int = free(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)
     float_precision: str = flag(
         "32",

@@ -12,7 +12,9 @@ import math
 import shlex
 import shutil
 import textwrap
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 TRUE_WORDS = ("true", "yes", "on", "1")
@@ -223,9 +225,18 @@ def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     return kept
 
 
-def wants_help(argv: Sequence[str]) -> bool:
-    """Whether `-h`, `-help` or `--help` stands among the tokens."""
-    return any(token in ("-h", "--h", "-help", "--help") for token in argv)
+def information(config_class: type, usage: str, argv: Sequence[str]) -> str:
+    """What `-h` (`-help`) or `-version` among the tokens asks for; empty when there is neither."""
+    asked = {token.lstrip("-") for token in argv if token.startswith("-")}
+    if asked & {"h", "help"}:
+        return help_text(config_class, usage)
+    return version() if "version" in asked else ""
+
+
+def version() -> str:
+    """The name and the version of the project."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return f"{project['name']} {project['version']}"
 
 
 def help_text(config_class: type, usage: str) -> str:
@@ -238,11 +249,14 @@ def help_text(config_class: type, usage: str) -> str:
         for spec in specs:
             names = ", ".join(f"-{name}" for name in (spec.name, *spec.aliases))
             lines.append(f"  {names} {_value_word(spec)}")
-            sentence = f"{spec.help} {_default_words(spec)}"
-            lines += textwrap.wrap(sentence, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
+            sentence = f"{spec.help} {_default_words(spec)}".rstrip()
+            indent = " " * 8  # names with a hyphen stay whole
+            lines += textwrap.wrap(
+                sentence, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+            )
         lines.append("")
     lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone;")
-    lines.append("of a flag that is given twice the last value counts.")
+    lines.append("of a flag that is given twice the last value counts. -version tells the version.")
     return "\n".join(lines)
 
 
@@ -259,7 +273,7 @@ def _default_words(spec: FlagSpec) -> str:
     if spec.default is None:
         return "(default: automatic)"
     if spec.default in ("", ()):
-        return "(default: none)"
+        return ""
     value = str(spec.default).lower() if isinstance(spec.default, bool) else spec.default
     return f"(default: {value})"
 

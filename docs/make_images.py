@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from checkpoints.run_folder import STEP_LOG  # noqa: E402
-from config.parser import flag, help_text, parse_flags, wants_help  # noqa: E402
+from config.parser import flag, information, parse_flags  # noqa: E402
 from metrics.registry import METRICS, POINTS  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError, raise_if_any  # noqa: E402
@@ -48,8 +48,8 @@ class ImageConfig:
 
 
 def main(argv: list[str]) -> int:
-    if wants_help(argv):
-        print(help_text(ImageConfig, USAGE))
+    if told := information(ImageConfig, USAGE, argv):
+        print(told)
         return 0
     config, _, problems = parse_flags(ImageConfig, argv)
     raise_if_any(problems)

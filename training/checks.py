@@ -21,6 +21,7 @@ from checkpoints.run_folder import (
 )
 from config.checks import check_combinations, check_devices, collect, highest_rate
 from config.flags import FREEZABLE, TrainConfig
+from config.parser import shown
 from datamodules.checks import check_data, local_inputs
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
 from models.presets import read_config
@@ -94,6 +95,17 @@ def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) 
         problems.append(f"-monitor {run.monitor}: {known}")
     elif is_generated(run.monitor) and run.valid_generate_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
+    data = config.data
+    if task and not (data.valid_data or data.valid_data_proportions or task.valid_proportion):
+        needing = {
+            "monitor": run.monitor != TrainConfig().run.monitor,
+            "early_stopping_patience": run.early_stopping_patience,
+        }
+        flags = [shown(name, getattr(run, name)) for name, needed in needing.items() if needed]
+        if flags:
+            problems.append(
+                f"{', '.join(flags)}: only with validation rows: give -valid_data or -valid_data_proportions"
+            )
 
 
 def _check_requeue(config: TrainConfig, problems: list[str]) -> None:

@@ -22,7 +22,7 @@ from utils.errors import (
     UserError,
 )
 from utils.escapes import printable
-from utils.launch import is_first_process
+from utils.launch import check_environment, is_first_process
 
 SECONDS_FOR_THE_FIRST = 10.0
 MOST_PROBLEMS = 50  # that are told
@@ -82,6 +82,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        check_environment()
         code = main(sys.argv[1:])
     except UserError as error:
         exit_with(error)

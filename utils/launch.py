@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
-from utils.errors import RunError
+from utils.errors import RunError, raise_if_any
+
+NUMBERS = (  # of processes and machines, as torchrun and srun set them
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def check_environment() -> None:
+    """Raise `UserError` for an environment in which no command can work."""
+    problems = [
+        f"{name}={os.environ[name]} in the environment: a whole number expected, as torchrun and srun set it; unset it"
+        for name in NUMBERS
+        if not os.environ.get(name, "0").isdecimal()
+    ]
+    if sys.flags.optimize > 1:
+        problems.append("PYTHONOPTIMIZE=2 or -OO takes away the docstrings that transformers reads; leave it out")
+    raise_if_any(problems)
 
 
 def in_job() -> bool:

@@ -104,7 +104,10 @@ BAD_TRAIN = {
     ),
     "one column": (["-source_column", "2"], "-source_column and -target_column (or those of -task seq2seq) are both 2"),
     "nan": (["-learning_rate", "nan"], "-learning_rate nan: a number expected"),
-    "no generation": (["-monitor", "bleu", "-valid_generate_rows", "0"], "-monitor bleu needs generated rows"),
+    "no generation": (
+        ["-monitor", "bleu", "-valid_generate_rows", "0", "-valid_data", "good.tsv"],
+        "-monitor bleu needs generated rows",
+    ),
     "resume nothing": (
         ["-resume_checkpoint", "last"],
         "-resume_checkpoint last: no such file: {}/run/",

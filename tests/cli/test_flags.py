@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+import train
+from config.export_flags import ExportConfig
 from config.flags import TrainConfig
 from config.inference_flags import InferenceConfig
-from config.parser import parse_flags, to_dict
+from config.parser import flag_groups, help_text, information, parse_flags, to_dict
 from tests.cli.command import ROOT, environment, run
 
 # ---- help
@@ -43,13 +45,28 @@ def test_help_answers_without_importing_torch(script: str, word: str) -> None:
 
 @pytest.mark.parametrize("config_class", [TrainConfig, InferenceConfig])
 def test_every_flag_states_its_default(config_class: Any) -> None:
-    from config.parser import flag_groups, help_text
-
     sections = [" ".join(part.split()) for part in help_text(config_class, "usage").split("\n  -")[1:]]  # one a flag
     specs = [spec for group in flag_groups(config_class).values() for spec in group]
     assert [re.split("[ ,]", section)[0] for section in sections] == [spec.name for spec in specs]
     for spec, section in zip(specs, sections, strict=True):
-        assert re.search(r"\(required\)" if spec.required else r"\(default: [^)]+\)", section), spec.name
+        told = r"\(required\)" if spec.required else r"\(default: [^)]+\)"
+        assert bool(re.search(told, section)) == (spec.required or spec.default not in ("", ())), spec.name
+
+
+def test_names_are_not_broken_and_examples_come_first() -> None:
+    lines = help_text(TrainConfig, train.USAGE).splitlines()
+    assert any("bart-mini" in line for line in lines if line.startswith("        "))
+    assert lines[2].startswith("  python train.py -train_data train.tsv ")
+
+
+@pytest.mark.parametrize("word", ["--version", "-version"])
+def test_the_version_is_that_of_the_project(word: str) -> None:
+    for command in (TrainConfig, InferenceConfig, ExportConfig):
+        assert (
+            information(command, "usage", [word])
+            == "seq2seq-finetuner "
+            + re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+        )  # type: ignore[index]
 
 
 # ---- the flags of the original tool
@@ -154,5 +171,5 @@ def test_without_its_environment_a_command_says_how_to_get_it() -> None:
     result = run(sys.executable, "-S", "train.py", *flags)  # -S: no installed packages
     assert (result.code, result.out, len(result.errors)) == (2, "", 1)
     assert re.fullmatch(
-        r"the package jinja2 is not installed for \S+; first run: (source|\S+ -m pip) .+", result.errors[0]
+        r"the package (jinja2|yaml) is not installed for \S+; first run: (source|\S+ -m pip) .+", result.errors[0]
     )

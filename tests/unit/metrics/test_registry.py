@@ -44,7 +44,7 @@ def checkpointer(monitor: str, folder) -> Checkpointer:
 
 def monitor_problems(monitor: str, **data: str) -> list[str]:
     problems: list[str] = []
-    flags = DataFlags(train_data=("missing.tsv",), **data)
+    flags = DataFlags(train_data=("missing.tsv",), valid_data_proportions=0.1, **data)
     config = TrainConfig(data=flags, task=TrainTaskFlags("seq2seq"), run=RunFlags(save_path="run", monitor=monitor))
     check_train(config, frozenset(), problems)
     return [problem for problem in problems if problem.startswith("-monitor")]

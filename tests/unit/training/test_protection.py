@@ -194,6 +194,14 @@ def test_a_run_whose_checkpoints_lie_on_another_disk_is_continued(place: Path) -
     assert train_problems("-save_path", "run", "-resume_checkpoint", "last") == []
 
 
+@pytest.mark.usefixtures("place")
+def test_what_needs_validation_rows_says_so_without_them() -> None:
+    flags = ("-save_path", "run", "-early_stopping_patience", "2", "-monitor", "exact_match")
+    told = "only with validation rows: give -valid_data or -valid_data_proportions"
+    assert train_problems(*flags) == [f"-monitor exact_match, -early_stopping_patience 2: {told}"]
+    assert train_problems(*flags, "-valid_data_proportions", "0.1") == []
+
+
 # ---- outputs of inference.py
 
 

@@ -1,0 +1,40 @@
+"""Environments in which no command can work are refused in a line, before anything is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.launch import check_environment
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_numbers_of_processes_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_environment()
+    for name, value in (("RANK", "x"), ("LOCAL_RANK", "0"), ("SLURM_PROCID", "-1"), ("NODE_RANK", "")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        check_environment()
+    assert refused.value.problems == tuple(
+        f"{told} in the environment: a whole number expected, as torchrun and srun set it; unset it"
+        for told in ("RANK=x", "NODE_RANK=", "SLURM_PROCID=-1")
+    )
+
+
+def test_a_python_without_docstrings_is_refused_and_a_safe_path_is_not() -> None:
+    def answer(*options: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, *options, str(ROOT / "export.py"), "-version"], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert answer("-OO") == (
+        2,
+        "error: PYTHONOPTIMIZE=2 or -OO takes away the docstrings that transformers reads; leave it out\n",
+    )
+    assert answer("-P")[0] == 0
