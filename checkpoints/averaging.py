@@ -13,13 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.model_source import InferenceModel
+from checkpoints.model_source import InferenceModel, check_same_texts
 from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 from checkpoints.saved_run import read_model, read_run
 from utils.errors import UserError
 
 KEPT_BEST = 5  # checkpoints of validations that a run keeps
-OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
 IGNORED_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
@@ -162,7 +161,7 @@ def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedMo
             difference is named.
     """
     models = [InferenceModel(name, flag=flag) for name in names]
-    _check_tasks(models)
+    check_same_texts(models)  # their mean would have learned neither
     first_config, tokenizer = models[0].config_and_tokenizer()
     for name, other in zip(names[1:], models[1:], strict=True):
         config, other_tokenizer = other.config_and_tokenizer()
@@ -175,19 +174,6 @@ def averaged(names: Sequence[str], flag: str = "-average") -> tuple[PreTrainedMo
     model, tokenizer = models[0]()
     average_into(model, sources)
     return model, tokenizer
-
-
-def _check_tasks(models: Sequence[InferenceModel]) -> None:
-    """Refuse models that were trained on texts of another form: their mean would have learned neither."""
-    known = [(model, task) for model in models if (task := model.saved_state().get("task"))]  # ours
-    for model, task in known[1:]:
-        first, expected = known[0]
-        for key in OF_TEXTS:
-            if json.dumps(task.get(key)) != json.dumps(expected.get(key)):  # the order of labels counts
-                raise UserError(
-                    f"{model.flag} {model.name}: trained on other texts than {first.name}: {key} is {task.get(key)!r},"
-                    f" not {expected.get(key)!r}"
-                )
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ from models.loading import (
 )
 from models.presets import TOKENIZER_KEY, read_config
 from models.tokenizers import fitting_tokenizer, load_tokenizer, with_languages
-from utils.digests import content_of, tokenizer_digest
+from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
 from utils.json_files import read_json
+
+OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
+OF_ROWS = (*OF_TEXTS, "source_column", "target_column")
 
 
 @lru_cache(maxsize=8)
@@ -48,6 +52,7 @@ class InferenceModel:
     source_language: str = ""
     target_language: str = ""
     flag: str = "-model"  # that named it, for messages
+    found: tuple[FileState, ...] = ()  # its files when the command began; none = they may change
 
     @property
     def is_checkpoint(self) -> bool:
@@ -90,7 +95,9 @@ class InferenceModel:
     def identity(self) -> str:
         """What changes when the model does: a digest of its files, or the commit of a hub model."""
         if os.path.exists(self.name):
-            return content_of(Path(self.name))
+            content = content_of(Path(self.name))
+            self._check_unchanged()
+            return content
         return f"{self.name} at {getattr(self.config_and_tokenizer()[0], '_commit_hash', None)}"
 
     def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -100,9 +107,18 @@ class InferenceModel:
             model = _checkpoint(self.name, self.flag).build()
         else:
             model = from_pretrained(self.name, self.flag)
+        self._check_unchanged()
         self._check_finite(model)
         accelerate(model)
         return model.eval(), tokenizer
+
+    def _check_unchanged(self) -> None:
+        """Refuse files that a training replaced since the command began: what was loaded is of two models."""
+        if self.found and self.found != file_states(Path(self.name)):
+            raise UserError(
+                f"{self.flag} {self.name}: was replaced after this command had begun (a training that goes on does so);"
+                " wait for it to end, or give a copy"
+            )
 
     def _check_finite(self, model: PreTrainedModel) -> None:
         """Refuse weights that hold NaN or infinity: every prediction would be empty."""
@@ -128,7 +144,10 @@ def inference_models(
     """
     tokenizer_path = model_path("-tokenizer", tokenizer_name) if tokenizer_name else ""
     paths = [model_path("-model", name) for name in names]
-    models = tuple(InferenceModel(path, tokenizer_path, source_language, target_language) for path in paths)
+    models = tuple(
+        InferenceModel(path, tokenizer_path, source_language, target_language, found=file_states(Path(path)))
+        for path in paths
+    )
     if len(models) > 1:
         first, *others = [tokenizer_digest(model.config_and_tokenizer()[1]) for model in models]
         raise_if_any(
@@ -138,6 +157,22 @@ def inference_models(
             if digest != first
         )
     return models
+
+
+def check_same_texts(models: Sequence[InferenceModel], keys: Sequence[str] = OF_TEXTS) -> None:
+    """Refuse models of ours that were trained on texts of another form.
+
+    Args:
+        keys: what must be the same of their tasks.
+    """
+    known = [(model, task) for model in models if (task := model.saved_state().get("task"))]
+    raise_if_any(
+        f"{model.flag} {model.name}: trained on other texts than {known[0][0].name}: {key} is {task.get(key)!r:.300},"
+        f" not {known[0][1].get(key)!r:.300}"
+        for model, task in known[1:]
+        for key in keys
+        if json.dumps(task.get(key)) != json.dumps(known[0][1].get(key))  # the order of labels counts
+    )
 
 
 def shared_limits(models: Sequence[InferenceModel]) -> tuple[int, int]:

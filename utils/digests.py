@@ -34,10 +34,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def content_of(path: Path) -> str:
     """A digest of the file, or of the files of the folder."""
-    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    files = _files(path)
     digest = hashlib.blake2b(digest_size=20)
     for item in files:
         with open(item, "rb") as file:
             digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
         digest.update(os.fsencode(item.name) if len(files) > 1 else b"")
     return digest.hexdigest()
+
+
+FileState = tuple[str, int, int, int]  # name, inode, bytes, time of the last change in nanoseconds
+
+
+def file_states(path: Path) -> tuple[FileState, ...]:
+    """What changes when the file, or a file of the folder, is replaced or written to; empty where nothing is."""
+    if not path.exists():
+        return ()
+    found = [(item.name, item.stat()) for item in _files(path)]
+    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
