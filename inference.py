@@ -70,7 +70,6 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     records = InputRecords(config.data.test_data or config.data.valid_data) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; labels: {labels.describe() if labels else 'free text'}")
-    tell(f"predicting on {ready.devices.describe()}")
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)

@@ -97,7 +97,9 @@ class DecodeFlags:
         needs={"beam_size": "greedy search has no beams that end"},
         excludes=SCORED,
     )
-    max_predict_length: int = flag(512, "Longest prediction in tokens.", minimum=1)
+    max_predict_length: int = flag(
+        0, "Longest prediction in tokens; 0 = 512, or with labels 8 more than the longest label.", minimum=0
+    )
     min_predict_length: int = flag(
         0, "Shortest prediction in tokens, the end token counted; 0 = off.", minimum=0, excludes=RULES
     )

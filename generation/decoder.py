@@ -37,6 +37,7 @@ from models.tokenizers import encoded_target, example_target, fixed_first_token
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256
 GREEDY = DecodeFlags()
+LONGEST_TEXT = 512  # tokens of a prediction unless the flags say otherwise
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def generation_config(
     """
     target = example_target(tokenizer)
     longest = longest_output(shared_target_limit(member.config for member in (model, *others)))
+    wanted = flags.max_predict_length or LONGEST_TEXT
     return GenerationConfig(
-        max_new_tokens=min(flags.max_predict_length, longest or flags.max_predict_length),
+        max_new_tokens=min(wanted, longest or wanted),
         min_length=flags.min_predict_length,
         num_beams=flags.beam_size,
         num_return_sequences=flags.num_return if flags.beam_size > 1 else 1,

@@ -130,7 +130,7 @@ def _check_decoding(config: InferenceConfig, problems: list[str]) -> None:
         problems.append(
             f"-num_return {decode.num_return}: a plain line holds one output; give -save_output a .jsonl or .tsv file"
         )
-    if decode.min_predict_length > decode.max_predict_length:
+    if decode.max_predict_length and decode.min_predict_length > decode.max_predict_length:
         problems.append(
             f"-min_predict_length {decode.min_predict_length} is more than -max_predict_length"
             f" {decode.max_predict_length}"

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from checkpoints.model_source import InferenceModel, inference_models, shared_limits
+from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
+from generation.decoder import GREEDY, LONGEST_TEXT
 from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.incremental.weights import KNOWN
 from models.architectures import longest_output
+from models.tokenizers import encoded_target
 from postprocessors.labels import LabelMap
 from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding
@@ -29,6 +31,8 @@ from task_utils import Task, Template, evaluation_labels, get_task, override_tas
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
+
+LABEL_SLACK = 8  # tokens that a generated label may be longer than the longest one
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             if name != model.name
         )
     )
+    if not config.model.task:
+        check_same_texts(models, [key for key in OF_ROWS if key not in given])
     state = models[0].saved_state()
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
@@ -80,6 +86,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
     check_min_length(config.decode, target_limit)
+    config = replace(config, decode=with_length(config.decode, labels, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
     encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
     return Ready(config, models, task, labels, devices, encoder, model_config.model_type, target_limit)
@@ -93,6 +100,18 @@ def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
             f"-min_predict_length {decode.min_predict_length}: the model has positions for outputs of {longest} tokens;"
             " give that or less"
         )
+
+
+def with_length(decode: DecodeFlags, labels: LabelMap | None, tokenizer: Any, target_limit: int) -> DecodeFlags:
+    """The flags with the longest prediction in tokens, where none is given, within the positions of the models."""
+    if decode.max_predict_length:
+        return decode
+    longest = LONGEST_TEXT
+    if labels:
+        texts = [labels.separator.join(labels.texts)] if labels.separator else labels.texts
+        longest = max(len(encoded_target(tokenizer, text)) for text in texts) + LABEL_SLACK
+    limit = longest_output(target_limit) or longest
+    return replace(decode, max_predict_length=max(min(longest, limit), decode.min_predict_length))
 
 
 def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
@@ -147,12 +166,28 @@ def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | No
     return label_decoding(config, ready.labels, ready.models[0], ready.encoder, split, ready.devices, tell)
 
 
+def decoding_line(decode: DecodeFlags, devices: Devices, decoding: LabelDecoding | None) -> str:
+    """Where, with what and how it is decoded, in one line: the search, what the flags change, and the longest output."""
+    parts = [devices.describe() if decode.engine == "torch" else f"{devices.count} x {devices.accelerator}"]
+    if decoding is None and decode.beam_size == 1 and not decode.do_sample:
+        parts.append("greedy")
+    parts += [
+        f"-{name} {str(value).lower()}"
+        for name, value in asdict(decode).items()
+        if name != "max_predict_length" and value != getattr(GREEDY, name)
+    ]
+    parts.append(f"up to {decode.max_predict_length} tokens" if decoding is None else f"labels by {decoding.mode}")
+    return f"predicting on {', '.join(parts)}; batches of {decode.batch_size} rows"
+
+
 def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence[np.ndarray]) -> Engine:
     """What decodes, not loaded yet. CTranslate2 is compared with our own engine on `examples`.
 
-    Tells what the flags do not say: outputs that end before -max_predict_length, and a search that is not our own.
+    Tells what decodes; and what the flags do not say: outputs that end before -max_predict_length, and a search that is
+    not our own.
     """
     decode, models, devices = ready.config.decode, ready.models, ready.devices
+    tell(decoding_line(decode, devices, decoding))
     longest = longest_output(ready.target_limit)
     if decoding is None and longest and decode.max_predict_length > longest:
         tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")

@@ -15,7 +15,9 @@ from generation.batch_limits import BatchLimits
 from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
+from models.architectures import target_limit
 from prediction.predict import predict
+from prediction.setup import with_length
 from training.setup import Prepared
 from utils.devices import Devices
 from utils.files import write_json
@@ -39,9 +41,12 @@ def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     folder = Path(config.run.save_path)
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
+    model = InferenceModel(str(best))
+    model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
+    flags = with_length(flags, labels, tokenizer, target_limit(model_config))
     limits = BatchLimits.of(flags)
-    engine = TorchEngine((InferenceModel(str(best)),), flags)
+    engine = TorchEngine((model,), flags)
     references = LazySequence(len(split), split.reference)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
         scores = score(references, LazySequence(len(split), lambda row: found[row].text), labels, names=task.metrics)

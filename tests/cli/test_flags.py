@@ -127,7 +127,7 @@ ORIGINAL_INFERENCE = {
     "gpus": (-1, "1", 1),
     "float_precision": ("32", "16", "16"),
     "beam_size": (1, "4", 4),
-    "max_predict_length": (512, "128", 128),
+    "max_predict_length": (0, "128", 128),
 }
 ORIGINAL = [(TrainConfig, name, *values) for name, values in ORIGINAL_TRAIN.items()]
 ORIGINAL += [(InferenceConfig, name, *values) for name, values in ORIGINAL_INFERENCE.items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
+from checkpoints.model_source import inference_models
 from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import parse_flags
 from generation.engines.labels import LabelDecoding
@@ -49,19 +52,83 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prepared:
 def test_the_end_of_outputs_is_told_where_the_flag_says_more(tmp_path: Path, told: Prepared) -> None:
     bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
     t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
-    assert told("-model", bart) == ["-max_predict_length 512: outputs end at 127 tokens, the model's limit"]
-    assert told("-model", bart, "-max_predict_length", 127) == []
-    assert told("-model", t5, "-max_predict_length", 1000) == []
-    assert told("-model", t5, "-model", bart, "-max_predict_length", 128) == [
+    assert told("-model", bart)[1:] == []
+    assert told("-model", bart, "-max_predict_length", 127)[1:] == []
+    assert told("-model", t5, "-max_predict_length", 1000)[1:] == []
+    assert told("-model", t5, "-model", bart, "-max_predict_length", 128)[1:] == [
         "-max_predict_length 128: outputs end at 127 tokens, the model's limit"
     ]
-    assert told("-model", bart, decoding=LabelDecoding("constrained", ("a", "b"))) == []
+    labels = LabelDecoding("constrained", ("a", "b"))
+    assert told("-model", bart, "-max_predict_length", 128, decoding=labels)[1:] == []
+
+
+def test_what_decodes_is_told_in_a_line(tmp_path: Path, told: Prepared) -> None:
+    bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
+    t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
+    on, rows = "predicting on 1 x cpu, fp32, ", "; batches of 128 rows"
+    assert told("-model", bart) == [f"{on}greedy, up to 127 tokens{rows}"]
+    assert told("-model", t5) == [f"{on}greedy, up to 512 tokens{rows}"]
+    beams = ("-beam_size", 4, "-early_stopping", "-repetition_penalty", 1.2, "-max_tokens", 900)
+    assert told("-model", t5, *beams) == [
+        f"{on}-max_tokens 900, -beam_size 4, -early_stopping true, -repetition_penalty 1.2, up to 512 tokens{rows}"
+    ]
+    assert told("-model", t5, "-do_sample", "-top_k", 5, "-max_predict_length", 9) == [
+        f"{on}-do_sample true, -top_k 5, up to 9 tokens{rows}"
+    ]
+    assert told("-model", t5, decoding=LabelDecoding("score", ("a", "b"))) == [f"{on}labels by score{rows}"]
+
+
+def test_generated_labels_are_little_longer_than_the_longest(tmp_path: Path, told: Prepared) -> None:
+    t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
+    told_of = "predicting on 1 x cpu, fp32, greedy, up to {} tokens; batches of 128 rows"
+    labels = ("-model", t5, "-label_map", "0=부정,1=긍정적")
+    assert told(*labels) == [told_of.format(9 + 1 + 8)]  # bytes of the longest, the end, and the slack
+    assert told(*labels, "-target_template", "{{ target }}!!") == [told_of.format(9 + 2 + 1 + 8)]
+    assert told(*labels, "-label_separator", ", ") == [told_of.format(6 + 2 + 9 + 1 + 8)]
+    assert told(*labels, "-max_predict_length", 300) == [told_of.format(300)]
 
 
 def test_a_runs_folder_is_taken_and_told(tmp_path: Path, told: Prepared) -> None:
     (tmp_path / "run" / "saved_checkpoints").mkdir(parents=True)
     last = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "run" / "last")
-    assert told("-model", tmp_path / "run") == [f"-model {tmp_path / 'run'}: {last}"]
+    assert told("-model", tmp_path / "run")[0] == f"-model {tmp_path / 'run'}: {last}"
+
+
+def test_a_model_that_is_replaced_after_the_command_began_is_refused(tmp_path: Path) -> None:
+    """As a training that goes on swaps best/: what was told apart as one model would be predicted by another."""
+    for seed, name in enumerate(("best", "next")):
+        folder_of(from_config(config_of("t5"), seed=seed), tmp_path / name)
+    (model,) = inference_models([str(tmp_path / "best")])
+    digest = model.identity()
+    assert len(model()) == 2
+    (tmp_path / "best").rename(tmp_path / "old")
+    (tmp_path / "next").rename(tmp_path / "best")
+    told = (
+        f"-model {tmp_path}/best: was replaced after this command had begun (a training that goes on does so); wait for"
+        " it to end, or give a copy"
+    )
+    for use in (model, model.identity, pickle.loads(pickle.dumps(model))):
+        with pytest.raises(UserError) as refused:
+            use()
+        assert refused.value.problems == (told,)
+    (model,) = inference_models([str(tmp_path / "best")])
+    assert model.identity() != digest
+
+
+def test_models_of_other_texts_do_not_decode_together(tmp_path: Path, told: Prepared) -> None:
+    for name, template, column in (("a", "{{ source }}", 1), ("b", "읽기: {{ source }}", "document")):
+        folder_of(from_config(config_of("t5"), seed=1), tmp_path / name)
+        task = {"name": "seq2seq", "input_template": template, "source_column": column}
+        (tmp_path / name / "training_state.json").write_text(json.dumps({"task": task, "flags": {}}))
+    both = ("-model", tmp_path / "a", "-model", tmp_path / "b")
+    other = f"-model {tmp_path}/b: trained on other texts than {tmp_path}/a: "
+    with pytest.raises(UserError) as refused:
+        told(*both)
+    assert refused.value.problems == (
+        f"{other}input_template is '읽기: {{{{ source }}}}', not '{{{{ source }}}}'",
+        f"{other}source_column is 'document', not 1",
+    )
+    assert told(*both, "-input_template", "{{ source }}", "-source_column", 1) != []
 
 
 def test_a_shortest_output_beyond_the_model_is_refused(tmp_path: Path, told: Prepared) -> None:
@@ -71,7 +138,7 @@ def test_a_shortest_output_beyond_the_model_is_refused(tmp_path: Path, told: Pre
     assert refused.value.problems == (
         "-min_predict_length 128: the model has positions for outputs of 127 tokens; give that or less",
     )
-    assert told("-model", bart, "-min_predict_length", 127, "-max_predict_length", 127) == []
+    assert told("-model", bart, "-min_predict_length", 127, "-max_predict_length", 127)[1:] == []
 
 
 def test_a_search_that_is_not_our_own_is_told(tmp_path: Path, told: Prepared) -> None:
@@ -81,7 +148,7 @@ def test_a_search_that_is_not_our_own_is_told(tmp_path: Path, told: Prepared) ->
         eos_token_id=1,
     )  # fmt: skip
     pegasus = folder_of(PegasusForConditionalGeneration(config), tmp_path / "pegasus")
-    assert told("-model", pegasus) == [
+    assert told("-model", pegasus)[1:] == [
         "a pegasus model is decoded by generate of transformers: slower than our search, the same texts"
     ]
 
