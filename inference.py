@@ -172,7 +172,7 @@ def finish(
     from metrics.score import score
     from prediction.output import OutputForm, output_rows, plain_lines, write_lines, write_rows
     from prediction.setup import answer_of, largest_distance
-    from utils.files import write_json
+    from utils.files import run_error, write_json
     from utils.lazy_sequence import LazySequence
 
     config, labels = ready.config, ready.labels
@@ -180,6 +180,9 @@ def finish(
     scored = config.label.label_decoding == "score"
     texts = LazySequence(len(split), lambda row: predictions[row].text)
     references = LazySequence(len(split), split.reference)
+    for name in filter(None, (output.save_output, output.save_label, output.save_report)):
+        with run_error(Path(name)):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
     if output.save_output:
         rows = output_rows(predictions, split, answer_of(labels, output), records)
         shown = labels.texts if labels and scored else ()

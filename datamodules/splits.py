@@ -121,13 +121,20 @@ def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:
         whole = encoder.encode("-train_data", data.train_data or (encoder.task.hub_dataset,), keep_all=False)
         _, _, rows = split_rows(len(whole), 0.0, data.test_data_proportions)
         return whole.subset(rows), (
+            *_not_read(data, "-train_data"),
             *report_lines("-train_data", whole.report),
             f"{len(rows):,} of them are the test rows",
         )
     test_paths = data.test_data or (() if data.valid_data else hub_test_rows(data, encoder.task))
     flag, paths = ("-test_data", test_paths) if test_paths else ("-valid_data", data.valid_data)
     split = encoder.encode(flag, paths, keep_all=True)
-    return split, tuple(report_lines(flag, split.report))
+    return split, (*_not_read(data, flag), *report_lines(flag, split.report))
+
+
+def _not_read(data: DataFlags, flag: str) -> list[str]:
+    """What to tell when data are given besides those of `flag`, which are predicted."""
+    others = [name for name in ("train_data", "valid_data") if getattr(data, name) and f"-{name}" != flag]
+    return [f"{flag} is predicted; {' and '.join(f'-{name}' for name in others)} not"] if others else []
 
 
 def hub_test_rows(data: DataFlags, task: Task) -> tuple[str, ...]:

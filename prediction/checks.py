@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints.model_paths import check_model_paths, model_path
+from checkpoints.model_paths import EXPORTS, check_model_paths, model_path
+from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect
 from config.flags import STANDARD_INPUT
 from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig
@@ -18,6 +20,10 @@ from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task
 from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
+
+OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
+    r"\.(csv|json|parquet|arrow|feather|xlsx?|ods|ya?ml|xml|html|md|gz|bz2|xz|zst|zip|pkl|npy|pt|safetensors|db|sqlite)"
+)
 
 
 def check_inference(config: InferenceConfig, problems: list[str]) -> None:
@@ -76,10 +82,11 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
+            problem = problem or _ending_problem(name, value)
             if not problem and name != "save_output" and output.save_output and lies_in(value, parts):
                 problem = f"{parts} is for the finished parts of -save_output; choose another place"
-            if not problem and os.path.lexists(value) and not output.overwrite:
-                problem = _existing_problem(name, going_on)
+            if not problem and os.path.lexists(value) and not output.overwrite and not going_on:
+                problem = "exists; -overwrite replaces it"
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
@@ -90,15 +97,6 @@ def _local_models(names: Sequence[str]) -> list[str]:
     unseen: list[str] = []  # `check_inference` has them already
     paths = [collect(unseen, lambda name=name: model_path("-model", name)) for name in names]  # type: ignore[misc]
     return [path for path in paths if path and os.path.exists(path)]
-
-
-def _existing_problem(name: str, going_on: bool) -> str:
-    """Why the file of -`name` is not replaced without -overwrite; empty when a stopped run of this command wrote it."""
-    if not going_on:
-        return "exists; -overwrite replaces it"
-    if name == "save_output":
-        return ""
-    return "exists; -overwrite replaces it, and keeps the finished parts of the same command"
 
 
 def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
@@ -155,9 +153,24 @@ def _file_problem(value: str, inputs: list[tuple[str, str]]) -> str:
         return "is a folder; give a file"
     if os.path.exists(path) and not os.path.isfile(path):
         return "is no regular file (a device or a pipe)"
-    if not os.path.isdir(path.parent):
-        return f"the folder {path.parent} does not exist"
-    return "" if os.access(path.parent, os.W_OK) else f"no permission to write in {path.parent}"
+    folders = Path(os.path.realpath(path.parent)), *Path(os.path.realpath(path.parent)).parents
+    for folder in folders:
+        if folder.name in (*EXPORTS, CHECKPOINT_FOLDER) and holds_run(folder.parent):
+            return f"lies in {folder}, which a training replaces; choose another place"
+    there = next(folder for folder in folders if os.path.lexists(folder))  # the others are made
+    if not os.path.isdir(there):
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK) else f"no permission to write in {there}"
+
+
+def _ending_problem(name: str, value: str) -> str:
+    """Why a file is not written under a name that promises another form; plain lines may have any other name."""
+    ending = Path(value).suffix.lower()
+    lines_only = name == "save_label"
+    if name == "save_report" or not (OTHER_FORMS.fullmatch(ending) or (lines_only and ending == ".jsonl")):
+        return ""
+    choices = "" if lines_only else ", or .jsonl or .tsv with sources and scores"
+    return f"no {ending} file is written; give .txt (or no ending) for plain lines{choices}"
 
 
 def check_label_flags(config: InferenceConfig, task: Task | None, problems: list[str]) -> None:

@@ -159,7 +159,6 @@ def test_unreadable_file(place: Path) -> None:
 
 
 BAD_INFERENCE = {
-    "no folder": (["-save_output", "no/out.txt"], "-save_output {}/no/out.txt: the folder {}/no does not exist"),
     "exists": (["-save_report", "a_file"], "-save_report {}/a_file: exists; -overwrite replaces it"),
     "folder": (["-save_label", "{}"], "-save_label {}: is a folder; give a file"),
     "twice": (["-save_label", "{}/o", "-save_output", "{}/o"], "-save_label {}/o: the same file as -save_output"),

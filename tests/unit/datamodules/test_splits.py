@@ -216,3 +216,13 @@ def test_a_full_disk_is_a_failed_run_that_names_the_folder(
         " place, as does TMPDIR for a temporary folder"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv"]
+
+
+def test_data_that_are_not_predicted_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "rows.tsv")
+    Path(path).write_text("a\tb\n")
+    data = DataFlags(test_data=(path,), valid_data=(path,), train_data=(path,))
+    _, lines = prediction_split(encoder(tmp_path, data))
+    assert lines[0] == "-test_data is predicted; -train_data and -valid_data not"
+    _, lines = prediction_split(encoder(tmp_path, DataFlags(valid_data=(path,))))
+    assert lines[0] == "-valid_data: 1 rows read, 1 kept"

@@ -271,7 +271,10 @@ def test_the_folder_of_parts_is_no_place_for_other_outputs(place: Path) -> None:
 
 
 def test_a_stopped_prediction_replaces_its_own_output_only(place: Path) -> None:
-    """What else is there may be the user's; and a folder without our manifest is no stopped prediction."""
+    """A folder without our manifest is no stopped prediction.
+
+    Files beside one may be the user's or of this command: they are replaced by the same content only, when it ends.
+    """
     make(place, "out", "label", "report")
     flags = ("-save_output", "out", "-save_label", "label", "-save_report", "report")
     told = [f"-save_{name}: exists; -overwrite replaces it" for name in ("output out", "label label", "report report")]
@@ -281,9 +284,32 @@ def test_a_stopped_prediction_replaces_its_own_output_only(place: Path) -> None:
     make(place, "out.parts/notes.txt")
     assert inference_problems(*flags) == told
     make(place, "out.parts/manifest.json")
-    ending = ", and keeps the finished parts of the same command"
-    assert inference_problems(*flags) == [f"{line}{ending}" for line in told[1:]]
-    assert inference_problems(*flags, "-overwrite") == []
+    assert inference_problems(*flags) == []
+
+
+def test_outputs_do_not_lie_where_a_training_replaces_files(place: Path) -> None:
+    make(place, "run/config.json", "run/best/config.json", "run/saved_checkpoints/last.ckpt", "mine/best/config.json")
+    for folder in ("best", "last", "saved_checkpoints"):
+        told = f"lies in {place}/run/{folder}, which a training replaces; choose another place"
+        name = f"run/{folder}/new/out.txt"
+        assert inference_problems("-save_output", name) == [f"-save_output {name}: {told}"]
+    for name in ("run/out.txt", "mine/best/out.txt", "new/deep/out.txt"):
+        assert inference_problems("-save_output", name, "-model", "run") == []
+    assert not (place / "new").exists()
+    assert inference_problems("-save_label", "good.tsv/x") == [f"-save_label good.tsv/x: {place}/good.tsv is no folder"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_name_that_promises_another_form_is_refused() -> None:
+    lines = "give .txt (or no ending) for plain lines"
+    for ending in (".csv", ".JSON", ".parquet"):
+        told = f"no {ending.lower()} file is written; {lines}, or .jsonl or .tsv with sources and scores"
+        assert inference_problems("-save_output", f"out{ending}") == [f"-save_output out{ending}: {told}"]
+    for name in ("out", "out.txt", "out.ko", "test.hyp", "v1.2", "out.tsv", "out.jsonl"):
+        assert inference_problems("-save_output", name) == []
+    assert inference_problems("-save_label", "l.jsonl", "-save_report", "r.json") == [
+        f"-save_label l.jsonl: no .jsonl file is written; {lines}"
+    ]
 
 
 # ---- writing
