@@ -68,9 +68,9 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             if name != model.name
         )
     )
-    if not config.model.task:
-        check_same_texts(models, [key for key in OF_ROWS if key not in given])
     state = models[0].saved_state()
+    if config.model.task in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
+        check_same_texts(models, [key for key in OF_ROWS if key not in given])
     task = resolve_prediction_task(config, state)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
     check_labels(config.label.label_decoding, labels)

@@ -49,7 +49,7 @@ def test_predictions_references_and_report_of_best(copy_run: Path, letters: Path
     assert (report["metrics"]["exact_match"], report["metrics"]["chrf"]) == (1.0, 100.0)
     assert (report["invalid_outputs"], report["per_class"], report["confusion_matrix"]) == (0, [], None)
     settings = report["settings"]
-    assert (settings["model"], settings["beam_size"], settings["max_predict_length"]) == ([str(best)], 1, 512)
+    assert (settings["model"], settings["beam_size"], settings["max_predict_length"]) == ([str(best)], 1, 63)
     assert settings["metric_details"]["bleu"].startswith("nrefs:1|")
     assert result.err == ""
     for line in (
