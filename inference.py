@@ -24,7 +24,7 @@ from utils.errors import RunError, Terminated, raise_if_any
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoding.store import EncodedSplit
-    from datamodules.readers.read import InputRecords
+    from datamodules.readers.records import InputRecords
     from generation.batch_limits import BatchLimits
     from generation.engines.base import Prediction
     from generation.engines.labels import LabelDecoding
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the rows of files."""
-    from datamodules.readers.read import InputRecords
+    from datamodules.readers.records import InputRecords
     from datamodules.splits import prediction_split
     from generation.batch_limits import BatchLimits
     from prediction.predict import predict
@@ -184,9 +184,11 @@ def finish(
         with run_error(Path(name)):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
     if output.save_output:
-        rows = output_rows(predictions, split, answer_of(labels, output), records)
+        kept = records.rows(split.report.headers, data.tsv_escapes) if records else None
+        rows = output_rows(predictions, split, answer_of(labels, output), kept)
         shown = labels.texts if labels and scored else ()
-        form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1)
+        ids = dict(zip(labels.texts, labels.ids, strict=True)) if labels and not labels.separator else {}
+        form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids)
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions: {output.save_output}")
     if output.save_label:

@@ -61,7 +61,7 @@ class OutputFlags:
     )
     overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
     keep_fields: bool = free(
-        False, "Copy each record of a JSON input to the .jsonl output, under the key input.", excludes=NO_FILES
+        False, "Copy each row of a .tsv, .csv, .jsonl or .json input to the output, as input.", excludes=NO_FILES
     )
     label_correction: str = free(
         "nearest", "What becomes of a predicted text that is no label.", choices=("nearest", "none")

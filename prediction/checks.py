@@ -14,7 +14,7 @@ from config.checks import check_combinations, check_devices, collect
 from config.flags import STANDARD_INPUT
 from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig
 from datamodules.checks import check_data, data_file, local_inputs
-from datamodules.readers.paths import check_data_paths, parse_data_path
+from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from postprocessors.labels import LabelMap
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task
@@ -101,8 +101,8 @@ def _local_models(names: Sequence[str]) -> list[str]:
 
 def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
     """What -keep_fields needs: records on both sides, and every row of them."""
-    if not config.output.save_output.lower().endswith(".jsonl"):
-        problems.append("-keep_fields: give -save_output a file that ends in .jsonl")
+    if not is_structured(config.output.save_output):
+        problems.append("-keep_fields: give -save_output a file that ends in .jsonl or .tsv")
     paths, share = config.data.test_data or config.data.valid_data, config.data.test_data_proportions
     if share and not config.data.test_data:
         problems.append(
@@ -111,8 +111,8 @@ def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
         )
         return
     kinds = [collect(problems, lambda path=path: parse_data_path(path).kind) for path in paths]  # type: ignore[misc]
-    if not paths or not set(kinds) <= {"json", "jsonl", None}:
-        problems.append("-keep_fields: give -test_data .jsonl or .json files; others have no records to keep")
+    if not paths or not set(kinds) <= {*WITH_RECORDS, None}:
+        problems.append("-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not copied from")
 
 
 def _check_decoding(config: InferenceConfig, problems: list[str]) -> None:

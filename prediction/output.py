@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class OutputForm:
     escapes: bool = True  # control characters are written as escapes, else as blanks (plain lines; TSV always escapes)
     labels: Sequence[str] = ()  # label texts of the probabilities; empty where there are none
     nbest: bool = False  # whether rows have several outputs
+    records: bool = False  # whether the input's own records are written, a JSON value each
+    label_ids: Mapping[str, str] = field(default_factory=dict)  # of label texts; empty where there are none
 
 
 def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
@@ -78,16 +80,18 @@ def _json(value: Any) -> str:
 
 def _json_line(row: OutputRow, form: OutputForm) -> str:
     line = _json(_record(row, form))
-    return f'{line[:-1]}, "input": {escape_json(row.record)}}}' if row.record else line
+    return f'{line[:-1]}, "input": {escape_json(row.record)}}}' if form.records else line
 
 
 def _record(row: OutputRow, form: OutputForm) -> dict[str, Any]:
+    known = {"label_id": form.label_ids.get(row.answer)} if form.label_ids else {}
     return {
         "id": row.number,
         "source": row.source,
         "reference": row.reference,
         "prediction": row.answer,
         "score": row.prediction.score,
+        **known,
         **_more(row.prediction, form),
     }
 
@@ -103,11 +107,13 @@ def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
 
 def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
     more = [name for name, there in (("nbest", form.nbest), ("label_probabilities", bool(form.labels))) if there]
-    yield "\t".join((*COLUMNS, *more))
+    ending = ["input"] if form.records else []
+    yield "\t".join((*COLUMNS, *more, *ending))
     for row in rows:
         record: Mapping[str, Any] = _record(row, form)
         cells = [_cell(record[name]) for name in COLUMNS]
-        yield "\t".join((*cells, *(escape_cell(_json(record[name])) for name in more)))
+        values = [*(_json(record[name]) for name in more), *(escape_json(row.record) for _ in ending)]
+        yield "\t".join((*cells, *map(escape_cell, values)))
 
 
 def _cell(value: Any) -> str:

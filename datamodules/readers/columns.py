@@ -115,7 +115,9 @@ def is_header(cells: Sequence[str], wanted: Wanted, header: str, path: str) -> b
     if any(name in cells for name in (*names, *optional)):
         return True
     if names:
-        raise UserError(no_column(path, names[0], cells))
+        flag = "-source_column" if names[0] == wanted.source else "-target_column"
+        hint = f"; where no line names the columns, {flag} takes a number" if names[0] not in wanted.extra else ""
+        raise UserError(f"{no_column(path, names[0], cells)}{hint}")
     assert isinstance(wanted.source, int)
     source = _cell(cells, wanted.source)
     if len(cells) == 1 or wanted.target == wanted.source:

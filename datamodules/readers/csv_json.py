@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from datamodules.readers.columns import Wanted, is_header, locate
-from datamodules.readers.rows import CODES, RawRows, ReadOptions, RowReport, stringified, text_array
+from datamodules.readers.rows import CODES, NO_HEADER, RawRows, ReadOptions, RowReport, stringified, text_array
 from utils.errors import UserError, shortened
 
 ROWS_A_CHUNK = 8192
@@ -82,13 +82,13 @@ def replaced(text: str) -> str:
 def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
     """Rows of a comma-separated file; quoted cells may hold commas, doubled quotes and line ends."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = _csv_rows(path, file)
+        rows = csv_rows(path, file)
         first = next(rows, None)
         if first is None:
             return
         names = [replaced(cell).strip() for cell in first[1]]
         header = is_header(names, wanted, options.header, path)
-        report.headers[path] = f"header: {shortened(names)}" if header else "no header"
+        report.headers[path] = f"header: {shortened(names)}" if header else NO_HEADER
         scouted = [] if header else _scouted(first, rows)
         width = max((len(cells) for _, cells, _ in scouted), default=len(names)) or 1  # of empty lines alone
         positions = locate(wanted, names if header else None, width, path)
@@ -108,7 +108,7 @@ def _scouted(first: CsvRow, rows: Iterator[CsvRow]) -> list[CsvRow]:
     return scouted
 
 
-def _csv_rows(path: str, file: Iterable[str]) -> Iterator[CsvRow]:
+def csv_rows(path: str, file: Iterable[str]) -> Iterator[CsvRow]:
     """Line, cells and problem of every record. Raises `UserError` when a quote is never closed."""
     csv.field_size_limit(1 << 31)
     reader = csv.reader(file, strict=True)

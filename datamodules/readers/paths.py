@@ -16,6 +16,7 @@ from utils.escapes import printable
 from utils.json_files import read_json
 
 KINDS = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
+WITH_RECORDS = ("tsv", "csv", "json", "jsonl")  # kinds whose rows can be copied to an output
 KINDS_TEXT = "known: .tsv/.txt (tab), .csv, .jsonl/.json, .parquet, a save_to_disk folder, a hub name"
 SPLITS = {
     "-train_data": ("train",),

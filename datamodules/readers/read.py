@@ -6,20 +6,18 @@ column is a `UserError`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 from datamodules.readers.arrow import read_folder, read_hub, read_parquet
 from datamodules.readers.columns import wanted_columns
-from datamodules.readers.csv_json import json_records, read_csv, read_json
-from datamodules.readers.paths import DataPath, file_state, parse_data_path
+from datamodules.readers.csv_json import read_csv, read_json
+from datamodules.readers.paths import DataPath, parse_data_path
 from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.readers.tsv import read_tsv
 from task_utils import Task
-from utils.errors import RunError, UserError
+from utils.errors import UserError
 
 __all__ = [
-    "InputRecords",
     "ReadOptions",
     "RowChunk",
     "RowReport",
@@ -44,31 +42,6 @@ def read_rows(
             if len(selected.lines):
                 yield finish_rows(selected, options, report, next_id)
                 next_id += len(selected.lines)
-
-
-class InputRecords:
-    """The JSON records of files, which are read again when their rows have been predicted.
-
-    Iterating gives the record of every row that prediction reads from `paths` (.jsonl, .json), in its order and in the
-    letters of the file.
-
-    Raises:
-        RunError: at the end of an iteration, when a file has changed since this object was made.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = [parse_data_path(value) for value in paths]
-        self.states = self._states()
-
-    def __iter__(self) -> Iterator[str]:
-        for data_path in self.paths:
-            yield from itertools.islice(json_records(data_path.path), 0, None, data_path.shard)
-        for data_path, before, now in zip(self.paths, self.states, self._states(), strict=True):
-            if before != now:
-                raise RunError(f"{data_path.path} has changed while its rows were predicted")
-
-    def _states(self) -> list[tuple[int, int, int] | None]:
-        return [file_state(data_path.path) for data_path in self.paths]
 
 
 def _raw_rows(

@@ -15,6 +15,7 @@ from utils.errors import UserError
 TEXT = pa.large_string()
 PLACES_KEPT = 3
 MOST_REASONS = 20
+NO_HEADER = "no header"  # what was decided about a first line; else the names are told
 
 # The position of a reason is its code in `RawRows.problems`; 0 = none. Of two problems of a row the first found stays.
 REASONS = (

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.readers.columns import Wanted, is_header, locate
-from datamodules.readers.rows import CODES, TEXT, RawRows, ReadOptions, RowReport, decoded
+from datamodules.readers.rows import CODES, NO_HEADER, TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError, shortened
 from utils.escapes import unescape_cell
 
@@ -28,9 +28,9 @@ def read_tsv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
     """Rows of a tab-separated file, some megabytes at a time; memory does not grow with the file."""
     positions: dict[str, int | None] | None = None
     line, row = 1, 0
-    for block in _line_blocks(path):
+    for block in line_blocks(path):
         buffer = np.frombuffer(block, dtype=np.uint8)
-        starts, ends = _lines(buffer)
+        starts, ends = lines_of(buffer)
         if positions is None:
             header, positions = _first_line(path, block, starts, ends, wanted, options, report)
             if header:
@@ -42,7 +42,7 @@ def read_tsv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
         row += len(starts)
 
 
-def _line_blocks(path: str) -> Iterator[bytes]:
+def line_blocks(path: str) -> Iterator[bytes]:
     """Blocks of whole lines; the byte order mark is dropped."""
     try:
         with open(path, "rb") as file:
@@ -61,7 +61,7 @@ def _line_blocks(path: str) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _lines(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lines_of(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First byte and end of every line, without its line end."""
     newlines = np.flatnonzero(buffer == _NEWLINE)
     if len(buffer) and buffer[-1] != _NEWLINE:
@@ -89,14 +89,14 @@ def _first_line(
         names = [cell.strip() for cell in cells]
         report.headers[path] = f"header: {shortened(names)}"
         return True, locate(wanted, names, len(names), path)
-    report.headers[path] = "no header"
+    report.headers[path] = NO_HEADER
     return False, locate(wanted, None, _width(path), path)
 
 
 def _width(path: str) -> int:
     """The most cells of a line among the first thousand."""
     width, lines = 1, 0
-    for block in _line_blocks(path):
+    for block in line_blocks(path):
         widths = [line.count(b"\t") + 1 for line in block.split(b"\n", _SCOUT_LINES)[:_SCOUT_LINES]]
         width, lines = max(width, *widths), lines + len(widths)
         if lines >= _SCOUT_LINES:

@@ -201,8 +201,9 @@ def test_extra_columns_of_templates(tmp_path: Path) -> None:
 def test_wrong_columns_say_what_there_is(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", "id\ttext\n1\ta\n")
     listed = "columns there are: 1=id, 2=text"
+    hint = "; where no line names the columns, -source_column takes a number"
     assert problems_of(rows_of, file, task=NAMED) == f"{file}: no column 'label'; {listed}"
-    assert problems_of(rows_of, file, source_column="sentence") == f"{file}: no column 'sentence'; {listed}"
+    assert problems_of(rows_of, file, source_column="sentence") == f"{file}: no column 'sentence'; {listed}{hint}"
     assert problems_of(rows_of, file, source_column="5", header="true") == f"{file}: no column 5; {listed}"
     assert problems_of(rows_of, file, source_column="5") == (
         f"{file}: no column 5; columns there are: 1=(column 1), 2=(column 2)"

@@ -121,12 +121,12 @@ DECODING = {
         " and a line holds no probabilities",
     ),
     "fields in plain lines": (
-        ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.tsv"),
-        "-keep_fields: give -save_output a file that ends in .jsonl",
+        ("-keep_fields", "-test_data", "in.jsonl", "-save_output", "o.txt"),
+        "-keep_fields: give -save_output a file that ends in .jsonl or .tsv",
     ),
-    "fields of a TSV": (
-        ("-keep_fields", "-save_output", "o.jsonl"),
-        "-keep_fields: give -test_data .jsonl or .json files; others have no records to keep",
+    "fields of the hub": (
+        ("-keep_fields", "-save_output", "o.tsv", "-test_data", "owner/data"),
+        "-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not copied from",
     ),
     "fields of a share of other rows": (
         ("-keep_fields", *TRAINING_SHARE, "-valid_data", "in.jsonl", "-save_output", "o.jsonl"),

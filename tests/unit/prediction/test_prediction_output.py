@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.readers.read import InputRecords, ReadOptions, read_rows
+from datamodules.readers.read import ReadOptions, read_rows
+from datamodules.readers.records import InputRecords
 from datamodules.readers.rows import RowReport
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
@@ -78,7 +79,7 @@ RECORDS = [
 def kept(tmp_path: Path, name: str, content: str) -> list[str]:
     """The records that are kept of a file."""
     (tmp_path / name).write_bytes(content.encode())
-    return list(InputRecords([str(tmp_path / name)]))
+    return list(InputRecords([str(tmp_path / name)]).rows({}, escapes=True))
 
 
 def test_records_are_kept_in_the_letters_of_the_file(tmp_path: Path) -> None:
@@ -88,11 +89,33 @@ def test_records_are_kept_in_the_letters_of_the_file(tmp_path: Path) -> None:
     array = "[" + ",\n".join((RECORDS[0], '{"a":\r\n  1}', RECORDS[4])) + "]"
     assert kept(tmp_path, "in.json", array) == [RECORDS[0], '{"a":    1}', RECORDS[4]]
     rows = [replace(ROWS[1], record=record) for record in expected]
-    write_rows(tmp_path / "out.jsonl", rows, OutputForm())
+    write_rows(tmp_path / "out.jsonl", rows, OutputForm(records=True))
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert lines[0].endswith(f'"score": -0.5, "input": {RECORDS[0]}}}')
     assert [json.loads(line)["prediction"] for line in (lines[0], *lines[2:])] == ["c"] * 4
     assert json.loads(lines[4])["input"] == "only a text\u2028"
+
+
+def test_rows_of_a_table_are_kept_by_name_or_number(tmp_path: Path) -> None:
+    def records(name: str, content: str, decided: str) -> list[Any]:
+        (tmp_path / name).write_bytes(content.encode())
+        found = InputRecords([f"{tmp_path / name}:2"]).rows({str(tmp_path / name): decided}, escapes=True)
+        return [json.loads(record) for record in found]
+
+    table = "\ufeffid\t글\tid\r\n7\ta\\nb\t8\tmore\n1\n\n2\tc\n"
+    header = "header: id, 글, id"
+    assert records("a.tsv", table, header) == [{"1": "7", "글": "a\nb", "3": "8", "4": "more"}, {"1": ""}]
+    assert records("a.tsv", table, "no header")[1] == {"1": "1"}
+    quoted = 'id,글\n1,"a ""b""\n, c"\n2\n3,\\n\n'
+    assert records("a.csv", quoted, "header: id, 글") == [{"id": "1", "글": 'a "b"\n, c'}, {"id": "3", "글": "\\n"}]
+    row = replace(ROWS[1], record='{"id": "가\\t"}')
+    write_rows(tmp_path / "out.tsv", [row], OutputForm(records=True, label_ids={"c": "1"}))
+    assert (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines() == [
+        "id\tsource\treference\tprediction\tscore\tinput",
+        '1\t\tb\tc\t-0.5\t{"id": "가\\\\t"}',
+    ]
+    write_rows(tmp_path / "out.jsonl", [row], OutputForm(records=True, label_ids={"c": "1"}))
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["label_id"] == "1"
 
 
 def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path: Path) -> None:
@@ -101,7 +124,7 @@ def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path: Path) -> None
     records = InputRecords([str(path)])
     path.write_text("2\n1\n")
     os.utime(path, (1, 1))
-    rows = (replace(ROWS[1], record=record) for record in records)
+    rows = (replace(ROWS[1], record=record) for record in records.rows({}, escapes=True))
     with pytest.raises(RunError, match=r"in\.jsonl has changed while its rows were predicted"):
         write_rows(tmp_path / "out.jsonl", rows, OutputForm())
     assert os.listdir(tmp_path) == ["in.jsonl"]
