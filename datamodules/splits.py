@@ -15,6 +15,7 @@ from datamodules.readers.read import ReadOptions
 from task_utils import Task
 from utils.errors import UserError
 from utils.escapes import ESCAPES, printable
+from utils.tables import counted
 
 # Shares of tokens that the tokenizer does not know; where it knows no word, every other token is the start of a word.
 TOLD_UNKNOWN, WARNED_UNKNOWN = 0.01, 0.25
@@ -109,8 +110,8 @@ def training_splits(encoder: Encoder) -> Splits:
     if test_paths and not data.test_data_proportions:
         test = encoder.encode("-test_data", test_paths, keep_all=True)
         lines += report_lines("-test_data", test.report)
-    counts = [f"{len(train):,} training rows"]
-    counts += [f"{len(split):,} {name} rows" for name, split in (("validation", valid), ("test", test)) if split]
+    counts = [counted(len(train), "training row")]
+    counts += [counted(len(split), f"{name} row") for name, split in (("validation", valid), ("test", test)) if split]
     return Splits(train, valid, test, (*lines, ", ".join(counts)))
 
 

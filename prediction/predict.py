@@ -31,6 +31,7 @@ from utils.devices import Devices, use_threads
 from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from utils.libraries import quiet_libraries
 from utils.progress import ProgressLine
+from utils.tables import counted
 
 REPORT_SECONDS = 5.0
 
@@ -69,7 +70,7 @@ def predict(engine: Engine, split: EncodedSplit, limits: BatchLimits, devices: D
         else:
             _work_together(engine, job)
     rows, seconds = len(split) - job.chunks.count(finished), time.monotonic() - began
-    tell(f"{rows:,} rows predicted in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.1f} rows/s")
+    tell(f"{counted(rows, 'row')} predicted in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.1f} rows/s")
     return Parts(folder, job.chunks)
 
 

@@ -29,6 +29,7 @@ from training.lightning_loop import leaves_out_parameters
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
+from utils.tables import counted
 
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
@@ -178,7 +179,7 @@ def finished_words(resumed: SavedRun, config: TrainConfig) -> str:
     patience = config.run.early_stopping_patience
     without_gain = resumed.scores.validations_without_gain
     if epochs >= config.optim.max_epoch:
-        return f"the run is finished: {epochs} epochs, optimizer step {step}; a larger -max_epoch trains on"
+        return f"the run is finished: {counted(epochs, 'epoch')}, optimizer step {step}; a larger -max_epoch trains on"
     if patience and without_gain >= patience:
         return f"the run is finished: stopped early at optimizer step {step}; -early_stopping_patience 0 trains on"
     return ""

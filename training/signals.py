@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from config.flags import TrainConfig
 from config.parser import flag_specs, without_flags
 from utils.console import say
 from utils.errors import Terminated
+from utils.escapes import shell_command
 from utils.launch import is_first_process, requeue, started_by_launcher
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
@@ -58,9 +58,9 @@ def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -
         return 0
     command = resume_command(argv, config.run.seed, stopped.steps_are_done)
     if started_by_launcher():
-        say(f"{stopped}; started as before with these flags it goes on:", "  " + shlex.join(command[2:]))
+        say(f"{stopped}; started as before with these flags it goes on:", "  " + shell_command(command[2:]))
     else:
-        say(f"{stopped}; this resumes it:", "  " + shlex.join(command))
+        say(f"{stopped}; this resumes it:", "  " + shell_command(command))
     if config.run.requeue and stopped.out_of_time:
         say(requeue())
     return stopped.exit_code

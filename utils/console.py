@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -48,8 +49,11 @@ def tell(*lines: str) -> None:
 
 
 def _shown(text: str) -> str:
-    """`text` without the control characters that names of files, columns and labels may hold; it may be a table."""
-    return "\n".join(map(printable, text.split("\n")))
+    """`text` without the control characters that names of files, columns and labels may hold, line breaks among them.
+
+    Only before an indented line, as our tables have, a line break stays one.
+    """
+    return "\n".join(map(printable, re.split(r"\n(?=  )", text)))
 
 
 def say(*lines: str) -> None:

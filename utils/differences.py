@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST_VALUE = 60  # characters
+from utils.tables import format_table, visible
+
+LONGEST_VALUE = 60  # cells
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,11 @@ def difference_table(differences: Sequence[Difference], saved: str = "checkpoint
     """Lines of name, saved value (under the heading `saved`) and present value, in columns."""
     rows = [("what", saved, "now")]
     rows += [(difference.name, _shown(difference.saved), _shown(difference.now)) for difference in differences]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+    return "\n".join(format_table(rows[0], rows[1:], left=3))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()  # as the flags have it
     text = ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return visible(text, LONGEST_VALUE) if text else ""

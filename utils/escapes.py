@@ -8,6 +8,8 @@ cursor of a terminal. Before any other character `\u` is no escape: data that ho
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 
 ESCAPES = r"\n \t \r \\ \uHHHH"  # as the user is told of them
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -45,6 +47,23 @@ def flatten_cell(text: str) -> str:
 def escape_json(line: str) -> str:
     """JSON of the same value without the control characters and line separators that JSON itself allows in a string."""
     return _ALLOWED_IN_JSON.sub(lambda match: _WRITTEN[match[0]], line)
+
+
+def escaped_character(character: str) -> str:
+    """A character that cannot be shown, as files have it; of others the code point."""
+    code = ord(character)
+    return _WRITTEN.get(character) or (f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}")
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """A command line that a shell reads as `words`, without control characters."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if not set(word) & _WRITTEN.keys() - {"\\"}:
+        return shlex.quote(word)
+    return "$'" + escape_cell(word).replace("'", "\\'") + "'"  # bash and others know these escapes
 
 
 def is_unicode(text: str) -> bool:

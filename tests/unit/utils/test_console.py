@@ -13,6 +13,11 @@ def test_control_characters_are_shown_and_tables_stay(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "a\\u001b[31m\\r한글\\n\n  second line\n"
 
 
+def test_names_cannot_write_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("task a\nerror: false")
+    assert capsys.readouterr().out == "task a\\nerror: false\n"
+
+
 def test_many_problems_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         exit_with(UserError(*(f"problem {number}\x07" for number in range(20_050))))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import unicodedata
 
 import pytest
 
-from utils.escapes import escape_cell, escape_json, flatten_cell, printable, unescape_cell
+from utils.escapes import escape_cell, escape_json, flatten_cell, printable, shell_command, unescape_cell
 
 CONTROLS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp")]
 TEXTS = ["", "plain", "a\nb", "a\tb\r", "back\\slash", "\\n is not a newline", "끝\\", "\x1b[31mred\x00", "한\u2028글"]
@@ -46,3 +47,11 @@ def test_what_we_never_write_is_read_as_it_stands(cell: str) -> None:
 
 def test_escapes_are_counted() -> None:
     assert unescape_cell(r"a\u001bb\\u2028\u2028\n") == ("a\x1bb\\u2028\u2028\n", 4)
+
+
+def test_a_command_for_the_shell_is_one_line_and_reads_as_it_was() -> None:
+    words = ["a b", "it's", "한글", "줄\n바꿈\t'x' \\n", "\x1b[31m", "$HOME `x`"]
+    line = shell_command(["printf", r"%s\0", *words])
+    assert is_one_line(line)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == words
