@@ -21,6 +21,7 @@ from config.parser import deciding_flags, information, parse_flags, to_dict
 from prediction.checks import check_inference
 from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
+from utils.tables import counted
 
 if TYPE_CHECKING:  # the heavy imports wait until the flags are known to be right
     from datamodules.encoding.store import EncodedSplit
@@ -109,7 +110,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
                 count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output, limits)
             finally:
                 tell(*encode.report())
-        tell(f"{count:,} lines predicted")
+        tell(f"{counted(count, 'line')} predicted")
 
 
 @contextmanager
@@ -169,8 +170,8 @@ def finish(
     """
     from metrics.probabilities import with_probabilities
     from metrics.report import calibration_settings, report_dict, report_text
-    from metrics.score import score
-    from prediction.output import OutputForm, output_rows, plain_lines, write_lines, write_rows
+    from metrics.score import CHOSEN, score
+    from prediction.output import OutputForm, output_rows, outputs_of, plain_lines, write_lines, write_rows
     from prediction.setup import answer_of, largest_distance
     from utils.files import run_error, write_json
     from utils.lazy_sequence import LazySequence
@@ -190,22 +191,23 @@ def finish(
         ids = dict(zip(labels.texts, labels.ids, strict=True)) if labels and not labels.separator else {}
         form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids)
         write_rows(Path(output.save_output), rows, form, output.overwrite)
-        tell(f"predictions: {output.save_output}")
+        tell(f"predictions written to {output.save_output}")
     if output.save_label:
         lines = plain_lines((text or "" for text in references), data.tsv_escapes)
         write_lines(Path(output.save_label), lines, output.overwrite)
-        tell(f"references: {output.save_label}")
+        tell(f"references written to {output.save_label}")
     limit = largest_distance(output)
-    scores = score(references, texts, labels, output.label_correction, limit, names=ready.task.metrics)
+    correction = output.label_correction if config.label.label_decoding == "generate" else CHOSEN
+    scores = score(references, texts, labels, correction, limit, names=ready.task.metrics)
     settings = to_dict(config)
     if labels and scored and calibration:
         shares = (prediction.label_probabilities for prediction in predictions)
         scores = with_probabilities(scores, references, shares)
         settings["label_calibration"] = calibration_settings(calibration, labels)
-    tell(report_text(scores).rstrip("\n"))
+    tell(*report_text(scores, outputs_of(split, predictions)).splitlines())
     if output.save_report:
         write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)
-        tell(f"report: {output.save_report}")
+        tell(f"report written to {output.save_report}")
 
 
 if __name__ == "__main__":

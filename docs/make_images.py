@@ -138,7 +138,7 @@ def draw_report(report: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     matrix = report.get("confusion_matrix")
-    matrix = matrix if matrix and len(matrix["labels"]) <= MATRIX_LIMIT else None
+    matrix = matrix if matrix and len(matrix.get("labels", ())) in range(1, MATRIX_LIMIT + 1) else None
     figure = Figure(figsize=(9, 3.6) if matrix else (7, 3.2), layout="constrained")
     panels = figure.subplots(1, 2 if matrix else 1, squeeze=False)[0]
     draw_metrics(panels[0], report["metrics"])

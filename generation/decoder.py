@@ -42,10 +42,11 @@ LONGEST_TEXT = 512  # tokens of a prediction unless the flags say otherwise
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An output: its text, and its log-probability over length ** length_penalty."""
+    """An output: its text, its log-probability over length ** length_penalty, and whether the length limit cut it."""
 
     text: str
     score: float
+    cut: bool = False
 
 
 def generation_config(
@@ -138,29 +139,35 @@ class Decoder:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         """The best text for each row of (batch, source_length) ids; raises as `decode` does."""
-        if not self.own:
-            return [outputs[0].text for outputs in self._generate(input_ids, attention_mask, with_scores=False)]
-        found = self._search(input_ids, attention_mask, range(len(input_ids)), with_scores=self.flags.num_return > 1)
-        return self._texts([outputs[0].ids for outputs in found])
+        found = self.decode(input_ids, attention_mask, with_scores=self.flags.num_return > 1)
+        return [outputs[0].text for outputs in found]
 
     def decode(
-        self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int] | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        row_ids: Sequence[int] | None = None,
+        with_scores: bool = True,
     ) -> list[list[Hypothesis]]:
         """The `num_return` best outputs for each row of (batch, source_length) ids, best first.
 
         Fewer come back only where there are fewer labels. Samples depend on the options and on `row_ids`, by default
         the places in the batch. The scores of beam search are the `sequences_scores` of `transformers`; those of greedy
-        search and of samples are the model's own, untouched by penalties and temperature.
+        search and of samples are the model's own, untouched by penalties and temperature; without `with_scores` they
+        may be 0.
 
         Raises:
             RunError: the model's scores are NaN or infinite.
         """
         if not self.own:
-            return self._generate(input_ids, attention_mask, with_scores=True)
+            return self._generate(input_ids, attention_mask, with_scores)
         row_ids = range(len(input_ids)) if row_ids is None else row_ids
-        found = self._search(input_ids, attention_mask, row_ids, with_scores=True)
+        found = self._search(input_ids, attention_mask, row_ids, with_scores)
         texts = iter(self._texts([output.ids for outputs in found for output in outputs]))
-        return [[Hypothesis(next(texts), output.score) for output in outputs] for outputs in found]
+        end = self.config.eos_token_id
+        return [
+            [Hypothesis(next(texts), output.score, output.ids[-1:] != [end]) for output in outputs] for outputs in found
+        ]
 
     @torch.inference_mode()
     def _search(
@@ -224,7 +231,8 @@ class Decoder:
         require_finite(watch.broken, compute_dtype(self.model))
         count = self.flags.num_return
         texts = decode_texts(self.tokenizer, output.sequences)
-        flat = [Hypothesis(text, score) for text, score in zip(texts, scores, strict=True)]
+        cut = (~(output.sequences[:, 1:] == self.config.eos_token_id).any(1)).tolist()
+        flat = [Hypothesis(*found) for found in zip(texts, scores, cut, strict=True)]
         return [flat[start : start + count] for start in range(0, len(flat), count)]
 
     def _generate_scores(self, output: Any) -> list[float]:

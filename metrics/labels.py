@@ -111,14 +111,32 @@ def confusion_matrix(rows: CountedRows, labels: Sequence[str]) -> dict[str, Any]
     for reference, label, count in zip(rows.references, rows.corrected, rows.counts, strict=True):
         pairs[reference, INVALID if label is None else label] += count
     if len(labels) > DENSE_MATRIX_LABELS:
-        keys = ("reference", "prediction", "count")
-        return {"pairs": [dict(zip(keys, (*pair, count), strict=True)) for pair, count in pairs.most_common()]}
+        return {"pairs": _pair_rows(pairs)}
     columns = [*labels, INVALID]
     return {
         "labels": list(labels),
         "columns": columns,
         "rows": [[pairs[label, column] for column in columns] for label in labels],
     }
+
+
+def confused_pairs(matrix: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs of a confusion matrix that occur, of either form."""
+    if "pairs" in matrix:
+        return list(matrix["pairs"])
+    rows = zip(matrix["labels"], matrix["rows"], strict=True)
+    counts = {
+        (label, column): count
+        for label, row in rows
+        for column, count in zip(matrix["columns"], row, strict=True)
+        if count
+    }
+    return _pair_rows(Counter(counts))
+
+
+def _pair_rows(pairs: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    keys = ("reference", "prediction", "count")
+    return [dict(zip(keys, (*pair, count), strict=True)) for pair, count in pairs.most_common()]
 
 
 def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, Any]:
@@ -152,7 +170,7 @@ register(
         note="raw, as generated",
         same_as="exact_match",
     ),
-    Metric("accuracy_corrected", LABELS, "the same after label correction", _accuracy_corrected),
+    Metric("accuracy_corrected", LABELS, "the same after label correction", _accuracy_corrected, corrected=True),
     Metric("macro_f1", LABELS, "mean F1 of the labels that occur, after correction", _macro_f1),
     Metric("micro_f1", LABELS, "F1 over all decisions, after correction", _micro_f1),
 )

@@ -40,6 +40,7 @@ class Metric:
     how: str = ""
     note: str = ""  # beside the figure in a report, where nothing was computed that explains it
     default: bool = True
+    corrected: bool = False  # the figure of another one after label correction: not shown where nothing is corrected
     same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown
 
     def text(self, value: float) -> str:

@@ -4,25 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from metrics.calibration import LabelCalibration
-from metrics.labels import INVALID
+from metrics.labels import INVALID, confused_pairs
 from metrics.registry import METRICS, POINTS
-from metrics.score import Scores
+from metrics.score import CHOSEN, Scores
 from postprocessors.labels import LabelMap
+from utils.tables import cells, counted, format_table, visible
 
 LIST_LIMIT = 20  # lines of a list of unique texts
-TEXT_WIDTH = 60  # cells of a text in a list
+CLASS_LIMIT = 100  # labels of a printed table by class
 MATRIX_LIMIT = 20  # labels of a printed confusion matrix
+EXAMPLES = 5  # rows shown of free text
 
 
-def report_text(scores: Scores) -> str:
+@dataclass(frozen=True)
+class Outputs:
+    """What a look at every row shows that scores do not: (source, reference or None, prediction) of a few rows, wrong
+    ones first; how many are `wrong`; and how many outputs were `cut` at the length limit, None where labels bound them.
+    """
+
+    examples: tuple[tuple[str, str | None, str], ...] = ()
+    wrong: int = 0
+    cut: int | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str | None, str, bool]], source_of: Callable[[int], str]) -> Outputs:
+        """Of (reference, prediction, cut) of every row; sources are asked for by row number, of the examples alone."""
+        wrong: list[tuple[int, str | None, str]] = []
+        others: list[tuple[int, str | None, str]] = []
+        wrong_count = cut_count = 0
+        for number, (reference, prediction, cut) in enumerate(rows):
+            is_wrong = reference is not None and reference != prediction
+            wrong_count += is_wrong
+            cut_count += cut
+            kept = wrong if is_wrong else others
+            if len(kept) < EXAMPLES:
+                kept.append((number, reference, prediction))
+        chosen = [*wrong, *others][:EXAMPLES]
+        examples = tuple((source_of(number), reference, prediction) for number, reference, prediction in chosen)
+        return cls(examples, wrong_count, cut_count)
+
+
+def report_text(scores: Scores, outputs: Outputs | None = None) -> str:
     """The whole result as aligned plain text, sections parted by empty lines, with a newline at the end."""
-    sections = [_counts(scores), _predictions(scores)]
+    sections = [_counts(scores, outputs), _predictions(scores)]
     if scores.labels:
-        sections += [_corrections(scores), _corrected(scores), _per_class(scores), _confusion(scores)]
+        if scores.correction != CHOSEN:
+            sections += [_corrections(scores), _corrected(scores)]
+        sections += [_per_class(scores), _confusion(scores)]
+    elif outputs:
+        sections.append(_examples(outputs, scores.scored_rows))
     sections.append(_metrics(scores))
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -45,47 +80,34 @@ def report_dict(scores: Scores, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
-    """Lines of a table: first column to the left, the others to the right, padded by terminal cells."""
-    lines = [list(headers), *map(list, rows)]
-    widths = [max(_cells(line[column]) for line in lines) for column in range(len(headers))]
-    return [
-        indent + "  ".join(_pad(line[column], width, left=column == 0) for column, width in enumerate(widths))
-        for line in lines
-    ]
-
-
-def visible(text: str, width: int = TEXT_WIDTH) -> str:
-    r"""`text` on one line, safe for a terminal: control characters as `\n`, `\x1b`; cut with `…` at `width` cells."""
-    if not text:
-        return "(empty)"
-    shown: list[str] = []
-    room = width
-    for character in text[: width + 1]:
-        piece = character if character.isprintable() else ascii(character)[1:-1]
-        room -= _cells(piece)
-        shown.append(piece)
-        if room < 0:
-            break
-    if room >= 0 and len(text) <= width:
-        return "".join(shown)
-    while shown and sum(map(_cells, shown)) > width - 1:
-        shown.pop()
-    return "".join(shown) + "…"
-
-
-def _counts(scores: Scores) -> list[str]:
+def _counts(scores: Scores, outputs: Outputs | None) -> list[str]:
     lines = [f"references:  {scores.scored_rows:,}", f"predictions: {scores.rows:,}"]
     missing = scores.rows - scores.scored_rows
     if missing:
-        lines.append(f"{_number(missing, 'row')} without a reference: left out of the metrics")
+        lines.append(f"{counted(missing, 'row')} without a reference: left out of the metrics")
+    if outputs and outputs.cut:
+        lines.append(f"{counted(outputs.cut, 'output')} of {scores.rows:,} reached the length limit and were cut")
     return lines
+
+
+def _examples(outputs: Outputs, scored_rows: int) -> list[str]:
+    """A few rows, three lines each."""
+    shown = len(outputs.examples)
+    title = f"examples: {min(shown, outputs.wrong)} of {counted(outputs.wrong, 'row')} that differ from the reference"
+    if not outputs.wrong:
+        title = "examples: no row differs from its reference" if scored_rows else "examples"
+    lines = [title]
+    for source, reference, prediction in outputs.examples:
+        lines += ["", f"  source      {visible(source)}"]
+        lines += [] if reference is None else [f"  reference   {visible(reference)}"]
+        lines += [f"  prediction  {visible(prediction)}"]
+    return lines if outputs.examples else []
 
 
 def _predictions(scores: Scores) -> list[str]:
     """Unique predictions with counts; of a long list of free texts only those that occur more than once."""
     counts = list(scores.prediction_counts.items())
-    what = "predicted labels, as generated" if scores.labels else "predicted texts"
+    what = f"predicted labels{_words(scores, ', as generated')}" if scores.labels else "predicted texts"
     title = f"{what}: {scores.unique_predictions:,} unique"
     listed = counts
     if not scores.labels and scores.unique_predictions > LIST_LIMIT:
@@ -95,7 +117,7 @@ def _predictions(scores: Scores) -> list[str]:
 
 
 def _corrections(scores: Scores) -> list[str]:
-    limit = "" if scores.max_distance is None else f", at most {_number(scores.max_distance, 'edit')}"
+    limit = "" if scores.max_distance is None else f", at most {counted(scores.max_distance, 'edit')}"
     rule = {"nearest": f"nearest label by edit distance{limit}", "none": "none"}[scores.correction]
     lines = [f"correction: {rule}", f"invalid outputs (no label text): {scores.invalid_outputs:,} of {scores.rows:,}"]
     rows = [
@@ -117,25 +139,37 @@ def _corrected(scores: Scores) -> list[str]:
 
 
 def _per_class(scores: Scores) -> list[str]:
-    """Precision, recall, F1 and support of every label, macro and micro means below."""
+    """Precision, recall, F1 and support of every label, macro and micro means below; of very many, those that occur."""
     if not scores.per_class:
         return []
+    classes = scores.per_class
+    if len(classes) > CLASS_LIMIT:
+        occurring = [row for row in classes if row["f1"] is not None]
+        classes = sorted(occurring, key=lambda row: -int(row["support"]))[:CLASS_LIMIT]
     rows = [
         (visible(row["label"]), *(_fraction(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:,}")
-        for row in [*scores.per_class, *scores.averages]
+        for row in [*classes, *scores.averages]
     ]
     lines = format_table(("label", "precision", "recall", "f1", "support"), rows)
-    rule = "  " + "-" * (max(map(_cells, lines)) - 2)
-    means = len(scores.averages)
-    return ["per class, after correction", lines[0], rule, *lines[1:-means], rule, *lines[-means:]]
+    rule = "  " + "-" * (max(map(cells, lines)) - 2)
+    means, left_out = len(scores.averages), len(scores.per_class) - len(classes)
+    rest = [f"  and {left_out:,} more, see -save_report"] if left_out else []
+    return [f"per class{_words(scores)}", lines[0], rule, *lines[1:-means], *rest, rule, *lines[-means:]]
 
 
 def _confusion(scores: Scores) -> list[str]:
+    """The matrix; of many labels the pairs that were taken for each other."""
     if scores.confusion_matrix is None:
         return []
-    title = "confusion matrix, after correction (rows: reference, columns: prediction)"
+    title = f"confusion matrix{_words(scores)} (rows: reference, columns: prediction)"
     if len(scores.labels) > MATRIX_LIMIT:
-        return [f"{title}: {len(scores.labels)} labels are too many to print; see -save_report"]
+        pairs = [pair for pair in confused_pairs(scores.confusion_matrix) if pair["reference"] != pair["prediction"]]
+        rows = [
+            [visible(pair["reference"], 30), visible(pair["prediction"], 30), f"{pair['count']:,}"]
+            for pair in pairs[:LIST_LIMIT]
+        ]
+        title = f"labels taken for each other{_words(scores)}"
+        return _listing(title, ("reference", "prediction", "count"), rows, len(pairs), left=2) if rows else []
     headers = ["", *(visible(label, 20) for label in scores.confusion_matrix["columns"])]
     rows = [
         [visible(label, 20), *(f"{count:,}" for count in counts)]
@@ -144,13 +178,20 @@ def _confusion(scores: Scores) -> list[str]:
     return [title, *format_table(headers, rows)]
 
 
+def _words(scores: Scores, of_generation: str = ", after correction") -> str:
+    """`of_generation`, but nothing where the outputs were chosen among the labels."""
+    return "" if scores.correction == CHOSEN else of_generation
+
+
 def _metrics(scores: Scores) -> list[str]:
     if not scores.metrics:
         return ["metrics: none, no row has a reference"] if not scores.scored_rows else []
     lines, width, told = [], max(18, *map(len, scores.metrics)), set()
     for name, value in scores.metrics.items():
         metric = METRICS[name]
-        how = scores.details.get(metric.how or name, metric.note)
+        if scores.correction == CHOSEN and metric.corrected:  # the same as without correction
+            continue
+        how = scores.details.get(metric.how or name, _words(scores, metric.note))
         notes = [how] if how not in told else []
         told.add(how)
         if not metric.higher_is_better:
@@ -162,30 +203,15 @@ def _metrics(scores: Scores) -> list[str]:
     return [f"metrics ({units})", *lines]
 
 
-def _listing(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> list[str]:
+def _listing(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], total: int, left: int = 1) -> list[str]:
     """A titled table, with a last line for those of `total` that are not in it."""
     more = total - len(rows)
     rest = [f"  and {more:,} more"] if more else []
-    return [title, *(format_table(headers, rows) if rows else []), *rest]
-
-
-def _number(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    return [title, *(format_table(headers, rows, left=left) if rows else []), *rest]
 
 
 def _fraction(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _cells(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    space = " " * (width - _cells(text))
-    return text + space if left else space + text
 
 
 def _json_value(value: Any) -> Any:

@@ -14,6 +14,7 @@ from metrics.text import text_metrics
 from postprocessors.labels import LabelMap
 
 CORRECTIONS = ("nearest", "none")
+CHOSEN = "chosen"  # a "correction" that is none: outputs were chosen among the labels
 TEXTS_COUNTED = 1000  # free texts in `Scores.prediction_counts`
 
 
@@ -144,8 +145,8 @@ def _with_labels(
 def correct(
     predictions: Sequence[str], label_map: LabelMap, correction: str = "nearest", max_distance: int | None = None
 ) -> list[str | None]:
-    """Label text of every prediction (None: no label), by correction `nearest` or `none`; see `score`."""
-    if correction not in CORRECTIONS:
+    """Label text of every prediction (None: no label), by correction `nearest`, `none` or `CHOSEN`; see `score`."""
+    if correction not in (*CORRECTIONS, CHOSEN):
         raise ValueError(f"correction {correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
     if correction == "nearest":
         return label_map.correct(predictions, max_distance)

@@ -11,6 +11,7 @@ from typing import Any
 
 from datamodules.encoding.store import EncodedSplit
 from generation.engines.base import Prediction
+from metrics.report import Outputs
 from utils.errors import RunError
 from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file
@@ -118,6 +119,12 @@ def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
 
 def _cell(value: Any) -> str:
     return "" if value is None else escape_cell(str(value))
+
+
+def outputs_of(split: EncodedSplit, predictions: Iterable[Prediction]) -> Outputs:
+    """What the report shows of the rows themselves."""
+    rows = ((split.reference(row), found.text, found.cut) for row, found in enumerate(predictions))
+    return Outputs.of(rows, split.source_text)
 
 
 def output_rows(

@@ -87,6 +87,8 @@ def _line(row: int, prediction: Prediction) -> str:
         values.append([[output.text, _rounded(output.score)] for output in prediction.nbest])
         if prediction.label_probabilities is not None:
             values.append([float(f"{value:.{PROBABILITY_DIGITS}g}") for value in prediction.label_probabilities])
+    if prediction.cut:
+        values.append(True)
     return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
 
 
@@ -96,9 +98,11 @@ def _rounded(value: float) -> float:
 
 def _parsed(line: bytes) -> tuple[int, Prediction]:
     row, text, *more = json.loads(line)
+    cut = bool(more) and more[-1] is True
+    more = more[:-1] if cut else more
     score = more[0] if more else None
     nbest = tuple(Hypothesis(*output) for output in more[1]) if more else ()
-    return row, Prediction(text, score, nbest, tuple(more[2]) if len(more) > 2 else None)
+    return row, Prediction(text, score, nbest, tuple(more[2]) if len(more) > 2 else None, cut)
 
 
 def _row_of(line: bytes) -> int:

@@ -16,6 +16,7 @@ from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
 from models.architectures import target_limit
+from prediction.output import outputs_of
 from prediction.predict import predict
 from prediction.setup import with_length
 from training.setup import Prepared
@@ -50,9 +51,10 @@ def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     references = LazySequence(len(split), split.reference)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
         scores = score(references, LazySequence(len(split), lambda row: found[row].text), labels, names=task.metrics)
+        report = report_text(scores, outputs_of(split, found)).splitlines()
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
     return [
         f"test split ({len(split):,} rows, greedy, {best}):",
-        report_text(scores),
+        *report,
         f"written to {folder / TEST_REPORT}",
     ]

@@ -16,13 +16,15 @@ class Prediction:
     """The best output of a row, and what was asked for besides.
 
     `score` is the length-normalised log-probability of `text`, None when nobody asked for it; `nbest` the best outputs,
-    best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map.
+    best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map; `cut`
+    says that `text` reached the length limit before its end.
     """
 
     text: str
     score: float | None = None
     nbest: tuple[Hypothesis, ...] = ()
     label_probabilities: tuple[float, ...] | None = None
+    cut: bool = False
 
 
 class BatchPredictor(Protocol):

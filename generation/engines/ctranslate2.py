@@ -182,7 +182,8 @@ class CTranslate2Engine:
         rows = [self._tokens(source.tolist()) for source, own in zip(sources, known, strict=True) if own is None]
         found = self._search(rows, with_scores)
         texts = iter(decode_texts(self.tokenizer, [ids for outputs in found for ids, _ in outputs]))
-        read = iter([[Hypothesis(next(texts), score) for _, score in outputs] for outputs in found])
+        end = [self.end_token]
+        read = iter([[Hypothesis(next(texts), score, ids[-1:] != end) for ids, score in outputs] for outputs in found])
         predictions = []
         for own in known:
             best = next(read) if own is None else own
@@ -191,6 +192,7 @@ class CTranslate2Engine:
                     text=best[0].text,
                     score=best[0].score if with_scores else None,
                     nbest=tuple(best) if self.flags.num_return > 1 else (),
+                    cut=best[0].cut,
                 )
             )
         return predictions

@@ -58,8 +58,12 @@ class _TorchPredictor:
 
     def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
         ids, mask = pad_sources(sources, self.tokenizer.pad_token_id, self.device)
-        if not self.with_scores and not self.decoder.flags.do_sample:
-            return [Prediction(text) for text in self.decoder(ids, mask)]
-        outputs = self.decoder.decode(ids, mask, row_ids)
         several = self.decoder.flags.num_return > 1
-        return [Prediction(found[0].text, found[0].score, tuple(found) if several else ()) for found in outputs]
+        if not self.with_scores and not self.decoder.flags.do_sample:
+            outputs = self.decoder.decode(ids, mask, with_scores=several)
+            return [Prediction(found[0].text, cut=found[0].cut) for found in outputs]
+        outputs = self.decoder.decode(ids, mask, row_ids)
+        return [
+            Prediction(found[0].text, found[0].score, tuple(found) if several else (), cut=found[0].cut)
+            for found in outputs
+        ]

@@ -58,9 +58,9 @@ def test_predictions_references_and_report_of_best(copy_run: Path, letters: Path
         "references:  30",
         "predictions: 30",
         "predicted texts: 4 unique",
-        f"predictions: {tmp_path / 'out.txt'}",
-        f"references: {tmp_path / 'label.txt'}",
-        f"report: {tmp_path / 'report.json'}",
+        f"predictions written to {tmp_path / 'out.txt'}",
+        f"references written to {tmp_path / 'label.txt'}",
+        f"report written to {tmp_path / 'report.json'}",
     ):
         assert line in result.out.splitlines()
     again = infer("-model", best, "-test_data", letters / "test.tsv", *outputs(tmp_path))

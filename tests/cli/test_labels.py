@@ -30,7 +30,7 @@ def test_constrained_outputs_are_labels_where_generated_ones_are_not(copy_run: P
     assert predictions == ["ab", "bb", "cb", "db"]
     assert found["invalid_outputs"] == 0
     assert found["metrics"]["accuracy"] == 1.0
-    assert "invalid outputs (no label text): 0 of 4" in lines
+    assert "predicted labels: 4 unique" in lines
 
 
 def test_scores_prior_and_temperature(label_run: Path, tmp_path: Path) -> None:

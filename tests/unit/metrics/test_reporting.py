@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.cells import cell_len
 
-from metrics.report import format_table, report_dict, report_text, visible
-from metrics.score import score
+from metrics.report import Outputs, report_dict, report_text
+from metrics.score import CHOSEN, score
 from postprocessors.labels import LabelMap
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "아주 긍정")))
@@ -21,16 +20,16 @@ predictions: 4
 1 row without a reference: left out of the metrics
 
 predicted labels, as generated: 3 unique
-  prediction      count
-  긍젱                2
-  부정                1
-  \\x1b[31m나쁨\\n      1
+  prediction        count
+  긍젱                  2
+  부정                  1
+  \\u001b[31m나쁨\\n      1
 
 correction: nearest label by edit distance, at most 2 edits
 invalid outputs (no label text): 3 of 4
-  output              label  count
-  긍젱                 긍정      2
-  \\x1b[31m나쁨\\n  (invalid)      1
+  output                label  count
+  긍젱                   긍정      2
+  \\u001b[31m나쁨\\n  (invalid)      1
 
 labels after correction
   label      count
@@ -106,11 +105,78 @@ def test_long_lists_are_cut_at_twenty():
     assert len(lines) < 65
 
 
-def test_a_big_confusion_matrix_is_left_to_the_report_file():
-    labels = LabelMap(tuple((str(number), f"label {number}") for number in range(21)))
-    scores = score(["label 3"], ["label 3"], labels)
-    assert "21 labels are too many to print; see -save_report" in report_text(scores)
-    assert report_dict(scores, {})["confusion_matrix"]["rows"][3][3] == 1
+def many_labels(count: int) -> LabelMap:
+    return LabelMap(tuple((str(number), f"label {number}") for number in range(count)))
+
+
+def test_of_a_big_confusion_matrix_the_confused_pairs_are_printed():
+    scores = score(["label 3"] * 4, ["label 3", "label 4", "label 4", "zz"], many_labels(21), correction="none")
+    assert (
+        "labels taken for each other, after correction\n"
+        "  reference  prediction  count\n"
+        "  label 3    label 4         2\n"
+        "  label 3    (invalid)       1\n"
+    ) in report_text(scores)
+    assert report_dict(scores, {})["confusion_matrix"]["rows"][3][3:5] == [1, 2]
+
+
+def test_of_very_many_labels_only_what_occurs_is_kept_and_printed():
+    labels = many_labels(40_000)
+    scores = score(["label 3", "label 3", "label 39999"], ["label 3", "label 4", "label 39999"], labels)
+    assert scores.confusion_matrix == {
+        "pairs": [
+            {"reference": "label 3", "prediction": "label 3", "count": 1},
+            {"reference": "label 3", "prediction": "label 4", "count": 1},
+            {"reference": "label 39999", "prediction": "label 39999", "count": 1},
+        ]
+    }
+    assert scores.metrics == {
+        "accuracy": pytest.approx(2 / 3),
+        "accuracy_corrected": pytest.approx(2 / 3),
+        "macro_f1": pytest.approx((2 / 3 + 0 + 1) / 3),
+        "micro_f1": pytest.approx(2 / 3),
+    }
+    text = report_text(scores)
+    assert "  and 39,997 more, see -save_report\n" in text
+    assert len(text.splitlines()) < 60
+
+
+def test_labels_that_were_chosen_are_not_called_corrected():
+    text = report_text(score(["부정", "긍정"], ["부정", "부정"], SENTIMENT, correction=CHOSEN))
+    assert "predicted labels: 1 unique\n" in text
+    assert "\n\nper class\n" in text
+    assert "\n\nconfusion matrix (rows: reference, columns: prediction)\n" in text
+    assert "  accuracy             0.5000\n  macro_f1             0.3333\n" in text
+    assert [word for word in ("correct", "generated", "invalid") if word in text.replace("(invalid)", "")] == []
+
+
+def test_examples_of_free_text_show_the_wrong_rows_first():
+    references = ["열한 시", "만 원", None, "끝", "가" * 40]
+    predictions = ["열한 시", "만\x1b 원", "모름", "", "나"]
+    cut = [False, True, False, False, True]
+    outputs = Outputs.of(zip(references, predictions, cut, strict=True), lambda row: f"원문 {row}")
+    text = report_text(score(references, predictions, names=["exact_match"]), outputs)
+    assert "\n2 outputs of 5 reached the length limit and were cut\n" in text
+    assert (
+        "examples: 3 of 3 rows that differ from the reference\n"
+        "\n"
+        "  source      원문 1\n"
+        "  reference   만 원\n"
+        "  prediction  만\\u001b 원\n"
+        "\n"
+        "  source      원문 3\n"
+        "  reference   끝\n"
+        "  prediction  (empty)\n"
+        "\n"
+        "  source      원문 4\n"
+        f"  reference   {'가' * 29}…\n"
+        "  prediction  나\n"
+        "\n"
+        "  source      원문 0\n"
+    ) in text
+    assert "\n  source      원문 2\n  prediction  모름\n" in text  # a row without a reference
+    right = Outputs.of([("가", "가", False)], lambda row: f"원문 {row}")
+    assert "\nexamples: no row differs from its reference\n" in report_text(score(["가"], ["가"]), right)
 
 
 @pytest.mark.parametrize("label_map", [None, SENTIMENT])
@@ -125,30 +191,6 @@ def test_without_references_no_number_is_made_up(label_map):
 
 def test_correction_none_is_said():
     assert "\ncorrection: none\n" in report_text(score(["부정"], ["긍젱"], SENTIMENT, correction="none"))
-
-
-def test_tables_are_aligned_by_terminal_cells():
-    lines = format_table(("이름", "n"), [("가나다라", "1"), ("abc", "1,000")])
-    assert lines == ["  이름          n", "  가나다라      1", "  abc       1,000"]
-    assert {cell_len(line) for line in lines} == {17}
-
-
-@pytest.mark.parametrize(
-    "text, width, shown",
-    [
-        ("", 10, "(empty)"),
-        ("열한 시", 10, "열한 시"),
-        ("a\tb\x00\x9b\ud800", 60, r"a\tb\x00\x9b\ud800"),
-        ("가나다라마", 10, "가나다라마"),
-        ("가나다라마바", 10, "가나다라…"),
-        ("abcdefghijk", 10, "abcdefghi…"),
-        ("\x1b" * 50, 10, r"\x1b\x1b…"),
-        ("a" * 1_000_000, 10, "aaaaaaaaa…"),
-    ],
-)
-def test_visible(text, width, shown):
-    assert visible(text, width) == shown
-    assert cell_len(visible(text, width)) <= width or not text or width == 60
 
 
 def test_report_dict_is_the_json_of_save_report():

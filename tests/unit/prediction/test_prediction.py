@@ -129,7 +129,7 @@ def test_a_part_holds_what_was_written(parts: Path) -> None:
     chunks = Chunks(np.array([2, 0, 1]), [0], 1)
     written = [
         Prediction("탭\t\n\r\u2028끝", -0.12345678, (Hypothesis("a", -0.5), Hypothesis("", -1.0)), (0.25, 0.75)),
-        Prediction("half a pair \ud83d", -1.0),
+        Prediction("half a pair \ud83d", -1.0, cut=True),
         Prediction("", -2.0, (), (0.0, 1.0)),
     ]
     write_part(parts, 0, [2, 0, 1], written)
@@ -137,8 +137,8 @@ def test_a_part_holds_what_was_written(parts: Path) -> None:
     assert list(found) == [written[1], written[2], replace(written[0], score=-0.123457)]
     with pytest.raises(IndexError):
         found[3]
-    write_part(parts, 0, [2, 0, 1], [Prediction(text) for text in "abc"])
-    assert [item.text for item in Parts(parts, chunks)] == ["b", "c", "a"]
+    write_part(parts, 0, [2, 0, 1], [Prediction("a", cut=True), Prediction("b"), Prediction("c")])
+    assert list(Parts(parts, chunks)) == [Prediction("b"), Prediction("c"), Prediction("a", cut=True)]
 
 
 def test_torn_parts_are_found_and_made_again(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
