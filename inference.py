@@ -171,10 +171,10 @@ def finish(
     from metrics.probabilities import with_probabilities
     from metrics.report import calibration_settings, report_dict, report_text
     from metrics.score import CHOSEN, score
+    from prediction.lazy_sequence import LazySequence
     from prediction.output import OutputForm, output_rows, outputs_of, plain_lines, write_lines, write_rows
     from prediction.setup import answer_of, largest_distance
     from utils.files import run_error, write_json
-    from utils.lazy_sequence import LazySequence
 
     config, labels = ready.config, ready.labels
     output, data = config.output, config.data

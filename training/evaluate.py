@@ -16,13 +16,13 @@ from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
 from models.architectures import target_limit
+from prediction.lazy_sequence import LazySequence
 from prediction.output import outputs_of
 from prediction.predict import predict
 from prediction.setup import with_length
 from training.setup import Prepared
 from utils.devices import Devices
 from utils.files import write_json
-from utils.lazy_sequence import LazySequence
 
 
 def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:
