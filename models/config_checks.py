@@ -24,6 +24,7 @@ SIZES = (
     "decoder_attention_heads",
     "max_position_embeddings",
 )
+MOST_LAYERS = 1000
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 ACTIVATIONS = {"activation_function": "activation_function", "dense_act_fn": "feed_forward_proj"}  # ours -> the file's
 
@@ -38,6 +39,8 @@ def _sizes(config: PreTrainedConfig) -> Iterator[str]:
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
             yield f"{name} is {value}, it must be at least 1"
+        if isinstance(value, int) and name.endswith("layers") and value > MOST_LAYERS:
+            yield f"{name} is {value}, it must be at most {MOST_LAYERS}"
 
 
 def _tokens(config: PreTrainedConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,11 @@ def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
             model, report = AutoModelForSeq2SeqLM.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
             )
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{flag} {name}: the weights are torn, or hold pickled objects that could run code, which is never done;"
+            " give a model with .safetensors"
+        ) from error
     except Exception as error:  # see load_tokenizer
         raise UserError(f"{flag} {name}: the weights could not be loaded: {error_reason(error)}") from error
     _refuse_drawn_weights(report, f"{flag} {name}")

@@ -107,7 +107,9 @@ def state_problem(name: str, model: nn.Module, saved: Mapping[str, Any], complet
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return "param_groups is no list of groups"
     numbers = list(range(len(parameters)))
-    if [group.get("params") for group in groups] != [numbers[: len(decayed)], numbers[len(decayed) :]]:
+    owned = [group.get("params") for group in groups]
+    whole = all(isinstance(own, list) and all(type(number) is int for number in own) for own in owned)
+    if not whole or owned != [numbers[: len(decayed)], numbers[len(decayed) :]]:
         return "param_groups is not of the model's parameters"
     plain = (int, float, bool, tuple, type(None))
     if not all(isinstance(value, plain) for group in groups for key, value in group.items() if key != "params"):

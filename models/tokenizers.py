@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
 from models.loading import is_dense
-from utils.errors import UserError, error_reason, shortened
+from utils.errors import UserError, _first_line, error_reason, shortened
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
@@ -20,6 +22,8 @@ CONFIG_FILE = "tokenizer_config.json"
 WHOLE_FILE = "tokenizer.json"  # a tokenizer whose tokens are all added ones has it, and is what it says
 WAY_OUT = "copy them from where the model was saved (train.py and inference.py also take -tokenizer)"
 
+REGEX = re.compile(rb'"Regex":"((?:[^"\\\\]|\\\\.)*)"')
+REPEATED_TWICE = re.compile(rb"[+*]\)[+*]")
 BYTES_TOKENIZER = "bytes"
 BYTE_VOCABULARY = 259  # pad, end, unknown and 256 bytes
 
@@ -37,13 +41,40 @@ def load_tokenizer(spec: str, flag: str = "-tokenizer", **languages: str) -> Pre
         return with_languages(ByT5Tokenizer(), **languages)
     refuse_code_of(spec, f"{flag} {spec}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, **NO_CODE)
+        tokenizer = _tried(spec)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError by the kind of trouble
         raise UserError(f"{flag} {spec}: no tokenizer could be loaded: {not_loaded(spec, error)}") from error
     problem = tokenizer_problem(spec, tokenizer)
     if problem:
         raise UserError(f"{flag} {spec}: {problem}")
     return with_languages(tokenizer, **languages)
+
+
+def _tried(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, tried on a text; a panic of its Rust code is a RuntimeError."""
+    tokenizer: Any = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+        _refuse_endless(tokenizer)
+        tokenizer("a 가 1")
+    except BaseException as error:
+        if tokenizer is not None and type(error) is Exception:  # the Rust code knows no token for this text
+            return tokenizer
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a damaged tokenizer: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse an expression with a repetition of a repetition: one long word may take it longer than the world lasts."""
+    rust = getattr(tokenizer, "backend_tokenizer", None)
+    for part in filter(None, (getattr(rust, "normalizer", None), getattr(rust, "pre_tokenizer", None))):
+        for expression in REGEX.findall(part.__getstate__()):
+            if REPEATED_TWICE.search(expression):
+                raise ValueError(
+                    f"the expression {expression.decode(errors='replace')[:60]} may never end on some text"
+                )
 
 
 def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreTrainedTokenizerBase:
@@ -95,7 +126,7 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkp
                 raise UserError(f"{place}: its tokenizer is damaged: {shown} is no file name ({error})") from error
         refuse_code_of(folder, place)
         try:
-            return AutoTokenizer.from_pretrained(folder, **NO_CODE)
+            return _tried(folder)
         except Exception as error:  # see load_tokenizer
             raise UserError(f"{place}: its tokenizer is damaged: {error_reason(error)}") from error
 
@@ -104,16 +135,20 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     """`tokenizer` for a model of that vocabulary; ByT5's is made without sentinels where there is no room for them.
 
     Raises:
-        UserError: its ids go beyond the model's embedding.
+        UserError: its ids go beyond the model's embedding, or it has no pad or end token.
     """
+    for token, id_ in (("pad_token", tokenizer.pad_token_id), ("eos_token", tokenizer.eos_token_id)):
+        if id_ is None:
+            raise UserError(f"the tokenizer has no {token}, which training and decoding need; name it in {CONFIG_FILE}")
     parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
     size = next(size for part in parts if (size := getattr(part, "vocab_size", None)))
-    if len(tokenizer) <= size:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if max(len(tokenizer), highest + 1) <= size:
         return tokenizer
     if not isinstance(tokenizer, ByT5Tokenizer):
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only {size}; "
-            "give the model's own -tokenizer"
+            f"the tokenizer has {len(tokenizer)} tokens with ids up to {highest} but the model's vocabulary only"
+            f" {size}; give the model's own -tokenizer"
         )
     if size < BYTE_VOCABULARY:
         raise UserError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -271,6 +273,50 @@ def test_weights_that_a_checkpoint_lacks_are_listed() -> None:
     assert f"{start}size mismatch for {name}" in message(from_checkpoint, describe(model), reshaped, "-model X")
     torn = {**describe(model), "model_config": "{"}
     assert message(from_checkpoint, torn, weights, "-model X") == f"{start}its model_config is no config"
+
+
+def test_pickled_weights_are_refused_without_advice_to_run_them(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(os.system))
+    assert message(from_pretrained, str(folder)) == (
+        f"-init_model {folder}: the weights are torn, or hold pickled objects that could run code, which is never done;"
+        " give a model with .safetensors"
+    )
+    told = message(from_pretrained, str(exported(tmp_path / "text", vocab_size="384")))
+    assert told.endswith("'vocab_size': TypeError: Field 'vocab_size' expected int, got str (value: '384')")
+
+
+NAMES = ["a\0b", "x" * 300, "\ud800", 5, "tokenizer_config.json/inner", ""]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=map(repr, range(len(NAMES))))
+def test_tokenizer_files_of_impossible_names_are_told(name: Any) -> None:
+    files: dict[Any, Any] = {**pack_tokenizer(ByT5Tokenizer()), name: torch.zeros(1, dtype=torch.uint8)}
+    told = message(unpack_tokenizer, files)
+    assert "the checkpoint: its tokenizer " in told
+    assert repr(name)[:80] in told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.nn.Parameter(torch.ones(3)),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.zeros(1, dtype=torch.uint8).expand(1 << 40),
+    ],
+    ids=["parameter", "bf16", "sparse", "meta", "conjugate", "stride-0"],
+)
+def test_tensors_of_odd_kinds_are_no_tokenizer_files_and_no_weights(content: Any, tmp_path: Path) -> None:
+    assert "'x' holds no bytes" in message(unpack_tokenizer, {"x": content})
+    changed = whole_checkpoint()
+    changed["state_dict"]["model.final_logits_bias"] = content
+    torch.save(changed, tmp_path / "a.ckpt")
+    if content.dtype != torch.bfloat16:
+        assert "state_dict is a dict of" in message(read_run, tmp_path / "a.ckpt")
 
 
 def test_a_damaged_tokenizer_in_a_checkpoint_is_told() -> None:

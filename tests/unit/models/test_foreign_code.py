@@ -210,4 +210,4 @@ def test_every_call_of_the_library_forbids_code() -> None:
                 calls.append((ast.unparse(node.func), "**NO_CODE" in ast.unparse(node)))
     asking = [name for name, forbids in calls if not forbids]
     assert asking == ["AutoConfig.for_model"]  # which takes no such argument and looks at no auto_map
-    assert len(calls) == 6
+    assert len(calls) == 5

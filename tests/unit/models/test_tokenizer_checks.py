@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from checkpoints.model_source import InferenceModel
-from models.loading import from_config
-from models.tokenizers import load_tokenizer
+from models.loading import config_from_dict, from_config
+from models.tokenizers import fitting_tokenizer, load_tokenizer
 from tests.small_configs import config_of
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 from utils.errors import UserError
@@ -106,3 +108,40 @@ def test_a_sentencepiece_model_is_taken(kind: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.is_fast == (kind == "T5Tokenizer")
     assert tokenizer.unk_token_id not in tokenizer("a").input_ids
+
+
+# ---- tokenizer.json and tokenizer_config.json that are wrong
+
+
+def word_tokenizer(folder: Path, file: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A tokenizer of words, with one of its files changed."""
+    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+CONFIG, WHOLE = "tokenizer_config.json", "tokenizer.json"
+SINGLE = [{"SpecialToken": {"id": "X", "type_id": 0}}]
+TEMPLATE = {"type": "TemplateProcessing", "single": SINGLE, "pair": [], "special_tokens": {}}
+SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (CONFIG, lambda content: content.pop("pad_token"), "the tokenizer has no pad_token, which training"),
+        (CONFIG, lambda content: content.pop("eos_token"), "the tokenizer has no eos_token, which training"),
+        (CONFIG, lambda content: content.update(model_max_length="x"), "no tokenizer could be loaded: '>' not supp"),
+        (WHOLE, lambda content: content["model"]["vocab"].update(b=9999), r"has 5 tokens with ids up to 9999 .*384;"),
+        (WHOLE, lambda content: content.update(post_processor=TEMPLATE), "a damaged tokenizer: no entry found"),
+        (WHOLE, lambda content: content.update(pre_tokenizer=SPLIT), r"expression \(a\+\)\+\$ may never end"),
+    ],
+)
+def test_what_a_tokenizer_cannot_be_is_told(file: str, change: Any, told: str, tmp_path: Path) -> None:
+    folder = word_tokenizer(tmp_path, file, change)
+    with pytest.raises(UserError, match=told):
+        fitting_tokenizer(config_from_dict(config_of("bart")), load_tokenizer(str(folder)))
