@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from utils.errors import UserError, errors_at, raise_if_any
+from utils.errors import UserError, errors_at, raise_if_any, shortened
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
+
+MOST_CODE_POINTS = 20  # that a message shows
+_NO_WIDTH = str.maketrans("", "", "\u00ad\u200b\u200c\u200d\u2060\ufeff")
+
+
+def _looks(text: str) -> str:
+    """The same for texts that look the same: composed or not (NFC, NFD), with characters of no width or without."""
+    return unicodedata.normalize("NFC", text.translate(_NO_WIDTH))
+
+
+def code_points(text: str) -> str:
+    """`U+AC00 U+0041`: what a text is made of."""
+    return " ".join(f"U+{ord(character):04X}" for character in text[:MOST_CODE_POINTS])
+
+
+def _look_alikes(kind: str, values: Iterable[str]) -> Iterator[str]:
+    """A problem for each value that looks like one before it."""
+    seen: dict[str, str] = {}
+    for value in values:
+        other = seen.setdefault(_looks(value), value)
+        if other != value:
+            shown = [f"{text!r} ({code_points(text)})" for text in (other, value)]
+            yield f"label map: {kind}s {shown[0]} and {shown[1]} look the same"
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,7 @@ class LabelMap:
             problems += [f"label map: {kind} {v!r} {NO_UNICODE}" for v in values if not is_unicode(v)]
             counts = Counter(value.strip() for value in values if value.strip())
             problems += [f"label map: {kind} {v!r} occurs more than once" for v, count in counts.items() if count > 1]
+            problems += _look_alikes(kind, counts)
             if self.separator:
                 problems += [
                     f"label map: {kind} {value!r} holds the label separator {self.separator!r}, or ends like it; choose"
@@ -108,6 +133,14 @@ class LabelMap:
     def _by_value(self) -> dict[str, str]:
         return {**{text.strip(): text for text in self.texts}, **{key.strip(): text for key, text in self.entries}}
 
+    def look_alike(self, value: str) -> str:
+        """What tells `value` from an id or text that looks the same, for a message; empty when none does."""
+        looks = _looks(value.strip())
+        known = next((known for known in (*self.texts, *self.ids) if _looks(known.strip()) == looks), None)
+        return (
+            "" if known is None else f" (it only looks like {known!r}: {code_points(value)}, not {code_points(known)})"
+        )
+
     def text(self, label_id: str) -> str:
         """Text of a label id; `KeyError` for an unknown id."""
         return self._by_id[label_id]
@@ -180,8 +213,8 @@ class LabelMap:
         return [known[text] for text in predictions]
 
     def describe(self) -> str:
-        """`0=부정, 1=긍정`: the map as shown in messages."""
-        shown = ", ".join(f"{label_id}={text}" for label_id, text in self.entries)
+        """`0=부정, 1=긍정`: the map as shown in messages, of many labels the first."""
+        shown = shortened([f"{label_id}={text}" for label_id, text in self.entries])
         return f"{shown}; a row may have several, joined by {self.separator!r}" if self.separator else shown
 
     def to_dict(self) -> dict[str, str]:

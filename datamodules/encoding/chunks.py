@@ -106,13 +106,17 @@ class Work:
 
 
 def unlearnable_labels(work: Work, tokenizer: Any) -> Iterator[str]:
-    """Labels that the model could not write: two with the same tokens, or one that holds the unknown token."""
+    """Labels that the model could not write: two with the same tokens, one with the unknown or a special token."""
     if work.labels is None:
         return
     way_out = "choose other label texts, or a -tokenizer that knows them"
+    specials = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
     first: dict[bytes, str] = {}
     for row, text in enumerate(work.labels.texts.to_pylist()):
         ids = work.labels.tokens.row(row)
+        special = next((token for token in specials if token in text), "")
+        if special:
+            yield f"-label_map: label {text!r} holds {special}, a special token of this tokenizer; {way_out}"
         if work.unknown is not None and work.unknown in ids:
             yield f"-label_map: label {text!r} holds the unknown token {tokenizer.unk_token}; {way_out}"
         same = first.setdefault(ids.tobytes(), text)

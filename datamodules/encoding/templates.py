@@ -78,10 +78,11 @@ def label_codes(chunk: RowChunk, label_map: LabelMap, column: str | int) -> tupl
     unknown = np.flatnonzero(rows == -2)
     if len(unknown):
         first = int(unknown[0])
-        value = shortened([chunk.columns["target"][first].as_py()])
-        several = f", or several, each once, joined by {label_map.separator!r}" if label_map.separator else ""
+        value = chunk.columns["target"][first].as_py()
+        several = f", nor several different ones joined by {label_map.separator!r}" if label_map.separator else ""
+        known = shortened([f"{label_id}={text}" for label_id, text in label_map.entries])
         raise UserError(
-            f"{chunk.place(first)}: value {value!r} of column {column!r} is not in the label map{several}; "
-            f"known: {shortened([f'{label_id}={text}' for label_id, text in label_map.entries])}"
+            f"{chunk.place(first)}: value {shortened([value])!r} of column {column!r} is not in the label map{several}"
+            f"{label_map.look_alike(value)}; known: {known}"
         )
     return tuple(occurring), rows

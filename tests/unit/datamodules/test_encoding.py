@@ -322,7 +322,7 @@ def test_several_labels_a_row_are_one_text_in_declared_order(bench: Bench) -> No
     assert [split.reference(row) for row in range(4)] == texts
     assert [split.target_ids(row).tolist() for row in range(4)] == [b(text) for text in texts]
     assert bench.problem(file, label_map=moods.joined_by("|")) == (
-        f"{file}:1: value '2,0' of column 2 is not in the label map, or several, each once, joined by '|'; "
+        f"{file}:1: value '2,0' of column 2 is not in the label map, nor several different ones joined by '|'; "
         "known: 0=joy, 1=anger, 2=fear"
     )
     assert bench.problem(file, label_map=moods, max_target_length=12) == (
@@ -341,6 +341,11 @@ def test_labels_that_the_model_could_not_write(bench: Bench, tokenizers: dict[st
         f"-label_map: labels 'ดี' and 'ไม่' have the same tokens with this tokenizer; {way_out}",
     ]
     assert len(bench.encode(file, label_map=thai, tokenizer=tokenizers["unigram"], read=PREDICT)) == 2
+    special = bench.problem(file, label_map=LabelMap.parse("0=</s>,1=a<pad>"), tokenizer=tokenizers["unigram"])
+    assert special.splitlines() == [
+        f"-label_map: label '</s>' holds </s>, a special token of this tokenizer; {way_out}",
+        f"-label_map: label 'a<pad>' holds <pad>, a special token of this tokenizer; {way_out}",
+    ]
     blanks = LabelMap.parse("0=정말 영화,1=정말  영화")
     assert bench.problem(file, label_map=blanks, tokenizer=tokenizers["unigram"]) == (
         f"-label_map: labels '정말 영화' and '정말  영화' have the same tokens with this tokenizer; {way_out}"

@@ -97,3 +97,22 @@ def test_bytes_of_the_command_line_that_are_no_utf8_are_told() -> None:
         Template("{{ source }} " + broken)
     with pytest.raises(UserError, match=r"label map: text 'joy.ud83d' is no Unicode text"):
         evaluation_labels(MOODS.joined_by(""), Template(r"{{ target }}{{ '\ud83d' }}", "-target_template"))
+
+
+@pytest.mark.parametrize("other", ["\u1100\u1161", "가\u200b", "\ufeff가"])
+def test_labels_that_look_the_same_are_refused_with_their_code_points(other: str) -> None:
+    with pytest.raises(UserError) as caught:
+        LabelMap((("0", "가"), ("1", other)))
+    points = " ".join(f"U+{ord(letter):04X}" for letter in other)
+    assert caught.value.problems == (f"label map: texts '가' (U+AC00) and {other!r} ({points}) look the same",)
+
+
+def test_a_value_that_only_looks_like_a_label_is_told_by_code_points() -> None:
+    labels = LabelMap((("0", "가"), ("1", "나")))
+    assert labels.look_alike("\u1100\u1161") == " (it only looks like '가': U+1100 U+1161, not U+AC00)"
+    assert labels.look_alike("다") == ""
+
+
+def test_of_many_labels_a_message_shows_the_first() -> None:
+    labels = LabelMap(tuple((str(number), f"t{number}") for number in range(1000)))
+    assert labels.describe().endswith("19=t19 and 980 more")
