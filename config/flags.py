@@ -63,7 +63,7 @@ class DataFlags:
         excludes=LINES,
     )
     tsv_escapes: bool = free(
-        True, r"Read \n \t \r \\ \uHHHH in TSV cells, and write predictions so; false = plain text."
+        True, r"Read \n \t \r \\ \uHHHH in TSV cells, and write predictions so; false = plain text.", trained=True
     )
     strict_data: bool = free(
         False, "Stop at the first malformed row instead of skipping and counting it.", excludes=LINES
@@ -99,6 +99,7 @@ class LengthFlags:
         "Longest source in tokens, special tokens included; 0 = the task's, else the model's own limit.",
         minimum=0,
         resume="fixed",
+        trained=True,
     )
     max_target_length: int = free(
         0,

@@ -48,6 +48,7 @@ class FlagSpec:
     resume: str = "fixed"
     change: str = ""  # what another value means from here on, if it is taken
     decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that
+    trained: bool = False  # predictions take the value of the training where none is given
     name: str = ""
     kind: type = str
     repeat: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
+from config.parser import flag_groups
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Encoder
 from generation.decoder import GREEDY, LONGEST_TEXT
@@ -128,12 +129,11 @@ def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -
 def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:
     """The config with the training's settings of the data in place of those that were not given."""
     saved = state.get("flags", {})
-
-    def taken(*names: str) -> dict[str, Any]:
-        return {name: saved[name] for name in names if name not in given and name in saved}
-
-    data = replace(config.data, **taken("tsv_escapes"))
-    return replace(config, data=data, length=replace(config.length, **taken("max_seq_length")))
+    taken = {
+        group: {spec.name: saved[spec.name] for spec in specs if spec.trained and spec.name in saved.keys() - given}
+        for group, specs in flag_groups(type(config)).items()
+    }
+    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in taken.items()})
 
 
 def answer_of(labels: LabelMap | None, output: OutputFlags) -> Callable[[str], str]:

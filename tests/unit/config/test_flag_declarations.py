@@ -12,9 +12,10 @@ import pytest
 import inference
 from config.checks import check_combinations
 from config.export_flags import ExportConfig
-from config.flags import OptimFlags, TrainConfig
+from config.flags import DataFlags, OptimFlags, TrainConfig
 from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
+from prediction.setup import with_trained_settings
 from task_utils import get_task
 from tests.saved_runs import saved_run
 from training.resuming import flag_differences
@@ -116,3 +117,13 @@ def test_seeds_decide_samples_only() -> None:
         return deciding_flags(parse_flags(InferenceConfig, ["-seed", "7", *flags])[0]).get("-seed")
 
     assert (seed(), seed("-do_sample")) == (None, 7)
+
+
+def test_predictions_take_the_value_of_the_training_where_a_flag_says_so() -> None:
+    own = {"depth": free(0, "", trained=True), "width": free(0, "", trained=True), "colour": free(0, "")}
+    command = with_flags(InferenceConfig, "data", DataFlags, **own)
+    config, given, _ = parse_flags(command, ["-width", "1"])
+    saved = {"depth": 3, "width": 3, "colour": 3, "tsv_escapes": False, "max_seq_length": 9, "batch_size": 7}
+    taken = to_dict(with_trained_settings(config, given, {"flags": saved}))
+    expected = {**to_dict(config), "depth": 3, "tsv_escapes": False, "max_seq_length": 9}
+    assert taken == expected
