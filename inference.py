@@ -19,7 +19,7 @@ from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig
 from config.parser import deciding_flags, information, parse_flags, to_dict
 from prediction.checks import check_inference
-from utils.console import run_command, tell
+from utils.console import STANDARD_STREAMS, give_up_if_full, run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
 from utils.tables import counted
 
@@ -151,6 +151,7 @@ def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, 
     try:
         yield
     except (KeyboardInterrupt, Terminated):
+        give_up_if_full(*STANDARD_STREAMS)
         tell(words() if kept else "nothing is kept without -save_output")
         raise
     except RunError as error:

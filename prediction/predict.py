@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -165,7 +165,11 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
     ):
         predictor = engine(device)
     progress = _Progress(job, enabled=rank == 0)
-    with Claims(job.folder, rank, job.devices.count) as claims, job.devices.autocast():
+    with (
+        closing(progress.line),  # a stop is told on a line of its own
+        Claims(job.folder, rank, job.devices.count) as claims,
+        job.devices.autocast(),
+    ):
         for chunk in claims.open_chunks(job.chunks):
             predictions: list[Prediction] = []
             for batch in job.chunks.batches(chunk):
@@ -178,7 +182,7 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
                     predictions += predictor(batch.tolist(), sources)
                 progress.advance(len(predictions))
             write_part(job.folder, chunk, job.chunks.rows(chunk).tolist(), predictions)
-    progress.end()
+        progress.end()
 
 
 @contextmanager
@@ -210,7 +214,8 @@ class _Progress:
     def advance(self, of_this_chunk: int) -> None:
         if self.enabled and time.monotonic() - self.told > REPORT_SECONDS:
             self.line.advance_to(min(self._finished() + of_this_chunk, len(self.job.split)))
-            self.line.report()
+            if self.line.done < len(self.job.split):  # else `end` tells it
+                self.line.report()
             self.told = time.monotonic()
 
     def end(self) -> None:

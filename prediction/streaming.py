@@ -18,7 +18,8 @@ import numpy as np
 
 from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
-from utils.errors import RunError, UserError
+from utils.console import give_up_if_full
+from utils.errors import RunError, Terminated, UserError
 
 BLOCK_BYTES = 1 << 16
 
@@ -99,6 +100,9 @@ def stream(
             output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
             output.flush()
         except BrokenPipeError:
+            raise
+        except (KeyboardInterrupt, Terminated):
+            give_up_if_full(output.fileno())  # else closing it would wait
             raise
         except OSError as error:
             with suppress(OSError):  # what it still holds goes

@@ -13,7 +13,7 @@ from typing import Any
 
 from config.flags import TrainConfig
 from config.parser import flag_specs, without_flags
-from utils.console import say
+from utils.console import STANDARD_STREAMS, give_up_if_full, say
 from utils.errors import Terminated
 from utils.escapes import shell_command
 from utils.launch import is_first_process, requeue, started_by_launcher
@@ -150,6 +150,7 @@ class StopSignal:
             self._say("SIGUSR1: saving at the next optimizer step, and going on")
             return
         self.received = self.received or signum
+        give_up_if_full(*STANDARD_STREAMS)
         self._say(f"{signal.Signals(signum).name}: saving at the next optimizer step; Ctrl-C leaves at once")
 
     def _say(self, message: str) -> None:

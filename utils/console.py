@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import re
+import select
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -26,6 +28,7 @@ from utils.escapes import printable
 from utils.launch import check_environment, is_first_process
 
 SECONDS_FOR_THE_FIRST = 10.0
+STANDARD_STREAMS = (1, 2)
 MOST_PROBLEMS = 50  # that are told
 
 
@@ -67,6 +70,25 @@ def silence() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open for the rest of the process)
 
 
+def give_up_if_full(*descriptors: int) -> None:
+    """Send what is written to `descriptors` nowhere where a reader has stopped to read: a stop does not wait for it.
+
+    A write that waits already is freed too, when the handler of a signal calls this.
+    """
+    with open(os.devnull, "wb") as nowhere:
+        for descriptor in descriptors:
+            with suppress(OSError, ValueError):
+                if not select.select([], [descriptor], [], 0)[1]:
+                    os.dup2(nowhere.fileno(), descriptor)
+
+
+def complain(*lines: str) -> None:
+    """Print lines on standard error; where that cannot be written, the exit code says it alone."""
+    with suppress(OSError):
+        for line in lines:
+            print(_shown(line), file=sys.stderr, flush=True)
+
+
 def exit_with(error: UserError) -> NoReturn:
     """Print the problems of `error` on standard error and leave with exit code 2."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
@@ -74,10 +96,9 @@ def exit_with(error: UserError) -> NoReturn:
         # others while they wait. One that is not ended has a problem of its own, and tells it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_FOR_THE_FIRST)
-    for problem in error.problems[:MOST_PROBLEMS]:
-        print(f"error: {_shown(problem)}", file=sys.stderr)
+    complain(*(f"error: {problem}" for problem in error.problems[:MOST_PROBLEMS]))
     if len(error.problems) > MOST_PROBLEMS:
-        print(f"error: {len(error.problems) - MOST_PROBLEMS:,} more problems", file=sys.stderr)
+        complain(f"error: {len(error.problems) - MOST_PROBLEMS:,} more problems")
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -93,16 +114,16 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     except ModuleNotFoundError as error:
         exit_with(_missing_package(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Terminated:
-        print("terminated", file=sys.stderr)
+        complain("terminated")
         sys.exit(EXIT_TERMINATED)
     except BrokenPipeError:  # the reader of our output has gone, and wanted no more than it got
         silence()
         sys.exit(EXIT_RUN_ERROR)
     except RunError as error:
-        print(f"error: {_shown(str(error))}", file=sys.stderr)
+        complain(f"error: {error}")
         sys.exit(EXIT_RUN_ERROR)
     finally:
         gc.freeze()  # else the interpreter goes through all that the libraries imported before it ends: a second
@@ -123,4 +144,5 @@ def _missing_package(error: ModuleNotFoundError) -> UserError:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     del signum, frame
+    give_up_if_full(*STANDARD_STREAMS)
     raise Terminated

@@ -133,6 +133,9 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
         temporary.mkdir(parents=True)
         with _in_use(temporary):
             fill(temporary)
+            mode = temporary.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
+            for path in filter(Path.is_file, temporary.rglob("*")):
+                path.chmod(mode)
             for path in temporary.rglob("*"):
                 sync_path(path)
             sync_path(temporary)

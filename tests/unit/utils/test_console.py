@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
-from utils.console import exit_with, tell
+from utils.console import complain, exit_with, give_up_if_full, tell
 from utils.errors import UserError, shortened
 
 
@@ -30,3 +33,30 @@ def test_long_lists_of_names_are_cut() -> None:
     assert shortened(["a", "b"]) == "a, b"
     assert shortened([str(number) for number in range(1003)], 2) == "0, 1 and 1,001 more"
     assert shortened(["x" * 100]) == "x" * 60 + "..."
+
+
+def test_a_stop_does_not_wait_for_a_reader_that_reads_no_more() -> None:
+    reading, full = os.pipe()
+    _, free = os.pipe()
+    os.set_blocking(full, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(full, b"x" * 4096)
+    os.set_blocking(full, True)
+    give_up_if_full(full, free)
+    assert os.write(full, b"terminated") == 10  # it would wait for ever
+    assert os.path.samestat(os.fstat(full), os.stat(os.devnull))
+    assert not os.path.samestat(os.fstat(free), os.stat(os.devnull))
+    os.close(reading)
+
+
+def test_a_mistake_keeps_its_exit_code_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(f"no space left for {text}")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    complain("a")
+    with pytest.raises(SystemExit) as caught:
+        exit_with(UserError("a mistake"))
+    assert caught.value.code == 2

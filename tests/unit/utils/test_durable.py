@@ -207,3 +207,18 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:
 
     DurableCheckpointIO().remove_checkpoint(good)
     assert not good.exists()
+
+
+def test_files_of_a_folder_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    """safetensors writes for the owner alone: others of a group could not load a shared model."""
+
+    def fill(folder: Path) -> None:
+        (folder / "model.safetensors").touch(mode=0o600)
+        (folder / "config.json").touch()
+
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "best", fill)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "best").iterdir()} == {0o640}
