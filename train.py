@@ -17,6 +17,7 @@ from config.flags import TrainConfig
 from config.parser import information
 from task_utils import Task
 from training.checks import check_train
+from training.process_watch import die_with_the_first
 from training.run_flags import parse_training_flags
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     if told := information(TrainConfig, USAGE, argv):
         print(told)
         return 0
+    die_with_the_first()
     config, given, lines, problems = parse_training_flags(argv)
     task = check_train(config, given, problems)
     raise_if_any(problems)

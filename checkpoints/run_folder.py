@@ -108,8 +108,9 @@ def misplaced(folder: Path) -> list[str]:
         if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
             problems.append(f"{name} is no folder, and the run needs one; move it away")
     for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, f"{CHECKPOINT_FOLDER}/{LAST_NAME}"):
-        if os.path.isdir(folder / name):
-            problems.append(f"{name} is a folder, and the run needs a file; move it away")
+        if os.path.exists(folder / name) and not os.path.isfile(folder / name):
+            kind = "folder" if os.path.isdir(folder / name) else "device or a pipe"
+            problems.append(f"{name} is a {kind}, and the run needs a file; move it away")
     return problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig
 from checkpoints.saved_run import SavedRun
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from models.seq2seq_module import Seq2SeqModule
-from training.process_watch import ProcessWatch
+from training.process_watch import PARENT_VARIABLE, ProcessWatch
 from utils.files import run_error, write_file
 
 
@@ -198,6 +199,7 @@ class _Launcher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         del trainer
         if not self.cluster_environment.creates_processes_externally:
+            os.environ[PARENT_VARIABLE] = str(os.getpid())
             self._call_children_scripts()
             self.watch = ProcessWatch(self.procs)
             self.watch.start()

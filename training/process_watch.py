@@ -5,6 +5,7 @@ Lightning's own watch kills the first process without a word when another one ha
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,9 +15,21 @@ from collections.abc import Sequence
 
 from utils.errors import EXIT_RUN_ERROR, RunError, UserError
 
+PARENT_VARIABLE = "S2S_PARENT"  # the process id of the first process, for those that it starts
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_TO_NOTICE = 10.0  # that the first process has to fail by itself, and to end a save, before it is ended
 SECONDS_TO_DIE = 3.0  # between the closing of a process's connections and its end
+
+
+def die_with_the_first() -> None:
+    """Have the kernel kill this process when the one that started it dies, however early; call it at once."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before
+        os._exit(EXIT_RUN_ERROR)
 
 
 class ProcessWatch(threading.Thread):

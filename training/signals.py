@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +21,7 @@ from utils.escapes import shell_command
 from utils.launch import is_first_process, requeue, started_by_launcher
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class TrainingStopped(Exception):
@@ -61,6 +63,9 @@ def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -
         say(f"{stopped}; started as before with these flags it goes on:", "  " + shell_command(command[2:]))
     else:
         say(f"{stopped}; this resumes it:", "  " + shell_command(command))
+    folder = Path(config.run.save_path)
+    if (folder / "last").exists() and not (folder / "best").exists():
+        say(f"no validation was reached, so there is no best/ yet; -model {folder / 'last'} predicts with this state")
     if config.run.requeue and stopped.out_of_time:
         say(requeue())
     return stopped.exit_code
@@ -80,7 +85,7 @@ def resume_command(argv: list[str], seed: int, steps_are_done: bool = False) -> 
 
 
 class StopSignal:
-    """Remembers the first SIGINT or SIGTERM, and SIGUSR1; a second SIGINT leaves at once with exit code 130.
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, and SIGUSR1; a second SIGINT leaves at once with exit code 130.
 
     SIGUSR1 asks for a save; with `requeue` it asks to stop as well (SLURM sends it ahead of the time limit).
     """
@@ -99,12 +104,14 @@ class StopSignal:
         signal.signal(signal.SIGUSR1, self._handle)
 
     def install(self) -> None:
-        """Take over SIGINT and SIGTERM."""
+        """Take over SIGINT, SIGTERM and SIGHUP; what nohup has switched off stays so."""
         for signum in STOPPING:
+            if signal.getsignal(signum) == signal.SIG_IGN:
+                continue
             self._before.setdefault(signum, signal.signal(signum, self._handle))
 
     def release(self) -> None:
-        """Give SIGINT and SIGTERM back to whoever had them, and ignore SIGUSR1: no training step is left."""
+        """Give SIGINT, SIGTERM and SIGHUP back to whoever had them, and ignore SIGUSR1: no training step is left."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -155,5 +162,7 @@ class StopSignal:
 
     def _say(self, message: str) -> None:
         if self.talk:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
+                if not select.select([], [sys.stdout.fileno()], [], 0)[1]:  # its reader takes no more: wait for none
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 os.write(sys.stdout.fileno(), f"\n{message}\n".encode())
