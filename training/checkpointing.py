@@ -148,6 +148,11 @@ class Checkpointer(pl.Callback):
         better = self._note_score(score, trainer.global_step)
         if self.flags.early_stopping_patience and self.validations_without_gain >= self.flags.early_stopping_patience:
             trainer.should_stop = True
+            if trainer.is_global_zero and data_module(trainer).position()[0] < (trainer.max_epochs or 0):
+                tell(
+                    f"stopping early: no validation was better than {self.flags.monitor} {self.best_score:.4f} of step"
+                    f" {self.best_step} in the last {self.validations_without_gain} (-early_stopping_patience)"
+                )
         self._act(trainer, module, Validated(better, module.validation["val_loss"]))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -48,12 +48,12 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     generated = GeneratedValidation(
         config.run.valid_generate_rows, labels, prepared.task.generated_metrics(config.run.monitor)
     )
-    callbacks = [generated, RunLog(folder, config.run.log_every), checkpointer]
+    callbacks = [generated, RunLog(folder, config.run.log_every, total_steps), checkpointer]
     trainer = build_trainer(config, strategy, prepared.devices, plan, data.valid is not None, callbacks, resumed)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
-    say(*summary_lines(config, prepared.task, resolved))
+    say(*summary_lines(config, prepared.task, resolved, resumed, data.valid is not None))
     stop.install()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
@@ -65,4 +65,4 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     finally:
         process_watch(trainer).switch_off()
         stop.talk = False  # no optimizer step is left to stop after
-    say(*closing_lines(folder, checkpointer, trainer.global_step))
+    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices))

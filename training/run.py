@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from generation.decoder import generation_config
 from models.optim import resolve_warmup
 from task_utils import Task
 from training.checkpointing import Checkpointer
-from utils.console import say, tell
+from training.signals import PROCESS_BEGAN
+from utils.console import duration, say, tell
 from utils.devices import Devices
 from utils.files import run_error, write_folder, write_json
 from utils.launch import is_first_process
@@ -68,12 +71,22 @@ def resolved_settings(
     }
 
 
-def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) -> list[str]:
-    """The resolved configuration in short."""
-    batch, model = config.batch, config.model
+def summary_lines(
+    config: TrainConfig, task: Task, resolved: Mapping[str, Any], resumed: SavedRun | None, validates: bool
+) -> list[str]:
+    """The resolved configuration in short, and where the run goes on.
+
+    Args:
+        validates: whether there are validation rows.
+    """
+    batch, model, optim = config.batch, config.model, config.optim
     size = f"{batch.max_tokens} padded tokens" if batch.max_tokens else f"{batch.batch_size} rows"
-    source = config.run.resume_checkpoint or model.init_model or model.config_path
-    schedule = f", {resolved['lr_scheduler']}" if resolved["lr_scheduler"] else ""
+    source = "of the checkpoint" if resumed else model.init_model or model.config_path
+    schedule = ""
+    if resolved["lr_scheduler"]:
+        cycles = f" in {optim.optim_cosanneal_restarts} cycles" if optim.lr_scheduler in ("cosanneal", "cyclic") else ""
+        schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
+    clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
     tf32 = (
         " (matrix products in TF32)" if resolved["accelerator"] == "cuda" and resolved["precision"] == "32-true" else ""
     )
@@ -85,8 +98,19 @@ def summary_lines(config: TrainConfig, task: Task, resolved: Mapping[str, Any]) 
         f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
         f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
         f" padding {resolved['padding_share']:.1%}",
-        f"optimizer {config.optim.optim}, learning rate {resolved['learning_rate']}{schedule}",
+        f"optimizer {config.optim.optim}, learning rate {resolved['learning_rate']}{schedule}{clip}",
     ]
+    if resumed:
+        lines.append(
+            f"resuming from {resumed.path}: epoch {resumed.position.epoch}, step {resumed.global_step:,} of"
+            f" {resolved['steps']:,}"
+        )
+    elif config.run.resume_checkpoint == "auto":
+        lines.append("-resume_checkpoint auto: there is no checkpoint yet, so the run starts afresh")
+    if not validates:
+        lines.append(
+            "no validation rows: best/ will be the last state; -valid_data or -valid_data_proportions gives some"
+        )
     if resolved["rows_above_max_tokens"]:
         lines.append(f"{resolved['rows_above_max_tokens']:,} rows above -max_tokens are batches of their own")
     if resolved["warmup_steps"] >= resolved["steps"]:
@@ -162,15 +186,25 @@ def end_finished_run(config: TrainConfig, task: Task, resumed: SavedRun, ended: 
     return False
 
 
-def closing_lines(folder: Path, checkpointer: Checkpointer, step: int) -> list[str]:
-    """Where things lie, and the best score."""
+def closing_lines(folder: Path, checkpointer: Checkpointer, step: int, devices: Devices) -> list[str]:
+    """Where things lie, the best scores, and what the run took: time of this process, memory of the first one."""
     best = "no validation rows: best/ is the last state"
     if checkpointer.best_score is not None:
         best = f"best {checkpointer.flags.monitor} {checkpointer.best_score:.4f} at step {checkpointer.best_step}"
     return [
         f"trained to optimizer step {step}; {best}",
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
+        "the best of them, from the first:",
+        *(f"  {name}" for _, name in reversed(checkpointer.kept.entries["best"])),
+        f"took {duration(time.monotonic() - PROCESS_BEGAN)}; {peak_memory(devices)}",
     ]
+
+
+def peak_memory(devices: Devices) -> str:
+    """The most memory that this process has held, in words."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if devices.accelerator == "cuda" else ""
+    return f"peak memory {kilobytes / 1e6:.1f} GB{gpu}"
 
 
 def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:
@@ -192,5 +226,6 @@ def export_checkpoint(folder: Path, path: Path) -> None:
     run = read_run(path, mmap=True)
     model, tokenizer = run.model.build(), run.model.tokenizer()
     model.generation_config = generation_config(model, tokenizer)
+    reason = "is of another step" if folder.exists() else "was not finished"
     write_export(folder, model, tokenizer, exported_at(run), run.model.state)
-    tell(f"{folder} was not finished: written anew from the checkpoint of optimizer step {run.global_step}")
+    tell(f"{folder} {reason}: written anew from the checkpoint of optimizer step {run.global_step}")

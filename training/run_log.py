@@ -21,7 +21,7 @@ from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import at_step_boundary, data_module, epoch_of, has_validation, ours
-from utils.console import tell
+from utils.console import duration, tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
 from utils.progress import ProgressLine
@@ -32,8 +32,11 @@ KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are fi
 class RunLog(pl.Callback):
     """Reads the meters every `log_every` optimizer steps and writes what they say; the first rank writes."""
 
-    def __init__(self, folder: Path, log_every: int) -> None:
+    def __init__(self, folder: Path, log_every: int, total_steps: int) -> None:
         self.folder = folder
+        self.total_steps = total_steps  # of the whole run
+        self._began = time.monotonic()
+        self._began_at = 0  # the optimizer step that this process began with
         self.log_every = log_every
         self.writer: SummaryWriter | None = None
         self.progress: ProgressLine | None = None
@@ -47,6 +50,7 @@ class RunLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del pl_module
+        self._began, self._began_at = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             with run_error(self.folder):
                 self._continue_logs(trainer.global_step, data_module(trainer).validation_pending)
@@ -182,8 +186,9 @@ class RunLog(pl.Callback):
         module = ours(pl_module)
         figures = module.validation
         if self.validation_progress is not None:
-            self.validation_progress.report(**figure_texts(figures))
-            self.validation_progress.close()
+            self.validation_progress.conclude(**figure_texts(figures))
+            self.validation_progress = None
+            self._say_time_left(trainer)
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)
         if self.writer is not None and module.samples:
@@ -196,7 +201,15 @@ class RunLog(pl.Callback):
         del pl_module
         if not has_validation(trainer):
             self._close_epoch(trainer, {})
+            self._say_time_left(trainer)
         self.progress = None
+
+    def _say_time_left(self, trainer: pl.Trainer) -> None:
+        """As the steps of this process went, validations and saves included."""
+        done, left = trainer.global_step - self._began_at, self.total_steps - trainer.global_step
+        if trainer.is_global_zero and done > 0 and left > 0:
+            seconds = (time.monotonic() - self._began) / done * left
+            tell(f"about {duration(seconds)} left for the whole run")
 
     def _close_epoch(self, trainer: pl.Trainer, figures: dict[str, float]) -> None:
         """Add this epoch (so far) to log.json; a later validation of the same epoch replaces the entry."""
@@ -270,6 +283,13 @@ class RunLog(pl.Callback):
             except (OSError, ValueError, TypeError, KeyError) as error:
                 tell(f"{epoch_log} could not be read ({error}): it is begun anew")
         return list(kept.values())
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """What is said of the end stands on a line of its own."""
+        del trainer, pl_module, exception
+        for progress in (self.progress, self.validation_progress):
+            if progress is not None:
+                progress.close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from checkpoints.model_source import model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
-from config.flags import TrainConfig
+from config.flags import RunFlags, TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
@@ -29,6 +29,7 @@ from training.resuming import (
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
+from utils.errors import raise_if_any
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     encoder = Encoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
     splits = training_splits(encoder)
     say(*splits.lines)
+    if splits.valid is None and resumed is None:
+        _check_validation_flags(config.run)
     labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
     prepared = Prepared(config, task, labels, devices, splits, source.tokenizer, source.build(config.run.seed), resumed)
     if resumed is None:
@@ -95,3 +98,13 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     check_same(differences, config)
     check_optimizer(resumed, differences, prepared.model, config.optim)
     return replace(prepared, differences=differences)
+
+
+def _check_validation_flags(run: RunFlags) -> None:
+    """Refuse flags that have no effect without validation rows."""
+    problems = []
+    if run.early_stopping_patience:
+        problems.append(f"-early_stopping_patience {run.early_stopping_patience}")
+    if run.monitor != RunFlags.monitor:
+        problems.append(f"-monitor {run.monitor}")
+    raise_if_any(f"{flag} needs validation rows: give -valid_data or -valid_data_proportions" for flag in problems)

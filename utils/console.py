@@ -59,6 +59,12 @@ def _shown(text: str) -> str:
     return "\n".join(map(printable, re.split(r"\n(?=  )", text)))
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: `1:03:20`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
 def say(*lines: str) -> None:
     """`tell`, once whatever the number of processes."""
     if is_first_process():

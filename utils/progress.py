@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ from tqdm import tqdm
 from utils.console import tell
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+NARROW = 100  # cells of a terminal in which the figures have no room beside the rate
 
 
 class ProgressLine:
@@ -31,8 +34,10 @@ class ProgressLine:
         self.is_terminal = sys.stdout.isatty()
         self.bar: Any = None
         if enabled and self.is_terminal:
+            narrow = shutil.get_terminal_size().columns < NARROW
+            bar_format = BAR_FORMAT.replace(", {rate_fmt}", "") if narrow else BAR_FORMAT
             self.bar = tqdm(
-                total=total, initial=done, desc=title, unit=unit, file=sys.stdout, bar_format=BAR_FORMAT,
+                total=total, initial=done, desc=title, unit=unit, file=sys.stdout, bar_format=bar_format,
                 dynamic_ncols=True, leave=True,
             )  # fmt: skip
 
@@ -50,6 +55,16 @@ class ProgressLine:
             self.bar.set_postfix(figures)
         else:
             tell(self.line(**figures))
+
+    def conclude(self, **figures: str) -> None:
+        """End the bar, and show figures that may be too many to stand beside it: below it, or on its plain line."""
+        if self.bar is None:
+            self.report(**figures)
+            return
+        self.close()
+        words = ", ".join(f"{name}={value}" for name, value in figures.items())
+        width = shutil.get_terminal_size().columns
+        tell(*textwrap.wrap(words, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
 
     def line(self, **figures: str) -> str:
         """The progress as text."""

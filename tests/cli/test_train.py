@@ -182,7 +182,7 @@ def test_plain_progress_lines_when_the_output_is_no_terminal(copy_run: Path) -> 
     assert re.search(r"^\[Epoch 5\] \[VALID\]: 100%\|█{20}\| 3/3 .*exact_match=1\.0000", out, re.MULTILINE)
     assert "200 training rows, 40 validation rows, 30 test rows\n" in out
     assert "batches of 16 rows x 1 accumulated x 1 devices, 13 optimizer steps an epoch, 78 in all" in out
-    assert "optimizer adam, learning rate 0.004, linear\n" in out
+    assert "optimizer adam, learning rate 0.004, linear, warm-up of 8 steps, gradients clipped at 1\n" in out
     assert "trained to optimizer step 78; best exact_match 1.0000 at step 39\n" in out
 
 
@@ -355,7 +355,7 @@ def test_finetuning_from_a_folder_with_the_other_flags(copy_run: Path, tmp_path:
     kept = re.search(r"^(\d+) training rows, 10 test rows$", result.out, re.MULTILINE)
     assert kept is not None
     assert 30 - long <= int(kept[1]) < 30
-    assert "optimizer adafactor, learning rate 1e-05, inverse_sqrt\n" in result.out
+    assert "optimizer adafactor, learning rate 1e-05, inverse_sqrt, warm-up of 0 steps\n" in result.out
     assert read_json(tmp_path / "run" / "test_report.json")["rows"] == 10
     assert read_json(tmp_path / "run" / "log.json")[0]["rows"] == int(kept[1])
 

@@ -9,6 +9,7 @@ import torch
 
 from models.meter import StepMeter
 from training.run_log import samples_table
+from utils.console import duration
 from utils.progress import ProgressLine
 
 
@@ -88,6 +89,26 @@ def test_a_terminal_gets_one_bar(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "[Epoch 1] [VALID]: 100%" in written
     assert "4/4" in written
     assert "val_loss=1.5" in written
+
+
+def test_figures_of_a_validation_are_whole_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = {f"figure_{number}": "0.1234" for number in range(12)}
+    progress = ProgressLine("[Epoch 0] [VALID]", 2)
+    progress.advance_to(2)
+    progress.conclude(**figures)
+    bar, *lines = capsys.readouterr().out.split("\r")[-1].splitlines()
+    assert bar.startswith("[Epoch 0] [VALID]: 100%")
+    assert "it/s" not in bar
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == ", ".join(f"{name}=0.1234" for name in figures)
+
+
+def test_durations_are_hours_minutes_and_seconds() -> None:
+    assert [duration(seconds) for seconds in (0.4, 61, 3_800)] == ["0:00:00", "0:01:01", "1:03:20"]
 
 
 def test_sample_tables_keep_their_columns() -> None:

@@ -11,7 +11,8 @@ from config.flags import TrainConfig
 from config.parser import to_dict
 from task_utils import get_task
 from tests.saved_runs import saved_run
-from training.resuming import Difference, flag_differences, plan_differences
+from training.resuming import flag_differences, plan_differences
+from utils.differences import Difference, difference_table
 
 TASK = get_task("nsmc-naive")
 
@@ -19,6 +20,16 @@ TASK = get_task("nsmc-naive")
 def config_with(**run: Any) -> TrainConfig:
     config = TrainConfig()
     return replace(config, run=replace(config.run, **run))
+
+
+def test_columns_of_differences_stand_below_each_other_whatever_the_letters() -> None:
+    """A letter of Hangul is two cells wide."""
+    found = [Difference("-input_template", "읽기: {{ source }}", "x"), Difference("-seed", 1, 2)]
+    assert difference_table(found).splitlines() == [
+        "  what             checkpoint          now",
+        "  -input_template  읽기: {{ source }}  x",
+        "  -seed            1                   2",
+    ]
 
 
 @pytest.mark.parametrize(

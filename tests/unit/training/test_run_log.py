@@ -26,7 +26,7 @@ def trainer_at(step: int, validation_pending: bool = False) -> Any:
 
 def logged(folder: Path, step: int, validation_pending: bool = False) -> RunLog:
     """A log that goes on at `step`."""
-    log = RunLog(folder, 1)
+    log = RunLog(folder, 1, 100)
     log.on_train_start(trainer_at(step, validation_pending), None)  # type: ignore[arg-type]
     return log
 
