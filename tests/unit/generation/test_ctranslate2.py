@@ -72,6 +72,7 @@ def test_greedy_and_beams_are_those_of_our_engine(name: str, folders: Any) -> No
         ours = Decoder(model, TOKENIZER, options).decode(*batch)
         theirs = engine(folders(name), model, options)(range(ROWS), sources())
         assert [outputs[0].text for outputs in ours] == [prediction.text for prediction in theirs]
+        assert [outputs[0].cut for outputs in ours] == [prediction.cut for prediction in theirs]
         assert max(abs(a[0].score - b.score) for a, b in zip(ours, theirs, strict=True) if b.score is not None) < 1e-4
         if options.num_return > 1:
             expected = [[output.text for output in outputs] for outputs in ours]
