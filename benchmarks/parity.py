@@ -50,7 +50,7 @@ def label_parity(name: str, rows: int, lowest: float) -> tuple[float, float]:
     import torch
 
     from generation.label_scoring import LabelScorer
-    from models.tokenizers import encoded_target
+    from models.special_tokens import encoded_target
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
     from tests.unit.generation.test_label_scoring import brute_force
 

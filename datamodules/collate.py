@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.padding import IGNORE_INDEX, TokenIds, _pad
+from utils.padding import IGNORE_INDEX, TokenIds, pad
 
 DUMMY_ROW_ID = -1  # the row id of the row that stands in for an empty batch
 
@@ -45,9 +45,9 @@ def collate(
     if not rows:
         rows, row_ids = [(np.array([pad_token_id]), None)], [DUMMY_ROW_ID]
     no_target = np.zeros(0, np.int64)
-    input_ids, is_token = _pad([source for source, _ in rows], pad_token_id, pad_to_multiple_of)
+    input_ids, is_token = pad([source for source, _ in rows], pad_token_id, pad_to_multiple_of)
     targets = [no_target if target is None else target for _, target in rows]
-    labels, is_target = _pad(targets, IGNORE_INDEX, pad_to_multiple_of)
+    labels, is_target = pad(targets, IGNORE_INDEX, pad_to_multiple_of)
     target_index = np.flatnonzero(is_target)
     return {
         "input_ids": torch.from_numpy(input_ids),

@@ -32,7 +32,7 @@ from generation.sampling import sample
 from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
 from models.forward import decoder_start_token
-from models.tokenizers import encoded_target, example_target, fixed_first_token
+from models.special_tokens import encoded_target, example_target, fixed_first_token
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256

@@ -21,7 +21,7 @@ from generation.incremental.weights import compute_dtype, supports
 from generation.topk import log_normaliser, require_finite
 from models.architectures import target_limit
 from models.forward import decoder_start_token
-from models.tokenizers import example_target, fixed_first_token
+from models.special_tokens import example_target, fixed_first_token
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
 MOST_NODES = 2**13  # of the tree of labels; who sees whom is a table of nodes x nodes

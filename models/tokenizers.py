@@ -186,21 +186,3 @@ def _names_class(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and bool(content.get("tokenizer_class"))
-
-
-def encoded_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a target as the data encoding makes them: special tokens included, the end token at the end."""
-    ids: list[int] = tokenizer(text_target=text)["input_ids"]
-    return ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id]
-
-
-def example_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a one-letter target."""
-    return encoded_target(tokenizer, "a")
-
-
-def fixed_first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that every target begins with (BART's `<s>`, mBART's language), None where there is none."""
-    target = example_target(tokenizer)
-    bare = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
-    return target[0] if len(target) > 1 and target[: len(bare)] != bare else None

@@ -22,7 +22,7 @@ from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.incremental.weights import KNOWN
 from models.architectures import longest_output
-from models.tokenizers import encoded_target
+from models.special_tokens import encoded_target
 from postprocessors.labels import LabelMap
 from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding

@@ -14,19 +14,14 @@ IGNORE_INDEX = -100  # the label of a padded position, which no loss counts
 TokenIds: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
-def pad_sources(sources: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_sources(sources: Sequence[TokenIds], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(batch, source_length) ids and attention mask of encoded sources."""
-    lengths = np.array([len(ids) for ids in sources])
-    width = int(lengths.max())
-    ids = np.full((len(sources), width), pad_token_id, dtype=np.int64)
-    for row, source in enumerate(sources):
-        ids[row, : len(source)] = source
-    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    ids, is_token = pad(sources, pad_token_id)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(is_token.astype(np.int64)).to(device)
 
 
-def _pad(
-    sequences: Sequence[TokenIds], fill: int, multiple: int
+def pad(
+    sequences: Sequence[TokenIds], fill: int, multiple: int = 1
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Give the sequences as one matrix padded with `fill` on the right, and where its tokens are."""
     lengths = np.fromiter((len(sequence) for sequence in sequences), np.int64, len(sequences))

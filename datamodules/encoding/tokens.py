@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.encoding.arrays import Tokens, _scalar, gather_ranges, text_buffers, tokens_of_lists
+from models.special_tokens import adds_no_end, encoded_source, encoded_target
 from utils.errors import UserError
 
 _PROBES = ("a", "1", "가", "the", ".", "b b")
@@ -43,10 +44,10 @@ Frame = tuple[tuple[int, ...], tuple[int, ...]]  # special tokens before and aft
 def _frames(tokenizer: Any) -> tuple[Frame, Frame] | None:
     """Special tokens around a source and around a target; None when they are no plain prefix and suffix."""
     frames = []
-    for name in ("text", "text_target"):
+    for name, encoded in (("text", encoded_source), ("text_target", encoded_target)):
         found = set()
         for probe in _PROBES:
-            full = tokenizer(**{name: probe})["input_ids"]
+            full = encoded(tokenizer, probe)
             bare = tokenizer(**{name: probe}, add_special_tokens=False)["input_ids"]
             starts = [at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare]
             if bare and len(starts) == 1:
@@ -65,15 +66,10 @@ class RustEncoder:
         self._rust.no_truncation()
         self._rust.no_padding()
         self._cut_left = getattr(tokenizer, "truncation_side", "right") == "left"
-        eos = tokenizer.eos_token_id
-        lacking = eos is not None and eos not in source_frame[1]
-        self._frames = [
-            (prefix, suffix if eos is None or eos in suffix else (*suffix, eos))
-            for prefix, suffix in (source_frame, target_frame)
-        ]
+        self._frames = (source_frame, target_frame)
         self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
         self.special_tokens = max(len(prefix) + len(suffix) for prefix, suffix in self._frames)
-        self.notes: tuple[str, ...] = (_eos_note(tokenizer),) if lacking else ()
+        self.notes: tuple[str, ...] = _notes(tokenizer)
 
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
@@ -118,10 +114,10 @@ class StockEncoder:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._eos = tokenizer.eos_token_id
-        self._add_eos = self._eos is not None and self._eos not in tokenizer("a")["input_ids"]
+        self._add_eos = adds_no_end(tokenizer)
         self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
         self.special_tokens = tokenizer.num_special_tokens_to_add() + self._add_eos
-        self.notes: tuple[str, ...] = (_eos_note(tokenizer),) if self._add_eos else ()
+        self.notes: tuple[str, ...] = _notes(tokenizer)
 
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
@@ -135,8 +131,10 @@ class StockEncoder:
         return Tokens(ended.values, ended.offsets, tokens.full_lengths + 1)
 
 
-def _eos_note(tokenizer: Any) -> str:
-    return f"the tokenizer adds no end token by itself; {tokenizer.eos_token} is appended to every source and target"
+def _notes(tokenizer: Any) -> tuple[str, ...]:
+    if not adds_no_end(tokenizer):
+        return ()
+    return (f"the tokenizer adds no end token by itself; {tokenizer.eos_token} is appended to every source and target",)
 
 
 def check_limit(encoder: Encoder, flag: str, limit: int) -> None:

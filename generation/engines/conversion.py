@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from config.inference_flags import CTRANSLATE2_INSTALL
 from models.architectures import BART_LIKE, logit_scale
 from models.forward import decoder_start_token
-from models.tokenizers import example_target
+from models.special_tokens import example_target
 from utils.console import tell
 from utils.errors import RunError, UserError
 from utils.files import clean_folder_leftovers, write_folder

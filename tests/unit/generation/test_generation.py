@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer, GenerationConfig
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder, decode_texts, generation_config
 from models.loading import from_config
-from models.tokenizers import example_target
+from models.special_tokens import example_target
 from tests.small_configs import CONFIGS, config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer
 from tests.trained_models import encoded, half_trained, words

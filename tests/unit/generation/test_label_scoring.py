@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from generation.label_scoring import LabelScorer
 from models.loading import from_config
-from models.tokenizers import encoded_target
+from models.special_tokens import encoded_target
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words
