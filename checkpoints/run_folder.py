@@ -39,6 +39,13 @@ RUN_NAMES = (
 )
 OVERWRITTEN = tuple(name for name in RUN_NAMES if name != CACHE_FOLDER)  # what -overwrite deletes
 
+_CONVERSION = re.compile(r"(best|last)\.ctranslate2-\w+-[0-9a-f]{16}")
+
+
+def conversions_of(folder: Path) -> list[Path]:
+    """The folders that -engine ctranslate2 made of the run's best/ and last/, beside them."""
+    return [path for path in folder.iterdir() if _CONVERSION.fullmatch(path.name) and path.is_dir()]
+
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints of a run, the one to continue from first: `last.ckpt`, then the others from the latest step on.

@@ -75,6 +75,14 @@ def run_of(name: str) -> Path | None:
     return run if path.parent.name == CHECKPOINT_FOLDER and holds_run(run) else None
 
 
+def within_run(name: str) -> str:
+    """`RUN/best`, `RUN/saved_checkpoints/x.ckpt`, or the last part of another path: not where it lies on a machine."""
+    run = run_of(name)
+    if run:
+        return str(Path(run.name) / Path(os.path.abspath(name)).relative_to(run))
+    return Path(os.path.abspath(name)).name if os.path.exists(name) else name
+
+
 def source_names(flags: ExportFlags) -> list[str]:
     """The checkpoints whose mean is exported; one = that itself. A run's folder stands for its best/, else last/."""
     from checkpoints.averaging import chosen_checkpoints
@@ -178,7 +186,12 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         else:
             fill_folder(folder, model, tokenizer, state)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        content = {"model": list(names), "format": flags.format, "average": flags.average, "files": files}
+        content = {
+            "model": [within_run(name) for name in names],
+            "format": flags.format,
+            "average": flags.average,
+            "files": files,
+        }
         if flags.format == "ctranslate2":
             content["compute_type"] = flags.compute_type
         write_json(folder / MARK, content)
@@ -203,7 +216,12 @@ def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
     else:
         state = model.saved_state()
     if state and len(names) > 1:
-        state |= {"best_score": None, "best_step": 0, "validation": {}, "average_of": list(names)}
+        state |= {
+            "best_score": None,
+            "best_step": 0,
+            "validation": {},
+            "average_of": [within_run(name) for name in names],
+        }
     return state
 
 

@@ -17,9 +17,12 @@ from checkpoints.retention import continue_from, remove_uncounted
 from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
     CONFIG_NAME,
+    LOCK_NAME,
     OVERWRITTEN,
+    RUN_NAMES,
     TEST_REPORT,
     clean_leftovers,
+    conversions_of,
     exported_step,
     is_of_run,
     validated_checkpoint,
@@ -37,6 +40,7 @@ from training.checkpointing import Checkpointer
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
+from utils.errors import shortened
 from utils.files import run_error, write_folder, write_json
 from utils.launch import is_first_process
 
@@ -149,11 +153,15 @@ def _make_room(config: TrainConfig, folder: Path, resumed: SavedRun | None) -> N
     folder.mkdir(parents=True, exist_ok=True)
     anew = config.run.resume_checkpoint == "auto" and resumed is None  # a run that ended before its first checkpoint
     if config.run.overwrite or anew:
-        for path in sorted((folder / name for name in OVERWRITTEN), key=lambda path: path.name == CHECKPOINT_FOLDER):
+        paths = [*conversions_of(folder), *(folder / name for name in OVERWRITTEN)]
+        for path in sorted(paths, key=lambda path: path.name == CHECKPOINT_FOLDER):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != CONFIG_NAME:
                 path.unlink(missing_ok=True)
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (*RUN_NAMES, LOCK_NAME))
+        if others:
+            tell(f"{folder}: left there, since no training wrote it: {shortened(others, 5)}")
 
 
 def complete_finished_run(folder: Path, resumed: SavedRun) -> None:

@@ -59,7 +59,7 @@ def test_a_run_becomes_hfmodel_beside_it(copy_run: Path, tmp_path: Path) -> None
     exported("-model", place)
     folder = tmp_path / "run_hfmodel"
     assert (folder / "model.safetensors").read_bytes() == (copy_run / "run/best/model.safetensors").read_bytes()
-    assert json.loads((folder / "export.json").read_text())["model"] == [str(place / "best")]
+    assert json.loads((folder / "export.json").read_text())["model"] == [f"{place.name}/best"]
     before = listing(tmp_path)
     assert refusal("-model", place) == (
         f"-save_path {folder}: holds an export already; -overwrite replaces it, or choose another folder"

@@ -279,7 +279,7 @@ def test_both_engines_write_the_same_texts_and_scores(copy_run: Path, letters: P
         assert theirs["score"] == pytest.approx(ours["score"], abs=2e-5)
     refused = infer(*flags[:-1], "-engine", "ctranslate2", "-save_output", tmp_path / "no.txt")
     assert refused.code == 2
-    assert "ask for that with -early_stopping true" in refused.errors[0]
+    assert "ask for that with -early_stopping" in refused.errors[0]
 
 
 def test_an_arithmetic_that_this_processor_has_not_is_told_before_anything_is_made(

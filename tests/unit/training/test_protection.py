@@ -202,6 +202,20 @@ def test_what_needs_validation_rows_says_so_without_them() -> None:
     assert train_problems(*flags, "-valid_data_proportions", "0.1") == []
 
 
+def test_what_was_made_of_an_overwritten_run_goes_and_the_rest_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place, "run/config.json", "run/best/x", "run/cache/x", "run/saved_checkpoints/last.ckpt", **OURS)
+    make(
+        place, "run/best.ctranslate2-int8-0123456789abcdef/model.bin", "run/predictions.txt", "run/best.ctranslate2-x/y"
+    )
+    config, _, _ = parse_flags(TrainConfig, ["-train_data", "good.tsv", "-save_path", "run", "-overwrite"])
+    open_run_folder(config, Path("run"), None, {})
+    assert sorted(os.listdir("run")) == ["best.ctranslate2-x", "cache", "config.json", "predictions.txt"]
+    told = "run: left there, since no training wrote it: best.ctranslate2-x, predictions.txt\n"
+    assert capsys.readouterr().out == told
+
+
 # ---- outputs of inference.py
 
 
