@@ -1,31 +1,83 @@
-"""What differs between architectures: families, positions, how logits are made."""
+"""What differs between architectures: one row for each, and what follows from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils.errors import UserError
 
-T5_LIKE = ("t5", "mt5", "umt5")
-BART_LIKE = ("bart", "mbart")
-# Their logits are the product of hidden states and output embedding, plus a bias; tests/unit/test_architectures.py.
-PLAIN_LOGITS = frozenset(
-    (*T5_LIKE, *BART_LIKE, "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100")
-) | {"marian", "mvp", "pegasus", "pegasus_x", "plbart", "seamless_m4t", "seamless_m4t_v2"}
-LAST_TOKEN_FIRST = ("mbart", "plbart", "fsmt")  # the first decoder input is the target's own last token
-T5_FAMILY = (*T5_LIKE, "longt5", "switch_transformers")
-FP16_UNSAFE = T5_FAMILY
-WITH_ROUTER_LOSS = ("switch_transformers", "nllb-moe")  # their training needs a loss that is not computed here
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is special about a model type; the defaults are those of one that is not in the table."""
+
+    family: str = ""  # t5 or bart: built like it, so that our own search and encoder pass serve it
+    class_name: str = ""  # how the classes of the libraries begin, of a family
+    plain_logits: bool = True  # product of hidden states and output embedding, plus a bias; test_architectures.py
+    norm_first: bool = True  # in a layer; else after it
+    relative_positions: bool = False  # and so no longest source or target
+    overflows_in_fp16: bool = False
+    tying_scales: bool = False  # `tie_word_embeddings` also switches the scaling of the decoder's output
+    last_token_first: bool = False  # the first decoder input is the target's own last token
+    needs_start_token: bool = True
+    output_layer: str = ""  # where the logits are made, if not in the output embedding
+    two_models: bool = False  # a pair, each with a config of its own; the encoder's pooler takes no part
+    refused_loss: str = ""  # its training needs this, which is not computed here
+
+
+_T5 = Architecture(family="t5", relative_positions=True, overflows_in_fp16=True)
+ARCHITECTURES = {  # by model_type; ByT5 is a t5
+    "t5": replace(_T5, class_name="T5"),
+    "mt5": replace(_T5, class_name="MT5"),
+    "umt5": replace(_T5, class_name="UMT5", tying_scales=True),
+    "bart": Architecture(family="bart", class_name="Bart", norm_first=False),
+    "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
+    "longt5": replace(_T5, family=""),
+    "plbart": Architecture(last_token_first=True, needs_start_token=False),
+    "fsmt": Architecture(
+        last_token_first=True, needs_start_token=False, output_layer="model.decoder.output_projection"
+    ),
+    **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "m2m_100"), Architecture()),
+    **dict.fromkeys(("marian", "mvp", "pegasus", "pegasus_x", "seamless_m4t", "seamless_m4t_v2"), Architecture()),
+    "t5gemma": Architecture(plain_logits=False, needs_start_token=False),
+    "t5gemma2": Architecture(plain_logits=False, needs_start_token=False),
+    "encoder-decoder": Architecture(plain_logits=False, two_models=True),
+    "switch_transformers": replace(_T5, family="", plain_logits=False, refused_loss="a router loss"),
+    "nllb-moe": Architecture(plain_logits=False, refused_loss="a router loss"),
+    "prophetnet": Architecture(plain_logits=False, refused_loss="a loss of several future tokens"),
+}
+OTHER = Architecture(plain_logits=False)
+
+
+def architecture(model_type: str) -> Architecture:
+    """The row of a model type."""
+    return ARCHITECTURES.get(model_type, OTHER)
+
+
+def with_plain_logits() -> list[str]:
+    """The model types whose logits are known to be plain."""
+    return sorted(name for name, row in ARCHITECTURES.items() if row.plain_logits)
+
+
+def own_search() -> list[str]:
+    """The model types that our own search decodes."""
+    return [name for name, row in ARCHITECTURES.items() if row.family]
+
+
+def overflowing(model_type: str) -> str:
+    """`model_type` if its activations overflow in fp16, else empty."""
+    return model_type if architecture(model_type).overflows_in_fp16 else ""
 
 
 def logit_scale(model: PreTrainedModel) -> float:
     """What a T5's decoder states are multiplied by before the output embedding; 1 for BART."""
-    config = model.config
-    if config.model_type not in T5_LIKE:
+    config, row = model.config, architecture(model.config.model_type)
+    if row.family != "t5":
         return 1.0
-    tied = config.model_type == "umt5" and config.tie_word_embeddings
+    tied = row.tying_scales and config.tie_word_embeddings
     return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", tied) else 1.0
 
 
@@ -50,9 +102,10 @@ def longest_output(limit: int) -> int:
 
 
 def _positions(config: PreTrainedConfig, side: str) -> int:
-    if config.model_type in T5_FAMILY:
+    row = architecture(config.model_type)
+    if row.relative_positions:
         return 0
-    part = getattr(config, side, None) if config.model_type == "encoder-decoder" else config
+    part = getattr(config, side, None) if row.two_models else config
     found = (getattr(part, name, None) for name in ("max_position_embeddings", f"max_{side}_position_embeddings"))
     return min((int(value) for value in found if value), default=0)
 
@@ -60,10 +113,8 @@ def _positions(config: PreTrainedConfig, side: str) -> int:
 def _refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
     """Refuse a model whose loss is more than the cross-entropy of a product of hidden states and output embedding."""
     kind = config.model_type
-    if kind in WITH_ROUTER_LOSS:
-        raise UserError(f"{place}: a {kind} model trains with a router loss, which is not supported")
-    if kind == "prophetnet":
-        raise UserError(f"{place}: a {kind} model trains with a loss of several future tokens, which is not supported")
+    if refused := architecture(kind).refused_loss:
+        raise UserError(f"{place}: a {kind} model trains with {refused}, which is not supported")
     for part in (config, getattr(config, "decoder", None)):
         if getattr(part, "final_logit_softcapping", None) is not None:
             raise UserError(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-STARTS_WITHOUT_TOKEN = ("mbart", "plbart", "fsmt", "t5gemma", "t5gemma2")  # first decoder input: last token or bos
+from models.architectures import architecture
+
 SIZES = (
     "vocab_size",
     "d_model",
@@ -53,7 +54,7 @@ def _tokens(config: PreTrainedConfig) -> Iterator[str]:
         if any(isinstance(i, int) and not 0 <= i < vocabulary for i in ids):
             yield f"{name} is {value}, it must lie within the vocabulary, 0 to {vocabulary - 1}"
     needed = ["pad_token_id"]
-    if config.model_type not in STARTS_WITHOUT_TOKEN:
+    if architecture(config.model_type).needs_start_token:
         needed.append("decoder_start_token_id")
     for name in needed:
         if getattr(config, name, None) is None:

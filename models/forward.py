@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.architectures import BART_LIKE, LAST_TOKEN_FIRST, PLAIN_LOGITS, T5_LIKE, logit_scale
+from models.architectures import architecture, logit_scale, with_plain_logits
 from utils.errors import UserError
 from utils.padding import IGNORE_INDEX
 
@@ -32,8 +32,8 @@ def decode_teacher_forced(
 ) -> DecoderOutput:
     """One pass over (batch, source_length) sources and (batch, target_length) labels padded with -100."""
     decoder_input_ids = shift_right(model, labels)
-    kind = model.config.model_type
-    if kind in T5_LIKE:
+    family = architecture(model.config.model_type).family
+    if family == "t5":
         encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = model.decoder(
             input_ids=decoder_input_ids,
@@ -43,7 +43,7 @@ def decode_teacher_forced(
         )[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
-    if kind in BART_LIKE:
+    if family == "bart":
         hidden = model.model(**inputs, use_cache=False)[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=model.final_logits_bias)
     return _other_architecture(model, inputs)
@@ -65,9 +65,8 @@ def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> De
 
 def _output_layer(model: PreTrainedModel) -> Any:
     """The layer that makes the logits. (FSMT calls the decoder's input embedding its output embedding.)"""
-    if model.config.model_type == "fsmt":
-        return model.model.decoder.output_projection
-    return model.get_output_embeddings()
+    place = architecture(model.config.model_type).output_layer
+    return model.get_submodule(place) if place else model.get_output_embeddings()
 
 
 def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ def shift_right(model: PreTrainedModel, labels: Tensor) -> Tensor:
     without a label gets padding there (the library's shift of mBART fails on it, that of FSMT changes the labels).
     """
     config = model.config
-    if config.model_type in LAST_TOKEN_FIRST:
+    if architecture(config.model_type).last_token_first:
         last = (labels != IGNORE_INDEX).sum(1, keepdim=True) - 1
         first = labels.gather(1, last.clamp(min=0))
     elif hasattr(model, "prepare_decoder_input_ids_from_labels"):
@@ -101,7 +100,7 @@ def check_logits(model: PreTrainedModel, place: str) -> None:
         UserError: its logits for two tokens are other ones; `place` (the flag and its value) opens the message.
     """
     kind = model.config.model_type
-    if kind in PLAIN_LOGITS:
+    if architecture(kind).plain_logits:
         return
     training = model.training
     ids = torch.tensor([[2, 3]], device=model.device)
@@ -115,5 +114,5 @@ def check_logits(model: PreTrainedModel, place: str) -> None:
     if not bool(((logits - own).abs() <= 1e-5 * own.abs().max()).all()):
         raise UserError(
             f"{place}: a {kind} model changes its logits behind the output embedding, which is not supported; choose"
-            f" an architecture of {', '.join(sorted(PLAIN_LOGITS))}"
+            f" an architecture of {', '.join(with_plain_logits())}"
         )

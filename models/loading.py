@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from models.architectures import _refuse_other_losses
+from models.architectures import _refuse_other_losses, architecture
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
@@ -219,7 +219,7 @@ def settle_tying(model: PreTrainedModel) -> None:
     UMT5's config is left alone: there the same word also switches the scaling of the decoder's output.
     """
     if is_untied(model):
-        if model.config.model_type != "umt5":
+        if not architecture(model.config.model_type).tying_scales:
             model.config.tie_word_embeddings = False
         tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
         tied.pop("lm_head.weight", None)

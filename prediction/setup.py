@@ -20,8 +20,7 @@ from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
-from generation.incremental.weights import KNOWN
-from models.architectures import longest_output
+from models.architectures import architecture, longest_output, overflowing
 from models.special_tokens import encoded_target
 from postprocessors.labels import LabelMap
 from prediction.checks import check_labels
@@ -79,7 +78,10 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
     devices = resolve_devices(
-        config.device.gpus, config.device.cpu_processes, config.device.float_precision, model_config.model_type
+        config.device.gpus,
+        config.device.cpu_processes,
+        config.device.float_precision,
+        overflowing(model_config.model_type),
     )
     if config.decode.engine == "ctranslate2":
         check_compute_type(config.decode.compute_type, devices.accelerator)
@@ -191,7 +193,7 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
     longest = longest_output(ready.target_limit)
     if decoding is None and longest and decode.max_predict_length > longest:
         tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
-    if decode.engine == "torch" and ready.model_type not in KNOWN:
+    if decode.engine == "torch" and not architecture(ready.model_type).family:
         tell(
             f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
         )

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from checkpoints.saved_run import SavedRun
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
+from models.architectures import architecture
 from models.seq2seq_module import Seq2SeqModule
 from training.process_watch import PARENT_VARIABLE, ProcessWatch
 from utils.files import run_error, write_file
@@ -188,7 +189,7 @@ def leaves_out_parameters(config: PreTrainedConfig) -> bool:
     """Whether a training step may use a part of the parameters only: layers dropped at random, or a BERT's pooler."""
     parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
     drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
-    return drops or config.model_type == "encoder-decoder"
+    return drops or architecture(config.model_type).two_models
 
 
 class _Launcher(_SubprocessScriptLauncher):

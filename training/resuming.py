@@ -21,7 +21,7 @@ from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
 from metrics.registry import is_generated
-from models.architectures import BART_LIKE, T5_LIKE
+from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
 from models.optim import state_problem
 from task_utils import Task
@@ -250,7 +250,7 @@ def check_optimizer(
     dropped = {difference.name for difference in differences} & flags_of("optimizer")
     if dropped or tensors.optimizer is None:
         return
-    complete = model.config.model_type in (*T5_LIKE, *BART_LIKE) and not leaves_out_parameters(model.config)
+    complete = bool(architecture(model.config.model_type).family) and not leaves_out_parameters(model.config)
     if problem := state_problem(flags.optim, model, tensors.optimizer, complete):
         raise UserError(f"{resumed.model.place}: {OF_ANOTHER_KIND}: optimizer_states: {problem}")
 

@@ -15,7 +15,7 @@ from config.flags import RunFlags, TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
-from models.architectures import source_limit, target_limit
+from models.architectures import overflowing, source_limit, target_limit
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, evaluation_labels
 from training.resuming import (
@@ -75,8 +75,8 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     """
     source = model_source(config, resumed.model if resumed else None)
     flags = config.device
-    model_type = source.config.model_type
-    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, model_type, flags.num_nodes)
+    unsafe = overflowing(source.config.model_type)
+    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes)
     check_launcher(devices)
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*(changed_words(resumed, config, devices) if resumed else []))

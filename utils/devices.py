@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from models.architectures import FP16_UNSAFE
 from utils.errors import UserError
 from utils.launch import step_tasks
 
@@ -48,9 +47,12 @@ class Devices:
 
 
 def resolve_devices(
-    gpus: int, cpu_processes: int, float_precision: str, model_type: str, num_nodes: int = 1
+    gpus: int, cpu_processes: int, float_precision: str, overflowing: str, num_nodes: int = 1
 ) -> Devices:
     """The devices that the flags ask for.
+
+    Args:
+        overflowing: the type of the model if it is one whose activations overflow in fp16, else empty.
 
     Raises:
         UserError: more GPUs than are visible; fp16 on a T5 (its activations overflow) or on a CPU.
@@ -60,7 +62,7 @@ def resolve_devices(
         raise UserError(f"-gpus {gpus}: {visible} GPUs are visible here; -gpus 0 uses the CPU")
     count = visible if gpus < 0 and not cpu_processes else max(gpus, 0)
     accelerator = "cuda" if count else "cpu"
-    precision = _precision(float_precision, accelerator, model_type)
+    precision = _precision(float_precision, accelerator, overflowing)
     return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision)
 
 
@@ -91,7 +93,7 @@ def check_launcher(devices: Devices) -> None:
         raise UserError(f"srun started more tasks on one node than on another: srun --ntasks-per-node={devices.count}")
 
 
-def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
+def _precision(float_precision: str, accelerator: str, overflowing: str) -> str:
     if float_precision == "32":
         return "32-true"
     bf16 = accelerator == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -99,9 +101,9 @@ def _precision(float_precision: str, accelerator: str, model_type: str) -> str:
         raise UserError("-float_precision bf16: this GPU has no bf16; use 32")
     if float_precision == "bf16" or (float_precision == "16" and bf16):
         return "bf16-mixed"
-    if model_type in FP16_UNSAFE:
+    if overflowing:
         raise UserError(
-            f"-float_precision {float_precision}: a {model_type} model overflows in fp16 and gives NaN; use bf16 or 32"
+            f"-float_precision {float_precision}: a {overflowing} model overflows in fp16 and gives NaN; use bf16 or 32"
         )
     if accelerator == "cpu":
         raise UserError("-float_precision fp16: only on a GPU; on the CPU use bf16 or 32")

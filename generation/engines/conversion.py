@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.inference_flags import CTRANSLATE2_INSTALL
-from models.architectures import BART_LIKE, logit_scale
+from models.architectures import architecture, logit_scale, own_search
 from models.forward import decoder_start_token
 from models.special_tokens import example_target
 from utils.console import tell
@@ -31,13 +31,6 @@ from utils.errors import RunError, UserError
 from utils.files import clean_folder_leftovers, write_folder
 from utils.json_files import read_json
 
-LOADERS = {  # by model_type; ByT5 is a t5
-    "t5": "T5Loader",
-    "mt5": "MT5Loader",
-    "umt5": "UMT5Loader",
-    "bart": "BartLoader",
-    "mbart": "MBartLoader",
-}
 CONVERSION = b"1"  # raised when a conversion comes out otherwise, so that caches are made anew
 MODEL_FILE = "model.bin"
 VOCABULARY_FILE = "shared_vocabulary.json"
@@ -56,10 +49,10 @@ def require_ctranslate2(flag: str) -> Any:
 
 def check_convertible(model_type: str, place: str) -> None:
     """Raise `UserError`, opened by `place` (the flag and its value), for an architecture that is not converted."""
-    if model_type not in LOADERS:
+    if model_type not in own_search():
         raise UserError(
-            f"{place}: a {model_type} model cannot be converted to CTranslate2, only {', '.join(LOADERS)} can (ByT5 is"
-            " a t5)"
+            f"{place}: a {model_type} model cannot be converted to CTranslate2, only {', '.join(own_search())} can"
+            " (ByT5 is a t5)"
         )
 
 
@@ -104,14 +97,14 @@ def save_converted(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 def _specification(model: PreTrainedModel, compute_type: str) -> Any:
     """The library's description of the weights; `model` is as it was before."""
-    kind = model.config.model_type
+    row = architecture(kind := model.config.model_type)
     if compute_type == "int8":
         model = copy.deepcopy(model)  # the library multiplies the very weights by their scales
-    loader = getattr(importlib.import_module("ctranslate2.converters.transformers"), LOADERS[kind])()
+    loader = getattr(importlib.import_module("ctranslate2.converters.transformers"), f"{row.class_name}Loader")()
     config = model.config
     model.config = copy.deepcopy(config)
-    if kind in BART_LIKE:  # what the classes of transformers do, whatever an old config says
-        model.config.normalize_before = kind == "mbart"
+    if row.family == "bart":  # what the classes of transformers do, whatever an old config says
+        model.config.normalize_before = row.norm_first
         model.config.normalize_embedding = True
     try:
         with torch.no_grad():

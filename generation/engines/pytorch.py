@@ -13,7 +13,7 @@ from checkpoints.model_source import InferenceModel
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.engines.base import BatchPredictor, Prediction
-from generation.incremental.weights import KNOWN
+from models.architectures import own_search
 from utils.console import tell
 from utils.errors import errors_at
 from utils.padding import pad_sources
@@ -42,7 +42,7 @@ class TorchEngine:
         members = [member.to(device).eval() for member, _ in loaded]
         with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
             decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:], self.label_separator)
-        if not decoder.own and model.config.model_type in KNOWN and not device.index:
+        if not decoder.own and model.config.model_type in own_search() and not device.index:
             tell(
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
             )

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from generation.incremental.weights import Norm, activation_of, norm_of, normed
-from models.architectures import BART_LIKE, T5_LIKE
+from models.architectures import architecture
 
 TOKENS_AT_ONCE = 1024  # of a part of a batch, padding included
 
@@ -42,8 +42,7 @@ class _Layer(NamedTuple):
 
 def serves(model: PreTrainedModel) -> bool:
     """Whether `EncoderPass` computes what the encoder of `model` does, and sooner: plain layers on a CPU."""
-    kind = model.config.model_type
-    if kind not in (*T5_LIKE, *BART_LIKE) or model.device.type != "cpu":
+    if not architecture(model.config.model_type).family or model.device.type != "cpu":
         return False
     projections = [module for module in model.get_encoder().modules() if hasattr(module, "in_features")]
     return all(type(module) is nn.Linear for module in projections)
@@ -58,15 +57,15 @@ class EncoderPass:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         encoder: Any = model.get_encoder()
-        kind = model.config.model_type
+        row = architecture(model.config.model_type)
         self.dtype = dtype
-        self.heads = model.config.num_heads if kind in T5_LIKE else model.config.encoder_attention_heads
-        self.norm_first = kind != "bart"
+        self.heads = model.config.num_heads if row.family == "t5" else model.config.encoder_attention_heads
+        self.norm_first = row.norm_first
         self.embedding = encoder.embed_tokens.weight
         self.embedding_scale = float(getattr(encoder.embed_tokens, "embed_scale", 1.0))
         self.positions: Tensor | None = None
         self.first_norm: Norm | None = None
-        if kind in T5_LIKE:
+        if row.family == "t5":
             self.layers = [_t5_layer(block, dtype) for block in encoder.block]
             self.last_norm: Norm | None = norm_of(encoder.final_layer_norm)
         else:

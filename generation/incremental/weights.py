@@ -12,9 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from models.architectures import BART_LIKE, T5_LIKE, logit_scale
-
-KNOWN = (*T5_LIKE, *BART_LIKE)  # the model types that are decoded by our own search
+from models.architectures import architecture, logit_scale
 
 
 class Linear(NamedTuple):
@@ -74,13 +72,14 @@ class DecoderWeights:
 
 def decoder_weights(model: Any, dtype: torch.dtype) -> DecoderWeights:
     """The weights as they are now; `supports(model)` must hold."""
-    t5 = model.config.model_type in T5_LIKE
+    row = architecture(model.config.model_type)
+    t5 = row.family == "t5"
     decoder = model.decoder if t5 else model.model.decoder
     last_norm = decoder.final_layer_norm if t5 else getattr(decoder, "layer_norm", None)
     return DecoderWeights(
         dtype=dtype,
         heads=model.config.num_heads if t5 else model.config.decoder_attention_heads,
-        norm_first=model.config.model_type != "bart",
+        norm_first=row.norm_first,
         embedding=decoder.embed_tokens.weight,
         embedding_scale=float(getattr(decoder.embed_tokens, "embed_scale", 1.0)),
         positions=None if t5 else decoder.embed_positions.weight[decoder.embed_positions.offset :],
@@ -105,8 +104,9 @@ def supports(model: PreTrainedModel) -> bool:
     True for the five architectures as long as every projection of the decoder is a plain, whole `nn.Linear`: adapters,
     quantised layers and weights that are sharded over processes are left to `generate`.
     """
-    kind = model.config.model_type
-    if kind not in KNOWN or not type(model).__name__.endswith("ForConditionalGeneration"):
+    if not architecture(model.config.model_type).family or not type(model).__name__.endswith(
+        "ForConditionalGeneration"
+    ):
         return False
     decoder = model.get_decoder()
     projections = [module for module in (*decoder.modules(), model.lm_head) if hasattr(module, "in_features")]

@@ -26,10 +26,11 @@ from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from models.architectures import architecture
+
 ATTENTION = "sdpa_or_cpu"  # our attention's name among those of `transformers`
 MIN_DROPOUT = 1 / 64  # below this, and above 1 - it, a byte of randomness is too coarse: PyTorch's own dropout is used
 # model_type -> prefix of the class names in transformers.models.<model_type>
-_KNOWN = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
@@ -171,12 +172,13 @@ def accelerate(model: nn.Module) -> None:
     """Replace slow parts of a T5, mT5 or UMT5 in place; any other model is left alone."""
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", "")
-    if model_type not in _KNOWN:
+    row = architecture(model_type)
+    if row.family != "t5":
         return
     if config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
     source = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    norm: type = getattr(source, f"{_KNOWN[model_type]}LayerNorm")
+    norm: type = getattr(source, f"{row.class_name}LayerNorm")
     table: dict[type, type] = {norm: _RmsNorm, nn.Dropout: _Dropout, NewGELUActivation: _Gelu}
     for module in model.modules():
         if type(module) in table:

@@ -34,9 +34,6 @@ COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
 NO_PRODUCT = ("tests", "benchmarks", "docs", "samples")
 MOST_FILES = 16  # of a folder
 MOST_LINES = 400  # of a file
-KNOWN = {  # still to be mended
-    ("utils/devices.py", "models"),
-}
 
 
 def product_files() -> Iterator[Path]:
@@ -67,7 +64,7 @@ def test_every_package_imports_from_floors_below_only() -> None:
         for name in imported((ROOT / path).read_text(encoding="utf-8")) & FLOORS.keys():
             if name != own and FLOORS[name] >= FLOORS[own]:
                 wrong.add((str(path), name))
-    assert wrong == KNOWN
+    assert wrong == set()
 
 
 def test_the_root_holds_the_commands_and_the_tasks() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ import torch.nn.functional as F
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from models.architectures import LAST_TOKEN_FIRST, PLAIN_LOGITS
+from models import architectures
+from models.architectures import ARCHITECTURES, Architecture, architecture, source_limit, with_plain_logits
 from models.forward import check_logits, decode_teacher_forced, decoder_start_token, shift_right
-from models.loading import from_config
+from models.loading import config_from_dict, from_config
 from models.loss import token_loss_sum
 from tests.small_configs import config_of
 from tests.small_models import example_batch
@@ -103,7 +106,9 @@ def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> N
         own = model(**sources, decoder_input_ids=decoder_inputs, use_cache=False).logits
     assert torch.equal(inputs["labels"], labels)
     assert decoder_inputs[:, 1:].tolist() == labels[:, :-1].clamp(min=0).tolist()  # 0 = padding
-    starts = labels[[0, 1, 2], [2, 4, 4]] if kind in LAST_TOKEN_FIRST else model.config.decoder_start_token_id
+    starts = (
+        labels[[0, 1, 2], [2, 4, 4]] if architecture(kind).last_token_first else model.config.decoder_start_token_id
+    )
     assert (decoder_inputs[:, 0] == starts).all()
     expected = F.cross_entropy(own.flatten(0, 1), labels.flatten(), reduction="sum")
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -111,10 +116,10 @@ def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> N
 
 
 def test_known_architectures_are_those_tested() -> None:
-    assert set(text_types()) >= PLAIN_LOGITS
+    assert set(text_types()) >= set(with_plain_logits())
 
 
-@pytest.mark.parametrize("kind", LAST_TOKEN_FIRST)
+@pytest.mark.parametrize("kind", [name for name, row in ARCHITECTURES.items() if row.last_token_first])
 def test_the_last_token_of_the_target_comes_first(kind: str) -> None:
     labels = torch.tensor([[5, 6, 7], [8, 9, -100], [-100, -100, -100]])
     model = build(kind)
@@ -124,12 +129,46 @@ def test_the_last_token_of_the_target_comes_first(kind: str) -> None:
 
 
 def test_an_unknown_architecture_that_changes_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models import forward
-
     model = build("pegasus")
-    monkeypatch.setattr(forward, "PLAIN_LOGITS", frozenset())
+    monkeypatch.setattr(architectures, "ARCHITECTURES", {})
     check_logits(model, "-init_model X")
     own = model.lm_head.forward
     model.lm_head.forward = lambda hidden: torch.tanh(own(hidden))
     with pytest.raises(UserError, match=r"^-init_model X: a pegasus model changes its logits behind the output emb"):
         check_logits(model, "-init_model X")
+
+
+def test_a_row_is_enough_for_limits_loss_and_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = build("pegasus"), build("pegasus").config
+    assert source_limit(config) == 128
+    row = Architecture(relative_positions=True, overflows_in_fp16=True, last_token_first=True, refused_loss="magic")
+    monkeypatch.setitem(architectures.ARCHITECTURES, "pegasus", row)
+    assert source_limit(config) == 0
+    assert architectures.overflowing("pegasus") == "pegasus"
+    assert decoder_start_token(model, [250, 97, 5]) == 5
+    with pytest.raises(UserError, match="a pegasus model trains with magic, which is not supported"):
+        config_from_dict({**config.to_dict(), "model_type": "pegasus"}, "-config_path X")
+
+
+def test_names_of_architectures_stand_in_their_table_only() -> None:
+    """Messages may give examples; "t5" and "bart" are also the names of the families that code chooses by."""
+    root = Path(architectures.__file__).parent.parent
+    folders = (
+        "models",
+        "generation",
+        "training",
+        "prediction",
+        "checkpoints",
+        "datamodules",
+        "utils",
+        "deploy",
+        "config",
+    )
+    found = {
+        (path.name, node.value)
+        for folder in folders
+        for path in (root / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in ARCHITECTURES and path.name != "architectures.py"
+    }
+    assert {name for name in found if name[1] not in ("t5", "bart")} == set()

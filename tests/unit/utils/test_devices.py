@@ -117,4 +117,4 @@ def test_threads_are_shared_out_and_stay(monkeypatch: pytest.MonkeyPatch, case: 
 def test_fp16_is_for_gpus() -> None:
     """Training and predicting tell it with the same words."""
     with pytest.raises(UserError, match=r"^-float_precision fp16: only on a GPU; on the CPU use bf16 or 32$"):
-        resolve_devices(0, 0, "fp16", "bart")
+        resolve_devices(0, 0, "fp16", "")
