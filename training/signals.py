@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -162,7 +161,5 @@ class StopSignal:
 
     def _say(self, message: str) -> None:
         if self.talk:
-            with suppress(OSError, ValueError):
-                if not select.select([], [sys.stdout.fileno()], [], 0)[1]:  # its reader takes no more: wait for none
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with suppress(OSError):
                 os.write(sys.stdout.fileno(), f"\n{message}\n".encode())
