@@ -37,8 +37,8 @@ def test_scores_are_sums_of_token_log_probabilities(name: str) -> None:
     assert scores.min() < -200
     for label, text in enumerate(labels):
         expected = brute_force(model, ids, mask, encoded_target(TOKENIZER, text))
-        # The logits of 40 tokens are those of fp32 arithmetic, with sums in another order: some 1e-7 of -500.
-        torch.testing.assert_close(scores[:, label], expected, rtol=1e-7, atol=1e-5)
+        # Sums of 40 fp32 numbers in another order differ by two or three units of the last place (1.2e-7).
+        torch.testing.assert_close(scores[:, label], expected, rtol=3e-7, atol=1e-5)
 
 
 def test_the_probability_of_all_letters_is_that_of_one_token_and_the_end() -> None:
