@@ -96,7 +96,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
         labels, escapes = ready.labels, ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
         mode = config.label.label_decoding
-        decoding = LabelDecoding(mode, labels.texts, labels.separator) if labels and mode != "generate" else None
+        decoding = LabelDecoding(mode, labels) if labels and mode != "generate" else None
         engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
         answer = answer_of(labels, config.output)
 

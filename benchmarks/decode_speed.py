@@ -238,14 +238,16 @@ def label_task(options: argparse.Namespace) -> None:
     from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder
     from generation.label_scoring import LabelScorer
+    from postprocessors.labels import LabelMap
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
     model, tokenizer = InferenceModel(str(folder))()
     plain, _ = library_model(folder)
     scorer = LabelScorer(model, tokenizer, labels)
+    enumerated = ((str(number), text) for number, text in enumerate(labels))
     decoders = {
         "ours: labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
-        "ours: greedy among labels": Decoder(model, tokenizer, DecodeFlags(), labels),
+        "ours: greedy among labels": Decoder(model, tokenizer, DecodeFlags(), LabelMap(tuple(enumerated))),
         "ours: greedy": Decoder(model, tokenizer, DecodeFlags(max_predict_length=options.max_length)),
         "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
         "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),

@@ -33,6 +33,7 @@ from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
 from models.forward import decoder_start_token
 from models.special_tokens import encoded_target, example_target, fixed_first_token
+from postprocessors.labels import LabelMap
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3; 0 pad, 1 end, 2 unknown
 BYTE_END = BYTE_OFFSET + 256
@@ -97,8 +98,7 @@ class Decoder:
     """Texts for batches of encoded sources; the weights are those at the first call: make a new one after training on.
 
     Args:
-        labels: texts to choose from; no other text comes out, and `max_length` is that of the longest.
-        label_separator: if given, a text is one label or several joined by it, each once and in their order.
+        labels: of which the texts are; no other text comes out, and `max_length` is that of the longest.
         others: models with the same tokenizer whose log-probabilities are averaged with those of `model`.
 
     Raises:
@@ -113,9 +113,8 @@ class Decoder:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         flags: DecodeFlags,
-        labels: Sequence[str] = (),
+        labels: LabelMap | None = None,
         others: Sequence[PreTrainedModel] = (),
-        label_separator: str = "",
     ) -> None:
         self.models = [model, *others]
         self.model = model
@@ -134,7 +133,7 @@ class Decoder:
         if len(set(starts)) > 1:
             raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
         if labels:
-            self.allowed = self._allowed_texts(labels, label_separator)
+            self.allowed = self._allowed_texts(labels)
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
@@ -245,10 +244,10 @@ class Decoder:
         total = log_probs.masked_fill(~written, 0.0).sum(1)
         return (total / written.sum(1) ** self.flags.length_penalty).tolist()  # type: ignore[no-any-return]
 
-    def _allowed_texts(self, labels: Sequence[str], separator: str) -> LabelTrie | JoinedLabels:
+    def _allowed_texts(self, labels: LabelMap) -> LabelTrie | JoinedLabels:
         if self.flags.has_rules or self.flags.do_sample:
             raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
-        allowed = allowed_texts(self.tokenizer, labels, separator)
+        allowed = allowed_texts(self.tokenizer, labels)
         longest = allowed.graph.longest
         self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)
         limit = shared_target_limit(member.config for member in self.models)
@@ -267,13 +266,11 @@ def label_trie(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Lab
     return LabelTrie(labels, list(map(label_encoder(tokenizer), labels)), tokenizer.eos_token_id)
 
 
-def allowed_texts(
-    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], separator: str = ""
-) -> LabelTrie | JoinedLabels:
+def allowed_texts(tokenizer: PreTrainedTokenizerBase, labels: LabelMap) -> LabelTrie | JoinedLabels:
     """The texts that may come out: one label alone or, with a separator, several joined."""
-    if not separator or len(labels) == 1:
-        return label_trie(tokenizer, labels)
-    return JoinedLabels(label_encoder(tokenizer), labels, separator, tokenizer.eos_token_id)
+    if not labels.separator or len(labels.texts) == 1:
+        return label_trie(tokenizer, labels.texts)
+    return JoinedLabels(label_encoder(tokenizer), labels.texts, labels.separator, tokenizer.eos_token_id)
 
 
 def label_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:

@@ -58,7 +58,7 @@ def label_decoding(
     flags = config.label
     if flags.label_decoding == "generate" or labels is None:
         return None
-    decoding = LabelDecoding(flags.label_decoding, labels.texts, labels.separator)
+    decoding = LabelDecoding(flags.label_decoding, labels)
     if flags.label_decoding == "constrained":
         return decoding
     calibration = LabelCalibration(temperature=flags.label_temperature)

@@ -204,4 +204,4 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
         return TorchEngine(models, decode, with_scores)
     if decoding.mode == "score":
         return ScoreEngine(models[0], decoding, devices)
-    return TorchEngine(models, decode, with_scores, decoding.texts, decoding.separator)
+    return TorchEngine(models, decode, with_scores, decoding.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -13,6 +14,7 @@ from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
 from models.loss import token_loss_sum
+from postprocessors.labels import LabelMap
 from tests.small_configs import config_of
 from utils.padding import pad_sources
 
@@ -29,6 +31,11 @@ def words(count: int, seed: int, longest: int = 8) -> list[str]:
 def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
     """(batch, length) byte ids and attention mask."""
     return pad_sources([torch.tensor(TOKENIZER(text).input_ids).numpy() for text in texts], 0, torch.device("cpu"))
+
+
+def label_map(texts: Sequence[str], separator: str = "") -> LabelMap:
+    """Labels with these texts, of which a row may have several where there is a separator."""
+    return LabelMap(tuple((str(number), text) for number, text in enumerate(texts)), separator)
 
 
 @cache

@@ -14,6 +14,7 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.label_scoring import LabelScorer
 from metrics.calibration import Floats, LabelCalibration
+from postprocessors.labels import LabelMap
 from utils.devices import Devices
 from utils.errors import errors_at
 from utils.padding import pad_sources
@@ -23,12 +24,11 @@ from utils.padding import pad_sources
 class LabelDecoding:
     """How labels are predicted; `mode` is constrained or score, as in -label_decoding.
 
-    With a `separator` a text may be several labels. `calibration` is that of the mode score.
+    `calibration` is that of the mode score.
     """
 
     mode: str
-    texts: tuple[str, ...]
-    separator: str = ""
+    labels: LabelMap
     calibration: LabelCalibration = field(default_factory=LabelCalibration)
 
     def describe(self) -> list[Any]:
@@ -37,7 +37,7 @@ class LabelDecoding:
         Prior and temperature have four significant digits: other numbers of threads round their last ones otherwise.
         """
         numbers = [f"{number:.4g}" for number in (*self.calibration.log_prior, self.calibration.temperature)]
-        return [self.mode, list(self.texts), self.separator, numbers]
+        return [self.mode, list(self.labels.texts), self.labels.separator, numbers]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class ScoreEngine:
     """The engine of `-label_decoding score`; calling it loads the model."""
 
     model: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    labels: LabelDecoding
+    decoding: LabelDecoding
     devices: Devices
 
     def __call__(self, device: torch.device) -> ScorePredictor:
-        return ScorePredictor(*self.model(), self.labels, self.devices, device.index or 0)
+        return ScorePredictor(*self.model(), self.decoding, self.devices, device.index or 0)
 
 
 class ScorePredictor:
@@ -65,7 +65,7 @@ class ScorePredictor:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        labels: LabelDecoding,
+        decoding: LabelDecoding,
         devices: Devices,
         rank: int = 0,
     ) -> None:
@@ -73,8 +73,9 @@ class ScorePredictor:
         self.device = devices.device(rank)
         model.to(self.device).eval()
         with errors_at("-label_decoding score"):
-            self.scorer = LabelScorer(model, tokenizer, labels.texts)
-        self.labels = labels
+            self.scorer = LabelScorer(model, tokenizer, decoding.labels.texts)
+        self.texts = decoding.labels.texts
+        self.calibration = decoding.calibration
         self.pad_token_id = tokenizer.pad_token_id
 
     def log_probs(self, sources: Sequence[np.ndarray]) -> Floats:
@@ -86,17 +87,17 @@ class ScorePredictor:
 
     def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
         log_probs = self.log_probs(sources)
-        best = self.labels.calibration.scores(log_probs).argmax(axis=1).tolist()
-        probabilities = self.labels.calibration.probabilities(log_probs).tolist()
+        best = self.calibration.scores(log_probs).argmax(axis=1).tolist()
+        probabilities = self.calibration.probabilities(log_probs).tolist()
         return [
-            Prediction(self.labels.texts[label], float(row[label]), label_probabilities=tuple(shares))
+            Prediction(self.texts[label], float(row[label]), label_probabilities=tuple(shares))
             for label, row, shares in zip(best, log_probs, probabilities, strict=True)
         ]
 
 
 def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], limits: BatchLimits) -> Floats:
     """(rows, labels) log P(label | source) of all sources, in their order; like lengths are computed together."""
-    found = np.empty((len(sources), len(predictor.labels.texts)))
+    found = np.empty((len(sources), len(predictor.texts)))
     for rows in limits.cut(np.array([len(source) for source in sources])):
         found[rows] = predictor.log_probs([sources[row] for row in rows])
     return found

@@ -14,6 +14,7 @@ from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.engines.base import BatchPredictor, Prediction
 from models.architectures import own_search
+from postprocessors.labels import LabelMap
 from utils.console import tell
 from utils.errors import errors_at
 from utils.padding import pad_sources
@@ -26,22 +27,20 @@ class TorchEngine:
     Args:
         models: more than one decode together, with the mean of their log-probabilities.
         with_scores: predictions carry a score; the best outputs too when `flags.num_return` is above 1.
-        labels: texts to choose from; empty = free text.
-        label_separator: if given, a text may be several labels joined by it.
+        labels: of which the texts are; None = free text.
     """
 
     models: tuple[InferenceModel, ...]
     flags: DecodeFlags
     with_scores: bool = False
-    labels: tuple[str, ...] = ()
-    label_separator: str = ""
+    labels: LabelMap | None = None
 
     def __call__(self, device: torch.device) -> BatchPredictor:
         loaded = [model() for model in self.models]
         model, tokenizer = loaded[0]
         members = [member.to(device).eval() for member, _ in loaded]
         with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
-            decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:], self.label_separator)
+            decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:])
         if not decoder.own and model.config.model_type in own_search() and not device.index:
             tell(
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"

@@ -12,7 +12,7 @@ from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrai
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
-from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 from utils.errors import RunError
 
 FP16 = (
@@ -32,11 +32,11 @@ def overflowing() -> PreTrainedModel:
 
 
 DECODERS: dict[str, Any] = {
-    "greedy": (DecodeFlags(max_predict_length=8), ()),
-    "beams": (DecodeFlags(max_predict_length=8, beam_size=4, num_return=2), ()),
-    "rules": (DecodeFlags(max_predict_length=8, beam_size=2, repetition_penalty=1.3, no_repeat_ngram_size=2), ()),
-    "samples": (DecodeFlags(max_predict_length=8, num_return=3, do_sample=True, top_p=0.9, seed=0), ()),
-    "labels": (DecodeFlags(beam_size=3), LABELS),
+    "greedy": (DecodeFlags(max_predict_length=8), None),
+    "beams": (DecodeFlags(max_predict_length=8, beam_size=4, num_return=2), None),
+    "rules": (DecodeFlags(max_predict_length=8, beam_size=2, repetition_penalty=1.3, no_repeat_ngram_size=2), None),
+    "samples": (DecodeFlags(max_predict_length=8, num_return=3, do_sample=True, top_p=0.9, seed=0), None),
+    "labels": (DecodeFlags(beam_size=3), label_map(LABELS)),
 }
 
 

@@ -18,7 +18,7 @@ from generation.label_scoring import LabelScorer
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer, kobart_tokenizer, unigram_tokenizer
-from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
 END = 1
 KOREAN = ["영화", "재미있었어요", "정말", "연기"]  # words of the tokenizers' corpus
@@ -43,7 +43,7 @@ def every_path(graph: TokenGraph, end: int, node: int = ROOT) -> list[list[int]]
 def test_the_paths_are_the_encoded_texts(tmp_path: Path, build: Callable[[Path], Any], separator: str) -> None:
     """Word tokenizers write a label in other tokens at the beginning than behind a blank."""
     tokenizer = build(tmp_path / "tokenizer")
-    allowed = allowed_texts(tokenizer, KOREAN, separator)
+    allowed = allowed_texts(tokenizer, label_map(KOREAN, separator))
     end = tokenizer.eos_token_id
     texts = every_text(KOREAN, separator)
     expected = [[*label_encoder(tokenizer)(text), end] for text in texts]
@@ -55,7 +55,7 @@ def test_the_paths_are_the_encoded_texts(tmp_path: Path, build: Callable[[Path],
 
 @pytest.mark.parametrize("labels", [["a", "ab", "abc"], ["c", "b", "a", "ba"], ["x"], ["a", "aa"]])
 def test_labels_that_begin_others_in_bytes(labels: list[str]) -> None:
-    allowed = allowed_texts(TOKENIZER, labels, "|")
+    allowed = allowed_texts(TOKENIZER, label_map(labels, "|"))
     texts = every_text(labels, "|")
     expected = [[*label_encoder(TOKENIZER)(text), END] for text in texts]
     assert sorted(every_path(allowed.graph, END)) == sorted(expected)
@@ -102,7 +102,7 @@ def test_outputs_are_label_texts_where_decoding_gives_others(tmp_path: Path) -> 
     model = from_config(config_of("t5", vocab_size=500), seed=1).eval()
     for separator, valid in (("", labels), (", ", every_text(labels, ", "))):
         options = DecodeFlags(beam_size=8, num_return=8)
-        decoder = Decoder(model, tokenizer, options, labels, label_separator=separator)
+        decoder = Decoder(model, tokenizer, options, label_map(labels, separator))
         texts = [[output.text for output in row] for row in decoder.decode(*encoded(words(20, seed=3)))]
         assert {text for row in texts for text in row} == set(valid)
         assert decoder(*encoded(words(20, seed=3))) == [row[0] for row in texts]
@@ -121,18 +121,18 @@ def test_triples_all_over_the_labels_are_checked() -> None:
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("generation.joined_labels.MOST_BRANCHES", 40)
     with pytest.raises(ValueError, match="8 labels are too many, or too long, to be joined"):
-        allowed_texts(TOKENIZER, list("abcdefgh"), ", ")
+        allowed_texts(TOKENIZER, label_map("abcdefgh", ", "))
 
 
 def test_ten_thousand_outputs_are_all_sets_of_labels() -> None:
     labels = ["a", "ab", "cde", "f"]
-    valid = set(every_text(labels, "h"))  # a letter that the model writes
-    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=2), labels, label_separator="h")
+    valid = set(every_text(labels, "|"))
+    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=2), label_map(labels, "|"))
     rows = words(10_000, seed=7)
     texts = [text for start in range(0, len(rows), 500) for text in decoder(*encoded(rows[start : start + 500]))]
     assert len(texts) == 10_000
     assert set(texts) <= valid
-    assert {text.count("h") for text in texts} >= {0, 1}
+    assert {text.count("|") for text in texts} >= {0, 1}
 
 
 def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
@@ -141,7 +141,7 @@ def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
     ids, mask = encoded(words(10, seed=3))
     options = DecodeFlags(beam_size=len(texts), num_return=len(texts), length_penalty=0.0)
     log_probs = LabelScorer(model, TOKENIZER, texts)(ids, mask)
-    decoder = Decoder(model, TOKENIZER, options, labels, label_separator="|")
+    decoder = Decoder(model, TOKENIZER, options, label_map(labels, "|"))
     for outputs, expected in zip(decoder.decode(ids, mask), log_probs, strict=True):
         order = expected.argsort(descending=True).tolist()
         assert [output.text for output in outputs] == [texts[number] for number in order]
@@ -151,4 +151,4 @@ def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
 def test_too_long_a_text_of_all_labels_is_told_as_such() -> None:
     labels = [f"label {number:02}" for number in range(20)]
     with pytest.raises(ValueError, match=r"^all labels joined have 199 tokens; the model writes at most 128"):
-        Decoder(half_trained("bart", 1), TOKENIZER, DecodeFlags(), labels, label_separator=", ")
+        Decoder(half_trained("bart", 1), TOKENIZER, DecodeFlags(), label_map(labels, ", "))

@@ -16,7 +16,7 @@ from generation.incremental.decoder import StepModel
 from generation.label_scoring import LabelScorer
 from generation.logits_processors import ScoreRules
 from tests.small_models import bart_tokenizer
-from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
 END = 1
 LABELS = ["a", "aa", "aab", "b", "bcd", "bce", "dddddd", "hgfedcba"]
@@ -110,7 +110,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], m
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_ten_thousand_outputs_are_all_labels(beams: int) -> None:
-    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=beams), LABELS)
+    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=beams), label_map(LABELS))
     rows = words(10_000, seed=7)
     texts: list[str] = []
     for start in range(0, len(rows), 500):
@@ -126,7 +126,8 @@ def test_as_many_beams_as_labels_give_every_label_by_its_probability(name: str) 
     ids, mask = encoded(words(20, seed=3))
     options = DecodeFlags(beam_size=len(LABELS), num_return=len(LABELS), length_penalty=0.0)
     log_probs = LabelScorer(model, TOKENIZER, LABELS)(ids, mask)
-    for outputs, expected in zip(Decoder(model, TOKENIZER, options, LABELS).decode(ids, mask), log_probs, strict=True):
+    decoder = Decoder(model, TOKENIZER, options, label_map(LABELS))
+    for outputs, expected in zip(decoder.decode(ids, mask), log_probs, strict=True):
         order = expected.argsort(descending=True).tolist()
         assert [output.text for output in outputs] == [LABELS[label] for label in order]
         assert [output.score for output in outputs] == pytest.approx(expected[order].tolist(), abs=1e-4)
@@ -134,7 +135,8 @@ def test_as_many_beams_as_labels_give_every_label_by_its_probability(name: str) 
 
 def test_more_beams_than_labels_return_each_label_once() -> None:
     options = DecodeFlags(beam_size=8, num_return=8)
-    outputs = Decoder(half_trained("t5"), TOKENIZER, options, ["ab", "abc", "d"]).decode(*encoded(words(10, seed=1)))
+    decoder = Decoder(half_trained("t5"), TOKENIZER, options, label_map(["ab", "abc", "d"]))
+    outputs = decoder.decode(*encoded(words(10, seed=1)))
     assert [sorted(output.text for output in row) for row in outputs] == [["ab", "abc", "d"]] * 10
 
 
@@ -147,7 +149,7 @@ def test_the_best_label_agrees_with_the_library_s_constrained_search() -> None:
         tokens = [token for _, token in path]
         for length in range(len(tokens)):
             by_prefix.setdefault(tuple(tokens[:length]), []).append(tokens[length])
-    decoder = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4), LABELS)
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4), label_map(LABELS))
     expected = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -184,6 +186,6 @@ def test_rules_that_could_block_every_label_are_refused() -> None:
         DecodeFlags(do_sample=True, seed=0),
     ):
         with pytest.raises(ValueError, match="labels exclude"):
-            Decoder(model, ByT5Tokenizer(), options, ["a"])
+            Decoder(model, ByT5Tokenizer(), options, label_map(["a"]))
     with pytest.raises(ValueError, match="the longest label has 201 tokens; the model writes at most"):
-        Decoder(model, ByT5Tokenizer(), DecodeFlags(), ["a" * 200])
+        Decoder(model, ByT5Tokenizer(), DecodeFlags(), label_map(["a" * 200]))

@@ -21,7 +21,7 @@ from generation.sampling import draw_tokens, row_draws, sample
 from models.loading import from_config
 from tests.small_configs import config_of
 from tests.small_models import bart_tokenizer
-from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
 NAMES = ("t5", "t5-untied", "mt5", "umt5", "bart", "mbart")
 LONGEST = 24
@@ -348,7 +348,7 @@ def test_an_ensemble_writes_no_more_than_its_shortest_model(names: tuple[str, st
     ((output,),) = Decoder(first, TOKENIZER, options, others=[second]).decode(*encoded(["abc"]))
     assert 120 <= len(output.text) <= 127
     with pytest.raises(ValueError, match="the longest label has 151 tokens; the model writes at most 128"):
-        Decoder(first, TOKENIZER, DecodeFlags(), ["a" * 150], others=[second])
+        Decoder(first, TOKENIZER, DecodeFlags(), label_map(["a" * 150]), others=[second])
 
 
 def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:

@@ -22,6 +22,7 @@ from prediction.setup import make_engine, prepare, resolve_prediction_task
 from task_utils import Task, get_task
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
+from tests.trained_models import label_map
 from utils.errors import UserError
 
 Prepared = Callable[..., list[str]]
@@ -58,7 +59,7 @@ def test_the_end_of_outputs_is_told_where_the_flag_says_more(tmp_path: Path, tol
     assert told("-model", t5, "-model", bart, "-max_predict_length", 128)[1:] == [
         "-max_predict_length 128: outputs end at 127 tokens, the model's limit"
     ]
-    labels = LabelDecoding("constrained", ("a", "b"))
+    labels = LabelDecoding("constrained", label_map("ab"))
     assert told("-model", bart, "-max_predict_length", 128, decoding=labels)[1:] == []
 
 
@@ -75,7 +76,7 @@ def test_what_decodes_is_told_in_a_line(tmp_path: Path, told: Prepared) -> None:
     assert told("-model", t5, "-do_sample", "-top_k", 5, "-max_predict_length", 9) == [
         f"{on}-do_sample true, -top_k 5, up to 9 tokens{rows}"
     ]
-    assert told("-model", t5, decoding=LabelDecoding("score", ("a", "b"))) == [f"{on}labels by score{rows}"]
+    assert told("-model", t5, decoding=LabelDecoding("score", label_map("ab"))) == [f"{on}labels by score{rows}"]
 
 
 def test_generated_labels_are_little_longer_than_the_longest(tmp_path: Path, told: Prepared) -> None:

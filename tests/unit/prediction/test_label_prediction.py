@@ -26,7 +26,7 @@ from postprocessors.labels import LabelMap
 from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
 from prediction.parts import Chunks, Parts, write_part
 from task_utils import Task
-from tests.trained_models import TOKENIZER, encoded, half_trained, words
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -40,7 +40,7 @@ def load() -> Any:
 
 
 def predictor(**calibration: Any) -> ScorePredictor:
-    labels = LabelDecoding("score", LABELS.texts, calibration=LabelCalibration(**calibration))
+    labels = LabelDecoding("score", LABELS, calibration=LabelCalibration(**calibration))
     return ScorePredictor(*load(), labels, ONE)
 
 
@@ -71,12 +71,12 @@ def test_a_prior_changes_the_label_and_leaves_the_score_that_of_the_model() -> N
 
 def test_constrained_search_finds_the_most_probable_label() -> None:
     texts = words(12, seed=4)
-    labels = LabelDecoding("score", LABELS.texts)
+    labels = LabelDecoding("score", LABELS)
     options = DecodeFlags(beam_size=3, length_penalty=0.0)
-    found = TorchEngine((load,), options, labels=LABELS.texts)(CPU)(range(12), sources(texts))
+    found = TorchEngine((load,), options, labels=LABELS)(CPU)(range(12), sources(texts))
     scored = ScoreEngine(load, labels, ONE)(CPU)(range(12), sources(texts))
     assert [output.text for output in found] == [output.text for output in scored]
-    joined = TorchEngine((load,), options, labels=("a", "c"), label_separator="|")(CPU)(range(12), sources(texts))
+    joined = TorchEngine((load,), options, labels=label_map("ac", "|"))(CPU)(range(12), sources(texts))
     assert {output.text for output in joined} <= {"a", "c", "a|c"}
 
 
@@ -91,11 +91,11 @@ def test_batches_by_length_come_back_in_order() -> None:
 
 
 def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
-    long = LabelDecoding("score", ("a" * 200, "b"))
+    long = LabelDecoding("score", label_map(["a" * 200, "b"]))
     with pytest.raises(UserError, match="-label_decoding score: the longest label has 201 tokens; the model writes at"):
         ScorePredictor(*load(), long, ONE)
     with pytest.raises(UserError, match="-label_decoding constrained: the longest label has 201 tokens"):
-        TorchEngine((load,), DecodeFlags(), labels=long.texts)(CPU)
+        TorchEngine((load,), DecodeFlags(), labels=long.labels)(CPU)
 
 
 # ---- before the first row
@@ -123,8 +123,8 @@ def prepared(tmp_path: Path) -> Callable[..., tuple[LabelDecoding | None, list[s
 
 def test_plain_generation_needs_no_labels(prepared: Any) -> None:
     assert prepared() == (None, [])
-    assert prepared(label_decoding="constrained") == (LabelDecoding("constrained", LABELS.texts), [])
-    expected = LabelDecoding("score", LABELS.texts, calibration=LabelCalibration((), 2.5))
+    assert prepared(label_decoding="constrained") == (LabelDecoding("constrained", LABELS), [])
+    expected = LabelDecoding("score", LABELS, calibration=LabelCalibration((), 2.5))
     assert prepared(label_decoding="score", label_temperature=2.5) == (expected, [])
 
 
@@ -205,7 +205,7 @@ def test_small_probabilities_outlive_the_part_file(tmp_path: Path) -> None:
 
 def test_last_digits_of_the_calibration_make_no_other_run() -> None:
     def described(prior: float, temperature: float) -> list[Any]:
-        return LabelDecoding("score", ("a",), calibration=LabelCalibration((prior,), temperature)).describe()
+        return LabelDecoding("score", label_map("a"), calibration=LabelCalibration((prior,), temperature)).describe()
 
     assert described(-0.12345678, 1.2345678) == described(-0.12345679, 1.2345679)
     assert described(-0.12345678, 1.2345678) != described(-0.12345678, 1.24)
