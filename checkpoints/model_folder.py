@@ -10,8 +10,16 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.saved_run import SavedRun
+from models.special_tokens import adds_no_end
 from utils.files import STATE_NAME, write_folder, write_json
 
+END_TOKEN_NAME = "end_token.txt"
+END_TOKEN_NOTE = """\
+The tokenizer of this model adds no end token. The model was trained on sources that end with `{token}`, and
+`inference.py` appends it. With plain `transformers`, append it too:
+
+    inputs = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt")
+"""
 DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
 
 
@@ -62,11 +70,17 @@ def fill_folder(
     state: Mapping[str, Any],
     weights: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights, config, generation config and tokenizer into `target`, and `state` if there is any."""
+    """Write weights, config, generation config and tokenizer into `target`, and `state` if there is any.
+
+    Where the tokenizer puts no end token behind a source, a text file says how others give the model what it was
+    trained on: `train.py` and `inference.py` append the token themselves.
+    """
     model.save_pretrained(target, state_dict=weights)
     tokenizer.save_pretrained(target)
     if state:
         write_json(target / STATE_NAME, state)
+    if adds_no_end(tokenizer):
+        (target / END_TOKEN_NAME).write_text(END_TOKEN_NOTE.format(token=tokenizer.eos_token), encoding="utf-8")
 
 
 def model_bytes(model: PreTrainedModel) -> int:

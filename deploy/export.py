@@ -24,7 +24,7 @@ EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or wha
     r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
-    r"prophetnet\.tokenizer"
+    r"prophetnet\.tokenizer|end_token\.txt"
 )
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
 
