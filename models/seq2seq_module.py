@@ -85,6 +85,8 @@ class Seq2SeqModule(pl.LightningModule):
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
             for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})  # saved again before any step
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""

@@ -57,14 +57,14 @@ def after_stop(stopped: TrainingStopped, config: TrainConfig, argv: list[str]) -
     """Say how to go on, or put the job into the queue again; returns the exit code."""
     if not is_first_process():
         return 0
+    folder = Path(config.run.save_path)
+    if (folder / "last").exists() and not (folder / "best").exists():
+        say(f"no validation was reached, so there is no best/ yet; -model {folder / 'last'} predicts with this state")
     command = resume_command(argv, config.run.seed, stopped.steps_are_done)
     if started_by_launcher():
         say(f"{stopped}; started as before with these flags it goes on:", "  " + shell_command(command[2:]))
     else:
         say(f"{stopped}; this resumes it:", "  " + shell_command(command))
-    folder = Path(config.run.save_path)
-    if (folder / "last").exists() and not (folder / "best").exists():
-        say(f"no validation was reached, so there is no best/ yet; -model {folder / 'last'} predicts with this state")
     if config.run.requeue and stopped.out_of_time:
         say(requeue())
     return stopped.exit_code

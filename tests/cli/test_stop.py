@@ -192,5 +192,5 @@ def test_launched_run_prints_flags_for_the_launcher(monkeypatch: pytest.MonkeyPa
     assert code == 0
     assert capsys.readouterr().out == (
         "-max_steps 3 is reached: stopped; started as before with these flags it goes on:\n"
-        "  -save_path run -num_nodes 2 -seed 123456 -resume_checkpoint last\n"
+        "  -save_path run -num_nodes 2 -max_steps 0 -seed 123456 -resume_checkpoint last\n"
     )
