@@ -174,6 +174,18 @@ def test_korean_keeps_one_term_for_one_thing(document: str) -> None:
 
 
 @pytest.mark.parametrize("ending", LANGUAGES.values())
+def test_text_and_figures_are_of_one_run(ending: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    shown = dict(re.findall(r"^  (\w+) +(\d[\d.]*)$", blocks(text_of(f"README{ending}"), "text")[0], re.MULTILINE))
+    for name in ("training_curve.png", "report.png"):
+        drawn = dict(
+            pair.split() for pair in image.open(ROOT / "docs" / "images" / name).text["Description"].split(", ")
+        )
+        assert shown.items() <= drawn.items()
+        assert "exact_match" in shown
+
+
+@pytest.mark.parametrize("ending", LANGUAGES.values())
 def test_the_tree_has_every_folder(ending: str) -> None:
     tree = blocks(text_of(f"README{ending}"), "text")[-1]
     code = {f"{path.parent.name}/" for path in ROOT.glob("*/*.py")} - {"runs/"}
