@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+START_TIMEOUT = 240.0  # seconds; the first one imports the libraries
+
 
 class ForkedCommands:
     """A process whose forks run `python SCRIPT FLAGS`, one at a time.
@@ -27,14 +29,8 @@ class ForkedCommands:
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            cwd=folder,
-            env=dict(environment),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._folder, self._environment = folder, dict(environment)
+        self._server: subprocess.Popen[str] | None = None
 
     def run(
         self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str], timeout: float
@@ -44,7 +40,7 @@ class ForkedCommands:
 
     def start(self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str]) -> int:
         """Start `python WORDS` in a session of its own; its process id."""
-        return self._answer(["start", words, str(folder), str(output), str(error), dict(environment)], 60.0)
+        return self._answer(["start", words, str(folder), str(output), str(error), dict(environment)], START_TIMEOUT)
 
     def wait(self, process: int, timeout: float) -> int:
         """The exit code of a started process.
@@ -56,20 +52,26 @@ class ForkedCommands:
             return self._answer(["wait", process], timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process, signal.SIGKILL)
-            self._server.kill()
             raise
 
     def _answer(self, request: list[Any], timeout: float) -> int:
+        if self._server is None:
+            command = [sys.executable, "-m", __name__]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self._server = subprocess.Popen(command, cwd=self._folder, env=self._environment, text=True, **pipes)
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         print(json.dumps(request), file=self._server.stdin, flush=True)
         if not select.select([self._server.stdout], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(request[1], timeout)
+            self._server.kill()
+            self._server = None  # what it would answer now is to an old question: the next command gets another
+            raise subprocess.TimeoutExpired(str(request[1]), timeout)
         return int(self._server.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
-        self._server.communicate()
+        if self._server is not None:
+            self._server.communicate()
 
 
 def serve() -> None:
