@@ -67,10 +67,10 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     from prediction.setup import find_label_decoding, first_sources, make_engine, prepare
 
     ready = prepare(config, given, temporary)
-    config, labels = ready.config, ready.labels
+    config = ready.config
     records = InputRecords(config.data.test_data or config.data.valid_data) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
-    tell(*lines, f"task {ready.task.name}; labels: {labels.describe() if labels else 'free text'}")
+    tell(*lines, f"task {ready.task.name}; labels: {ready.postprocessor.describe()}")
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)
@@ -86,19 +86,18 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
     from datamodules.lines import LineEncoder
     from generation.batch_limits import BatchLimits
     from generation.engines.ctranslate2 import PARITY_TEXTS
-    from generation.engines.labels import LabelDecoding
+    from prediction.label_calibration import asked_decoding
     from prediction.output import one_line
     from prediction.setup import answer_of, make_engine, prepare
     from prediction.streaming import claim_standard_output, stream, waiting_lines
 
     with claim_standard_output() as output:
         ready = prepare(config, given, temporary)
-        labels, escapes = ready.labels, ready.config.data.tsv_escapes
+        escapes = ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
-        mode = config.label.label_decoding
-        decoding = LabelDecoding(mode, labels) if labels and mode != "generate" else None
+        decoding = asked_decoding(config, ready.postprocessor)
         engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
-        answer = answer_of(labels, config.output)
+        answer = answer_of(ready.postprocessor, config.output)
 
         def line_of(found: Prediction) -> bytes:
             return f"{one_line(answer(found.text), escapes)}\n".encode("utf-8", "replace")
@@ -173,11 +172,11 @@ def finish(
     from metrics.report import calibration_settings, report_dict, report_text
     from metrics.score import CHOSEN, score
     from prediction.lazy_sequence import LazySequence
-    from prediction.output import OutputForm, output_rows, outputs_of, plain_lines, write_lines, write_rows
+    from prediction.output import OutputForm, label_ids, output_rows, outputs_of, plain_lines, write_lines, write_rows
     from prediction.setup import answer_of, largest_distance
     from utils.files import run_error, write_json
 
-    config, labels = ready.config, ready.labels
+    config, postprocessor = ready.config, ready.postprocessor
     output, data = config.output, config.data
     scored = config.label.label_decoding == "score"
     texts = LazySequence(len(split), lambda row: predictions[row].text)
@@ -187,9 +186,9 @@ def finish(
             Path(name).parent.mkdir(parents=True, exist_ok=True)
     if output.save_output:
         kept = records.rows(split.report.headers, data.tsv_escapes) if records else None
-        rows = output_rows(predictions, split, answer_of(labels, output), kept)
-        shown = labels.texts if labels and scored else ()
-        ids = dict(zip(labels.texts, labels.ids, strict=True)) if labels and not labels.separator else {}
+        rows = output_rows(predictions, split, answer_of(postprocessor, output), kept)
+        shown = postprocessor.texts if scored else ()
+        ids = label_ids(postprocessor)
         form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids)
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")
@@ -199,12 +198,12 @@ def finish(
         tell(f"references written to {output.save_label}")
     limit = largest_distance(output)
     correction = output.label_correction if config.label.label_decoding == "generate" else CHOSEN
-    scores = score(references, texts, labels, correction, limit, names=ready.task.metrics)
+    scores = score(references, texts, postprocessor, correction, limit, names=ready.task.metrics)
     settings = to_dict(config)
-    if labels and scored and calibration:
+    if scored and calibration:
         shares = (prediction.label_probabilities for prediction in predictions)
         scores = with_probabilities(scores, references, shares)
-        settings["label_calibration"] = calibration_settings(calibration, labels)
+        settings["label_calibration"] = calibration_settings(calibration, postprocessor)
     tell(*report_text(scores, outputs_of(split, predictions)).splitlines())
     if output.save_report:
         write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)

@@ -10,6 +10,7 @@ from typing import Any
 
 from config.flags import DataFlags
 from metrics.registry import LABELS, METRICS, TEACHER_FORCED, TEXTS, default_metrics, is_generated, metric_names
+from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
@@ -20,27 +21,25 @@ MOST_TEMPLATE = 1 << 14  # characters of a template
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
 
-def evaluation_labels(task_label_map: LabelMap | None, target_template: Template) -> LabelMap | None:
-    """Label map as the model writes it: its texts rendered by the target template; None without a label map.
+def written_labels(label_map: LabelMap, target_template: Template) -> LabelMap:
+    """The label map as the model writes it: its texts rendered by the target template.
 
     Raises `UserError` when the template uses a variable other than `target`: a label would then have no fixed text; or
     when it does anything to the text of joined labels.
     """
-    if task_label_map is None:
-        return None
     others = sorted(target_template.variables - {"target"})
     if others:
         raise UserError(
             f"{target_template.name} {target_template.source!r}: with a label map only {{{{ target }}}} may be used, "
             f"not {', '.join(others)}"
         )
-    if task_label_map.separator and target_template.parts != (Variable("target"),):
+    if label_map.separator and target_template.parts != (Variable("target"),):
         raise UserError(
             f"{target_template.name} {target_template.source!r}: with a label separator it must be '{{{{ target }}}}'"
         )
     with errors_at(f"{target_template.name} {target_template.source!r}"):
-        texts = [target_template.render({"target": text}) for text in task_label_map.texts]
-        return dataclasses.replace(task_label_map, entries=tuple(zip(task_label_map.ids, texts, strict=True)))
+        texts = [target_template.render({"target": text}) for text in label_map.texts]
+        return dataclasses.replace(label_map, entries=tuple(zip(label_map.ids, texts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,16 @@ class Task:
         raise_if_any(problems)
 
     @property
+    def postprocessor(self) -> Postprocessor:
+        """What the model's texts stand for.
+
+        Raises:
+            UserError: a target template that cannot be read, or does not go with the labels.
+        """
+        template = Template(self.target_template, "-target_template")
+        return FREE_TEXT if self.label_map is None else written_labels(self.label_map, template)
+
+    @property
     def monitors(self) -> tuple[str, ...]:
         """The figures of a validation that `-monitor` may name."""
         return metric_names(TEACHER_FORCED, TEXTS, *(() if self.label_map is None else (LABELS,)))
@@ -272,7 +281,9 @@ def get_task(name_or_path: str) -> Task:
     with errors_at(f"-task {name_or_path}"):
         task = Task.from_dict({"name": Path(path).stem, **content})
         Template(task.input_template, "input_template")
-        evaluation_labels(task.label_map, Template(task.target_template, "target_template"))
+        target_template = Template(task.target_template, "target_template")
+        if task.label_map is not None:
+            written_labels(task.label_map, target_template)
         return task
 
 
@@ -299,5 +310,5 @@ def override_task(task: Task, data: DataFlags) -> Task:
             changes[name] = int(value) if is_number else value
     task = replace(task, **changes)
     Template(task.input_template, "-input_template")
-    evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
+    _ = task.postprocessor  # raises
     return task

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
-from postprocessors.labels import LabelMap
+from postprocessors.base import Postprocessor
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -82,11 +82,10 @@ class _From:
 
 
 class Seq2SeqDataModule(pl.LightningDataModule):
-    """Training and validation batches of encoded splits; binds the label map of the task.
+    """Training and validation batches of encoded splits; binds the postprocessor of the task.
 
     Args:
         train, valid: encoded rows; `valid` may be None.
-        label_map: texts as they are predicted, or None for free text.
         batch_options: sizes on each device, for validation as well, and accumulation.
     """
 
@@ -95,7 +94,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         train: EncodedSplit,
         valid: EncodedSplit | None,
         *,
-        label_map: LabelMap | None,
+        postprocessor: Postprocessor,
         pad_token_id: int,
         batch_options: BatchOptions,
         seed: int,
@@ -105,7 +104,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         super().__init__()
         self.train = train
         self.valid = valid
-        self.label_map = label_map
+        self.postprocessor = postprocessor
         self.pad_token_id = pad_token_id
         self.batch_options = batch_options
         self.seed = seed
@@ -116,9 +115,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
         """Each prediction as the nearest label, None beyond `max_distance` characters; free text as it is."""
-        if self.label_map is None:
-            return list(predictions)
-        return self.label_map.correct(predictions, max_distance)
+        return self.postprocessor.correct(predictions, max_distance)
 
     def plan(self, epoch: int, world_size: int) -> BatchPlan:
         """The training plan of one epoch."""

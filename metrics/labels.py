@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.registry import LABELS, METRICS, Metric, register
+from metrics.registry import LABELS, Metric, register
 from postprocessors.labels import LabelMap
 
 INVALID = "(invalid)"
@@ -49,12 +49,6 @@ class LabelTables:
         return float(next(row["f1"] for row in self.averages if row["label"] == average))
 
 
-def label_metrics(tables: LabelTables, wanted: Sequence[str]) -> dict[str, float]:
-    """The label metrics among `wanted`."""
-    computed = [(name, METRICS[name].compute) for name in wanted if METRICS[name].takes == LABELS]
-    return {name: float(compute(tables)) for name, compute in computed if compute}
-
-
 def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
     """The tables of at least one row; every pair of row and label is a decision.
 
@@ -66,14 +60,14 @@ def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
     from sklearn.metrics import precision_recall_fscore_support
 
     labels = label_map.texts
-    strangers = {text for text in set(rows.references) if not label_map.labels_of(text)}
+    strangers = {text for text in set(rows.references) if label_map.value(text) is None}
     if strangers:
         raise ValueError(f"reference {min(strangers)!r} is no label text; known: {label_map.describe()}")
     number = {label: index for index, label in enumerate(labels)}
 
     def decisions(texts: Sequence[str | None]) -> Any:
         """(rows, labels + 1), 1 where the text names the label; a last column of zeros, as one alone is refused."""
-        named = [label_map.labels_of(text or "") or () for text in texts]
+        named = [label_map.value(text or "") or () for text in texts]
         columns = [number[label] for found in named for label in found]
         starts = np.cumsum([0, *map(len, named)])
         return csr_matrix((np.ones(len(columns), np.int8), columns, starts), shape=(len(texts), len(labels) + 1))

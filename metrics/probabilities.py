@@ -24,11 +24,11 @@ def with_probabilities(
     """`scores` with the metrics of label probabilities, over the rows that have a reference.
 
     Args:
-        probabilities: of each row one a label, in the order of `scores.labels`.
+        probabilities: of each row one a label, in the order of `scores.postprocessor.texts`.
     """
     from metrics.calibration import ProbabilityScores
 
-    number = {text: label for label, text in enumerate(scores.labels)}
+    number = {text: label for label, text in enumerate(scores.postprocessor.texts)}
     found = ProbabilityScores()
     rows = (
         (shares, number[reference])

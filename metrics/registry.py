@@ -26,9 +26,10 @@ class Metric:
     """One figure.
 
     `compute` depends on what the metric `takes`: of texts it is called with the names that share it and the references,
-    and gives a `metrics.text.TextMetric`; of labels it turns a `metrics.labels.LabelTables` into the figure; the others
-    are computed where the model is. `how` is the key in `Scores.details` where several metrics share an explanation. A
-    metric that is not `default` is computed where a task or `-monitor` names it.
+    and gives a `metrics.text.TextMetric`; of labels it turns a `metrics.labels.LabelTables` into the figure, of another
+    kind of output (`Postprocessor.kind`) the `CountedRows`; the others are computed where the model is. `how` is the
+    key in `Scores.details` where several metrics share an explanation. A metric that is not `default` is computed where
+    a task or `-monitor` names it.
     """
 
     name: str

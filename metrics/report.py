@@ -12,7 +12,7 @@ from metrics.calibration import LabelCalibration
 from metrics.labels import INVALID, confused_pairs
 from metrics.registry import METRICS, POINTS
 from metrics.score import CHOSEN, Scores
-from postprocessors.labels import LabelMap
+from postprocessors.base import FreeText, Postprocessor
 from utils.tables import cells, counted, format_table, visible
 
 LIST_LIMIT = 20  # lines of a list of unique texts
@@ -52,11 +52,11 @@ class Outputs:
 def report_text(scores: Scores, outputs: Outputs | None = None) -> str:
     """The whole result as aligned plain text, sections parted by empty lines, with a newline at the end."""
     sections = [_counts(scores, outputs), _predictions(scores)]
-    if scores.labels:
+    if not isinstance(scores.postprocessor, FreeText):
         if scores.correction != CHOSEN:
             sections += [_corrections(scores), _corrected(scores)]
         sections += [_per_class(scores), _confusion(scores)]
-    elif outputs:
+    if outputs and not scores.postprocessor.texts:
         sections.append(_examples(outputs, scores.scored_rows))
     sections.append(_metrics(scores))
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
@@ -107,10 +107,11 @@ def _examples(outputs: Outputs, scored_rows: int) -> list[str]:
 def _predictions(scores: Scores) -> list[str]:
     """Unique predictions with counts; of a long list of free texts only those that occur more than once."""
     counts = list(scores.prediction_counts.items())
-    what = f"predicted labels{_words(scores, ', as generated')}" if scores.labels else "predicted texts"
-    title = f"{what}: {scores.unique_predictions:,} unique"
+    kind = scores.postprocessor.kind
+    words = "" if isinstance(scores.postprocessor, FreeText) else _words(scores, ", as generated")
+    title = f"predicted {kind}{words}: {scores.unique_predictions:,} unique"
     listed = counts
-    if not scores.labels and scores.unique_predictions > LIST_LIMIT:
+    if not scores.postprocessor.texts and scores.unique_predictions > LIST_LIMIT:
         listed = [(text, count) for text, count in counts if count > 1]
     rows = [(visible(text), f"{count:,}") for text, count in listed[:LIST_LIMIT]]
     return _listing(title, ("prediction", "count"), rows, scores.unique_predictions)
@@ -118,8 +119,9 @@ def _predictions(scores: Scores) -> list[str]:
 
 def _corrections(scores: Scores) -> list[str]:
     limit = "" if scores.max_distance is None else f", at most {counted(scores.max_distance, 'edit')}"
-    rule = {"nearest": f"nearest label by edit distance{limit}", "none": "none"}[scores.correction]
-    lines = [f"correction: {rule}", f"invalid outputs (no label text): {scores.invalid_outputs:,} of {scores.rows:,}"]
+    name = scores.postprocessor.name
+    rule = {"nearest": f"{scores.postprocessor.correction}{limit}", "none": "none"}[scores.correction]
+    lines = [f"correction: {rule}", f"invalid outputs (no {name} text): {scores.invalid_outputs:,} of {scores.rows:,}"]
     rows = [
         (
             visible(item["output"]),
@@ -128,14 +130,15 @@ def _corrections(scores: Scores) -> list[str]:
         )
         for item in scores.corrections[:LIST_LIMIT]
     ]
-    return lines + _listing("", ("output", "label", "count"), rows, len(scores.corrections))[1:]
+    return lines + _listing("", ("output", name, "count"), rows, len(scores.corrections))[1:]
 
 
 def _corrected(scores: Scores) -> list[str]:
     rows = [
         (INVALID if label is None else visible(label), f"{count:,}") for label, count in scores.corrected_counts.items()
     ]
-    return _listing("labels after correction", ("label", "count"), rows[:LIST_LIMIT], len(rows))
+    kind, name = scores.postprocessor.kind, scores.postprocessor.name
+    return _listing(f"{kind} after correction", (name, "count"), rows[:LIST_LIMIT], len(rows))
 
 
 def _per_class(scores: Scores) -> list[str]:
@@ -162,7 +165,7 @@ def _confusion(scores: Scores) -> list[str]:
     if scores.confusion_matrix is None:
         return []
     title = f"confusion matrix{_words(scores)} (rows: reference, columns: prediction)"
-    if len(scores.labels) > MATRIX_LIMIT:
+    if len(scores.postprocessor.texts) > MATRIX_LIMIT:
         pairs = [pair for pair in confused_pairs(scores.confusion_matrix) if pair["reference"] != pair["prediction"]]
         rows = [
             [visible(pair["reference"], 30), visible(pair["prediction"], 30), f"{pair['count']:,}"]
@@ -231,9 +234,8 @@ def _json_value(value: Any) -> Any:
     return str(value)
 
 
-def calibration_settings(calibration: LabelCalibration, labels: LabelMap) -> dict[str, Any]:
+def calibration_settings(calibration: LabelCalibration, postprocessor: Postprocessor) -> dict[str, Any]:
     """How label probabilities came about, for a report: the temperature, and the prior of every label or None."""
-    prior = (
-        dict(zip(labels.texts, map(math.exp, calibration.log_prior), strict=True)) if calibration.log_prior else None
-    )
+    shares = map(math.exp, calibration.log_prior)
+    prior = dict(zip(postprocessor.texts, shares, strict=True)) if calibration.log_prior else None
     return {"temperature": calibration.temperature, "prior": prior}

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metrics.labels import CountedRows, label_metrics, label_tables
-from metrics.registry import LABELS, METRICS, TEXTS, default_metrics, metric_names
+from metrics.labels import CountedRows, LabelTables, label_tables
+from metrics.registry import METRICS, TEXTS, default_metrics, metric_names
 from metrics.text import text_metrics
+from postprocessors.base import FREE_TEXT, FreeText, Postprocessor
 from postprocessors.labels import LabelMap
 
 CORRECTIONS = ("nearest", "none")
@@ -27,12 +28,12 @@ class Scores:
     `unique_predictions` is the number of different ones, and `prediction_counts` how often each occurs, most frequent
     first; of free texts only the `TEXTS_COUNTED` most frequent.
 
-    Only with a label map (`labels`, else empty): `invalid_outputs` counts the predictions of all rows that are no
-    label text; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
-    `corrected_counts` counts the labels after correction (None: still no label). `per_class` holds {label, precision,
-    recall, f1, support} in declared order, `averages` the same for "macro" and "micro"; `confusion_matrix` as in
-    `metrics.labels`. When a row may have several labels, `corrected_counts` and `per_class` count each of them, and
-    there is no confusion matrix.
+    With another `postprocessor` than free text: `invalid_outputs` counts the predictions of all rows that have no
+    value; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
+    `corrected_counts` counts the texts after correction (None: still no value). Of labels alone: `per_class` holds
+    {label, precision, recall, f1, support} in declared order, `averages` the same for "macro" and "micro";
+    `confusion_matrix` as in `metrics.labels`. When a row may have several labels, `corrected_counts` and `per_class`
+    count each of them, and there is no confusion matrix.
     """
 
     rows: int
@@ -41,7 +42,7 @@ class Scores:
     unique_predictions: int
     prediction_counts: dict[str, int]
     details: dict[str, str] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
+    postprocessor: Postprocessor = FREE_TEXT
     correction: str = "none"
     max_distance: int | None = None
     invalid_outputs: int = 0
@@ -55,7 +56,7 @@ class Scores:
 def score(
     references: Sequence[str | None],
     predictions: Sequence[str],
-    label_map: LabelMap | None = None,
+    postprocessor: Postprocessor = FREE_TEXT,
     correction: str = "nearest",
     max_distance: int | None = None,
     names: Sequence[str] | None = None,
@@ -63,10 +64,10 @@ def score(
     """Score predictions against raw references; a row whose reference is None is left out of the metrics.
 
     Rows are gone through one after the other, so that sequences may read their items from a disk. Of free texts 9 bytes
-    a row are kept, with a label map the different pairs of reference and prediction.
+    a row are kept, of others the different pairs of reference and prediction.
 
-    Texts are compared as they stand (case and blanks count). `names` default to the label metrics with a label map
-    and to the text metrics without one; their direction and scale stand in `metrics.registry`. Of the labels:
+    Texts are compared as they stand (case and blanks count). `names` default to the metrics of the postprocessor's
+    kind, and to the text metrics where it has none; their direction and scale stand in `metrics.registry`. Of labels:
 
     - `accuracy`: share of raw predictions equal to their reference.
     - `accuracy_corrected`: the same after the correction of outputs that are no label text. `nearest` takes the label
@@ -79,20 +80,20 @@ def score(
       reference; `macro_f1` and `micro_f1` are over the single decisions, a row and a label each; an output that is
       still no label is a row without labels.
 
-    Raises `ValueError` on an unknown name, a label metric without a label map, a reference that is no label text,
+    Raises `ValueError` on an unknown name, a metric of another kind of output, a reference that is no label text,
     or references and predictions of different number.
     """
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references, but {len(predictions)} predictions")
-    wanted = tuple(names) if names is not None else default_metrics(TEXTS if label_map is None else LABELS)
-    known = metric_names(TEXTS) if label_map is None else metric_names(TEXTS, LABELS)
+    wanted = tuple(names) if names is not None else default_metrics(postprocessor.kind) or default_metrics(TEXTS)
+    known = metric_names(*dict.fromkeys((TEXTS, postprocessor.kind)))
     for name in wanted:
         if name not in known:
             needs = f"{name!r} needs {METRICS[name].takes}" if name in METRICS else f"{name!r} is unknown"
             raise ValueError(f"metric {needs}; known here: {', '.join(known)}")
     figures, details = text_metrics(references, predictions, wanted)
-    if label_map is not None:
-        return _with_labels(references, predictions, label_map, correction, max_distance, wanted, figures, details)
+    if not isinstance(postprocessor, FreeText):
+        return _with_values(references, predictions, postprocessor, correction, max_distance, wanted, figures, details)
     unique, counts = _most_frequent(predictions)
     return Scores(
         rows=len(predictions),
@@ -104,29 +105,32 @@ def score(
     )
 
 
-def _with_labels(
+def _with_values(
     references: Sequence[str | None],
     predictions: Sequence[str],
-    label_map: LabelMap,
+    postprocessor: Postprocessor,
     correction: str,
     max_distance: int | None,
     wanted: Sequence[str],
     text_figures: Mapping[str, float],
     details: dict[str, str],
 ) -> Scores:
-    """`score` with a label map, whose text metrics are known."""
+    """`score` of other outputs than free text, whose text metrics are known."""
     pairs = Counter(zip(references, predictions, strict=True))
     counted: Counter[str] = Counter()
     for (_, prediction), count in pairs.items():
         counted[prediction] += count
-    label_of = dict(zip(counted, correct(list(counted), label_map, correction, max_distance), strict=True))
+    label_of = dict(zip(counted, correct(list(counted), postprocessor, correction, max_distance), strict=True))
     rows = CountedRows.of(pairs, label_of)
     found = dict(text_figures)
     tables: dict[str, Any] = {}
     if rows.counts:
-        of_labels = label_tables(rows, label_map)
-        found |= label_metrics(of_labels, wanted)
-        tables = {name: getattr(of_labels, name) for name in ("per_class", "averages", "confusion_matrix")}
+        taken: CountedRows | LabelTables = rows
+        if isinstance(postprocessor, LabelMap):
+            taken = of_labels = label_tables(rows, postprocessor)
+            tables = {name: getattr(of_labels, name) for name in ("per_class", "averages", "confusion_matrix")}
+        computed = [(name, METRICS[name].compute) for name in wanted if METRICS[name].takes == postprocessor.kind]
+        found |= {name: float(compute(taken)) for name, compute in computed if compute}
     return Scores(
         rows=len(predictions),
         scored_rows=sum(rows.counts),
@@ -134,23 +138,26 @@ def _with_labels(
         unique_predictions=len(counted),
         prediction_counts=dict(counted.most_common()),
         details=details,
-        labels=label_map.texts,
+        postprocessor=postprocessor,
         correction=correction,
         max_distance=max_distance,
-        **_correction_counts(counted, label_of, label_map),
+        **_correction_counts(counted, label_of, postprocessor),
         **tables,
     )
 
 
 def correct(
-    predictions: Sequence[str], label_map: LabelMap, correction: str = "nearest", max_distance: int | None = None
+    predictions: Sequence[str],
+    postprocessor: Postprocessor,
+    correction: str = "nearest",
+    max_distance: int | None = None,
 ) -> list[str | None]:
-    """Label text of every prediction (None: no label), by correction `nearest`, `none` or `CHOSEN`; see `score`."""
+    """Every prediction as it counts (None: no value), by correction `nearest`, `none` or `CHOSEN`; see `score`."""
     if correction not in (*CORRECTIONS, CHOSEN):
         raise ValueError(f"correction {correction!r} is unknown; known: {', '.join(CORRECTIONS)}")
     if correction == "nearest":
-        return label_map.correct(predictions, max_distance)
-    valid = {text for text in set(predictions) if label_map.labels_of(text)}
+        return postprocessor.correct(predictions, max_distance)
+    valid = {text for text in set(predictions) if postprocessor.value(text) is not None}
     return [text if text in valid else None for text in predictions]
 
 
@@ -169,17 +176,20 @@ def _most_frequent(texts: Sequence[str]) -> tuple[int, dict[str, int]]:
 
 
 def _correction_counts(
-    counted: Mapping[str, int], label_of: Mapping[str, str | None], label_map: LabelMap
+    counted: Mapping[str, int], label_of: Mapping[str, str | None], postprocessor: Postprocessor
 ) -> dict[str, Any]:
     """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`, from counts of predictions."""
-    changed = Counter({text: count for text, count in counted.items() if not label_map.labels_of(text)})
+    changed = Counter({text: count for text, count in counted.items() if postprocessor.value(text) is None})
     counts: Counter[str | None] = Counter()
     for text, count in counted.items():
         label = label_of[text]
-        counts.update(dict.fromkeys((None,) if label is None else label_map.labels_of(label) or (), count))
-    corrected_counts: dict[str | None, int] = {label: counts[label] for label in label_map.texts}
-    if counts[None]:
-        corrected_counts[None] = counts[None]
+        parts = postprocessor.value(label) if label is not None and postprocessor.texts else (label,)
+        counts.update(dict.fromkeys(parts or (), count))
+    invalid = counts.pop(None, 0)
+    known = postprocessor.texts or [text for text, _ in counts.most_common()]
+    corrected_counts: dict[str | None, int] = {text: counts[text] for text in known}
+    if invalid:
+        corrected_counts[None] = invalid
     return {
         "invalid_outputs": sum(changed.values()),
         "corrections": [

@@ -52,6 +52,10 @@ class LabelMap:
     entries: tuple[tuple[str, str], ...]
     separator: str = ""
 
+    name = "label"
+    kind = "labels"
+    correction = "nearest label by edit distance"
+
     def __post_init__(self) -> None:
         problems = [] if self.entries else ["label map: no entry; write it as 0=부정,1=긍정"]
         for kind, values in (("id", self.ids), ("text", self.texts)):
@@ -121,6 +125,11 @@ class LabelMap:
         """Label texts in declared order."""
         return tuple(text for _, text in self.entries)
 
+    @property
+    def longest_texts(self) -> Sequence[str]:
+        """The texts that a row may have, of joined ones the longest alone."""
+        return [self.separator.join(self.texts)] if self.separator else self.texts
+
     @cached_property
     def _by_id(self) -> dict[str, str]:
         return dict(self.entries)
@@ -163,7 +172,7 @@ class LabelMap:
         labels = [self._by_value.get(part) for part in self._parts(value)]
         return self.join(labels) if len(set(labels)) == len(labels) else None
 
-    def labels_of(self, text: str) -> tuple[str, ...] | None:
+    def value(self, text: str) -> tuple[str, ...] | None:
         """The labels that a text names, in declared order; None when it is not exactly as the model should write it."""
         if not self.separator:
             return (text,) if text in self._by_text else None

@@ -24,6 +24,7 @@ from metrics.calibration import (
     fit_temperature,
     log_mean_probability,
 )
+from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap
 from task_utils import Template
 from utils.devices import Devices
@@ -35,9 +36,15 @@ DOMAIN_ROWS = 1000
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
+def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor) -> LabelDecoding | None:
+    """What -label_decoding asks for, not calibrated; None for plain generation."""
+    mode = config.label.label_decoding
+    return LabelDecoding(mode, postprocessor) if isinstance(postprocessor, LabelMap) and mode != "generate" else None
+
+
 def label_decoding(
     config: InferenceConfig,
-    labels: LabelMap | None,
+    postprocessor: Postprocessor,
     load: Load,
     encoder: Encoder,
     split: EncodedSplit,
@@ -56,16 +63,14 @@ def label_decoding(
         UserError: -calibrate without a reference; a template that no content-free text can be put in.
     """
     flags = config.label
-    if flags.label_decoding == "generate" or labels is None:
-        return None
-    decoding = LabelDecoding(flags.label_decoding, labels)
-    if flags.label_decoding == "constrained":
+    decoding = asked_decoding(config, postprocessor)
+    if decoding is None or decoding.mode == "constrained":
         return decoding
     calibration = LabelCalibration(temperature=flags.label_temperature)
     if flags.label_prior != "none" or flags.calibrate:
         model, tokenizer = load()
         predictor = ScorePredictor(model, tokenizer, decoding, devices)
-        calibration = _calibrated(config, labels, predictor, encoder, split, say)
+        calibration = _calibrated(config, decoding.labels, predictor, encoder, split, say)
         del model, predictor
         gc.collect()
         if devices.accelerator == "cuda":

@@ -12,6 +12,8 @@ from typing import Any
 from datamodules.encoding.store import EncodedSplit
 from generation.engines.base import Prediction
 from metrics.report import Outputs
+from postprocessors.base import Postprocessor
+from postprocessors.labels import LabelMap
 from utils.errors import RunError
 from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file
@@ -119,6 +121,13 @@ def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
 
 def _cell(value: Any) -> str:
     return "" if value is None else escape_cell(str(value))
+
+
+def label_ids(postprocessor: Postprocessor) -> dict[str, str]:
+    """Label text -> id in the data; empty where a row has no label or may have several."""
+    if not isinstance(postprocessor, LabelMap) or postprocessor.separator:
+        return {}
+    return {text: label_id for label_id, text in postprocessor.entries}
 
 
 def outputs_of(split: EncodedSplit, predictions: Iterable[Prediction]) -> Outputs:

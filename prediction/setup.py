@@ -22,17 +22,17 @@ from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from models.architectures import architecture, longest_output, overflowing
 from models.special_tokens import encoded_target
-from postprocessors.labels import LabelMap
+from postprocessors.base import FreeText, Postprocessor
 from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
-from task_utils import Task, Template, evaluation_labels, get_task, override_task
+from task_utils import Task, get_task, override_task
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
 
-LABEL_SLACK = 8  # tokens that a generated label may be longer than the longest one
+SLACK = 8  # tokens that an output may be longer than the longest text that a model should write
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Ready:
     config: InferenceConfig
     models: tuple[InferenceModel, ...]
     task: Task
-    labels: LabelMap | None  # as they are predicted
+    postprocessor: Postprocessor
     devices: Devices
     encoder: Encoder
     model_type: str
@@ -72,8 +72,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     if config.model.task in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
         check_same_texts(models, [key for key in OF_ROWS if key not in given])
     task = resolve_prediction_task(config, state)
-    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    check_labels(config.label.label_decoding, labels)
+    postprocessor = task.postprocessor
+    check_labels(config.label.label_decoding, task.label_map)
     config = with_trained_settings(config, given, state)
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
@@ -89,10 +89,10 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
     check_min_length(config.decode, target_limit)
-    config = replace(config, decode=with_length(config.decode, labels, tokenizer, target_limit))
+    config = replace(config, decode=with_length(config.decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
     encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, labels, devices, encoder, model_config.model_type, target_limit)
+    return Ready(config, models, task, postprocessor, devices, encoder, model_config.model_type, target_limit)
 
 
 def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
@@ -105,14 +105,13 @@ def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
         )
 
 
-def with_length(decode: DecodeFlags, labels: LabelMap | None, tokenizer: Any, target_limit: int) -> DecodeFlags:
+def with_length(decode: DecodeFlags, postprocessor: Postprocessor, tokenizer: Any, target_limit: int) -> DecodeFlags:
     """The flags with the longest prediction in tokens, where none is given, within the positions of the models."""
     if decode.max_predict_length:
         return decode
     longest = LONGEST_TEXT
-    if labels:
-        texts = [labels.separator.join(labels.texts)] if labels.separator else labels.texts
-        longest = max(len(encoded_target(tokenizer, text)) for text in texts) + LABEL_SLACK
+    if postprocessor.longest_texts:
+        longest = max(len(encoded_target(tokenizer, text)) for text in postprocessor.longest_texts) + SLACK
     limit = longest_output(target_limit) or longest
     return replace(decode, max_predict_length=max(min(longest, limit), decode.min_predict_length))
 
@@ -138,16 +137,16 @@ def with_trained_settings(config: InferenceConfig, given: frozenset[str], state:
     return replace(config, **{group: replace(getattr(config, group), **values) for group, values in taken.items()})
 
 
-def answer_of(labels: LabelMap | None, output: OutputFlags) -> Callable[[str], str]:
-    """What is written for a predicted text: with -label_correction nearest the label that it is corrected to."""
-    if labels is None or output.label_correction != "nearest":
+def answer_of(postprocessor: Postprocessor, output: OutputFlags) -> Callable[[str], str]:
+    """What is written for a predicted text: with -label_correction nearest the one that it is corrected to."""
+    if isinstance(postprocessor, FreeText) or output.label_correction != "nearest":
         return lambda text: text
     limit = largest_distance(output)
 
     @lru_cache(maxsize=2**16)
     def answer(text: str) -> str:
-        label = labels.nearest(text, limit)
-        return text if label is None else label
+        (corrected,) = postprocessor.correct([text], limit)
+        return text if corrected is None else corrected
 
     return answer
 
@@ -165,7 +164,7 @@ def first_sources(split: EncodedSplit) -> list[np.ndarray]:
 def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | None:
     """How labels are predicted; None for plain generation."""
     config = ready.config
-    return label_decoding(config, ready.labels, ready.models[0], ready.encoder, split, ready.devices, tell)
+    return label_decoding(config, ready.postprocessor, ready.models[0], ready.encoder, split, ready.devices, tell)
 
 
 def decoding_line(decode: DecodeFlags, devices: Devices, decoding: LabelDecoding | None) -> str:

@@ -38,19 +38,20 @@ def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:
 
 def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
-    config, task, labels, devices = prepared.config, prepared.task, prepared.labels, prepared.devices
+    config, task, devices, postprocessor = prepared.config, prepared.task, prepared.devices, prepared.postprocessor
     folder = Path(config.run.save_path)
     best = folder / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
     model = InferenceModel(str(best))
     model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
-    flags = with_length(flags, labels, tokenizer, target_limit(model_config))
+    flags = with_length(flags, postprocessor, tokenizer, target_limit(model_config))
     limits = BatchLimits.of(flags)
     engine = TorchEngine((model,), flags)
     references = LazySequence(len(split), split.reference)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
-        scores = score(references, LazySequence(len(split), lambda row: found[row].text), labels, names=task.metrics)
+        texts = LazySequence(len(split), lambda row: found[row].text)
+        scores = score(references, texts, postprocessor, names=task.metrics)
         report = report_text(scores, outputs_of(split, found)).splitlines()
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.tokenizers import pack_tokenizer
+from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
 from training.resuming import adapt, environment, kept_flags
 from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
@@ -26,7 +27,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         RunError: a NaN, or the disk refused.
     """
     strategy = STRATEGIES[prepared.config.device.strategy]
-    config, resumed, labels = prepared.config, prepared.resumed, prepared.labels
+    config, resumed, postprocessor = prepared.config, prepared.resumed, prepared.postprocessor
     folder = Path(config.run.save_path)
     data = prepared.data_module()
     plan = data.plan(0, prepared.devices.world_size)
@@ -38,16 +39,14 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     module = build_module(config, prepared.model, prepared.tokenizer, total_steps, strategy)
     description = {
         "task": prepared.task.to_dict(),
-        "label_map": labels.to_dict() if labels else None,
+        "label_map": postprocessor.to_dict() if isinstance(postprocessor, LabelMap) else None,
         "flags": kept_flags(resumed, config),
         "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
         "monitor": config.run.monitor,
         "environment": environment(prepared.devices),
     }
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
-    generated = GeneratedValidation(
-        config.run.valid_generate_rows, labels, prepared.task.generated_metrics(config.run.monitor)
-    )
+    generated = GeneratedValidation(config.run.valid_generate_rows, prepared.task.generated_metrics(config.run.monitor))
     callbacks = [generated, RunLog(folder, config.run.log_every, total_steps), checkpointer]
     trainer = build_trainer(config, strategy, prepared.devices, plan, data.valid is not None, callbacks, resumed)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)

@@ -16,8 +16,8 @@ from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import Encoder, Splits, training_splits
 from models.architectures import overflowing, source_limit, target_limit
-from postprocessors.labels import LabelMap
-from task_utils import Task, Template, evaluation_labels
+from postprocessors.base import Postprocessor
+from task_utils import Task
 from training.resuming import (
     changed_words,
     check_optimizer,
@@ -38,7 +38,7 @@ class Prepared:
 
     config: TrainConfig
     task: Task
-    labels: LabelMap | None  # as they are predicted
+    postprocessor: Postprocessor
     devices: Devices
     splits: Splits
     tokenizer: PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ class Prepared:
         return Seq2SeqDataModule(
             self.splits.train,
             self.splits.valid,
-            label_map=self.labels,
+            postprocessor=self.postprocessor,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_options=options,
             seed=self.config.run.seed,
@@ -87,8 +87,8 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     say(*splits.lines)
     if splits.valid is None and resumed is None:
         _check_validation_flags(config.run)
-    labels = evaluation_labels(task.label_map, Template(task.target_template, "-target_template"))
-    prepared = Prepared(config, task, labels, devices, splits, source.tokenizer, source.build(config.run.seed), resumed)
+    model = source.build(config.run.seed)
+    prepared = Prepared(config, task, task.postprocessor, devices, splits, source.tokenizer, model, resumed)
     if resumed is None:
         return prepared
     differences = flag_differences(resumed, config, task)

@@ -11,7 +11,6 @@ from datamodules.encoding.store import EncodedSplit
 from generation.decoder import Decoder
 from metrics.score import score
 from models.seq2seq_module import Seq2SeqModule
-from postprocessors.labels import LabelMap
 from training.lightning_loop import data_module, ours
 from utils.padding import pad_sources
 
@@ -24,17 +23,16 @@ class GeneratedValidation(pl.Callback):
 
     Args:
         rows: how many validation rows are predicted, all ranks together; 0 = none.
-        label_map: labels as they are predicted, or None for free text.
         metric_names: of the generated rows.
     """
 
-    def __init__(self, rows: int, label_map: LabelMap | None, metric_names: tuple[str, ...]) -> None:
+    def __init__(self, rows: int, metric_names: tuple[str, ...]) -> None:
         self.rows = rows
-        self.label_map = label_map
         self.metric_names = metric_names
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        split = data_module(trainer).valid
+        data = data_module(trainer)
+        split = data.valid
         if not self.rows or split is None:
             return
         module = ours(pl_module)
@@ -42,8 +40,11 @@ class GeneratedValidation(pl.Callback):
         order = sorted(predicted)
         references, predictions = [split.reference(row) for row in order], [predicted[row] for row in order]
         shown = order[:SAMPLES]
-        module.samples = [(split.source_text(row), split.reference(row) or "", predicted[row]) for row in shown]
-        module.validation.update(score(references, predictions, self.label_map, names=self.metric_names).metrics)
+        module.samples = [
+            (split.source_text(row), split.reference(row) or "", as_counted(predicted[row], corrected))
+            for row, corrected in zip(shown, data.correct(predictions[:SAMPLES]), strict=True)
+        ]
+        module.validation.update(score(references, predictions, data.postprocessor, names=self.metric_names).metrics)
 
     def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, str]:
         """Row -> text of evenly spaced rows, shared out over the ranks; the same on every rank."""
@@ -67,3 +68,8 @@ class GeneratedValidation(pl.Callback):
         gathered: list[dict[int, str]] = [{} for _ in range(world_size)]
         torch.distributed.all_gather_object(gathered, predicted)
         return {row: text for part in gathered for row, text in part.items()}
+
+
+def as_counted(text: str, corrected: str | None) -> str:
+    """A prediction and, where it is another one, the text that it is corrected to."""
+    return text if corrected in (text, None) else f"{text} -> {corrected}"

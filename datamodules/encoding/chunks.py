@@ -18,7 +18,7 @@ from datamodules.encoding.tokens import Encoder, check_limit
 from datamodules.readers.read import ReadOptions, RowChunk
 from datamodules.readers.rows import PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, evaluation_labels
+from task_utils import Task, Template, written_labels
 from utils.errors import UserError, raise_if_any
 
 MOST_EXAMPLES = 20  # letters
@@ -75,8 +75,9 @@ class Work:
         check_limit(encoder, "-max_target_length", options.max_target_length)
         if "target" in self.input_template.variables:
             raise UserError(f"-input_template {options.input_template!r}: the source may not hold {{{{ target }}}}")
-        labels = evaluation_labels(options.label_map, self.target_template)
-        self.labels = None if labels is None else self.encoded_labels(labels.texts)
+        self.labels: Labels | None = None
+        if options.label_map is not None:
+            self.labels = self.encoded_labels(written_labels(options.label_map, self.target_template).texts)
         other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
 

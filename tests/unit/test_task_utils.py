@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.registry import LABELS, TEXTS, default_metrics
+from postprocessors.base import FREE_TEXT
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, Variable, evaluation_labels, get_task, task_names
+from task_utils import Task, Template, Variable, get_task, task_names, written_labels
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,22 +202,22 @@ def test_templates_can_be_pickled():
     assert (template.source, template.name, template.render({"b": "c"})) == ("a {{ b }}", "-target_template", "a c")
 
 
-def test_evaluation_labels_are_rendered_by_the_target_template():
-    assert evaluation_labels(None, Template("{{ target }}{{ other }}")) is None
-    assert evaluation_labels(SENTIMENT, Template("{{ target }}")) == SENTIMENT
-    labels = evaluation_labels(SENTIMENT, Template("감정: {{ target }}"))
-    assert labels is not None
+def test_labels_are_rendered_by_the_target_template():
+    assert Task("t", "", target_template="{{ target }}{{ other }}").postprocessor is FREE_TEXT
+    assert written_labels(SENTIMENT, Template("{{ target }}")) == SENTIMENT
+    labels = written_labels(SENTIMENT, Template("감정: {{ target }}"))
     assert labels.entries == (("0", "감정: 부정"), ("1", "감정: 긍정"))
+    assert Task("t", "", target_template="감정: {{ target }}", label_map=SENTIMENT).postprocessor == labels
 
 
-def test_evaluation_labels_refuse_other_variables_and_labels_that_coincide():
-    (problem,) = problems(evaluation_labels, SENTIMENT, Template("{{ target }} {{ title }}", "-target_template"))
+def test_labels_refuse_other_variables_and_labels_that_coincide():
+    (problem,) = problems(written_labels, SENTIMENT, Template("{{ target }} {{ title }}", "-target_template"))
     assert problem == (
         "-target_template '{{ target }} {{ title }}': with a label map only {{ target }} may be used, not title"
     )
-    (problem,) = problems(evaluation_labels, SENTIMENT, Template("label", "-target_template"))
+    (problem,) = problems(written_labels, SENTIMENT, Template("label", "-target_template"))
     assert "text 'label' occurs more than once" in problem
-    (problem,) = problems(evaluation_labels, SENTIMENT, Template("{{ target + 1 }}", "-target_template"))
+    (problem,) = problems(written_labels, SENTIMENT, Template("{{ target + 1 }}", "-target_template"))
     assert problem.startswith("-target_template '{{ target + 1 }}': can only concatenate str")
 
 

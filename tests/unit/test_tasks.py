@@ -7,7 +7,8 @@ import json
 import pytest
 
 from metrics.score import score
-from task_utils import Template, evaluation_labels, get_task, task_names
+from postprocessors.labels import LabelMap
+from task_utils import Template, get_task, task_names
 
 
 def test_built_in_tasks():
@@ -24,8 +25,8 @@ def test_round_trip(name):
     row = {str(task.source_column): "재미있다!", str(task.target_column): "어떤 값", "source": "재미있다!"}
     assert "재미있다!" in Template(task.input_template).render(row)
     template = Template(task.target_template, "-target_template")
-    labels = evaluation_labels(task.label_map, template)
-    if task.label_map is None or labels is None:
+    labels = task.postprocessor
+    if task.label_map is None:
         assert template.render({"target": "값"}) == "값"
         return
     written = []
@@ -33,6 +34,7 @@ def test_round_trip(name):
         text = task.label_map.lookup(label_id)
         assert text is not None
         output = template.render({"target": text})
+        assert isinstance(labels, LabelMap)
         assert labels.id(output) == label_id
         assert labels.nearest(output) == output
         written.append(output)

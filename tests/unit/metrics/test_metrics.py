@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from metrics.registry import LABELS, TEXTS, default_metrics
 from metrics.score import correct, score
 from metrics.text import BLOCK, WordTokenizer, text_metrics
+from postprocessors.base import FREE_TEXT
 from postprocessors.labels import LabelMap
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립적인")))
@@ -104,14 +105,14 @@ def test_every_output_invalid():
     assert [row["precision"] for row in scores.per_class] == [0.0, 0.0, None]
 
 
-@pytest.mark.parametrize("label_map", [None, SENTIMENT])
+@pytest.mark.parametrize("postprocessor", [FREE_TEXT, SENTIMENT])
 @pytest.mark.parametrize("references, predictions", [([], []), ([None, None], ["부정", ""])])
-def test_no_reference_gives_no_metric(label_map, references, predictions):
-    scores = score(references, predictions, label_map)
+def test_no_reference_gives_no_metric(postprocessor, references, predictions):
+    scores = score(references, predictions, postprocessor)
     assert (scores.rows, scores.scored_rows) == (len(predictions), 0)
     assert (scores.metrics, scores.per_class, scores.confusion_matrix) == ({}, [], None)
     assert scores.prediction_counts == dict.fromkeys(predictions, 1)
-    assert scores.invalid_outputs == (1 if label_map and predictions else 0)
+    assert scores.invalid_outputs == (1 if postprocessor is SENTIMENT and predictions else 0)
 
 
 def test_wrong_calls_are_refused():

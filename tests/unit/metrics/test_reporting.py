@@ -10,6 +10,7 @@ import pytest
 
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import CHOSEN, score
+from postprocessors.base import FREE_TEXT
 from postprocessors.labels import LabelMap
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "아주 긍정")))
@@ -179,10 +180,10 @@ def test_examples_of_free_text_show_the_wrong_rows_first():
     assert "\nexamples: no row differs from its reference\n" in report_text(score(["가"], ["가"]), right)
 
 
-@pytest.mark.parametrize("label_map", [None, SENTIMENT])
-def test_without_references_no_number_is_made_up(label_map):
+@pytest.mark.parametrize("postprocessor", [FREE_TEXT, SENTIMENT])
+def test_without_references_no_number_is_made_up(postprocessor):
     for references, predictions in (([], []), ([None], ["긍정"])):
-        scores = score(references, predictions, label_map)
+        scores = score(references, predictions, postprocessor)
         text = report_text(scores)
         assert text.endswith("\n\nmetrics: none, no row has a reference\n")
         assert "per class" not in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, evaluation_labels
+from task_utils import Task, Template, written_labels
 from utils.errors import UserError
 
 MOODS = LabelMap((("0", "joy"), ("1", "anger"), ("2", "fear")), separator=", ")
@@ -33,9 +33,9 @@ def test_values_of_the_data(value: str, text: str | None) -> None:
 
 
 def test_only_the_text_that_training_writes_is_valid() -> None:
-    assert MOODS.labels_of("joy, fear") == ("joy", "fear")
-    assert [MOODS.labels_of(text) for text in ("fear, joy", "joy,fear", "joy, joy", "joy, ", "")] == [None] * 5
-    assert MOODS.joined_by("").labels_of("joy, fear") is None
+    assert MOODS.value("joy, fear") == ("joy", "fear")
+    assert [MOODS.value(text) for text in ("fear, joy", "joy,fear", "joy, joy", "joy, ", "")] == [None] * 5
+    assert MOODS.joined_by("").value("joy, fear") is None
 
 
 def test_outputs_are_corrected_part_by_part() -> None:
@@ -62,7 +62,7 @@ def test_separators_that_could_be_part_of_a_label_are_refused() -> None:
         with pytest.raises(UserError, match=f"text '{text}' holds the label separator '{separator}', or ends like it"):
             LabelMap((("0", text), ("1", "b")), separator=separator)
     with pytest.raises(UserError, match=r"with a label separator it must be '\{\{ target \}\}'"):
-        evaluation_labels(MOODS, Template("{{ target }}.", "-target_template"))
+        written_labels(MOODS, Template("{{ target }}.", "-target_template"))
 
 
 def test_a_task_keeps_its_separator() -> None:
@@ -96,7 +96,7 @@ def test_bytes_of_the_command_line_that_are_no_utf8_are_told() -> None:
     with pytest.raises(UserError, match=r"^-input_template '.*.udcff' is no Unicode text"):
         Template("{{ source }} " + broken)
     with pytest.raises(UserError, match=r"label map: text 'joy.ud83d' is no Unicode text"):
-        evaluation_labels(MOODS.joined_by(""), Template(r"{{ target }}{{ '\ud83d' }}", "-target_template"))
+        written_labels(MOODS.joined_by(""), Template(r"{{ target }}{{ '\ud83d' }}", "-target_template"))
 
 
 @pytest.mark.parametrize("other", ["\u1100\u1161", "가\u200b", "\ufeff가"])

@@ -9,6 +9,7 @@ import torch
 
 from models.meter import StepMeter
 from training.run_log import samples_table
+from training.validation import as_counted
 from utils.console import duration
 from utils.progress import ProgressLine
 
@@ -112,5 +113,6 @@ def test_durations_are_hours_minutes_and_seconds() -> None:
 
 
 def test_sample_tables_keep_their_columns() -> None:
+    assert [as_counted("jo", "joy"), as_counted("joy", "joy"), as_counted("?", None)] == ["jo -> joy", "joy", "?"]
     table = samples_table([("a|b", "x\ny", "z")])
     assert table == "| source | reference | prediction |\n| --- | --- | --- |\n| a\\|b | x y | z |"
