@@ -97,6 +97,7 @@ class _Bounded(NodeTransformer):
     def __init__(self) -> None:
         self.in_loop = False
         self.assignments = 0
+        self.called: nodes.Getattr | None = None  # the method of the call that is being visited
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         name = type(node).__name__
@@ -125,6 +126,13 @@ class _Bounded(NodeTransformer):
             return self._filtered(node, method, text, node.args)
         if method == "join":
             return self._filtered(node, method, node.args[0] if node.args else nodes.List([]), [text])
+        self.called = node.node
+        return super().generic_visit(node)
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
+        of_loop = isinstance(node.node, nodes.Name) and node.node.name == "loop"  # it has an index, as text has
+        if node is not self.called and hasattr(str, node.attr) and not of_loop:
+            raise TemplateSyntaxError(f"{node.attr!r} is a method; write {node.attr}()", node.lineno)
         return super().generic_visit(node)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
