@@ -181,9 +181,9 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from config.inference_flags import InferenceConfig, OutputFlags
     from datamodules.splits import Encoder, prediction_split
     from generation.engines.base import Prediction
-    from inference import finish
-    from metrics import score as scoring
     from postprocessors.labels import LabelMap
+    from prediction import run
+    from prediction.run import finish
     from prediction.setup import Ready
     from task_utils import get_task
     from utils.devices import Devices
@@ -191,7 +191,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     def failing(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(scoring, "score", failing)
+    monkeypatch.setattr(run, "score", failing)
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
     data = DataFlags(test_data=(str(write_tsv(tmp_path / "rows.tsv", [("a", "no"), ("b", "yes")])),))
     task = get_task("seq2seq")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import inference
 from config.checks import check_combinations
 from config.export_flags import ExportConfig
 from config.flags import DataFlags, OptimFlags, TrainConfig
 from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
+from prediction.run import parts_of
 from prediction.setup import with_trained_settings
 from task_utils import get_task
 from tests.saved_runs import saved_run
@@ -56,13 +56,13 @@ def test_a_stopped_prediction_is_not_completed_with_another_value_of_a_new_flag(
         assert problems == []
         return SimpleNamespace(config=config, models=[], encoder=SimpleNamespace(tokenizer=None), devices=devices)
 
-    with pytest.raises(KeyboardInterrupt), inference.parts_of(ready("-colour", "1"), split, None) as folder:
+    with pytest.raises(KeyboardInterrupt), parts_of(ready("-colour", "1"), split, None) as folder:
         (folder / "part-000000.jsonl").touch()
         raise KeyboardInterrupt
-    with pytest.raises(UserError) as refused, inference.parts_of(ready("-depth", "2"), split, None):
+    with pytest.raises(UserError) as refused, parts_of(ready("-depth", "2"), split, None):
         pytest.fail("completed")
     assert str(refused.value).splitlines()[1:] == ["  what    parts  now", "  -depth  0      2"]
-    with inference.parts_of(ready("-colour", "2"), split, None) as taken:
+    with parts_of(ready("-colour", "2"), split, None) as taken:
         assert taken == folder
 
 

@@ -1,0 +1,179 @@
+"""Predicts the rows of files, or the lines of standard input: load -> predict -> write -> score -> report."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from config.inference_flags import InferenceConfig
+from config.parser import deciding_flags, to_dict
+from datamodules.encoding.store import EncodedSplit
+from datamodules.lines import LineEncoder
+from datamodules.readers.records import InputRecords
+from datamodules.splits import prediction_split
+from generation.batch_limits import BatchLimits
+from generation.engines.base import Prediction
+from generation.engines.ctranslate2 import PARITY_TEXTS
+from generation.engines.labels import LabelDecoding
+from metrics.calibration import LabelCalibration
+from metrics.probabilities import with_probabilities
+from metrics.report import calibration_settings, report_dict, report_text
+from metrics.score import CHOSEN, score
+from prediction.label_calibration import asked_decoding
+from prediction.lazy_sequence import LazySequence
+from prediction.output import (
+    OutputForm,
+    label_ids,
+    one_line,
+    output_rows,
+    outputs_of,
+    plain_lines,
+    write_lines,
+    write_rows,
+)
+from prediction.parts_folder import open_parts
+from prediction.predict import finished_rows, predict
+from prediction.setup import (
+    Ready,
+    answer_of,
+    find_label_decoding,
+    first_sources,
+    largest_distance,
+    make_engine,
+    prepare,
+)
+from prediction.streaming import claim_standard_output, stream, waiting_lines
+from utils.console import STANDARD_STREAMS, give_up_if_full, tell
+from utils.digests import tokenizer_digest
+from utils.errors import RunError, Terminated
+from utils.files import run_error, write_json
+from utils.tables import counted
+
+
+def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+    """Predict the rows of files."""
+    ready = prepare(config, given, temporary)
+    config = ready.config
+    records = InputRecords(config.data.test_data or config.data.valid_data) if config.output.keep_fields else None
+    split, lines = prediction_split(ready.encoder)
+    tell(*lines, f"task {ready.task.name}; labels: {ready.postprocessor.describe()}")
+    decoding = find_label_decoding(ready, split)
+    engine = make_engine(ready, decoding, first_sources(split))
+    limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)
+    with parts_of(ready, split, decoding) as parts:
+        with telling_what_is_kept(split, limits, parts, kept):
+            predictions = predict(engine, split, limits, ready.devices, parts)
+        with predictions:
+            finish(ready, split, predictions, decoding.calibration if decoding else None, records)
+
+
+def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+    """Predict the lines of standard input as they come; on standard output are predictions alone."""
+    with claim_standard_output() as output:
+        ready = prepare(config, given, temporary)
+        escapes = ready.config.data.tsv_escapes
+        encode = LineEncoder(ready.encoder)
+        decoding = asked_decoding(config, ready.postprocessor)
+        engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
+        answer = answer_of(ready.postprocessor, config.output)
+
+        def line_of(found: Prediction) -> bytes:
+            return f"{one_line(answer(found.text), escapes)}\n".encode("utf-8", "replace")
+
+        with ready.devices.autocast():
+            lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
+            limits = BatchLimits.of(config.decode)
+            try:
+                count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output, limits)
+            finally:
+                tell(*encode.report())
+        tell(f"{counted(count, 'line')} predicted")
+
+
+@contextmanager
+def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) -> Iterator[Path]:
+    """The folder of finished parts: beside -save_output until all is written, else a temporary one."""
+    config = ready.config
+    if not config.output.save_output:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    identity = {
+        "rows": len(split),
+        "input (token ids)": split.fingerprint,
+        "input (texts)": split.text_digest(),
+        "-model": [model.identity() for model in ready.models],
+        "-tokenizer": tokenizer_digest(ready.encoder.tokenizer),
+        **deciding_flags(config),
+        "labels": decoding.describe() if decoding else None,
+        "device": ready.devices.accelerator,
+        "-float_precision": ready.devices.precision,
+    }
+    with open_parts(Path(config.output.save_output), identity, config.output.overwrite) as folder:
+        yield folder
+
+
+@contextmanager
+def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, kept: bool) -> Iterator[None]:
+    """Say at a stop how much is finished and how it is completed."""
+
+    def words() -> str:
+        rows = finished_rows(split, limits, parts)
+        return f"{rows:,} of {len(split):,} rows are finished, in {parts}; the same command goes on from there"
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        give_up_if_full(*STANDARD_STREAMS)
+        tell(words() if kept else "nothing is kept without -save_output")
+        raise
+    except RunError as error:
+        raise RunError(f"{error}; {words()}" if kept else str(error)) from error
+
+
+def finish(
+    ready: Ready,
+    split: EncodedSplit,
+    predictions: Sequence[Prediction],
+    calibration: LabelCalibration | None = None,
+    records: InputRecords | None = None,
+) -> None:
+    """Write the predictions and references that were asked for; then score them, print, and write the report.
+
+    Scoring comes last: whatever happens there, hours of prediction are not lost.
+    """
+    config, postprocessor = ready.config, ready.postprocessor
+    output, data = config.output, config.data
+    scored = config.label.label_decoding == "score"
+    texts = LazySequence(len(split), lambda row: predictions[row].text)
+    references = LazySequence(len(split), split.reference)
+    for name in filter(None, (output.save_output, output.save_label, output.save_report)):
+        with run_error(Path(name)):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if output.save_output:
+        kept = records.rows(split.report.headers, data.tsv_escapes) if records else None
+        rows = output_rows(predictions, split, answer_of(postprocessor, output), kept)
+        shown = postprocessor.texts if scored else ()
+        ids = label_ids(postprocessor)
+        form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids)
+        write_rows(Path(output.save_output), rows, form, output.overwrite)
+        tell(f"predictions written to {output.save_output}")
+    if output.save_label:
+        lines = plain_lines((text or "" for text in references), data.tsv_escapes)
+        write_lines(Path(output.save_label), lines, output.overwrite)
+        tell(f"references written to {output.save_label}")
+    limit = largest_distance(output)
+    correction = output.label_correction if config.label.label_decoding == "generate" else CHOSEN
+    scores = score(references, texts, postprocessor, correction, limit, names=ready.task.metrics)
+    settings = to_dict(config)
+    if scored and calibration:
+        shares = (prediction.label_probabilities for prediction in predictions)
+        scores = with_probabilities(scores, references, shares)
+        settings["label_calibration"] = calibration_settings(calibration, postprocessor)
+    tell(*report_text(scores, outputs_of(split, predictions)).splitlines())
+    if output.save_report:
+        write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)
+        tell(f"report written to {output.save_report}")
