@@ -39,7 +39,7 @@ def test_a_stopped_prediction_is_not_completed_with_another_value_of_a_new_flag(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = with_flags(InferenceConfig, "decode", DecodeFlags, depth=flag(0, "0 = off."), colour=free(0, "0 = off."))
-    monkeypatch.setattr("utils.digests.tokenizer_digest", lambda _: "same")
+    monkeypatch.setattr("prediction.run.tokenizer_digest", lambda _: "same")
     devices = SimpleNamespace(accelerator="cpu", precision="32-true")
 
     class Rows(list[int]):
