@@ -359,14 +359,14 @@ def test_a_damaged_state_of_best_is_no_known_best(content: str, tmp_path: Path) 
 def test_lines_of_metrics_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
     good = '{"step": 1, "phase": "가"}\n{"step": 2}\n'.encode()
     (tmp_path / "metrics.jsonl").write_bytes(good + b'{"step": 9}\n[1]\n\xff\xfe\n{"step": 2, "loss"\xed')
-    RunLog(tmp_path, 1)._cut_logs(5)
+    RunLog(tmp_path, 1, 100)._cut_logs(5)
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
 
 
 @pytest.mark.parametrize("content", [b'[{"epoch": 0, "glob', b"\xff\xfe", b"7", b"[1]", b'{"a": 1}', b'[{"epoch": 0}]'])
 def test_a_torn_epoch_log_is_begun_anew(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log.json").write_bytes(content)
-    log = RunLog(tmp_path, 1)
+    log = RunLog(tmp_path, 1, 100)
     log._cut_logs(5)
     assert log.epochs == []
     said = capsys.readouterr().out
