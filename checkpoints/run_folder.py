@@ -15,7 +15,7 @@ from typing import Any
 from config.flags import TrainConfig
 from utils.console import tell
 from utils.errors import UserError
-from utils.files import OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, _leftovers
+from utils.files import NO_LOCKS, OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, leftovers
 from utils.json_files import read_json
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
@@ -26,18 +26,8 @@ CONFIG_NAME = "config.json"
 TEST_REPORT = "test_report.json"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
-RUN_NAMES = (
-    CONFIG_NAME,
-    CHECKPOINT_FOLDER,
-    "best",
-    "last",
-    STEP_LOG,
-    EPOCH_LOG,
-    TEST_REPORT,
-    "lightning_logs",
-    CACHE_FOLDER,
-)
-OVERWRITTEN = tuple(name for name in RUN_NAMES if name != CACHE_FOLDER)  # what -overwrite deletes
+OVERWRITTEN = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", STEP_LOG, EPOCH_LOG, TEST_REPORT, "lightning_logs")
+RUN_NAMES = (*OVERWRITTEN, CACHE_FOLDER)  # -overwrite leaves the cache alone
 
 _CONVERSION = re.compile(r"(best|last)\.ctranslate2-\w+-[0-9a-f]{16}")
 
@@ -183,7 +173,7 @@ def _lock(descriptor: int, kind: int, place: str, use: str) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(f"{place}: another process {use}") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        if error.errno not in NO_LOCKS:
             raise
         tell(f"{place}: this file system has no locks; see to it that no other process {use}")
 
@@ -205,15 +195,15 @@ def clean_leftovers(folder: Path) -> None:
 
     Files of anybody else, whatever their ending, stay.
     """
-    for leftover in _leftovers(folder, "best|last", OLD_SUFFIX):
+    for leftover in leftovers(folder, "best|last", OLD_SUFFIX):
         original = folder / leftover.name[1:].rsplit(".", 2)[0]
         if original.exists():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             os.replace(leftover, original)
     names = "|".join(map(re.escape, ("best", "last", CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT)))
-    halves = _leftovers(folder, names, TEMPORARY_SUFFIX)
-    for leftover in [*halves, *_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
+    halves = leftovers(folder, names, TEMPORARY_SUFFIX)
+    for leftover in [*halves, *leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -24,13 +24,12 @@ from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
 from prediction.parts_folder import CLAIMS_NAME
 from utils.errors import RunError
-from utils.files import write_file
+from utils.files import NO_LOCKS, write_file
 
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
 SCORE_DIGITS = 6
 PROBABILITY_DIGITS = 6  # significant ones: a probability of 1e-9 is none of 0
 OTHER_OPEN_FILES = 64  # of a process, besides the parts
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)

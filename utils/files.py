@@ -24,6 +24,9 @@ NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes 
 LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 LONGEST_NAME = 255  # bytes, of a file system's name
 STATE_NAME = "training_state.json"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+MOST_REFUSALS = 100  # of a folder that others remove
 
 
 def temporary_sibling(path: Path, suffix: str = TEMPORARY_SUFFIX) -> Path:
@@ -69,7 +72,7 @@ def write_file(path: Path, write: Callable[[Any], None], needed: int = 0, replac
 def write_failure(error: Exception, folder: Path, needed: int = 0) -> str:
     """What to tell of a failed write below `folder`, with the bytes that are needed and free when there are too few."""
     libraries = re.search("inline_container|PytorchStreamWriter|No space left|File too large", str(error))
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not libraries:
+    if getattr(error, "errno", None) not in DISK_FULL and not libraries:
         return str(error)
     free = shutil.disk_usage(folder).free
     amount = f"about {needed:,} bytes are needed, {free:,} are free" if needed else f"{free:,} bytes are free"
@@ -194,6 +197,52 @@ def _is_written(folder: Path) -> bool:
     return False
 
 
+@contextmanager
+def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold the lock file `path` alone; it goes afterwards. The kernel gives the lock back when the process dies.
+
+    Gives whether there is a lock at all: some file systems have none.
+
+    Args:
+        waiting: called when another process holds it.
+    """
+    descriptor, locked = _locked(path, waiting)
+    try:
+        yield locked
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, waiting: Callable[[], None]) -> tuple[int, bool]:
+    """The descriptor of the lock file, and whether it is locked; anew when the one that held it removed the file."""
+    refusals = 0
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # a failing process has just removed the folder, or there can be none here
+            refusals += 1
+            if refusals > MOST_REFUSALS:
+                raise
+            continue
+        locked = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            locked = False
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor, locked
+        os.close(descriptor)
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Swap the names of two files or folders in one instant; False where the system or file system cannot."""
     try:
@@ -237,10 +286,10 @@ def clean_folder_leftovers(folder: Path) -> None:
     Nothing is touched while another process writes the folder.
     """
     name = re.escape(_cut_name(folder, len(f".{os.getpid()}{TEMPORARY_SUFFIX}")))
-    halves = _leftovers(folder.parent, name, TEMPORARY_SUFFIX)
+    halves = leftovers(folder.parent, name, TEMPORARY_SUFFIX)
     if any(map(_is_written, halves)):
         return
-    for leftover in _leftovers(folder.parent, name, OLD_SUFFIX):
+    for leftover in leftovers(folder.parent, name, OLD_SUFFIX):
         if folder.exists():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -251,11 +300,11 @@ def clean_folder_leftovers(folder: Path) -> None:
 
 def clean_temporary(path: Path) -> None:
     """Remove what killed writes of the file `path` left behind."""
-    for leftover in _leftovers(path.parent, re.escape(path.name), TEMPORARY_SUFFIX):
+    for leftover in leftovers(path.parent, re.escape(path.name), TEMPORARY_SUFFIX):
         leftover.unlink(missing_ok=True)
 
 
-def _leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
+def leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
     return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))

@@ -1,30 +1,26 @@
 """One file per key, built once by whichever process comes first; a torn or foreign file is built anew.
 
 A key has two files: `<key>.arrow` with the data and `<key>.json` with its size, its checksum and a report. The JSON
-file is written last, so a key without it is not there. While building, `<key>.lock` is held (flock), where the file
-system can.
+file is written last, so a key without it is not there. While building, `<key>.lock` is held; where the file
+system has no locks, two processes may build the same content, and the one that ends last puts its own in place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.errors import RunError, UserError
+from utils.files import DISK_FULL, file_lock, sync_path
 from utils.json_files import read_json
 
 _BLOCK = 4 << 20
-_MOST_REFUSALS = 100
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def open_or_build(
@@ -42,7 +38,7 @@ def open_or_build(
         return data, report
     new_folders = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
-        with _locked(folder, key) as alone:
+        with file_lock(folder / f"{key}.lock") as alone:
             report = _read_whole(data, sidecar, is_whole)
             if report is None:
                 report = _build(folder, key, build, alone)
@@ -50,7 +46,7 @@ def open_or_build(
         for path in new_folders:
             with contextlib.suppress(OSError):  # not empty: another process uses it
                 path.rmdir()
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise RunError(
                 f"the encoded rows could not be written to {folder} ({os.strerror(error.errno)}); -cache_dir names"
                 " another place, as does TMPDIR for a temporary folder"
@@ -68,15 +64,15 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alon
     temporary, sidecar = folder / f"{own}.tmp", folder / f"{own}.json.tmp"
     try:
         report = build(temporary)
-        _sync(temporary)
+        sync_path(temporary)
         content = {"size": temporary.stat().st_size, "checksum": _checksum(temporary), "report": report}
         text = json.dumps(content, ensure_ascii=False, indent=1)
         sidecar.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape: a path may be no UTF-8
-        _sync(sidecar)
+        sync_path(sidecar)
         (folder / f"{key}.json").unlink(missing_ok=True)
         os.replace(temporary, folder / f"{key}.arrow")
         os.replace(sidecar, folder / f"{key}.json")
-        _sync(folder)
+        sync_path(folder)
     finally:
         temporary.unlink(missing_ok=True)
         sidecar.unlink(missing_ok=True)
@@ -101,48 +97,3 @@ def _checksum(path: Path) -> int:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, key: str) -> Iterator[bool]:
-    """Hold the lock of a key. The lock file goes when it is given back; a waiter that held the old one tries again.
-
-    Gives whether there is a lock at all: some network file systems have none. Two processes may then build the same
-    file, and the one that ends last puts its own, which has the same content, in place.
-    """
-    path = folder / f"{key}.lock"
-    refusals = 0
-    locked = True
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # a failing process has just removed the folder, or there can be none here
-            refusals += 1
-            if refusals > _MOST_REFUSALS:
-                raise
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            locked = False
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
-        os.close(descriptor)
-    try:
-        yield locked
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)

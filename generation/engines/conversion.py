@@ -8,14 +8,11 @@ tokenizer's, the start token of mBART. No import of the package before it is nee
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import importlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from models.forward import decoder_start_token
 from models.special_tokens import example_target
 from utils.console import tell
 from utils.errors import RunError, UserError
-from utils.files import clean_folder_leftovers, write_folder
+from utils.files import clean_folder_leftovers, file_lock, write_folder
 from utils.json_files import read_json
 
 CONVERSION = b"1"  # raised when a conversion comes out otherwise, so that caches are made anew
@@ -147,8 +144,8 @@ def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
     if _is_whole(folder):
         return folder
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(parent / f".{stem}.lock"):
+        waiting = "another process converts the model: waiting for it"
+        with file_lock(parent / f".{stem}.lock", lambda: tell(waiting)):
             if not _is_whole(folder):
                 tell(f"converting {name} to CTranslate2 ({compute_type}), once: {folder}")
                 needed = sum(parameter.nbytes for parameter in model.parameters())
@@ -186,22 +183,3 @@ def _remove_earlier(parent: Path, stem: str, kept: Path) -> None:
     for folder in parent.glob(f"{stem}-*"):
         if folder != kept and re.fullmatch(re.escape(stem) + "-[0-9a-f]{16}", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` and remove it after; the kernel gives the lock back when the process dies."""
-    while True:
-        with open(path, "a", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tell("another process converts the model: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-                continue  # the one that held the lock removed the file
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -18,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.encoding import cache
 from datamodules.encoding import encode as encoding
 from datamodules.encoding.encode import EncodeOptions, encode_rows
 from datamodules.encoding.store import EncodedSplit
@@ -684,7 +684,7 @@ def test_a_file_system_without_locks(bench: Bench, monkeypatch: pytest.MonkeyPat
     for path in folder.iterdir():
         path.unlink()
     (folder / f"{key}.1.tmp").write_bytes(b"of another process")
-    monkeypatch.setattr(cache.fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     assert bench.encode(file).source_ids(0).tolist() == b("a")
     assert cache_files(bench) == [f"{key}{end}" for end in (".1.tmp", ".arrow", ".json")]
 
@@ -693,7 +693,7 @@ def test_a_lock_that_fails_otherwise_is_told(bench: Bench, monkeypatch: pytest.M
     def refused(*_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(cache.fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     file = bench.file("a\tb\n")
     with pytest.raises(UserError, match=r"-cache_dir .*: cannot be written \(Input/output error\)"):
         bench.encode(file)
