@@ -170,7 +170,7 @@ def run_bare(options: argparse.Namespace) -> dict[str, float]:
     times = []
     for step in range(plan.batches_per_rank):
         chosen = plan.batch(0, step)
-        batch = collate([encoded[row] for row in chosen], chosen, 0)
+        batch = collate([encoded[row] for row in chosen], 0)
         output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         loss = token_loss_sum(
             output.hidden, output.weight, batch["labels"], target_index=batch["target_index"], bias=output.bias,

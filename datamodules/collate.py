@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from utils.padding import IGNORE_INDEX, TokenIds, pad
-
-DUMMY_ROW_ID = -1  # the row id of the row that stands in for an empty batch
 
 Row: TypeAlias = tuple[TokenIds, TokenIds | None]
 
@@ -24,26 +21,17 @@ class Batch(TypedDict):
     attention_mask: Tensor  # (batch, source_length) 1 = token, 0 = padding
     labels: Tensor  # (batch, target_length) padded with IGNORE_INDEX
     target_index: Tensor  # (target tokens,) places of the tokens in the flat labels: no device sync to find them
-    row_ids: Tensor  # (batch,)
     num_target_tokens: int  # on the host: no device sync to read it
 
 
-def collate(
-    rows: Sequence[Row],
-    row_ids: Sequence[int] | npt.NDArray[np.integer[Any]],
-    pad_token_id: int,
-    pad_to_multiple_of: int = 1,
-) -> Batch:
+def collate(rows: Sequence[Row], pad_token_id: int, pad_to_multiple_of: int = 1) -> Batch:
     """Give the padded tensors of `rows`, both lengths rounded up to `pad_to_multiple_of` tokens.
 
     A row without target has no labels but ignored ones. No rows at all give one dummy row (one pad token that is
-    attended to, labels ignored, row id -1), so that a rank without rows still runs the step: its loss is exactly 0
-    and so are its gradients. Raises ValueError when the numbers of rows and row ids differ.
+    attended to, labels ignored), so that a rank without rows still runs the step: its loss is exactly 0 and so are its
+    gradients.
     """
-    if len(rows) != len(row_ids):
-        raise ValueError(f"{len(rows)} rows, but {len(row_ids)} row ids")
-    if not rows:
-        rows, row_ids = [(np.array([pad_token_id]), None)], [DUMMY_ROW_ID]
+    rows = rows or [(np.array([pad_token_id]), None)]
     no_target = np.zeros(0, np.int64)
     input_ids, is_token = pad([source for source, _ in rows], pad_token_id, pad_to_multiple_of)
     targets = [no_target if target is None else target for _, target in rows]
@@ -54,6 +42,5 @@ def collate(
         "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
         "labels": torch.from_numpy(labels),
         "target_index": torch.from_numpy(target_index),
-        "row_ids": torch.from_numpy(np.array(row_ids, dtype=np.int64)),
         "num_target_tokens": len(target_index),
     }

@@ -38,7 +38,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             raise RuntimeError("follow(plan, rank) comes first")
         rows = self.plan.batch(self.rank, index)
         encoded = [(self.split.source_ids(int(row)), self.split.target_ids(int(row))) for row in rows]
-        batch: dict[str, Any] = {**collate(encoded, rows, self.pad_token_id, self.pad_to_multiple_of)}
+        batch: dict[str, Any] = {**collate(encoded, self.pad_token_id, self.pad_to_multiple_of)}
         batch["num_rows"] = len(rows)
         batch["num_source_tokens"] = sum(len(source) for source, _ in encoded)
         batch["step_target_tokens"] = int(self.plan.step_target_tokens[self.plan.step_of(index)])

@@ -264,40 +264,6 @@ def test_plan_cannot_be_changed_and_refuses_positions_outside():
             plan.batch(rank, index)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "one of batch_size and max_tokens"),
-        ({"batch_size": 4, "max_tokens": 4}, "one of batch_size and max_tokens"),
-        ({"batch_size": -1}, "batch_size must not be negative"),
-        ({"max_tokens": -5}, "max_tokens must not be negative"),
-        ({"batch_size": 1, "accumulate": 0}, "accumulate must be at least 1"),
-        ({"batch_size": 1, "pad_to_multiple_of": 0}, "pad_to_multiple_of must be at least 1"),
-    ],
-)
-def test_options_out_of_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        BatchOptions(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((np.array([1, 2]), np.array([1]), 0, 0, 1), "2 source lengths, but 1 target lengths"),
-        ((np.array([1.5]), np.array([1]), 0, 0, 1), "source_lengths must be a one-dimensional array of integers"),
-        ((np.array([1]), np.array([-1]), 0, 0, 1), "target_lengths must lie in 0"),
-        ((np.array([1]), np.array([1]), -1, 0, 1), "seed and epoch must not be negative"),
-        ((np.array([1]), np.array([1]), 0, -1, 1), "seed and epoch must not be negative"),
-        ((np.array([1]), np.array([1]), 0, 0, 0), "world_size must be at least 1"),
-        ((np.array([], np.int64), np.array([], np.int64), 0, 0, 1), "no row to train on"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(arguments, message):
-    source, target, *rest = arguments
-    with pytest.raises(ValueError, match=message):
-        training_plan(source, target, BatchOptions(batch_size=1), *rest)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [BatchOptions(batch_size=32), BatchOptions(max_tokens=8192, pad_to_multiple_of=8)])
 def test_two_million_rows_are_planned_in_seconds(options):

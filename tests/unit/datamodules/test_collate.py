@@ -20,12 +20,11 @@ def test_padding_masks_and_target_places():
         (np.array([5, 6, 1], np.uint16), np.array([9, 1], np.int32)),
         (np.array([7], np.int32), np.array([8, 3, 1])),
     ]
-    batch = collate(rows, np.array([40, 12]), pad_token_id=0)
+    batch = collate(rows, pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 1], [7, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[9, 1, -100], [8, 3, 1]]
     assert batch["target_index"].tolist() == [0, 1, 3, 4, 5]
-    assert batch["row_ids"].tolist() == [40, 12]
     assert batch["num_target_tokens"] == 5
     assert type(batch["num_target_tokens"]) is int
     assert {value.dtype for value in batch.values() if isinstance(value, torch.Tensor)} == {torch.int64}
@@ -33,7 +32,7 @@ def test_padding_masks_and_target_places():
 
 def test_lengths_are_rounded_up_and_the_pad_token_is_the_models():
     rows = [(np.arange(2, 11), np.array([4])), (np.array([3]), None)]
-    batch = collate(rows, [0, 1], pad_token_id=1, pad_to_multiple_of=8)
+    batch = collate(rows, pad_token_id=1, pad_to_multiple_of=8)
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][1].tolist() == [3] + [1] * 15
     assert batch["labels"].tolist() == [[4] + [-100] * 7, [-100] * 8]
@@ -41,27 +40,22 @@ def test_lengths_are_rounded_up_and_the_pad_token_is_the_models():
 
 
 def test_a_token_equal_to_pad_is_attended_to():
-    batch = collate([(np.array([0, 0, 1]), np.array([0, 1])), (np.array([1]), np.array([1]))], [0, 1], pad_token_id=0)
+    batch = collate([(np.array([0, 0, 1]), np.array([0, 1])), (np.array([1]), np.array([1]))], pad_token_id=0)
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["num_target_tokens"] == 3
 
 
 def test_rows_without_any_target_have_only_ignored_labels():
-    batch = collate([(np.array([5, 1]), None), (np.array([1]), None)], [0, 1], pad_token_id=0)
+    batch = collate([(np.array([5, 1]), None), (np.array([1]), None)], pad_token_id=0)
     assert batch["labels"].tolist() == [[-100], [-100]]
     assert batch["target_index"].tolist() == []
     assert batch["num_target_tokens"] == 0
 
 
-def test_numbers_of_rows_and_row_ids_must_agree():
-    with pytest.raises(ValueError, match="1 rows, but 2 row ids"):
-        collate([(np.array([1]), None)], [0, 1], pad_token_id=0)
-
-
 @given(st.lists(st.tuples(ids, st.none() | ids), min_size=1, max_size=9), st.sampled_from([1, 8]))
 def test_rows_can_be_read_back(rows, multiple):
     arrays = [(np.array(source), None if target is None else np.array(target)) for source, target in rows]
-    batch = collate(arrays, range(len(rows)), pad_token_id=0, pad_to_multiple_of=multiple)
+    batch = collate(arrays, pad_token_id=0, pad_to_multiple_of=multiple)
     for number, (source, target) in enumerate(rows):
         assert batch["input_ids"][number][batch["attention_mask"][number] == 1].tolist() == source
         labels = batch["labels"][number]
@@ -82,8 +76,7 @@ def test_an_empty_batch_has_loss_zero_and_zero_gradients(architecture):
         model = BartForConditionalGeneration(
             BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)
         )
-    batch = collate([], [], pad_token_id=model.config.pad_token_id, pad_to_multiple_of=8)
-    assert batch["row_ids"].tolist() == [-1]
+    batch = collate([], pad_token_id=model.config.pad_token_id, pad_to_multiple_of=8)
     assert batch["attention_mask"].tolist() == [[1] + [0] * 7]
     assert batch["num_target_tokens"] == 0
     decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
