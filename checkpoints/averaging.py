@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel, check_same_texts
+from checkpoints.retention import KEEP_BEST
 from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
 from checkpoints.saved_run import read_model, read_run
 from utils.errors import UserError
 
-KEPT_BEST = 5  # checkpoints of validations that a run keeps
 IGNORED_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
@@ -52,7 +52,7 @@ def chosen_checkpoints(text: str, run: Path | None) -> list[str]:
         way = "train with -save_every and a higher -save_last_k to keep more"
         if kind == "best":
             way = (
-                f"a run keeps those of its {KEPT_BEST} best validations; -valid_check_interval makes them more frequent"
+                f"a run keeps those of its {KEEP_BEST} best validations; -valid_check_interval makes them more frequent"
             )
         raise UserError(
             f"-average {text}: {run / CHECKPOINT_FOLDER} has {len(found)} checkpoints of"

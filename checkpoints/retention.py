@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # which asks here what is kept
     from checkpoints.saved_run import SavedRun
 
 KINDS = ("best", "step", "hour")
-KEEP_BEST = 5
+KEEP_BEST = 5  # checkpoints of validations
 OUR_NAME = re.compile(r"epoch[0-9]+-global_step[0-9]+(-val_loss-?([0-9.]+|inf|nan)|-by-hour)?(_endofepoch)?\.ckpt")
 
 

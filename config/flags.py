@@ -1,4 +1,4 @@
-"""Every flag of the commands, declared once; frozen dataclasses, one a group. No torch import."""
+"""Flags of `train.py`, and those that `inference.py` has too; frozen dataclasses, one a group. No torch import."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _positions(config: PreTrainedConfig, side: str) -> int:
     return min((int(value) for value in found if value), default=0)
 
 
-def _refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
+def refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
     """Refuse a model whose loss is more than the cross-entropy of a product of hidden states and output embedding."""
     kind = config.model_type
     if refused := architecture(kind).refused_loss:

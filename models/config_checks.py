@@ -9,22 +9,8 @@ from transformers.activations import ACT2FN
 
 from models.architectures import architecture
 
-SIZES = (
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_decoder_layers",
-    "num_heads",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "max_position_embeddings",
-)
+SIZES = """vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads encoder_layers decoder_layers
+    encoder_ffn_dim decoder_ffn_dim encoder_attention_heads decoder_attention_heads max_position_embeddings"""
 MOST_LAYERS = 1000
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 ACTIVATIONS = {"activation_function": "activation_function", "dense_act_fn": "feed_forward_proj"}  # ours -> the file's
@@ -36,7 +22,7 @@ def config_problems(config: PreTrainedConfig) -> list[str]:
 
 
 def _sizes(config: PreTrainedConfig) -> Iterator[str]:
-    for name in SIZES:
+    for name in SIZES.split():
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
             yield f"{name} is {value}, it must be at least 1"

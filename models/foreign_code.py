@@ -10,7 +10,7 @@ from huggingface_hub import is_offline_mode
 from transformers import PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from utils.errors import UserError, _first_line
+from utils.errors import UserError, first_line
 from utils.libraries import ask_the_hub_once
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # for every call of the library; without it, it asks
@@ -57,7 +57,7 @@ def refuse_code_of(name: str, place: str) -> None:
 def not_loaded(name: str, error: Exception) -> str:
     """Why the library could load nothing by the folder or hub name `name`, in one line."""
     if os.path.exists(name) or not is_offline_mode():
-        return _first_line(error)
+        return first_line(error)
     return (
         "not among the downloaded models, and the hub is not asked (HF_HUB_OFFLINE) or does not answer; download it"
         " where there is a network, or give a local folder"

@@ -1,4 +1,4 @@
-"""Padded batches of sources, and hidden states of the decoder without the logits, for a loss that takes chunks."""
+"""One pass of the model under teacher forcing: hidden states without logits, for a loss that takes chunks."""
 
 from __future__ import annotations
 

@@ -14,14 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
-from models.architectures import _refuse_other_losses, architecture
+from models.architectures import architecture, refuse_other_losses
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
@@ -40,7 +35,7 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
         raise UserError(f"{flag} {name}: no model could be loaded: {not_loaded(name, error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
-    _refuse_other_losses(config, f"{flag} {name}")
+    refuse_other_losses(config, f"{flag} {name}")
     _check_config(config, f"{flag} {name}")
     return config
 
@@ -100,7 +95,7 @@ def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") ->
         raise UserError(f"{place}: not a valid {model_type} config: {error_reason(error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{place}: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)")
-    _refuse_other_losses(config, place)
+    refuse_other_losses(config, place)
     _check_config(config, place)
     return config
 

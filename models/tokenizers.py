@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrai
 
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
 from models.loading import is_dense
-from utils.errors import UserError, _first_line, error_reason, shortened
+from utils.errors import UserError, error_reason, first_line, shortened
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
@@ -62,7 +62,7 @@ def _tried(folder: str) -> PreTrainedTokenizerBase:
             return tokenizer
         if type(error).__name__ != "PanicException":
             raise
-        raise RuntimeError(f"a damaged tokenizer: {_first_line(error)}") from error
+        raise RuntimeError(f"a damaged tokenizer: {first_line(error)}") from error
     return tokenizer
 
 

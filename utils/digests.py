@@ -1,4 +1,4 @@
-"""What a tokenizer is, in a few letters: to tell caches, models and finished work of another one apart."""
+"""Digests that tell tokenizers, files and folders of other content apart."""
 
 from __future__ import annotations
 

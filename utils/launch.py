@@ -1,4 +1,4 @@
-"""The SLURM job that a run is part of."""
+"""Who started this process: the environment of torchrun and SLURM, ranks, and the queue of the job."""
 
 from __future__ import annotations
 

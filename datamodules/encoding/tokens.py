@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.encoding.arrays import Tokens, _scalar, gather_ranges, text_buffers, tokens_of_lists
+from datamodules.encoding.arrays import Tokens, gather_ranges, text_buffers, tokens_of_lists
 from models.special_tokens import adds_no_end, encoded_source, encoded_target
 from utils.errors import UserError
 
@@ -169,7 +169,7 @@ class ByteEncoder:
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:  # noqa: ARG002
         """Tokens of a `large_string` array, cut to `limit` tokens with `</s>` kept (0 = never cut)."""
         # A NUL joined to every text makes room for its </s> in one pass at the speed of memory.
-        joined = pc.binary_join_element_wise(texts, _scalar("\0"), _scalar(""))
+        joined = pc.binary_join_element_wise(texts, pa.scalar("\0", texts.type), pa.scalar("", texts.type))
         offsets, raw = text_buffers(joined)
         values: np.ndarray = raw.astype(self.dtype)
         values += 3

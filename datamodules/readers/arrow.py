@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
-from utils.errors import UserError, raise_if_any, shortened
+from utils.errors import UserError, first_line, raise_if_any, shortened
 from utils.json_files import parse_json
 
 ROWS_A_CHUNK = 8192
@@ -29,7 +29,7 @@ def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowRep
     try:
         file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
     with file:
         schema = file.schema_arrow
         positions = _positions(wanted, schema.names, path)
@@ -72,7 +72,7 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
         with pa.OSFile(os.fsencode(files[0])) as source:
             schema = pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{files[0]}: cannot be read as Arrow ({_first_line(error)})") from None
+        raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
     positions = _positions(wanted, schema.names, path)
     yield from _from_batches(path, _stream_batches(files), schema, positions, options, report, labels)
 
@@ -136,7 +136,7 @@ def _from_batches(
             yield RawRows(path, columns, numbers + 1, numbers, problems)
             row += len(batch)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: broken near row {row + 1} ({_first_line(error)})") from None
+        raise UserError(f"{path}: broken near row {row + 1} ({first_line(error)})") from None
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -182,7 +182,3 @@ def _named(column: pa.Array, classes: list[str]) -> pa.Array:
     unlabelled = pc.or_(pc.less(column, 0), pc.greater_equal(column, len(classes)))
     known = pc.if_else(unlabelled, pa.scalar(None, column.type), column)
     return pa.array(classes, TEXT).take(known)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,54 +10,10 @@ from task_utils import Task
 from utils.errors import UserError, shortened
 
 # Names that mark a first line as a header when they stand at the source and the target column.
-_SOURCE_NAMES = frozenset(
-    [
-        "source",
-        "src",
-        "input",
-        "inputs",
-        "text",
-        "document",
-        "sentence",
-        "question",
-        "query",
-        "premise",
-        "article",
-        "context",
-        "content",
-        "title",
-        "sentence1",
-        "x",
-        "입력",
-        "원문",
-        "문장",
-    ]
-)
-_TARGET_NAMES = frozenset(
-    [
-        "target",
-        "tgt",
-        "trg",
-        "output",
-        "outputs",
-        "label",
-        "labels",
-        "answer",
-        "answers",
-        "summary",
-        "translation",
-        "class",
-        "category",
-        "response",
-        "sentence2",
-        "y",
-        "hypothesis",
-        "출력",
-        "번역",
-        "정답",
-        "라벨",
-    ]
-)
+_SOURCE_NAMES = """source src input inputs text document sentence question query premise article context content title
+    sentence1 x 입력 원문 문장"""
+_TARGET_NAMES = """target tgt trg output outputs label labels answer answers summary translation class category
+    response sentence2 y hypothesis 출력 번역 정답 라벨"""
 
 
 @dataclass(frozen=True)
@@ -119,11 +75,12 @@ def is_header(cells: Sequence[str], wanted: Wanted, header: str, path: str) -> b
         hint = f"; where no line names the columns, {flag} takes a number" if names[0] not in wanted.extra else ""
         raise UserError(f"{no_column(path, names[0], cells)}{hint}")
     assert isinstance(wanted.source, int)
+    sources, targets = _SOURCE_NAMES.split(), _TARGET_NAMES.split()
     source = _cell(cells, wanted.source)
     if len(cells) == 1 or wanted.target == wanted.source:
-        return source in _SOURCE_NAMES
+        return source in sources
     target = _cell(cells, wanted.target) if isinstance(wanted.target, int) else None
-    return source in _SOURCE_NAMES and (target in _TARGET_NAMES or target in _SOURCE_NAMES) and source != target
+    return source in sources and target in (*targets, *sources) and source != target
 
 
 def _cell(cells: Sequence[str], number: int) -> str | None:

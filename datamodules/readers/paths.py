@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.readers.encodings import check_encoding
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.escapes import printable
 from utils.json_files import read_json
 
@@ -199,10 +199,9 @@ def load_hub_dataset(data_path: DataPath, flag: str) -> Any:
                 )
         return _load_split(data_path, wanted[0])
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{flag}: {name!r} is no file or folder here, and cannot be loaded as a hub data set "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from None
 
 

@@ -17,12 +17,7 @@ from datamodules.readers.tsv import read_tsv
 from task_utils import Task
 from utils.errors import UserError
 
-__all__ = [
-    "ReadOptions",
-    "RowChunk",
-    "RowReport",
-    "read_rows",
-]
+__all__ = ["ReadOptions", "RowChunk", "RowReport", "read_rows"]
 
 
 def read_rows(

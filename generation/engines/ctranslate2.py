@@ -34,7 +34,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from checkpoints.model_source import InferenceModel
 from config.inference_flags import COMPUTE_TYPES, DecodeFlags
 from generation.decoder import Decoder, Hypothesis, decode_texts, generation_config
-from generation.engines.base import BatchPredictor, Prediction
+from generation.engines.base import Prediction
 from generation.engines.conversion import VOCABULARY_FILE, cached_conversion, require_ctranslate2
 from utils.console import tell
 from utils.errors import RunError, UserError
@@ -90,7 +90,7 @@ class CTranslate2Engine:
 
     Raises:
         UserError: the package is missing, a rule that it does not have for this model, or a compute type that the
-            device does not. What flags alone show is refused before, by engine_checks.py.
+            device does not. What the flags alone show is refused before, by prediction/checks.py.
         RunError: the converted model cannot be loaded.
     """
 
@@ -254,10 +254,7 @@ class ConvertedModel:
     with_scores: bool
     unread: Mapping[tuple[int, ...], Sequence[Hypothesis]]  # outputs of the sources that CTranslate2 does not read
 
-    def __call__(self, device: torch.device) -> BatchPredictor:
-        return self.load(device)
-
-    def load(self, device: torch.device) -> CTranslate2Engine:
+    def __call__(self, device: torch.device) -> CTranslate2Engine:
         """The engine on that device, with as many threads as PyTorch has.
 
         Raises:
@@ -298,7 +295,7 @@ def convert(
     outputs = decoder.decode(*pad_sources([np.array(ids) for ids in sources], tokenizer.pad_token_id, device))
     unread = dict(zip(sources, outputs, strict=True))
     converted = ConvertedModel(folder, tokenizer, flags, generation, with_scores, unread)
-    engine = converted.load(device)
+    engine = converted(device)
     tell(*engine.notes())
     tell(engine.check_parity(decoder, examples))
     del engine, decoder, loaded  # they lie on the device, where the worker is about to load the converted model

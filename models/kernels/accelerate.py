@@ -30,7 +30,6 @@ from models.architectures import architecture
 
 ATTENTION = "sdpa_or_cpu"  # our attention's name among those of `transformers`
 MIN_DROPOUT = 1 / 64  # below this, and above 1 - it, a byte of randomness is too coarse: PyTorch's own dropout is used
-# model_type -> prefix of the class names in transformers.models.<model_type>
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
