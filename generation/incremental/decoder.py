@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from generation.incremental.encoder import EncoderPass, serves
 from generation.incremental.weights import Linear, Norm, decoder_weights, normed
 
 # Steps that a fresh cache has room for, and one that was just compacted; a full cache is doubled.
 COLUMNS_AT_FIRST = 64
 COLUMNS_TO_COME = 8
+TOKENS_AT_ONCE = 1024  # that a CPU encodes together, padding included: their states stay in its cache
 
 
 @dataclass
@@ -66,7 +66,7 @@ class StepModel:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        self.encoder: Any = EncoderPass(model, dtype) if serves(model) else model.get_encoder()
+        self.encoder: Any = model.get_encoder()
         self.weights = decoder_weights(model, dtype)
         self.dtype = dtype
         self.vocabulary = len(self.weights.head)
@@ -78,8 +78,7 @@ class StepModel:
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Sources:
         """What the decoder needs of (B, S) source ids."""
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        encoded = (encoded if isinstance(encoded, Tensor) else encoded[0]).to(self.dtype)
+        encoded = self._encoded(input_ids, attention_mask).to(self.dtype)
         keys, values = [], []
         for layer in self.weights.layers:
             projected = _linear(encoded.view(-1, encoded.shape[-1]), layer.cross_key_value)
@@ -91,6 +90,25 @@ class StepModel:
             mask = torch.zeros(attention_mask.shape, dtype=self.dtype, device=encoded.device)
             mask = mask.masked_fill_(attention_mask == 0, torch.finfo(self.dtype).min)[:, None, None]
         return Sources(keys, values, mask)
+
+    def _encoded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The encoder's states (B, S, width); those of padding mean nothing.
+
+        A CPU goes through a batch in parts, each only as wide as its longest source.
+        """
+        if input_ids.device.type != "cpu":
+            return self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # type: ignore[no-any-return]
+        length = input_ids.shape[1]
+        rows = max(1, TOKENS_AT_ONCE // length)
+        parts = []
+        for start in range(0, len(input_ids), rows):
+            mask = attention_mask[start : start + rows]
+            used = mask.any(0).nonzero()
+            width = int(used[-1]) + 1 if len(used) else 1
+            ids = input_ids[start : start + rows, :width]
+            states = self.encoder(input_ids=ids, attention_mask=mask[:, :width])[0]
+            parts.append(functional.pad(states, (0, 0, 0, length - width)))
+        return torch.cat(parts)
 
     def self_bias(self, distance: Tensor, visible: Tensor | None) -> list[Tensor | None]:
         """For every layer what is added to the scores of its self-attention, (B or 1, H or 1, Q or 1, C).

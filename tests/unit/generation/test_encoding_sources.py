@@ -1,4 +1,4 @@
-"""Our pass of the encoder gives the states of the modules of `transformers`, whatever the padding and the parts."""
+"""Encoding in parts gives the states of the whole batch, whatever the padding and the parts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from generation.incremental import encoder as encoder_pass
-from generation.incremental.encoder import EncoderPass, serves
+from generation.incremental import decoder
+from generation.incremental.decoder import StepModel
 from tests.small_configs import CONFIGS, config_of
 
 
@@ -34,6 +34,7 @@ BATCHES = {
     "one length": sources([17, 17, 17]),
     "falling": sources([40, 31, 20, 9, 1]),
     "file order, wide padding": sources([3, 40, 1, 22, 13], padding=11),
+    "nothing in the last rows": sources([3, 40, 0, 0]),
     "longer than the farthest distance": sources([120, 2]),
 }
 
@@ -42,35 +43,11 @@ BATCHES = {
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_states_are_those_of_the_library(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_pass, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(decoder, "TOKENS_AT_ONCE", at_once)
     model = model_of(name)
-    assert serves(model)
-    states_of = EncoderPass(model, torch.float32)
+    states_of = StepModel(model, torch.float32)._encoded
     for what, (ids, mask) in BATCHES.items():
         expected = model.get_encoder()(input_ids=ids, attention_mask=mask)[0]
         found = states_of(ids, mask)
         assert found.shape == expected.shape, what
         torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=2e-5, msg=what)
-
-
-@pytest.mark.parametrize("name", ["t5", "mbart"])
-@torch.inference_mode()
-def test_bf16_rounds_as_autocast_does(name: str) -> None:
-    model = model_of(name)
-    ids, mask = BATCHES["falling"]
-    exact = model.get_encoder()(input_ids=ids, attention_mask=mask)[0][mask.bool()]
-    with torch.autocast("cpu", torch.bfloat16):
-        library = model.get_encoder()(input_ids=ids, attention_mask=mask)[0][mask.bool()]
-        found = EncoderPass(model, torch.bfloat16)(ids, mask)[mask.bool()]
-    assert (found - exact).norm() < 1.5 * (library - exact).norm()
-    assert (found - exact).norm() > 0.0
-
-
-def test_adapters_are_left_to_the_library() -> None:
-    class Adapter(torch.nn.Linear):
-        pass
-
-    model = model_of("bart")
-    layer = model.model.encoder.layers[1]
-    layer.fc1 = Adapter(layer.fc1.in_features, layer.fc1.out_features)
-    assert not serves(model)
