@@ -55,4 +55,4 @@ def file_states(path: Path) -> tuple[FileState, ...]:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    return sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]

@@ -77,7 +77,7 @@ def test_nsmc_scripts(name: str, nsmc: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", TRAIN_NSMC[name])
     result = script(name, "-max_epoch", "1", MODEL=model, SAVE_PATH=tmp_path / "run", **data)
     assert "labels: 0=negative, 1=positive\n" in result.out
-    assert "59 training rows, 1 validation rows, 12 test rows\n" in result.out
+    assert "59 training rows, 1 validation row, 12 test rows\n" in result.out
     report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
     assert report["rows"] == 12
     assert [row["support"] for row in report["per_class"]] == [6, 6]
