@@ -170,7 +170,7 @@ def find_label_decoding(ready: Ready, split: EncodedSplit) -> LabelDecoding | No
 def decoding_line(decode: DecodeFlags, devices: Devices, decoding: LabelDecoding | None) -> str:
     """Where and how it is decoded, in one line: the search, what the flags change, and the longest output."""
     parts = [devices.describe() if decode.engine == "torch" else f"{devices.count} x {devices.accelerator}"]
-    if decoding is None and decode.beam_size == 1 and not decode.do_sample:
+    if decoding is None and decode.width == 1 and not decode.do_sample:
         parts.append("greedy")
     parts += [
         f"-{name} {str(value).lower()}"

@@ -130,6 +130,8 @@ class _Bounded(NodeTransformer):
         return super().generic_visit(node)
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
+        if node.attr.startswith("_"):
+            raise TemplateSyntaxError(f"{node.attr!r} is not for templates", node.lineno)
         of_loop = isinstance(node.node, nodes.Name) and node.node.name == "loop"  # it has an index, as text has
         if node is not self.called and hasattr(str, node.attr) and not of_loop:
             raise TemplateSyntaxError(f"{node.attr!r} is a method; write {node.attr}()", node.lineno)

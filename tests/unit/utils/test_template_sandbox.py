@@ -41,6 +41,7 @@ def test_what_templates_are_for(template: str, text: str) -> None:
         ("{{ source['center'](999999999999) }}", "only these methods of text may be called"),
         ("{% for a in source %}{% for b in source %}{% endfor %}{% endfor %}", "a loop may hold no other loop"),
         ("{% for a in [source] recursive %}{{ loop([source]) }}{% endfor %}", "a loop may hold no other loop"),
+        ("{{ source.__class__.__mro__ }}", "is not for templates"),
         ("{{ source.lower }}", "'lower' is a method; write lower()"),
         ("{% if source.strip().isdigit %}{{ source }}{% endif %}", "'isdigit' is a method; write isdigit()"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "Macro is not for templates"),
