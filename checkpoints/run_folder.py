@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from config.flags import TrainConfig
 from utils.console import tell
 from utils.errors import UserError
-from utils.files import NO_LOCKS, OLD_SUFFIX, STATE_NAME, TEMPORARY_SUFFIX, leftovers
+from utils.files import (
+    STATE_NAME,
+    TEMPORARY_SUFFIX,
+    clean_folder_leftovers,
+    clean_temporary,
+    file_lock,
+    leftovers,
+    try_lock,
+)
 from utils.json_files import read_json
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
@@ -134,48 +139,25 @@ def run_lock(folder: Path, place: str = "", use: str = "trains in this folder") 
     """
     place = place or f"-save_path {folder}"
     made = [path for path in (folder, *folder.absolute().parents) if not os.path.exists(path)]
-    try:
+
+    def held() -> None:
+        raise UserError(f"{place}: another process {use}")
+
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = _locked(folder, place, use)
+            locked = stack.enter_context(file_lock(folder / LOCK_NAME, held))
         except OSError as error:
             raise UserError(f"{place}: cannot be written ({error.strerror})") from error
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (folder / LOCK_NAME).unlink()
-            os.close(descriptor)
-    finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        if not locked:
+            tell(f"{place}: this file system has no locks; see to it that no other process {use}")
+        yield
 
 
-def _locked(folder: Path, place: str, use: str) -> int:
-    """The descriptor of the lock file, locked; anew when the process that held it removed the file meanwhile."""
-    while True:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(descriptor, fcntl.LOCK_EX, place, use)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK_NAME)):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int, place: str, use: str) -> None:
-    try:
-        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)  # not flock: loader processes would inherit it and outlive us
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{place}: another process {use}") from error
-        if error.errno not in NO_LOCKS:
-            raise
-        tell(f"{place}: this file system has no locks; see to it that no other process {use}")
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check_unlocked(folder: Path) -> None:
@@ -185,7 +167,8 @@ def check_unlocked(folder: Path) -> None:
     except OSError:
         return
     try:
-        _lock(descriptor, fcntl.LOCK_SH, f"-save_path {folder}", "trains in this folder")
+        if try_lock(descriptor, shared=True) is False:
+            raise UserError(f"-save_path {folder}: another process trains in this folder")
     finally:
         os.close(descriptor)
 
@@ -195,19 +178,12 @@ def clean_leftovers(folder: Path) -> None:
 
     Files of anybody else, whatever their ending, stay.
     """
-    for leftover in leftovers(folder, "best|last", OLD_SUFFIX):
-        original = folder / leftover.name[1:].rsplit(".", 2)[0]
-        if original.exists():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            os.replace(leftover, original)
-    names = "|".join(map(re.escape, ("best", "last", CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT)))
-    halves = leftovers(folder, names, TEMPORARY_SUFFIX)
-    for leftover in [*halves, *leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX)]:
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for name in ("best", "last"):
+        clean_folder_leftovers(folder / name)
+    for name in (CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT):
+        clean_temporary(folder / name)
+    for leftover in leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX):
+        leftover.unlink()
 
 
 def resume_candidates(config: TrainConfig) -> list[Path]:

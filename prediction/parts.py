@@ -6,7 +6,6 @@ rows longest first, cut into chunks by the input and the flags alone -> a proces
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
 from prediction.parts_folder import CLAIMS_NAME
 from utils.errors import RunError
-from utils.files import NO_LOCKS, write_file
+from utils.files import try_lock, write_file
 
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
 SCORE_DIGITS = 6
@@ -166,15 +165,8 @@ class Claims:
                 yield chunk
 
     def _take(self, chunk: int) -> bool:
-        try:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, chunk)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return chunk % self.count == self.rank
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            return False
-        return True
+        taken = try_lock(self.descriptor, byte=chunk)
+        return chunk % self.count == self.rank if taken is None else taken
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,4 +1,7 @@
-"""Files and folders that are whole or not there: temporary sibling, fsync, rename, fsync of the folder."""
+"""The only fsync, rename and lock of the project: files and folders that are whole or not there, and locks on files.
+
+temporary sibling -> fsync -> rename -> fsync of the folder
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,23 @@ def _cut_name(path: Path, ending: int) -> str:
     return os.fsencode(path.name)[: LONGEST_NAME - 1 - ending].decode("utf-8", errors="ignore")
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write at: the file appears as `path`, replacing what is there, when the block ends.
+
+    When the block or the disk raises, nothing of it stays.
+    """
+    temporary = temporary_sibling(path)
+    temporary.unlink(missing_ok=True)  # a killed process may have left a second name of a file that is whole
+    try:
+        yield temporary
+        sync_path(temporary)
+        os.replace(temporary, path)
+        sync_path(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming one name of a file to another of the same file does nothing
+
+
 def write_file(path: Path, write: Callable[[Any], None], needed: int = 0, replace: bool = True) -> None:
     """Make `path` appear with what `write(binary file)` writes, or not at all.
 
@@ -50,23 +70,15 @@ def write_file(path: Path, write: Callable[[Any], None], needed: int = 0, replac
         RunError: the disk refused, or a file is there and not to be replaced; names the path. The file that was there
             before is untouched.
     """
-    temporary = temporary_sibling(path)
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if not replace and os.path.lexists(path) and not filecmp.cmp(temporary, path, shallow=False):
-            raise RunError(f"{path} is there and holds something else; -overwrite replaces it")
-        os.replace(temporary, path)
-        sync_path(path.parent)
+        with whole_file(path) as temporary:
+            with open(temporary, "wb") as file:
+                write(file)
+            if not replace and os.path.lexists(path) and not filecmp.cmp(temporary, path, shallow=False):
+                raise RunError(f"{path} is there and holds something else; -overwrite replaces it")
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
-        temporary.unlink(missing_ok=True)
         reason = write_failure(error, path.parent, needed)
         raise RunError(f"{path} could not be written: {reason}; earlier files are untouched") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_failure(error: Exception, folder: Path, needed: int = 0) -> str:
@@ -105,18 +117,11 @@ def link_file(existing: Path, path: Path) -> None:
     Raises:
         RunError: the disk refused; names `path`, which is what it was before.
     """
-    temporary = temporary_sibling(path)
-    with run_error(path):
-        temporary.unlink(missing_ok=True)
+    with run_error(path), whole_file(path) as temporary:
         try:
             os.link(existing, temporary)
         except OSError:
-            with open(existing, "rb") as source:
-                write_file(path, lambda file: shutil.copyfileobj(source, file, 1 << 20))
-            return
-        os.replace(temporary, path)
-        temporary.unlink(missing_ok=True)  # renaming one name of a file to another of the same file does nothing
-        sync_path(path.parent)
+            shutil.copyfile(existing, temporary)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> None:
@@ -197,24 +202,44 @@ def _is_written(folder: Path) -> bool:
     return False
 
 
+def try_lock(descriptor: int, shared: bool = False, wait: bool = False, byte: int | None = None) -> bool | None:
+    """Whether an open file, or one byte of it, is now locked for this process; None where there are no locks.
+
+    The kernel gives the lock back when the process ends or closes the file. Unlike those of flock it is not inherited
+    by processes that are forked, which may outlive this one.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    part = (0, 0) if byte is None else (1, byte)  # length and start
+    try:
+        fcntl.lockf(descriptor, kind if wait else kind | fcntl.LOCK_NB, *part)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
 @contextmanager
-def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
-    """Hold the lock file `path` alone; it goes afterwards. The kernel gives the lock back when the process dies.
+def file_lock(path: Path, held: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold the lock file `path` alone; it goes afterwards, and one that a killed process left locks nothing.
 
     Gives whether there is a lock at all: some file systems have none.
 
     Args:
-        waiting: called when another process holds it.
+        held: called when another process has the lock, before waiting for it; may raise instead.
     """
-    descriptor, locked = _locked(path, waiting)
+    descriptor, locked = _locked(path, held)
     try:
         yield locked
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         os.close(descriptor)
 
 
-def _locked(path: Path, waiting: Callable[[], None]) -> tuple[int, bool]:
+def _locked(path: Path, held: Callable[[], None]) -> tuple[int, bool]:
     """The descriptor of the lock file, and whether it is locked; anew when the one that held it removed the file."""
     refusals = 0
     while True:
@@ -226,20 +251,17 @@ def _locked(path: Path, waiting: Callable[[], None]) -> tuple[int, bool]:
             if refusals > MOST_REFUSALS:
                 raise
             continue
-        locked = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            locked = False
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor, locked
+            locked = try_lock(descriptor)
+            if locked is False:
+                held()
+                locked = try_lock(descriptor, wait=True)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor, bool(locked)
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.errors import RunError, UserError
-from utils.files import DISK_FULL, file_lock, sync_path
+from utils.files import DISK_FULL, clean_temporary, file_lock, whole_file
 from utils.json_files import read_json
 
 _BLOCK = 4 << 20
@@ -58,24 +57,16 @@ def open_or_build(
 
 
 def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]], alone: bool) -> dict[str, Any]:
-    for leftover in folder.glob(f"{key}.*.tmp") if alone else ():  # of a killed process: nobody writes it now
-        leftover.unlink()
-    own = f"{key}.{os.getpid()}-{secrets.token_hex(4)}"
-    temporary, sidecar = folder / f"{own}.tmp", folder / f"{own}.json.tmp"
-    try:
+    data, sidecar = folder / f"{key}.arrow", folder / f"{key}.json"
+    for path in (data, sidecar) if alone else ():  # nobody writes them now
+        clean_temporary(path)
+    with whole_file(data) as temporary:
         report = build(temporary)
-        sync_path(temporary)
         content = {"size": temporary.stat().st_size, "checksum": _checksum(temporary), "report": report}
-        text = json.dumps(content, ensure_ascii=False, indent=1)
-        sidecar.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape: a path may be no UTF-8
-        sync_path(sidecar)
-        (folder / f"{key}.json").unlink(missing_ok=True)
-        os.replace(temporary, folder / f"{key}.arrow")
-        os.replace(sidecar, folder / f"{key}.json")
-        sync_path(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
         sidecar.unlink(missing_ok=True)
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    with whole_file(sidecar) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape: a path may be no UTF-8
     return report
 
 

@@ -89,6 +89,12 @@ def test_every_folder_says_what_lives_there_and_what_it_may_import(package: Path
     assert "import" in docstring.lower()
 
 
+def test_one_file_alone_syncs_renames_and_locks() -> None:
+    calls = re.compile(r"\b(fsync|flock|lockf|os\.(replace|rename|link)|rename\()")
+    having = {path for path in product_files() if calls.search((ROOT / path).read_text(encoding="utf-8"))}
+    assert having == {Path("utils/files.py")}
+
+
 def test_the_project_table_asks_for_what_requirements_txt_pins() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()

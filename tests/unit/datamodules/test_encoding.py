@@ -556,7 +556,7 @@ def test_a_damaged_cache_is_built_anew(bench: Bench, damage: str) -> None:
         report.write_text("[1]")
     else:
         data.unlink()
-    (data.parent / f"{data.stem}.999999.tmp").write_bytes(b"of a killed process")
+    (data.parent / f".{data.name}.999999.tmp").write_bytes(b"of a killed process")
     again = bench.encode(file)
     assert again.source_ids(1).tolist() == b("c")
     assert (data.read_bytes(), report.read_bytes()) == (whole, said)
@@ -683,17 +683,17 @@ def test_a_file_system_without_locks(bench: Bench, monkeypatch: pytest.MonkeyPat
     folder = bench.folder / "new" / "cache"
     for path in folder.iterdir():
         path.unlink()
-    (folder / f"{key}.1.tmp").write_bytes(b"of another process")
-    monkeypatch.setattr(fcntl, "flock", refused)
+    (folder / f".{key}.arrow.1.tmp").write_bytes(b"of another process")
+    monkeypatch.setattr(fcntl, "lockf", refused)
     assert bench.encode(file).source_ids(0).tolist() == b("a")
-    assert cache_files(bench) == [f"{key}{end}" for end in (".1.tmp", ".arrow", ".json")]
+    assert cache_files(bench) == [f".{key}.arrow.1.tmp", f"{key}.arrow", f"{key}.json"]
 
 
 def test_a_lock_that_fails_otherwise_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "lockf", refused)
     file = bench.file("a\tb\n")
     with pytest.raises(UserError, match=r"-cache_dir .*: cannot be written \(Input/output error\)"):
         bench.encode(file)
