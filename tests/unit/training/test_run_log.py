@@ -77,11 +77,11 @@ def small_files() -> Iterator[None]:
 def test_a_full_disk_that_tensorboard_meets_first_is_told_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its thread keeps the error until the next flush, which is before a checkpoint."""
+    """Its thread keeps the error until the next value or flush, which is before a checkpoint."""
     log = logged(tmp_path, 0)
-    for step in range(40):
-        log._write_scalars(step, "train", {"loss": 1.0})
     with pytest.raises(RunError) as caught:
+        for step in range(40):
+            log._write_scalars(step, "train", {"loss": 1.0})
         log.on_save_checkpoint(trainer_at(40), None, {})  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{tmp_path} could not be changed: the disk is full, or a limit of file sizes")
     assert capsys.readouterr().err == ""
