@@ -1,16 +1,22 @@
-"""Which devices a run uses, and in what arithmetic."""
+"""Which devices a run uses, in what arithmetic, and with how many threads."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from utils.errors import UserError
 from utils.launch import step_tasks
+
+WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,72 @@ def use_threads(devices: Devices, resumed: int = 0) -> int:
     if resumed:
         torch.set_num_threads(resumed)
     elif devices.count > 1 and (on_cpu or not given):  # on the CPU torchrun's own choice of 1 is not taken over
-        torch.set_num_threads(max(1, _cores() // devices.count))
+        torch.set_num_threads(max(1, len(_cores()) // devices.count))
     elif on_cpu and not given:
-        torch.set_num_threads(_cores())
+        torch.set_num_threads(len(_cores()))
+    if on_cpu and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        share_cores(torch.get_num_threads())
     return torch.get_num_threads()
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> Set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+@cache
+def share_cores(threads: int) -> None:
+    """Watch, until this process ends, whether others need the cores on which our `threads` wait for each other."""
+    if threads > 1 and os.path.exists("/proc/stat"):
+        threading.Thread(target=_watch_cores, args=(ShortWaits(len(_cores()) - threads),), daemon=True).start()
+
+
+class ShortWaits:
+    """Makes OpenMP threads sleep when they wait for each other, instead of spinning, while other processes are busy.
+
+    Spinning is fastest on a quiet machine. Beside a busy process it keeps from its core the very thread that is waited
+    for. GCC's OpenMP (libgomp manual, GOMP_SPINCOUNT) spins 300,000 turns, but only 100 while there are more OpenMP
+    threads than cores: one more thread with a team of its own, asleep, is enough to switch, and no result changes.
+
+    Args:
+        spare: the cores that our threads leave to others.
+    """
+
+    def __init__(self, spare: int) -> None:
+        self.spare = spare
+        self.over: threading.Event | None = None  # set to end the extra thread
+
+    def update(self, others: float) -> None:
+        """Choose by the number of cores that other processes took lately."""
+        if self.over is None and others > self.spare + 0.3:
+            self.over = threading.Event()
+            threading.Thread(target=_hold_team, args=(self.over,), name="extra team", daemon=True).start()
+        elif self.over is not None and others < self.spare + 0.15:
+            self.over.set()
+            self.over = None
+
+
+def _hold_team(over: threading.Event) -> None:
+    torch.ones(1 << 20).add_(1)  # large enough for all threads
+    over.wait()
+
+
+def _watch_cores(waits: ShortWaits) -> None:
+    cores = _cores()
+    before = (time.monotonic(), _busy_seconds(cores), time.process_time())
+    while True:
+        time.sleep(WATCH_SECONDS)
+        now = (time.monotonic(), _busy_seconds(cores), time.process_time())
+        seconds, busy, ours = (after - since for after, since in zip(now, before, strict=True))
+        waits.update((busy - ours) / seconds)
+        before = now
+
+
+def _busy_seconds(cores: Set[int]) -> float:
+    """Seconds that some cores have worked since the machine started, for whomever, the host's other guests too."""
+    ticks = 0
+    with open("/proc/stat", encoding="ascii") as lines:
+        for name, *times in map(str.split, lines):
+            if name[:3] == "cpu" and name[3:].isdecimal() and int(name[3:]) in cores:
+                user, nice, system, _idle, _waiting, *more = map(int, times[:8])
+                ticks += user + nice + system + sum(more)
+    return ticks / os.sysconf("SC_CLK_TCK")

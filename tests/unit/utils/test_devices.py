@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from training.lightning_loop import _Launcher
 from training.strategies import cluster_environment
-from utils.devices import Devices, check_launcher, resolve_devices, use_threads
+from utils.devices import Devices, ShortWaits, _busy_seconds, _cores, check_launcher, resolve_devices, use_threads
 from utils.errors import UserError
 from utils.launch import started_by_launcher
 
@@ -118,3 +121,42 @@ def test_fp16_is_for_gpus() -> None:
     """Training and predicting tell it with the same words."""
     with pytest.raises(UserError, match=r"^-float_precision fp16: only on a GPU; on the CPU use bf16 or 32$"):
         resolve_devices(0, 0, "fp16", "")
+
+
+def test_threads_wait_shortly_while_others_need_the_cores() -> None:
+    """An extra team of threads is there, once, as long as others take more than the cores that ours leave them."""
+
+    def teams() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "extra team"]
+
+    waits = ShortWaits(spare=1)
+    for others, extra in ((0.2, 0), (1.2, 0), (1.4, 1), (2.0, 1), (1.2, 1), (1.1, 0), (1.25, 0), (1.5, 1), (0.0, 0)):
+        before = teams()
+        waits.update(others)
+        if not extra:
+            for thread in before:
+                thread.join(30)
+        assert len(teams()) == extra, others
+
+
+def test_busy_seconds_are_those_of_the_whole_machine() -> None:
+    """Read a second apart beside a process that works for that second."""
+    before = _busy_seconds(_cores())
+    work = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert _busy_seconds(_cores()) - before >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("given", "watched"), [({}, [2]), ({"GOMP_SPINCOUNT": "5"}, []), ({"OMP_WAIT_POLICY": "ACTIVE"}, [])]
+)
+def test_the_user_s_own_way_of_waiting_stays(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], watched: list[int]
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "environ", {**os.environ, **given})
+    monkeypatch.setattr("utils.devices.share_cores", calls.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    use_threads(Devices("cpu", 1, 1, "32-true"))
+    assert calls == watched
