@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 START_TIMEOUT = 240.0  # seconds; the first one imports the libraries
+END_TIMEOUT = 60.0
 
 
 class ForkedCommands:
@@ -71,7 +72,10 @@ class ForkedCommands:
     def close(self) -> None:
         """End the process."""
         if self._server is not None:
-            self._server.communicate()
+            try:
+                self._server.communicate(timeout=END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
 
 
 def serve() -> None:

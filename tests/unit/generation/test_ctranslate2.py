@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
-import threading
 import weakref
 from functools import cache
 from pathlib import Path
@@ -198,31 +198,28 @@ def test_a_cache_that_lacks_a_file_is_made_again(lost: str, content: bytes | Non
 
 
 def test_two_that_ask_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has the lock converts while this one waits, and this one takes what it finds."""
     model = from_config(config_of("t5"), seed=4)
     (tmp_path / "best").mkdir()
-    waiting, conversions, found = threading.Event(), [], []
-
-    def ask() -> None:
-        found.append(cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32"))
-
-    second = threading.Thread(target=ask)
-
-    def convert(*arguments: Any) -> None:
-        conversions.append(arguments)
-        second.start()
-        assert waiting.wait(30)
-        save_converted(*arguments)
+    folder = cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32")
+    folder.rename(tmp_path / "converted")
+    lock = tmp_path / f".{folder.name.rpartition('-')[0]}.lock"
+    hold = f"import fcntl\nfile = open({str(lock)!r}, 'a')\nfcntl.lockf(file, fcntl.LOCK_EX)"
+    hold += "\nprint('locked', flush=True)\ninput()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"locked\n"
+    told = []
 
     def tell(line: str) -> None:
-        if line == "another process converts the model: waiting for it":
-            waiting.set()
+        told.append(line)
+        (tmp_path / "converted").rename(folder)
+        other.communicate(b"\n", timeout=30)
 
-    monkeypatch.setattr(ctranslate2_conversion, "save_converted", convert)
     monkeypatch.setattr(ctranslate2_conversion, "tell", tell)
-    ask()
-    second.join(30)
-    assert (len(conversions), len(found), len(set(found))) == (1, 2, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", found[0].name]  # no lock, no half
+    assert cached_conversion(str(tmp_path / "best"), model, TOKENIZER, "float32") == folder
+    assert told == ["another process converts the model: waiting for it"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", folder.name]  # no lock, no half
 
 
 def test_a_hub_model_is_kept_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
