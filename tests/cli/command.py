@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,16 +118,22 @@ def start_until(script: str, flags: list[str], line: str, signum: signal.Signals
         output = Path(place) / "output"
         os.mkfifo(output)
         process = commands.start([script, *flags], ROOT, output, output, environment())
-        try:
+
+        def read() -> None:
+            waiting = True
             with open(output, encoding="utf-8") as lines:
                 for text in lines:
                     seen.append(text)
-                    if line in text:
+                    if waiting and line in text:
                         (os.killpg if whole_group else os.kill)(process, signum)
-                        break
-                seen += lines
-        finally:
-            code = commands.wait(process, TIMEOUT)
+                        waiting = False
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        code = commands.wait(process, TIMEOUT)
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)  # what it left behind would keep the output open
+        reader.join(TIMEOUT)
     return Result(code, "".join(seen), "")
 
 
