@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.registry import LABELS, Metric, register
+from metrics.registry import LABELS, Figure, Metric, register
 from postprocessors.labels import LabelMap
 
 INVALID = "(invalid)"
@@ -139,20 +139,20 @@ def _class_row(label: str, numbers: Sequence[Any], support: Any) -> dict[str, An
     return dict(zip(("label", "precision", "recall", "f1", "support"), (label, *values, int(support)), strict=True))
 
 
-def _accuracy(tables: LabelTables) -> float:
-    return tables.rows.share_equal(tables.rows.predictions)
+def _accuracy(tables: LabelTables) -> Figure:
+    return Figure(tables.rows.share_equal(tables.rows.predictions))
 
 
-def _accuracy_corrected(tables: LabelTables) -> float:
-    return tables.rows.share_equal(tables.rows.corrected)
+def _accuracy_corrected(tables: LabelTables) -> Figure:
+    return Figure(tables.rows.share_equal(tables.rows.corrected))
 
 
-def _macro_f1(tables: LabelTables) -> float:
-    return tables.average_f1("macro")
+def _macro_f1(tables: LabelTables) -> Figure:
+    return Figure(tables.average_f1("macro"))
 
 
-def _micro_f1(tables: LabelTables) -> float:
-    return tables.average_f1("micro")
+def _micro_f1(tables: LabelTables) -> Figure:
+    return Figure(tables.average_f1("micro"))
 
 
 register(

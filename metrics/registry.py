@@ -6,9 +6,10 @@ Tasks, `-monitor`, validation, reports and pages ask here; no other place lists 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # What a metric is computed from.
 TEXTS = "texts"  # references and predictions as they stand
@@ -21,15 +22,22 @@ POINTS = "points"  # from 0 to 100
 NATS = "nats"
 
 
+class Figure(NamedTuple):
+    """What a metric gives: NaN, never 0, where it is undefined; and how it was computed, where that is open."""
+
+    value: float
+    detail: str = ""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One figure.
 
-    `compute` depends on what the metric `takes`: of texts it is called with the names that share it and the references,
-    and gives a `metrics.text.TextMetric`; of labels it turns a `metrics.labels.LabelTables` into the figure, of another
-    kind of output (`Postprocessor.kind`) the `CountedRows`; the others are computed where the model is. `how` is the
-    key in `Scores.details` where several metrics share an explanation. A metric that is not `default` is computed where
-    a task or `-monitor` names it.
+    `compute` depends on what the metric `takes`. Of texts it is called with the names that share it and the references,
+    and gives a `metrics.text.TextMetric`; of labels it turns a `metrics.labels.LabelTables` into a `Figure`, of another
+    kind of output (`Postprocessor.kind`) the `CountedRows` and the postprocessor; the others are computed where the
+    model is. `how` is the key in `Scores.details` where several metrics share an explanation. A metric that is not
+    `default` is computed where a task or `-monitor` names it.
     """
 
     name: str
@@ -45,7 +53,9 @@ class Metric:
     same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown
 
     def text(self, value: float) -> str:
-        """Points with two decimals, all others with four."""
+        """Points with two decimals, all others with four; NaN is a figure that is not defined for these rows."""
+        if math.isnan(value):
+            return "undefined"
         return f"{value:.2f}" if self.scale == POINTS else f"{value:.4f}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metrics.labels import CountedRows, LabelTables, label_tables
+from metrics.labels import CountedRows, label_tables
 from metrics.registry import METRICS, TEXTS, default_metrics, metric_names
 from metrics.text import text_metrics
 from postprocessors.base import FREE_TEXT, FreeText, Postprocessor
@@ -24,9 +24,9 @@ class Scores:
     """The result of `score`: plain numbers, texts, lists and dicts.
 
     `rows` counts predictions and `scored_rows` those with a reference; the metrics cover the latter. `metrics` is
-    empty when no row has a reference. `details` says how a metric was computed (tokenizer, signature).
-    `unique_predictions` is the number of different ones, and `prediction_counts` how often each occurs, most frequent
-    first; of free texts only the `TEXTS_COUNTED` most frequent.
+    empty when no row has a reference; a figure that is undefined for these rows is NaN. `details` says how a metric was
+    computed (tokenizer, signature, what could not be read). `unique_predictions` is the number of different ones, and
+    `prediction_counts` how often each occurs, most frequent first; of free texts only the `TEXTS_COUNTED` most frequent.
 
     With another `postprocessor` than free text: `invalid_outputs` counts the predictions of all rows that have no
     value; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
@@ -125,12 +125,14 @@ def _with_values(
     found = dict(text_figures)
     tables: dict[str, Any] = {}
     if rows.counts:
-        taken: CountedRows | LabelTables = rows
+        taken: tuple[Any, ...] = (rows, postprocessor)
         if isinstance(postprocessor, LabelMap):
-            taken = of_labels = label_tables(rows, postprocessor)
+            taken = (of_labels,) = (label_tables(rows, postprocessor),)
             tables = {name: getattr(of_labels, name) for name in ("per_class", "averages", "confusion_matrix")}
-        computed = [(name, METRICS[name].compute) for name in wanted if METRICS[name].takes == postprocessor.kind]
-        found |= {name: float(compute(taken)) for name, compute in computed if compute}
+        for metric in (METRICS[name] for name in wanted):
+            if metric.takes == postprocessor.kind and metric.compute:
+                found[metric.name], how = metric.compute(*taken)
+                details |= {metric.how or metric.name: how} if how else {}
     return Scores(
         rows=len(predictions),
         scored_rows=sum(rows.counts),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 import pytest
 
 from metrics.labels import CountedRows
-from metrics.registry import METRICS, Metric
-from metrics.report import report_text
+from metrics.registry import METRICS, Figure, Metric
+from metrics.report import report_dict, report_text
 from metrics.score import score
 from postprocessors.base import FREE_TEXT, Postprocessor
 
@@ -43,11 +44,12 @@ NUMBERS: Postprocessor = WholeNumbers()
 REFERENCES, PREDICTIONS = ["0", "12", "7", None, "5"], ["0", "12 won", "9", "about 4", "five"]
 
 
-def mean_difference(rows: CountedRows) -> float:
-    """Of the rows with a number."""
+def mean_difference(rows: CountedRows, postprocessor: Postprocessor) -> Figure:
+    """Of the rows with a number; undefined without one."""
     pairs = zip(rows.references, rows.corrected, strict=True)
     differences = [abs(int(reference) - int(number)) for reference, number in pairs if number is not None]
-    return sum(differences) / len(differences)
+    mean = sum(differences) / len(differences) if differences else math.nan
+    return Figure(mean, f"{len(differences)} rows with {postprocessor.describe()}")
 
 
 def test_an_output_of_another_kind_is_scored_and_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,11 +67,20 @@ def test_an_output_of_another_kind_is_scored_and_corrected(monkeypatch: pytest.M
     assert "predicted numbers, as generated: 5 unique" in text
     assert "correction: first number\ninvalid outputs (no number text): 3 of 5" in text
     assert "numbers after correction" in text
-    assert "  difference           0.6667" in text
+    assert "  difference           0.6667   3 rows with whole numbers" in text
     limited = score(REFERENCES, PREDICTIONS, NUMBERS, max_distance=4)
     assert limited.corrected_counts == {"0": 1, "12": 1, "9": 1, None: 2}
     assert score(REFERENCES, PREDICTIONS, NUMBERS, correction="none").corrected_counts[None] == 3
     assert score(REFERENCES, PREDICTIONS, NUMBERS, names=["exact_match"]).metrics == {"exact_match": 1 / 4}
+
+
+def test_an_undefined_figure_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "difference", Metric("difference", "numbers", "mean", mean_difference))
+    scores = score(["1"], ["five"], NUMBERS)
+    assert "  difference          undefined   0 rows with whole numbers\n" in report_text(scores)
+    report = report_dict(scores, {})
+    assert report["metrics"] == {"difference": None}
+    assert report["settings"]["metric_details"] == {"difference": "0 rows with whole numbers"}
 
 
 def test_metrics_of_other_kinds_are_refused() -> None:
