@@ -26,7 +26,8 @@ class Scores:
     `rows` counts predictions and `scored_rows` those with a reference; the metrics cover the latter. `metrics` is
     empty when no row has a reference; a figure that is undefined for these rows is NaN. `details` says how a metric was
     computed (tokenizer, signature, what could not be read). `unique_predictions` is the number of different ones, and
-    `prediction_counts` how often each occurs, most frequent first; of free texts only the `TEXTS_COUNTED` most frequent.
+    `prediction_counts` how often each occurs, most frequent first; of free texts only the `TEXTS_COUNTED`
+    most frequent.
 
     With another `postprocessor` than free text: `invalid_outputs` counts the predictions of all rows that have no
     value; `corrections` holds every such text once, most frequent first, as {output, label or None, count};
