@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from config.checks import collect
 from config.flags import DataFlags
 from metrics.registry import LABELS, METRICS, TEACHER_FORCED, TEXTS, default_metrics, is_generated, metric_names
 from postprocessors.base import FREE_TEXT, Postprocessor
+from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 MOST_TEMPLATE = 1 << 14  # characters of a template
+IF_SET = ("label_separator", "layout", "references", "postprocessor")  # keys that older checkpoints do not know
 
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
@@ -120,11 +124,14 @@ def _plain_parts(tree: Any) -> tuple[str | Variable, ...] | None:
 
 @dataclass(frozen=True)
 class Task:
-    """What a data set means: its columns, templates, labels, metrics and default lengths (tokens; 0 = no limit).
+    """What a data set means: its columns, templates, outputs, metrics and default lengths (tokens; 0 = no limit).
 
-    A column is a name or a number counted from 1. `hub_dataset` (`name` or `name:config`) is read when no
-    `-train_data` is given; "" means that the task needs files. `valid_proportion` is the share of the training rows
-    used for validation when no validation data are given. Raises `UserError` with every problem found.
+    A column is a name or a number counted from 1. `layout` is the word of a reader for files that are no table, "" by
+    the file's ending. `references` is the template of the text that predictions are scored against, "" for the target.
+    `output` is what the texts stand for where neither free text nor a label map; task files call it `postprocessor`.
+    `hub_dataset` (`name` or `name:config`) is read when no `-train_data` is given; "" means that the task needs files.
+    `valid_proportion` is the share of the training rows used for validation when no validation data are given. Raises
+    `UserError` with every problem found.
     """
 
     name: str
@@ -139,6 +146,9 @@ class Task:
     max_target_length: int = 0
     hub_dataset: str = ""
     valid_proportion: float = 0.0
+    layout: str = ""
+    references: str = ""
+    output: Postprocessor | None = None
 
     def __post_init__(self) -> None:
         problems = [] if self.name.strip() else ["task: name is empty"]
@@ -147,18 +157,34 @@ class Task:
             if column == "" or (isinstance(column, int) and column < 1):
                 problems.append(f"task {self.name}: {key} {column!r} is no column; give a name, or a number from 1")
         for metric in self.metrics:
-            names = metric_names(TEXTS, LABELS)
-            if metric not in names:
+            names = metric_names(TEXTS, LABELS, *KINDS)
+            needed = METRICS[metric].takes if metric in names else ""
+            if not needed:
                 known = f"{closest(metric, names)}; known: {', '.join(names)}"
                 problems.append(f"task {self.name}: unknown metric {metric!r}{known}")
-            elif METRICS[metric].takes == LABELS and self.label_map is None:
-                problems.append(f"task {self.name}: metric {metric!r} needs a label_map")
+            elif needed not in (TEXTS, self.kind):
+                needs = "a label_map" if needed == LABELS else f"postprocessor: {needed}"
+                fitting = ", ".join(metric_names(*dict.fromkeys((self.kind, TEXTS))))
+                problems.append(
+                    f"task {self.name}: metric {metric!r} needs {needs}; of {self.kind} there are: {fitting}"
+                )
+        if self.label_map is not None:
+            problems += [
+                f"task {self.name}: {key} does not go with a label_map; leave one of them out"
+                for key, value in (("postprocessor", self.output), ("references", self.references))
+                if value
+            ]
         for key in ("max_seq_length", "max_target_length"):
             if getattr(self, key) < 0:
                 problems.append(f"task {self.name}: {key} {getattr(self, key)} is below 0 (0 = no limit)")
         if not 0.0 <= self.valid_proportion < 1.0:
             problems.append(f"task {self.name}: valid_proportion {self.valid_proportion} is not in [0, 1)")
         raise_if_any(problems)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its outputs, as metrics take it."""
+        return LABELS if self.label_map is not None else (self.output or FREE_TEXT).kind
 
     @property
     def postprocessor(self) -> Postprocessor:
@@ -168,42 +194,46 @@ class Task:
             UserError: a target template that cannot be read, or does not go with the labels.
         """
         template = Template(self.target_template, "-target_template")
-        return FREE_TEXT if self.label_map is None else written_labels(self.label_map, template)
+        return (self.output or FREE_TEXT) if self.label_map is None else written_labels(self.label_map, template)
 
     @property
     def monitors(self) -> tuple[str, ...]:
         """The figures of a validation that `-monitor` may name."""
-        return metric_names(TEACHER_FORCED, TEXTS, *(() if self.label_map is None else (LABELS,)))
+        return metric_names(*dict.fromkeys((TEACHER_FORCED, TEXTS, self.kind)))
 
     def generated_metrics(self, monitor: str) -> tuple[str, ...]:
         """The metrics of a validation's generated rows: `exact_match`, the task's, and `monitor`."""
         return tuple(dict.fromkeys(("exact_match", *self.metrics, *((monitor,) if is_generated(monitor) else ()))))
 
     def with_label_map(self, label_map: LabelMap) -> Task:
-        """The same task with another label map; a task of free text gets the label metrics, one of labels keeps its
-        separator unless the new map has one."""
+        """The same task with another label map; a task of other outputs gets the label metrics, one of labels keeps
+        its separator unless the new map has one."""
         if self.label_map is None:
-            return dataclasses.replace(self, label_map=label_map, metrics=default_metrics(LABELS))
+            metrics = default_metrics(LABELS)
+            return dataclasses.replace(self, label_map=label_map, output=None, references="", metrics=metrics)
         separator = label_map.separator or self.label_map.separator
         return dataclasses.replace(self, label_map=label_map.joined_by(separator))
 
     def to_dict(self) -> dict[str, Any]:
-        """Primitives for checkpoints and JSON; `label_separator` stands there if it is in use."""
+        """Primitives for checkpoints and JSON; a key of `IF_SET` stands there if it is in use."""
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        output = state.pop("output")
         label_map = None if self.label_map is None else self.label_map.to_dict()
         state |= {"label_map": label_map, "metrics": list(self.metrics)}
+        state |= {"postprocessor": postprocessor_dict(output)} if output else {}
         if self.label_map and self.label_map.separator:
             state["label_separator"] = self.label_map.separator
-        return state
+        return {key: value for key, value in state.items() if value or key not in IF_SET}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Task:
         """Inverse of `to_dict`; numbers may be written as text. Raises `UserError` on an unknown key or a wrong value.
 
-        Without `metrics`, a task with a label map gets the label metrics and one without gets the text metrics.
+        Without `metrics`, a task gets those of its outputs: of labels, of its postprocessor's kind, or of texts.
         """
         place = f"task {state.get('name', '')}".rstrip()
-        known = [*(field.name for field in dataclasses.fields(cls)), "label_separator"]
+        fields = (field.name for field in dataclasses.fields(cls) if field.name != "output")
+        known = [*dict.fromkeys((*fields, *IF_SET))]
         problems = [
             f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
             for key in state
@@ -218,22 +248,35 @@ class Task:
             except UserError as error:
                 problems += error.problems
         problems += [f"{place}: key {key!r} is missing" for key in ("name",) if key not in state]
+        read = set(values)
         separator = values.pop("label_separator", "")
-        if separator and not values.get("label_map"):
+        if separator and not values.get("label_map", "label_map" in state):
             problems.append(f"{place}: label_separator {separator!r} needs a label_map")
-        raise_if_any(problems)
-        if separator:
-            with errors_at(place):
-                values["label_map"] = values["label_map"].joined_by(separator)
-        values.setdefault("description", "")
-        values.setdefault("metrics", default_metrics(TEXTS if values.get("label_map") is None else LABELS))
-        return cls(**values)
+        if separator and values.get("label_map"):
+            joined = collect(problems, lambda: _joined(values["label_map"], separator, place))
+            values["label_map"] = joined or values["label_map"]
+        values["output"] = values.pop("postprocessor", None)
+        kind = (values["output"] or FREE_TEXT).kind if values.get("label_map") is None else LABELS
+        if {"label_map", "postprocessor"} & state.keys() - read:
+            values.pop("metrics", None)  # whether they fit cannot be told
+        defaults = {"name": "?", "description": "", "metrics": default_metrics(kind) or default_metrics(TEXTS)}
+        task: Task | None = collect(problems, lambda: cls(**{**defaults, **values}))
+        if task is None or problems:
+            raise UserError(*problems)
+        return task
+
+
+def _joined(label_map: LabelMap, separator: str, place: str) -> LabelMap:
+    with errors_at(place):
+        return label_map.joined_by(separator)
 
 
 def _field_value(key: str, value: object, place: str) -> object:
     """Value of a `Task` field from primitives; `ValueError` says what it must be."""
     if key == "label_map":
         return None if value in (None, "") else LabelMap._of(value, f"{place}: label_map")
+    if key == "postprocessor":
+        return None if value in (None, "") else postprocessor_of(value, f"{place}: postprocessor")
     if key == "label_separator" and not isinstance(value, str):
         raise ValueError("must be text, for example ', '")
     if key == "metrics":
@@ -278,12 +321,15 @@ def get_task(name_or_path: str) -> Task:
     if not isinstance(content, dict):
         raise UserError(f"-task {name_or_path}: expected a mapping with keys such as name, source_column, label_map")
 
+    problems: list[str] = []
     with errors_at(f"-task {name_or_path}"):
-        task = Task.from_dict({"name": Path(path).stem, **content})
-        Template(task.input_template, "input_template")
-        target_template = Template(task.target_template, "target_template")
+        task: Task | None = collect(problems, lambda: Task.from_dict({"name": Path(path).stem, **content}))
+        for key in ("input_template", "target_template", "references"):
+            collect(problems, partial(Template, str(content.get(key, "")), key))
+        if task is None or problems:
+            raise UserError(*problems)
         if task.label_map is not None:
-            written_labels(task.label_map, target_template)
+            written_labels(task.label_map, Template(task.target_template, "target_template"))
         return task
 
 

@@ -5,19 +5,46 @@ from __future__ import annotations
 import json
 import pickle
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.registry import LABELS, TEXTS, default_metrics
-from postprocessors.base import FREE_TEXT
+from metrics.registry import LABELS, METRICS, TEXTS, Metric, default_metrics
+from postprocessors.base import FREE_TEXT, FreeText
+from postprocessors.kinds import KINDS
 from postprocessors.labels import LabelMap
 from task_utils import Task, Template, Variable, get_task, task_names, written_labels
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Grades(FreeText):
+    """A kind of output with a field of each sort."""
+
+    low: float = 0.0
+    high: float | None = None
+    places: int = 1
+    names: tuple[str, ...] = ()
+    strict: bool = False
+
+    kind = "grades"
+
+    def __post_init__(self) -> None:
+        if self.places < 0:
+            raise UserError(f"places {self.places} is below 0")
+
+
+@pytest.fixture
+def grades(monkeypatch):
+    monkeypatch.setitem(KINDS, "grades", Grades)
+    monkeypatch.setitem(METRICS, "grade", Metric("grade", "grades", "a figure of grades"))
+
+
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정")))
 
 
@@ -267,15 +294,77 @@ def test_task_file(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("grades")
+def test_a_task_file_names_a_kind_of_output_a_layout_and_references(tmp_path):
+    path = write_task(
+        tmp_path,
+        "layout: squad\nreferences: '{{ answers }}'\n"
+        "postprocessor: {kind: grades, low: 1, high: 5, places: 2, names: [a, b], strict: true}\n",
+    )
+    task = get_task(path)
+    output = Grades(1.0, 5.0, 2, ("a", "b"), True)
+    assert task == Task("reviews", "", layout="squad", references="{{ answers }}", output=output, metrics=("grade",))
+    assert (task.postprocessor, task.kind) == (output, "grades")
+    assert "grade" in task.monitors
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+    assert get_task(write_task(tmp_path, "postprocessor: grades\n")).output == Grades()
+    labels = task.with_label_map(SENTIMENT)
+    assert (labels.postprocessor, labels.metrics) == (SENTIMENT, default_metrics(LABELS))
+
+
+def test_keys_that_are_not_set_do_not_stand_in_a_checkpoint():
+    keys = ["name", "description", "source_column", "target_column", "input_template", "target_template", "label_map"]
+    keys += ["metrics", "max_seq_length", "max_target_length", "hub_dataset", "valid_proportion"]
+    assert list(get_task("seq2seq").to_dict()) == keys
+
+
+@pytest.mark.usefixtures("grades")
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("postprocessor: grade\n", "postprocessor: unknown kind 'grade' (did you mean grades?); known: "),
+        ("postprocessor: [a]\n", "postprocessor: unknown kind ['a']; known: "),
+        ("postprocessor: {low: 1}\n", "postprocessor: unknown kind ''; known: "),
+        (
+            "postprocessor: {kind: grades, lo: 1}\n",
+            "unknown field 'lo' of grades (did you mean low?); known: low, high, places, names, strict",
+        ),
+        ("postprocessor: {kind: grades, high: five}\n", "postprocessor: high must be a number, not 'five'"),
+        ("postprocessor: {kind: grades, places: 1.5}\n", "postprocessor: places must be a whole number, not '1.5'"),
+        ("postprocessor: {kind: grades, names: a}\n", "postprocessor: names must be a list of texts, not 'a'"),
+        ("postprocessor: {kind: grades, strict: yes}\n", "postprocessor: strict must be true or false, not 'yes'"),
+        ("postprocessor: {kind: grades, places: -1}\n", "postprocessor: places -1 is below 0"),
+        ("postprocessor: grades\nlabel_map: [a, b]\n", "postprocessor does not go with a label_map"),
+        ("references: '{{ a }}'\nlabel_map: [a, b]\n", "references does not go with a label_map"),
+        ("references: '{{ a '\n", "references, line 1 ('{{ a'): "),
+        ("metrics: [grade]\n", "metric 'grade' needs postprocessor: grades; of texts there are: exact_match"),
+        (
+            "postprocessor: grades\nmetrics: [accuracy]\n",
+            "metric 'accuracy' needs a label_map; of grades there are: grade, exact_match",
+        ),
+    ],
+)
+def test_wrong_outputs_of_a_task_file(tmp_path, text, message):
+    (problem,) = problems(get_task, write_task(tmp_path, text))
+    assert message in problem
+
+
 def test_every_mistake_in_a_task_file_is_told_at_once(tmp_path):
-    path = write_task(tmp_path, "lable_map: {0: a}\nmax_seq_length: many\nlabel_map: {0: a, 1: a}\nmetrics: accuracy\n")
+    path = write_task(
+        tmp_path,
+        "lable_map: {0: a}\nmax_seq_length: many\nlabel_map: {0: a, 1: a}\nmetrics: accuracy\n"
+        "source_column: 0\ninput_template: '{{ a'\nreferences: '{{ b'\n",
+    )
     found = problems(get_task, path)
-    assert all(problem.startswith(f"-task {path}: task reviews: ") for problem in found)
-    assert len(found) == 4
+    assert all(problem.startswith(f"-task {path}: ") for problem in found)
+    assert len(found) == 7
     assert "unknown key 'lable_map' (did you mean label_map?); known: name, description, source_column" in found[0]
     assert "label_map: label map: text 'a' occurs more than once" in found[1]
     assert "metrics must be a list of names, not 'accuracy'" in found[2]
     assert "max_seq_length must be a whole number of tokens, not 'many'" in found[3]
+    assert "source_column 0 is no column" in found[4]
+    assert "input_template, line 1 ('{{ a')" in found[5]
+    assert "references, line 1 ('{{ b')" in found[6]
 
 
 @pytest.mark.parametrize(
