@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -177,13 +177,14 @@ def _hold_team(over: threading.Event) -> None:
 
 def _watch_cores(waits: ShortWaits) -> None:
     cores = _cores()
-    before = (time.monotonic(), _busy_seconds(cores), time.process_time())
-    while True:
-        time.sleep(WATCH_SECONDS)
-        now = (time.monotonic(), _busy_seconds(cores), time.process_time())
-        seconds, busy, ours = (after - since for after, since in zip(now, before, strict=True))
-        waits.update((busy - ours) / seconds)
-        before = now
+    with suppress(OSError, ValueError):  # a system whose /proc is another is not watched
+        before = (time.monotonic(), _busy_seconds(cores), time.process_time())
+        while True:
+            time.sleep(WATCH_SECONDS)
+            now = (time.monotonic(), _busy_seconds(cores), time.process_time())
+            seconds, busy, ours = (after - since for after, since in zip(now, before, strict=True))
+            waits.update((busy - ours) / seconds)
+            before = now
 
 
 def _busy_seconds(cores: Set[int]) -> float:
