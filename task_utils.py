@@ -232,8 +232,7 @@ class Task:
         Without `metrics`, a task gets those of its outputs: of labels, of its postprocessor's kind, or of texts.
         """
         place = f"task {state.get('name', '')}".rstrip()
-        fields = (field.name for field in dataclasses.fields(cls) if field.name != "output")
-        known = [*dict.fromkeys((*fields, *IF_SET))]
+        known = task_keys()
         problems = [
             f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
             for key in state
@@ -298,6 +297,12 @@ def _field_value(key: str, value: object, place: str) -> object:
             except ValueError:
                 raise ValueError(words) from None
     return str(value)
+
+
+def task_keys() -> tuple[str, ...]:
+    """The keys that a task file may have."""
+    fields = (field.name for field in dataclasses.fields(Task) if field.name != "output")
+    return tuple(dict.fromkeys((*fields, *IF_SET)))
 
 
 def task_names() -> tuple[str, ...]:
