@@ -48,7 +48,7 @@ def written_labels(label_map: LabelMap, target_template: Template) -> LabelMap:
 
 @dataclass(frozen=True)
 class Variable:
-    """A bare `{{ name }}` of a template."""
+    """A bare `{{ name }}` of a template, dotted for a nested key."""
 
     name: str
 
@@ -56,10 +56,11 @@ class Variable:
 class Template:
     """A sandboxed Jinja template over the columns of a row (plus `source` and `target`).
 
-    `variables` are the names it reads. `parts` is set when it holds only literal text and bare `{{ name }}`: joining
-    these gives exactly what `render` gives. A missing variable is an error, and newlines at the end are kept. Raises
-    `UserError` on a syntax error and on what `utils/template_sandbox.py` does not allow, with `name` (the flag), the
-    line and the reason, and on half of a surrogate pair.
+    `variables` are the names it reads, with dots for nested keys: `{{ a.b }}` and `{{ a['b'] }}` read `a.b`. `parts` is
+    set when it holds only literal text and bare `{{ name }}`: joining these gives exactly what `render` gives. A
+    missing variable is an error, and newlines at the end are kept. Raises `UserError` on a syntax error and on what
+    `utils/template_sandbox.py` does not allow, with `name` (the flag), the line and the reason, and on half of a
+    surrogate pair.
     """
 
     def __init__(self, source: str, name: str = "-input_template") -> None:
@@ -75,15 +76,16 @@ class Template:
         if not is_unicode(source):
             raise UserError(f"{name} {source!r} {NO_UNICODE}")
         try:
-            self._template, tree = compiled(source)
-            self.variables: frozenset[str] = frozenset(find_undeclared_variables(tree))
+            self._template, tree, self._dotted = compiled(source)
+            used = find_undeclared_variables(tree)
+            self.variables: frozenset[str] = frozenset(self._dotted.get(name, name) for name in used)
         except TemplateSyntaxError as error:
             lines = source.splitlines() or [""]
             line = lines[min(error.lineno, len(lines)) - 1]
             raise UserError(f"{name}, line {error.lineno} ({line.strip()[:100]!r}): {error.message}") from None
         except RecursionError:
             raise UserError(f"{name} {source[:100]!r}...: nested too deep") from None
-        self.parts: tuple[str | Variable, ...] | None = _plain_parts(tree)
+        self.parts: tuple[str | Variable, ...] | None = _plain_parts(tree, self._dotted)
 
     def render(self, row: Mapping[str, str]) -> str:
         """The text for one row; `ValueError` with a short reason when it cannot be rendered."""
@@ -92,10 +94,14 @@ class Template:
                 return "".join(part if isinstance(part, str) else row[part.name] for part in self.parts)
             except KeyError as error:
                 raise ValueError(f"{error} is undefined") from None
+        own = {name: row[path] for name, path in self._dotted.items() if path in row}
         try:
-            return self._template.render(row)
+            return self._template.render({**row, **own})
         except Exception as error:
-            raise ValueError(str(error) or type(error).__name__) from error
+            reason = str(error) or type(error).__name__
+            for name, path in self._dotted.items():
+                reason = reason.replace(repr(name), repr(path))
+            raise ValueError(reason) from error
 
     def __reduce__(self) -> tuple[type[Template], tuple[str, str]]:
         return Template, (self.source, self.name)
@@ -104,7 +110,7 @@ class Template:
         return f"Template({self.source!r}, name={self.name!r})"
 
 
-def _plain_parts(tree: Any) -> tuple[str | Variable, ...] | None:
+def _plain_parts(tree: Any, dotted: Mapping[str, str]) -> tuple[str | Variable, ...] | None:
     """Literal texts and bare variables of a parsed template, or None when it holds anything else."""
     from jinja2 import nodes
 
@@ -116,7 +122,7 @@ def _plain_parts(tree: Any) -> tuple[str | Variable, ...] | None:
             if isinstance(node, nodes.TemplateData):
                 parts.append(node.data)
             elif isinstance(node, nodes.Name) and node.name != "self":
-                parts.append(Variable(node.name))
+                parts.append(Variable(dotted.get(node.name, node.name)))
             else:
                 return None
     return tuple(parts)

@@ -25,17 +25,20 @@ _METHODS = """capitalize casefold count endswith find index isalnum isalpha isde
     startswith strip swapcase title upper"""
 
 
-def compiled(source: str) -> tuple[Template, nodes.Template]:
-    """A template ready to render, and its parsed form.
+def compiled(source: str) -> tuple[Template, nodes.Template, dict[str, str]]:
+    """A template ready to render, its parsed form, and the dotted names of columns by the names they have in it.
 
+    `{{ a.b }}` and `{{ a['b'] }}` read the column `a.b`: the template has one name for it, and no object to look into.
     Raises `TemplateSyntaxError` with the line, also for what a template may not use, and `RecursionError`.
     """
     environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals.clear()  # every name is a column, `range` and `dict` too
-    tree: nodes.Template = _Bounded().visit(environment.parse(source))
+    parsed = environment.parse(source)
+    bounded = _Bounded({name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"})
+    tree: nodes.Template = bounded.visit(parsed)
     tree.set_environment(environment)
     try:
-        return environment.from_string(tree), tree
+        return environment.from_string(tree), tree, bounded.dotted
     except (MemoryError, SyntaxError) as error:  # how Python says that the code of the template is nested too deep
         raise RecursionError from error
 
@@ -92,9 +95,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Bounded(NodeTransformer):
-    """Refuses what a template may not use, and turns every way to join texts into the bounded filters."""
+    """Refuses what a template may not use, turns every way to join texts into the bounded filters, and dotted names
+    into plain ones.
 
-    def __init__(self) -> None:
+    Args:
+        own: names that the template sets itself.
+    """
+
+    def __init__(self, own: set[str]) -> None:
+        self.own = {*own, "loop", "self"}
+        self.dotted: dict[str, str] = {}  # name in the tree -> dotted name of the column
         self.in_loop = False
         self.assignments = 0
         self.called: nodes.Getattr | None = None  # the method of the call that is being visited
@@ -133,9 +143,25 @@ class _Bounded(NodeTransformer):
         if node.attr.startswith("_"):
             raise TemplateSyntaxError(f"{node.attr!r} is not for templates", node.lineno)
         of_loop = isinstance(node.node, nodes.Name) and node.node.name == "loop"  # it has an index, as text has
-        if node is not self.called and hasattr(str, node.attr) and not of_loop:
+        called = node is self.called
+        if not called and hasattr(str, node.attr) and not of_loop:
             raise TemplateSyntaxError(f"{node.attr!r} is a method; write {node.attr}()", node.lineno)
-        return super().generic_visit(node)
+        visited = super().generic_visit(node)
+        return visited if called else self._column(visited, node.node, node.attr)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        visited = super().generic_visit(node)
+        key = node.arg.value if isinstance(node.arg, nodes.Const) else None
+        return self._column(visited, node.node, key) if isinstance(key, str) else visited
+
+    def _column(self, node: nodes.Node, parent: nodes.Expr, key: str) -> nodes.Node:
+        """The name that stands for `key` of a column; `node` as it is where the parent is no column."""
+        if not isinstance(parent, nodes.Name) or parent.name in self.own:
+            return node
+        path = f"{self.dotted.get(parent.name, parent.name)}.{key}"
+        name = f"dotted_{path.encode().hex()}"  # Python has no other name with dots in it
+        self.dotted[name] = path
+        return nodes.Name(name, "load", lineno=node.lineno)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         return self._filtered(node, "join", nodes.List(node.nodes, lineno=node.lineno), [])

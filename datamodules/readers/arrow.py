@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.readers.columns import Wanted, locate
+from datamodules.readers.nested import fields_at
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError, first_line, raise_if_any, shortened
@@ -32,10 +33,10 @@ def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowRep
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
     with file:
         schema = file.schema_arrow
-        positions = _positions(wanted, schema.names, path)
-        used = sorted({schema.names[position] for position in positions.values() if position is not None})
+        fields = _fields(wanted, schema, path)
+        used = sorted({".".join(keys) for keys in fields.values() if keys})
         batches = _parquet_batches(path, file, used)
-        yield from _from_batches(path, batches, schema, positions, options, report, labels)
+        yield from _from_batches(path, batches, schema, fields, options, report, labels)
 
 
 def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -46,7 +47,8 @@ def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.Re
     import pyarrow.parquet as pq
 
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
-    read = [number for number, leaf in enumerate(leaves) if leaf.path.split(".")[0] in columns]
+    starts = tuple(f"{column}." for column in columns)
+    read = [number for number, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(starts)]
     binary = [leaf for leaf in map(leaves.__getitem__, read) if leaf.physical_type == "BYTE_ARRAY"]
     texts = [leaf.path for leaf in binary if leaf.logical_type.type != "DECIMAL"]
     with pq.ParquetFile(pa.OSFile(os.fsencode(path)), read_dictionary=texts) as stored:
@@ -73,8 +75,8 @@ def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowRepo
             schema = pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
-    positions = _positions(wanted, schema.names, path)
-    yield from _from_batches(path, _stream_batches(files), schema, positions, options, report, labels)
+    fields = _fields(wanted, schema, path)
+    yield from _from_batches(path, _stream_batches(files), schema, fields, options, report, labels)
 
 
 def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
@@ -90,48 +92,57 @@ def read_hub(data_path: DataPath, wanted: Wanted, options: ReadOptions, report: 
     dataset = load_hub_dataset(data_path, options.flag).with_format("arrow")
     schema = dataset.features.arrow_schema
     name = ":".join(part for part in (data_path.path, data_path.config, data_path.split) if part)
-    positions = _positions(wanted, schema.names, name)
+    fields = _fields(wanted, schema, name)
     tables = dataset.iter(batch_size=ROWS_A_CHUNK)
     batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
-    yield from _from_batches(name, batches, schema, positions, options, report, labels)
+    yield from _from_batches(name, batches, schema, fields, options, report, labels)
 
 
-def _positions(wanted: Wanted, names: list[str], path: str) -> dict[str, int | None]:
-    """`locate` for columns that are read by their names: none of those may occur twice."""
+def _fields(wanted: Wanted, schema: pa.Schema, path: str) -> dict[str, tuple[str, ...] | None]:
+    """The column of every variable, and the fields in it; None for one that is not there.
+
+    Columns are read by their names: none that is wanted may occur twice.
+    """
+    names = list(schema.names)
     asked = [wanted.source, wanted.target, *wanted.extra]
     named = {column if isinstance(column, str) else "".join(names[column - 1 : column]) for column in asked}
+    places = {name: keys for name in sorted(named) if (keys := fields_at(schema, name))}
     raise_if_any(
         f"{path}: column {name!r} occurs more than once; rename one of them"
-        for name in sorted(named)
+        for name in sorted({keys[0] for keys in places.values()})
         if names.count(name) > 1
     )
-    return locate(wanted, names, len(names), path)
+    names += [name for name in places if name not in names]
+    positions = locate(wanted, names, len(names), path)
+    return {variable: None if at is None else places[names[at]] for variable, at in positions.items()}
 
 
 def _from_batches(
     path: str,
     batches: Iterable[pa.RecordBatch],
     schema: pa.Schema,
-    positions: dict[str, int | None],
+    fields: dict[str, tuple[str, ...] | None],
     options: ReadOptions,
     report: RowReport,
     labels: bool,
 ) -> Iterator[RawRows]:
     """`labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name."""
     report.headers[path] = f"columns: {shortened(schema.names)}"
-    class_names = {} if labels else _class_names(schema)
+    features = {} if labels else _features(schema)
     row = 0
     try:
         for batch in batches:
             problems = np.zeros(len(batch), dtype=np.uint8)
             columns = {}
-            for variable, position in positions.items():
-                if position is None:
+            for variable, keys in fields.items():
+                if keys is None:
                     columns[variable] = pa.nulls(len(batch), TEXT)
                     continue
-                name = schema.names[position]
-                column = batch.column(batch.schema.get_field_index(name))
-                columns[variable] = _as_text(path, name, column, class_names.get(name), problems, options)
+                column = batch.column(batch.schema.get_field_index(keys[0]))
+                column = pc.struct_field(column, list(keys[1:])) if keys[1:] else column
+                columns[variable] = _as_text(
+                    path, ".".join(keys), column, _class_names(features, keys), problems, options
+                )
             numbers = np.arange(row, row + len(batch), dtype=np.int64)
             yield RawRows(path, columns, numbers + 1, numbers, problems)
             row += len(batch)
@@ -139,17 +150,24 @@ def _from_batches(
         raise UserError(f"{path}: broken near row {row + 1} ({first_line(error)})") from None
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the classes of every ClassLabel column, from the metadata that `datasets` writes."""
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """The metadata of the columns that `datasets` writes; empty without them."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: [str(label) for label in feature["names"]]
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError):
         return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _class_names(features: dict[str, Any], keys: Sequence[str]) -> list[str] | None:
+    """Names of the classes of a ClassLabel column, None for any other."""
+    feature: Any = features
+    for key in keys:
+        feature = feature.get(key) if isinstance(feature, dict) else None
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    return [str(label) for label in names] if names and isinstance(names, list) else None
 
 
 def _as_text(

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.nested import MISSING, value_at
 from datamodules.readers.rows import CODES, NO_HEADER, RawRows, ReadOptions, RowReport, stringified, text_array
 from utils.errors import UserError, shortened
 
@@ -272,15 +273,20 @@ def _json_keys(path: str, values: Iterator[JsonItem], wanted: Wanted) -> tuple[d
     """
     scouted: list[JsonItem] = []
     names: list[str] = []
-    named = {name for name in (*wanted.names, wanted.target) if isinstance(name, str)}
+    missing = {name for name in (*wanted.names, *wanted.extra, wanted.target) if isinstance(name, str)}
+    nested: list[str] = []
     for item in values:
         scouted.append(item)
         if isinstance(item[1], dict):
             names += [key for key in item[1] if key not in names]
-        if len(scouted) >= _SCOUT_ROWS or (names and named <= set(names)):
+            found = {name for name in missing if value_at(item[1], name) is not MISSING}
+            nested += sorted(name for name in found if name not in item[1])
+            missing -= found
+        if len(scouted) >= _SCOUT_ROWS or (names and not missing):
             break
     if not names:
         return dict.fromkeys(("source", "target", *wanted.extra)), scouted
+    names += [name for name in nested if name not in names]
     positions = locate(wanted, names, len(names), path)
     return {variable: None if at is None else names[at] for variable, at in positions.items()}, scouted
 
@@ -289,11 +295,10 @@ def _json_record(item: JsonItem, keys: dict[str, str | None], wanted: Wanted) ->
     line, value, problem = item
     if not isinstance(value, dict):
         return line, {}, problem or "not a JSON object"
-    if not problem and any(
-        key is not None and key not in value for variable, key in keys.items() if variable not in wanted.may_lack
-    ):
+    found = {variable: None if key is None else value_at(value, key) for variable, key in keys.items()}
+    if not problem and any(at is MISSING for variable, at in found.items() if variable not in wanted.may_lack):
         problem = "missing column"
-    texts, wrong = stringified([None if key is None else value.get(key) for key in keys.values()])
+    texts, wrong = stringified([None if at is MISSING else at for at in found.values()])
     if wrong and not problem:
         problem = "value is not text"
     return line, dict(zip(keys, texts, strict=True)), problem

@@ -191,6 +191,24 @@ def test_other_templates_are_rendered_by_jinja(source, variables, rendered):
     assert template.render({"source": "ab", "label": "1"}) == rendered
 
 
+@pytest.mark.parametrize(
+    "source, variables, rendered",
+    [
+        ("{{ a.b }}: {{ a['b-c'] }}/{{ a.b.d }}", {"a.b", "a.b-c", "a.b.d"}, "1: 2/3"),
+        ("{{ a.b.strip() | upper }}{% if a['b-c'] == '2' %}!{% endif %}", {"a.b", "a.b-c"}, "1!"),
+        ("{{ a ~ a.b }}", {"a", "a.b"}, "x1"),
+        ("{% set s = a.b %}{{ s[0] }}{% for c in a.b.d %}{{ loop.index }}{% endfor %}", {"a.b", "a.b.d"}, "11"),
+    ],
+)
+def test_dotted_names_are_columns(source, variables, rendered):
+    template = pickle.loads(pickle.dumps(Template(source)))
+    assert (template.parts is not None) == ("strip" not in source and "~" not in source and "set" not in source)
+    assert template.variables == variables
+    assert template.render({"a": "x", "a.b": "1", "a.b-c": "2", "a.b.d": "3"}) == rendered
+    with pytest.raises(ValueError, match=r"^'a\.b' is undefined$"):
+        template.render({"a": "x", "a.b-c": "2", "a.b.d": "3"})
+
+
 def test_a_column_may_bear_the_name_of_a_jinja_global():
     assert Template("{{ range }}").variables == {"range"}
     assert Template("{{ range }}").render({"range": "5 km"}) == "5 km"

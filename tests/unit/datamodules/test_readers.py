@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,43 @@ def test_json_columns(tmp_path: Path) -> None:
     ]
 
 
+def cells_of(path: Path, names: tuple[str, ...], task: Task = NUMBERED, **options: Any) -> dict[str, list[str | None]]:
+    """The columns of those names."""
+    chunks = list(read_rows([str(path)], task, frozenset(names), ReadOptions(**options), RowReport()))
+    return {name: [cell for chunk in chunks for cell in chunk.columns[name].to_pylist()] for name in names}
+
+
+NESTED = Task("nested", "", source_column="text", target_column="labels.real-label")
+NESTED_ROWS = [
+    {"text": "a", "labels": {"real-label": 1.25, "more": {"x.y": "p"}}, "labels.dot": "own"},
+    {"text": "b", "labels": {"real-label": 5.0, "dot": "in", "more": {"x.y": "q"}}, "labels.dot": "own"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_dotted_names_of_json(tmp_path: Path, name: str) -> None:
+    lines = [json.dumps(row) for row in NESTED_ROWS]
+    file = write(tmp_path / name, "\n".join(lines) if name == "a.jsonl" else f"[{', '.join(lines)}]")
+    names = ("source", "target", "labels.dot", "labels.more.x.y")
+    assert cells_of(file, names, NESTED) == {
+        "source": ["a", "b"],
+        "target": ["1.25", "5.0"],
+        "labels.dot": ["own", "own"],
+        "labels.more.x.y": ["p", "q"],
+    }
+
+
+def test_a_nested_key_that_is_missing_counts_like_a_column(tmp_path: Path) -> None:
+    lines = [*map(json.dumps, NESTED_ROWS), '{"text": "c", "labels": 3}', '{"text": "d", "labels": {"real-label": []}}']
+    file = write(tmp_path / "a.jsonl", "\n".join(lines))
+    rows, report = rows_of(file, task=NESTED)
+    assert rows == [("a", "1.25"), ("b", "5.0")]
+    assert report.malformed == {"missing column": (1, [f"{file}:3"]), "value is not text": (1, [f"{file}:4"])}
+    assert problems_of(rows_of, file, task=NAMED, target_column="labels.none") == (
+        f"{file}: no column 'labels.none'; columns there are: 1=text, 2=labels, 3=labels.dot"
+    )
+
+
 # ---- Parquet and Arrow
 
 
@@ -443,6 +481,21 @@ def test_parquet_types(tmp_path: Path) -> None:
     assert "no column 'x'; columns there are: 1=text, 2=label" in problems_of(rows_of, file, source_column="x")
     assert "column 'nested' holds list<" in problems_of(rows_of, file, task=NAMED, target_column="nested")
     assert "cannot be read as Parquet" in problems_of(rows_of, write(tmp_path / "b.parquet", b"PAR1 not"), task=NAMED)
+
+
+def test_dotted_names_of_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([*NESTED_ROWS, {"text": "c", "labels": None, "labels.dot": None}]), file)
+    names = ("source", "target", "labels.dot", "labels.more.x.y")
+    assert cells_of(file, names, NESTED, **PREDICT) == {
+        "source": ["a", "b", "c"],
+        "target": ["1.25", "5.0", None],
+        "labels.dot": ["own", "own", ""],
+        "labels.more.x.y": ["p", "q", ""],
+    }
+    assert rows_of(file, task=NESTED)[1].malformed == {"empty target": (1, [f"{file}:3"])}
+    assert "no column 'labels.none'" in problems_of(rows_of, file, task=NAMED, target_column="labels.none")
+    assert "column 'labels.more' holds struct<" in problems_of(rows_of, file, task=NAMED, target_column="labels.more")
 
 
 def test_parquet_binary_text(tmp_path: Path) -> None:
@@ -477,9 +530,11 @@ def test_a_parquet_file_that_shrank_beyond_all_text_is_refused(tmp_path: Path, m
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datasets = pytest.importorskip("datasets")
     folder: Path = tmp_path_factory.mktemp("saved")
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
-    train = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=features)
-    valid = datasets.Dataset.from_dict({"text": ["v"], "label": [1]}, features=features)
+    label = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label, "more": {"label": label}})
+    more = [{"label": 1}, {"label": 0}, {"label": 1}]
+    train = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1], "more": more}, features=features)
+    valid = datasets.Dataset.from_dict({"text": ["v"], "label": [1], "more": more[:1]}, features=features)
     datasets.DatasetDict({"train": train, "validation": valid}).save_to_disk(str(folder / "all"))
     train.to_parquet(str(folder / "train.parquet"))
     return folder
@@ -492,6 +547,8 @@ def test_saved_datasets(saved: Path) -> None:
     assert rows == [("a", "neg"), ("b", "pos")]
     assert report.malformed == {"empty target": (1, [f"{folder}:3"])}
     assert rows_of(folder, task=NAMED, flag="-valid_data")[0] == [("v", "pos")]
+    nested = replace(NAMED, target_column="more.label")
+    assert rows_of(folder, task=nested)[0] == [("a", "pos"), ("b", "neg"), ("c", "pos")]
     assert rows_of(folder / "train", task=NAMED, flag="-test_data", **PREDICT)[0][2] == ("c", None)
     assert check_data_paths("-test_data", [str(folder)]) == [
         f"-test_data: {folder}: has no split 'test' for -test_data; it has train, validation; "
@@ -549,7 +606,8 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the data sets that the readers are for
 
 
-NSMC = Path(__file__).resolve().parents[4] / "shared" / "data" / "nsmc"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+NSMC = SHARED / "nsmc"
 
 
 @pytest.mark.skipif(not NSMC.is_dir(), reason="the NSMC sample is not there")
