@@ -1,7 +1,8 @@
 """Jinja for templates that flags, task files and checkpoints bring: no code, and bounded in time and memory.
 
-Nothing in a template takes longer than a few passes over a row, and every text that it makes is bounded: what could
-make more (powers, products, formats, padding, loops in loops, macros, ...) is refused when the template is read.
+Every text that a template makes is bounded, and so is what its loops handle: what could make more (powers, products,
+formats, padding, loops in loops, macros, ...) is refused when the template is read. The rest takes a few passes over a
+row.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes, pass_context
 from jinja2.filters import FILTERS
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MOST_CHARACTERS = 1 << 26  # of any text that a template makes of a row
+STEP = 16  # characters that a step of a loop counts for besides those it handles
 MOST_ASSIGNMENTS = 10
 _NODES = """Template Output TemplateData Name Const List Tuple Dict Pair Keyword If CondExpr And Or Not Compare Operand
     Add Sub Div FloorDiv Neg Pos Getattr Getitem Slice Test"""
 _FILTERS = """capitalize count d default first float int join last length list lower replace reverse string striptags
     title trim truncate upper wordcount"""
+_COUNTED = "counted"  # the filter around every value in a loop; templates cannot name it
 _METHODS = """capitalize casefold count endswith find index isalnum isalpha isdecimal isdigit islower isspace isupper
     join lower lstrip partition removeprefix removesuffix replace rfind rpartition rsplit rstrip split splitlines
     startswith strip swapcase title upper"""
@@ -48,6 +52,32 @@ def _check(characters: int) -> None:
         raise ValueError(f"makes more than {MOST_CHARACTERS:,} characters")
 
 
+class _Row(Context):
+    """The names of a row, and the characters that the loops have handled of it."""
+
+    handled = 0
+
+
+@pass_context
+def _counted(row: _Row, value: object) -> object:
+    """`value`, which a step of a loop handles; `ValueError` when the loops of a row handle too many characters."""
+    row.handled += STEP + (len(value) if isinstance(value, str | list | tuple | dict) else 0)
+    if row.handled > MOST_CHARACTERS:
+        raise ValueError(f"its loops handle more than {MOST_CHARACTERS:,} characters of the row")
+    return value
+
+
+def _striptags(text: object) -> str:
+    whole = str(text)
+    if len(whole) * whole.count("<") > MOST_CHARACTERS:  # the library copies the text for every tag
+        raise ValueError("striptags: too many tags")
+    return str(FILTERS["striptags"](whole))
+
+
+def _int(text: object, default: int = 0) -> int:
+    return int(FILTERS["int"](text, default))  # in base 10, in which Python bounds the digits
+
+
 def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
     whole, part, other = str(text), str(old), str(new)
     times = whole.count(part) if count is None or count < 0 else min(whole.count(part), count)
@@ -71,11 +101,13 @@ class _Environment(ImmutableSandboxedEnvironment):
     """Every step that joins texts says how much it would make before it does."""
 
     intercepted_binops = frozenset(["+"])
+    context_class = _Row
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.filters = {name: FILTERS[name] for name in _FILTERS.split()}
-        self.filters |= {"replace": _replace, "join": _join, "string": _string}
+        self.filters |= {"replace": _replace, "join": _join, "string": _string, "striptags": _striptags, "int": _int}
+        self.filters[_COUNTED] = _counted
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The sum of two values."""
@@ -117,7 +149,16 @@ class _Bounded(NodeTransformer):
                 " slices, filters and methods of text",
                 node.lineno,
             )
-        return super().generic_visit(node, *args, **kwargs)
+        return self._counted(super().generic_visit(node, *args, **kwargs))
+
+    def _counted(self, node: nodes.Node) -> nodes.Node:
+        """In a loop, `node` as a value that is counted; anywhere else, and where it is no value, `node` itself."""
+        of_loop = isinstance(node, nodes.Name) and (node.ctx != "load" or node.name == "loop")
+        if not self.in_loop or of_loop or not isinstance(node, nodes.Expr):
+            return node
+        if isinstance(node, nodes.Literal | nodes.Slice):
+            return node
+        return nodes.Filter(node, _COUNTED, [], [], None, None, lineno=node.lineno)
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
         if node.node is None or node.name not in _FILTERS.split():

@@ -22,6 +22,8 @@ ROW = {"source": "ab cd", "target": "1"}
         ("{% for word in source.split() if word != 'ab' %}{{ loop.index }}{{ word }}{% endfor %}", "1cd"),
         ("{% set words = source.split(' ') %}{{ words[1] }}, {{ words | length - 1 }}", "cd, 1"),
         ("{{ 'long' if source | length > 3 and target not in ['0', '2'] else 'short' }}", "long"),
+        ("{% for word in source.split() %}{{ word[0:1] ~ word.upper() | length }}{% else %}-{% endfor %}", "a2c2"),
+        ("{{ source.replace('a', '<b>') | striptags }}{{ target | int + 1 }}", "b cd2"),
         ("{{ source.split() | string }}{{ 7 // 2 }}", "['ab', 'cd']3"),
     ],
 )
@@ -77,3 +79,29 @@ def test_no_step_makes_a_text_beyond_the_bound(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("utils.template_sandbox.MOST_CHARACTERS", 10_000)
     with pytest.raises(ValueError, match="makes more than 10,000 characters"):
         Template(template).render({"source": "a" * 20})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for c in source %}{% set x = source.split('a') | length %}{% endfor %}",
+        "{% for c in source if source.count('a') %}{% endfor %}",
+        "{% for c in source %}{% if source in source %}{% endif %}{% endfor %}",
+        "{% for c in source %}{% set x = source[1:] %}{% endfor %}",
+        "{% for word in source.split() %}{% if word ~ source == source %}{% endif %}{% endfor %}",
+    ],
+)
+def test_the_loops_of_a_row_are_bounded(template: str) -> None:
+    with pytest.raises(ValueError, match=r"its loops handle more than 67,108,864 characters of the row"):
+        Template(template).render({"source": "abcdefghi " * 10_000})
+
+
+def test_a_loop_over_the_words_of_a_long_text_ends_as_ever() -> None:
+    words = ["word", *["abcdefghi"] * 20_000]
+    template = Template("{% for word in source.split() %}{{ word | upper }} {% endfor %}")
+    assert template.render({"source": " ".join(words)}) == " ".join(words).upper() + " "
+
+
+def test_tags_beyond_the_bound_are_refused() -> None:
+    with pytest.raises(ValueError, match="striptags: too many tags"):
+        Template("{{ source | striptags }}").render({"source": "<>" * 100_000})
