@@ -19,8 +19,11 @@ def model_path(flag: str, name: str) -> str:
     """The file, folder or hub name that `name` stands for; a run's folder stands for its best/, else its last/.
 
     Raises:
-        UserError: a URL, a run without either, or a path where nothing is: the hub is never asked for a path.
+        UserError: a URL, nothing, a run without either, the folder of its checkpoints, or a path where nothing is: the
+            hub is never asked for a path.
     """
+    if not name.strip():
+        raise UserError(f"{flag} {name!r}: a file, a folder or a hub name is expected, not an empty text")
     place = f"{flag} {name}"
     if "://" in name:
         raise UserError(f"{place}: a file, a folder or a hub name is expected, not a URL")
@@ -29,6 +32,9 @@ def model_path(flag: str, name: str) -> str:
         if not found:
             raise UserError(f"{place}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
         return found[0]
+    folder = Path(os.path.abspath(name))
+    if folder.name == CHECKPOINT_FOLDER and folder.is_dir():
+        raise UserError(f"{place}: the checkpoints of a run; give one of its .ckpt files, or the run: {folder.parent}")
     if not os.path.exists(name) and (problem := _missing(name)):
         raise UserError(f"{place}: {problem}")
     return name
@@ -39,7 +45,7 @@ def _missing(name: str) -> str:
     path = Path(name)
     last = path.with_name("last") if path.name == "best" else path
     if path.name == "best" and os.path.isdir(last):
-        return f"no such folder: the run was never validated; its latest state is {last}"
+        return f"no such folder: a run has one from its first validation on; its latest state is {last}"
     if name.endswith(".ckpt"):
         return "no such file"
     first, _, rest = name.partition("/")
@@ -50,8 +56,8 @@ def _missing(name: str) -> str:
     return ""
 
 
-def check_model_paths(problems: list[str], values: Mapping[str, Sequence[str]]) -> None:
-    """Append what `model_path` says against the values of each flag; empty ones are left out."""
-    for flag, names in values.items():
-        for name in filter(None, names):
+def check_model_paths(problems: list[str], values: Mapping[str, str | Sequence[str]]) -> None:
+    """Append what `model_path` says against the value of each flag, "" = not given, or its several values."""
+    for flag, value in values.items():
+        for name in ([value] if value else []) if isinstance(value, str) else value:
             collect(problems, lambda flag=flag, name=name: model_path(flag, name))  # type: ignore[misc]

@@ -37,7 +37,7 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     check_combinations(config, problems)
     _check_decoding(config, problems)
     check_label_flags(config, task, problems)
-    check_model_paths(problems, {"-model": config.model.model, "-tokenizer": (config.model.tokenizer,)})
+    check_model_paths(problems, {"-model": config.model.model, "-tokenizer": config.model.tokenizer})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
 
 

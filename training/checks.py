@@ -9,6 +9,7 @@ from pathlib import Path
 from checkpoints.model_paths import check_model_paths
 from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
+    CONFIG_NAME,
     OVERWRITTEN,
     check_unlocked,
     checkpoints_of,
@@ -22,7 +23,7 @@ from checkpoints.run_folder import (
 from config.checks import check_combinations, check_devices, collect, highest_rate
 from config.flags import FREEZABLE, TrainConfig
 from config.parser import shown
-from datamodules.checks import check_data, local_inputs
+from datamodules.checks import DATA, check_data, local_inputs
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
 from models.presets import read_config
 from task_utils import Task, get_task, override_task
@@ -35,21 +36,24 @@ from utils.launch import is_first_process, started_by_launcher
 def check_train(config: TrainConfig, given: frozenset[str], problems: list[str]) -> Task | None:
     """Every problem of a `train.py` command line, appended to `problems`; returns the resolved task."""
     task: Task | None = collect(problems, lambda: override_task(get_task(config.task.task), config.data))
-    check_data(config.data, problems)
+    value = config.run.resume_checkpoint
+    of_run = f"{Path(config.run.save_path) / CONFIG_NAME}: " if value in ("last", "best", "auto") else ""
+    check_data(config.data, problems, {name: of_run for name in DATA if name not in given})
     if task and task.source_column == task.target_column:
         problems.append(
             f"-source_column and -target_column (or those of -task {task.name}) are both {task.source_column!r};"
             " give two columns"
         )
     model, batch = config.model, config.batch
-    value = config.run.resume_checkpoint
-    resuming = value not in ("", "auto") or bool(collect([], lambda: resume_candidates(config)))
+    no_run: list[str] = []
+    candidates = collect(no_run, lambda: resume_candidates(config))
+    resuming = value not in ("", "auto") or bool(candidates)
     if not model.init_model and not model.config_path and not resuming:
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:
         collect(problems, lambda: read_config(model.config_path))
-    check_model_paths(problems, {"-init_model": (model.init_model,), "-tokenizer": (model.tokenizer,)})
-    if not config.data.train_data and not (task and task.hub_dataset):
+    check_model_paths(problems, {"-init_model": model.init_model, "-tokenizer": model.tokenizer})
+    if not config.data.train_data and not (task and task.hub_dataset) and not no_run:
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
     if "batch_size" in given and batch.max_tokens:
         problems.append("-batch_size and -max_tokens exclude each other; give one of them")

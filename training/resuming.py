@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from checkpoints.format import TornCheckpoint
 from checkpoints.saved_run import SavedRun
+from config.checks import highest_rate
 from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
@@ -84,7 +85,7 @@ def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
 
 def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
-    saved, now = saved_flags(resumed, config), to_dict(config)
+    saved, now = (_with_rate(flags) for flags in (saved_flags(resumed, config), to_dict(config)))
     ways = ["fixed", "batches", "optimizer", "measure"]
     ways += ["generated rows"] if is_generated(config.run.monitor) else []  # scores of other rows are not compared
     names = [
@@ -97,6 +98,12 @@ def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list
         *differences_of(saved, {name: now[name] for name in names}, "-"),
         *differences_of(resumed.task, {name: present.get(name) for name in TASK_PARTS}, "-"),
     ]
+
+
+def _with_rate(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the learning rate that is in force: one that is left out is the same as that of the optimizer."""
+    rate = highest_rate(replace(OptimFlags(), optim=flags["optim"], learning_rate=flags["learning_rate"]))
+    return {**flags, "learning_rate": "automatic" if rate is None else rate}
 
 
 def saved_flags(resumed: SavedRun, config: TrainConfig) -> dict[str, Any]:

@@ -40,8 +40,11 @@ def read_mapping_file(flag: str, path: str) -> object:
     try:
         return _yaml_value(yaml.compose(text, Loader=yaml.SafeLoader), set())
     except yaml.MarkedYAMLError as error:
-        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
-        raise UserError(f"{flag} {line}: {error.problem}") from None
+        mark = error.problem_mark
+        line = f"{path}:{mark.line + 1}" if mark else path
+        is_template = mark and "{{" in text.splitlines()[mark.line]
+        quoted = '; YAML reads {{ as the start of a mapping: put a template in quotes, "{{ source }}"'
+        raise UserError(f"{flag} {line}: {error.problem}{quoted if is_template else ''}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{flag} {path}: {error}") from None
 
@@ -71,4 +74,7 @@ def _yaml_value(node: Any, seen: set[int]) -> object:
         return node.value
     if node.id == "sequence":
         return [_yaml_value(item, seen) for item in node.value]
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key is plain text", problem_mark=key.start_mark)
     return _unique_keys([(str(_yaml_value(key, seen)), _yaml_value(value, seen)) for key, value in node.value])

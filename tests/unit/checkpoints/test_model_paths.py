@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.model_paths import model_path
+from checkpoints.model_paths import check_model_paths, model_path
 from utils.errors import UserError
 
 NO_FOLDER = "no such folder; a hub name is NAME or OWNER/NAME"
@@ -45,13 +45,21 @@ def test_a_run_stands_for_its_best_model_or_its_last() -> None:
         ("last", NO_FOLDER),
         ("m" * 300, NO_FOLDER),
         ("run/bset", "no such folder; run is a folder here, so that this is no OWNER/NAME of the hub"),
-        ("short/best", "no such folder: the run was never validated; its latest state is short/last"),
+        ("short/best", "no such folder: a run has one from its first validation on; its latest state is short/last"),
         ("run/x.ckpt", "no such file"),
         ("new", "this run has no best/ or last/ yet; give a .ckpt of saved_checkpoints/"),
+        ("run/saved_checkpoints/", "the checkpoints of a run; give one of its .ckpt files, or the run: {place}/run"),
         ("https://x/y", "a file, a folder or a hub name is expected, not a URL"),
     ],
 )
-def test_paths_where_nothing_is(name: str, told: str) -> None:
+def test_paths_where_no_model_is(place: Path, name: str, told: str) -> None:
     with pytest.raises(UserError) as refused:
         model_path("-init_model", name)
-    assert refused.value.problems == (f"-init_model {name}: {told}",)
+    assert refused.value.problems == (f"-init_model {name}: {told.format(place=place)}",)
+
+
+def test_an_empty_name_is_refused_where_one_is_needed() -> None:
+    problems: list[str] = []
+    check_model_paths(problems, {"-model": ("", " "), "-tokenizer": ""})
+    words = "a file, a folder or a hub name is expected, not an empty text"
+    assert problems == [f"-model '': {words}", f"-model ' ': {words}"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config.flags import TrainConfig
+from config.flags import OptimFlags, TrainConfig
 from config.parser import to_dict
 from task_utils import get_task
 from tests.saved_runs import saved_run
@@ -40,6 +40,25 @@ def test_scores_of_other_generated_rows_are_not_compared(monitor: str, expected:
     saved = config_with(monitor=monitor, valid_generate_rows=10)
     resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
     assert flag_differences(resumed, config_with(monitor=monitor, valid_generate_rows=200), TASK) == expected
+
+
+@pytest.mark.parametrize(
+    ("optim", "before", "now", "expected"),
+    [
+        ("adam", None, 1e-4, []),
+        ("adam", 1e-4, None, []),
+        ("adam", None, 1e-3, [Difference("-learning_rate", 1e-4, 1e-3)]),
+        ("adafactor", None, 1e-3, [Difference("-learning_rate", "automatic", 1e-3)]),
+    ],
+)
+def test_the_rate_in_force_is_compared(
+    optim: str, before: float | None, now: float | None, expected: list[Difference]
+) -> None:
+    saved, present = (
+        replace(TrainConfig(), optim=OptimFlags(optim=optim, learning_rate=rate)) for rate in (before, now)
+    )
+    resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
+    assert flag_differences(resumed, present, TASK) == expected
 
 
 def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:

@@ -11,7 +11,9 @@ import pytest
 from checkpoints.run_folder import CONFIG_NAME
 from config.flags import TrainConfig
 from config.parser import parse_flags, to_dict
+from training.checks import check_train
 from training.run_flags import parse_training_flags
+from utils.errors import UserError
 
 RUN = ["-train_data", "a b.tsv", "-train_data", "-c.tsv", "-config_path", "bart-mini", "-learning_rate", "3e-05"]
 RUN += ["-do_truncate", "false", "-max_steps", "3", "-seed", "-7", "-input_template", "가= {{ source }}", "-overwrite"]
@@ -69,13 +71,39 @@ def test_values_and_names_that_are_not_of_this_version(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "Expecting property name"), ("[" * 100_000, "nested deeper than 100 levels")],
-    ids=["torn", "deep"],
+    [
+        ("{", "cannot be read (Expecting property name"),
+        ("[" * 100_000, "cannot be read (nested deeper than 100 levels"),
+        ('{"a": 1}', "does not hold the flags of a run"),
+        ("[1]", "does not hold the flags of a run"),
+    ],
+    ids=["torn", "deep", "foreign", "list"],
 )
 def test_a_config_that_cannot_be_read_is_one_error(run: Path, content: str, reason: str) -> None:
     (run / CONFIG_NAME).write_text(content)
-    _, _, lines, problems = parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
-    assert lines == []
-    assert len(problems) == 1
-    assert problems[0].startswith(f"-save_path {run}: config.json cannot be read ({reason}")
-    assert problems[0].endswith("; delete it, and give every flag of the run")
+    with pytest.raises(UserError) as refused:
+        parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"-save_path {run}: config.json {reason}")
+    assert problem.endswith("; delete it, and give every flag of the run")
+
+
+def told(argv: list[str]) -> list[str]:
+    """The problems of a command line."""
+    config, given, _, problems = parse_training_flags(argv)
+    check_train(config, given, problems)
+    return problems
+
+
+def test_files_that_the_saved_flags_name_are_told_with_their_place(run: Path) -> None:
+    argv = ["-save_path", str(run), "-resume_checkpoint", "last"]
+    place = f"{run / CONFIG_NAME}: -train_data"
+    assert told(argv) == [f"{place}: a b.tsv: no such file", f"{place}: -c.tsv: no such file"]
+    assert told([*argv, "-train_data", "d.tsv"]) == ["-train_data: d.tsv: no such file"]
+
+
+def test_a_run_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    folder = tmp_path / "typo"
+    assert told(["-save_path", str(folder), "-resume_checkpoint", "last"]) == [
+        f"-resume_checkpoint last: no such file: {folder}/saved_checkpoints/last.ckpt, nor any other checkpoint there"
+    ]

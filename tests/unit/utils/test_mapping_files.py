@@ -31,6 +31,15 @@ def test_yaml_aliases_are_refused(tmp_path: Path, content: str) -> None:
     assert problem(file) == f"-task {file}:1: aliases (*name) are not read; write it out"
 
 
+@pytest.mark.parametrize("content", ["a: b\nc: {{ source }}\n", "a: b\nc: {{ source }}!\n"])
+def test_a_template_without_quotes_is_explained(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(content)
+    line = problem(file)
+    assert line.startswith(f"-task {file}:2: ")
+    assert line.endswith('YAML reads {{ as the start of a mapping: put a template in quotes, "{{ source }}"')
+
+
 def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
