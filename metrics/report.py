@@ -12,7 +12,7 @@ from metrics.calibration import LabelCalibration
 from metrics.labels import INVALID, confused_pairs
 from metrics.registry import METRICS, POINTS
 from metrics.score import CHOSEN, Scores
-from postprocessors.base import FreeText, Postprocessor
+from postprocessors.base import FREE_TEXT, FreeText, Postprocessor
 from utils.tables import cells, counted, format_table, visible
 
 LIST_LIMIT = 20  # lines of a list of unique texts
@@ -53,7 +53,7 @@ def report_text(scores: Scores, outputs: Outputs | None = None) -> str:
     """The whole result as aligned plain text, sections parted by empty lines, with a newline at the end."""
     sections = [_counts(scores, outputs), _predictions(scores)]
     if not isinstance(scores.postprocessor, FreeText):
-        if scores.correction != CHOSEN:
+        if scores.correction != CHOSEN and scores.postprocessor.correction != FREE_TEXT.correction:
             sections += [_corrections(scores), _corrected(scores)]
         sections += [_per_class(scores), _confusion(scores)]
     if outputs and not scores.postprocessor.texts:

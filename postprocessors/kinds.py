@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from postprocessors.base import Postprocessor
+from postprocessors.dependencies import Dependencies
+from postprocessors.spans import TaggedText
 from utils.errors import UserError, closest, errors_at, raise_if_any
 
 # Frozen dataclasses with defaults for all fields, which are texts, numbers, yes or no, or lists of texts.
-KINDS: dict[str, Callable[..., Postprocessor]] = {}
+KINDS: dict[str, Callable[..., Postprocessor]] = {kind.kind: kind for kind in (TaggedText, Dependencies)}
 
 
 def postprocessor_of(value: object, place: str) -> Postprocessor:
