@@ -1,12 +1,14 @@
 """Numbers from references and predictions. Imports postprocessors and utils; no torch."""
 
-from metrics import dependencies, edit_rate, labels, probabilities, spans, teacher_forced, text
+from metrics import answers, dependencies, edit_rate, labels, numbers, probabilities, spans, teacher_forced, text
 
 FAMILIES = (
     teacher_forced,
     text,
     edit_rate,
     labels,
+    numbers,
+    answers,
     spans,
     dependencies,
     probabilities,

@@ -11,7 +11,7 @@ from typing import Any
 from metrics.labels import CountedRows, label_tables
 from metrics.registry import METRICS, TEXTS, default_metrics, metric_names
 from metrics.text import text_metrics
-from postprocessors.base import FREE_TEXT, FreeText, Postprocessor
+from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap
 
 CORRECTIONS = ("nearest", "none")
@@ -92,8 +92,8 @@ def score(
         if name not in known:
             needs = f"{name!r} needs {METRICS[name].takes}" if name in METRICS else f"{name!r} is unknown"
             raise ValueError(f"metric {needs}; known here: {', '.join(known)}")
-    figures, details = text_metrics(references, predictions, wanted)
-    if not isinstance(postprocessor, FreeText):
+    figures, details = text_metrics(references, predictions, wanted, postprocessor)
+    if postprocessor.kind != TEXTS:
         return _with_values(references, predictions, postprocessor, correction, max_distance, wanted, figures, details)
     unique, counts = _most_frequent(predictions)
     return Scores(

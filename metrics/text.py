@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
+from postprocessors.answers import expected
+from postprocessors.base import FREE_TEXT, Postprocessor
 
 BLOCK = 4096  # rows whose texts are in memory at once
 
@@ -122,26 +124,31 @@ class Rouge:
 
 
 def text_metrics(
-    references: Sequence[str | None], predictions: Sequence[str], wanted: Sequence[str]
+    references: Sequence[str | None],
+    predictions: Sequence[str],
+    wanted: Sequence[str],
+    postprocessor: Postprocessor = FREE_TEXT,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The text metrics among `wanted`, in that order, and how they were computed; nothing without a reference.
 
     Args:
         references: None for a row that is left out.
+        postprocessor: says of each reference which text a prediction is compared with.
     """
     names: dict[Any, list[str]] = {}  # what computes them -> those that it computes together
     for metric in (METRICS[name] for name in wanted):
         if metric.takes == TEXTS:
             names.setdefault(metric.compute, []).append(metric.name)
     parts: list[TextMetric] = [
-        compute(shared, (text for text in references if text is not None)) for compute, shared in names.items()
+        compute(shared, (expected(postprocessor, text, "") for text in references if text is not None))
+        for compute, shared in names.items()
     ]
     found: dict[str, float] = {}
     details: dict[str, str] = {}
     if not parts:
         return found, details
     rows = 0
-    for block in scored_blocks(references, predictions):
+    for block in scored_blocks(references, predictions, postprocessor):
         rows += len(block)
         for part in parts:
             part.add(block)
@@ -152,11 +159,15 @@ def text_metrics(
     return {name: found[name] for name in wanted if name in found}, details
 
 
-def scored_blocks(references: Sequence[str | None], predictions: Sequence[str]) -> Iterator[list[Pair]]:
+def scored_blocks(
+    references: Sequence[str | None], predictions: Sequence[str], postprocessor: Postprocessor
+) -> Iterator[list[Pair]]:
     """The rows that have a reference, up to `BLOCK` at a time."""
     for start in range(0, len(references), BLOCK):
         rows = zip(references[start : start + BLOCK], predictions[start : start + BLOCK], strict=True)
-        block = [(reference, prediction) for reference, prediction in rows if reference is not None]
+        block = [
+            (expected(postprocessor, text, prediction), prediction) for text, prediction in rows if text is not None
+        ]
         if block:
             yield block
 

@@ -8,13 +8,17 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from postprocessors.answers import Answers
 from postprocessors.base import Postprocessor
 from postprocessors.dependencies import Dependencies
+from postprocessors.numbers import Number
 from postprocessors.spans import TaggedText
 from utils.errors import UserError, closest, errors_at, raise_if_any
 
 # Frozen dataclasses with defaults for all fields, which are texts, numbers, yes or no, or lists of texts.
-KINDS: dict[str, Callable[..., Postprocessor]] = {kind.kind: kind for kind in (TaggedText, Dependencies)}
+KINDS: dict[str, Callable[..., Postprocessor]] = {
+    kind.kind: kind for kind in (Number, Answers, TaggedText, Dependencies)
+}
 
 
 def postprocessor_of(value: object, place: str) -> Postprocessor:

@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.encoding.store import EncodedSplit
 from generation.engines.base import Prediction
 from metrics.report import Outputs
+from postprocessors.answers import expected
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap
 from utils.errors import RunError
@@ -130,9 +131,14 @@ def label_ids(postprocessor: Postprocessor) -> dict[str, str]:
     return {text: label_id for label_id, text in postprocessor.entries}
 
 
-def outputs_of(split: EncodedSplit, predictions: Iterable[Prediction]) -> Outputs:
+def outputs_of(split: EncodedSplit, predictions: Iterable[Prediction], postprocessor: Postprocessor) -> Outputs:
     """What the report shows of the rows themselves."""
-    rows = ((split.reference(row), found.text, found.cut) for row, found in enumerate(predictions))
+
+    def wanted(row: int, text: str) -> str | None:
+        reference = split.reference(row)
+        return None if reference is None else expected(postprocessor, reference, text)
+
+    rows = ((wanted(row, found.text), found.text, found.cut) for row, found in enumerate(predictions))
     return Outputs.of(rows, split.source_text)
 
 

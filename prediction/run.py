@@ -173,7 +173,7 @@ def finish(
         shares = (prediction.label_probabilities for prediction in predictions)
         scores = with_probabilities(scores, references, shares)
         settings["label_calibration"] = calibration_settings(calibration, postprocessor)
-    tell(*report_text(scores, outputs_of(split, predictions)).splitlines())
+    tell(*report_text(scores, outputs_of(split, predictions, postprocessor)).splitlines())
     if output.save_report:
         write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)
         tell(f"report written to {output.save_report}")

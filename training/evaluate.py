@@ -52,7 +52,7 @@ def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
         texts = LazySequence(len(split), lambda row: found[row].text)
         scores = score(references, texts, postprocessor, names=task.metrics)
-        report = report_text(scores, outputs_of(split, found)).splitlines()
+        report = report_text(scores, outputs_of(split, found, postprocessor)).splitlines()
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
     return [
         f"test split ({len(split):,} rows, greedy, {best}):",

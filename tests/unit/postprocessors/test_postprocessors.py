@@ -19,7 +19,7 @@ class WholeNumbers:
     """The first number of an output, at most `max_distance` characters shorter than it."""
 
     name = "number"
-    kind = "numbers"
+    kind = "integers"
     correction = "first number"
     texts: tuple[str, ...] = ()
     longest_texts = ("-999999",)
@@ -53,7 +53,7 @@ def mean_difference(rows: CountedRows, postprocessor: Postprocessor) -> Figure:
 
 
 def test_an_output_of_another_kind_is_scored_and_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "difference", Metric("difference", "numbers", "mean", mean_difference))
+    monkeypatch.setitem(METRICS, "difference", Metric("difference", "integers", "mean", mean_difference))
     scores = score(REFERENCES, PREDICTIONS, NUMBERS)
     assert scores.metrics == {"difference": 2 / 3}
     assert scores.invalid_outputs == 3
@@ -64,9 +64,9 @@ def test_an_output_of_another_kind_is_scored_and_corrected(monkeypatch: pytest.M
     ]
     assert scores.corrected_counts == {"0": 1, "12": 1, "9": 1, "4": 1, None: 1}
     text = report_text(scores)
-    assert "predicted numbers, as generated: 5 unique" in text
+    assert "predicted integers, as generated: 5 unique" in text
     assert "correction: first number\ninvalid outputs (no number text): 3 of 5" in text
-    assert "numbers after correction" in text
+    assert "integers after correction" in text
     assert "  difference           0.6667   3 rows with whole numbers" in text
     limited = score(REFERENCES, PREDICTIONS, NUMBERS, max_distance=4)
     assert limited.corrected_counts == {"0": 1, "12": 1, "9": 1, None: 2}
@@ -75,7 +75,7 @@ def test_an_output_of_another_kind_is_scored_and_corrected(monkeypatch: pytest.M
 
 
 def test_an_undefined_figure_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "difference", Metric("difference", "numbers", "mean", mean_difference))
+    monkeypatch.setitem(METRICS, "difference", Metric("difference", "integers", "mean", mean_difference))
     scores = score(["1"], ["five"], NUMBERS)
     assert "  difference          undefined   0 rows with whole numbers\n" in report_text(scores)
     report = report_dict(scores, {})

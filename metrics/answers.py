@@ -1,0 +1,157 @@
+"""Metrics of answers to questions, each equal to the scorer of its data set: KLUE-MRC, KorQuAD 1.0, SQuAD 1.1, 2.0.
+
+A row's figure is the best over its right answers. They differ in what they take for the same text; see docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from metrics.labels import CountedRows
+from metrics.registry import POINTS, Figure, Metric, register
+from postprocessors.answers import Answers
+from utils.tables import counted
+
+AnswerScore = Callable[[str, Sequence[str]], float]  # of an answer and the right ones of its question, 0 to 1
+
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_KLUE_MARKS = re.compile(r"""['"《》<>〈〉]\(\)‘’""")  # as KLUE's scorer has it, which hardly any text holds
+_KORQUAD_MARKS = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def _one_blank(text: str) -> str:
+    return " ".join(text.split())
+
+
+def klue_normal(text: str) -> str:
+    """In lower case, without ASCII punctuation, with one blank between words."""
+    return _one_blank(_KLUE_MARKS.sub(" ", text.lower()).translate(_ASCII_PUNCTUATION))
+
+
+def korquad_normal(text: str) -> str:
+    """As `klue_normal`, but quotes and brackets, also Korean ones, become blanks."""
+    return _one_blank(text.translate(_KORQUAD_MARKS).lower().translate(_ASCII_PUNCTUATION))
+
+
+def squad_normal(text: str) -> str:
+    """In lower case, without ASCII punctuation and then without English articles, with one blank between words."""
+    return _one_blank(_ARTICLES.sub(" ", text.lower().translate(_ASCII_PUNCTUATION)))
+
+
+def klue_em(answer: str, golds: Sequence[str]) -> float:
+    """1 for a right answer, of an unanswerable question for none."""
+    return float(klue_normal(answer) in map(klue_normal, golds or [""]))
+
+
+def rouge_w(answer: str, golds: Sequence[str]) -> float:
+    """F1 of the longest common substring over the characters of both: what KLUE calls ROUGE-W.
+
+    The substring is that of `difflib`: in a right answer of 200 characters or more it does not begin with one that
+    makes up more than a hundredth of it.
+    """
+
+    def f1(gold: str) -> float:
+        if not gold or not found:
+            return float(gold == found)
+        common = difflib.SequenceMatcher(None, found, gold).find_longest_match().size
+        return 2 * common / (len(found) + len(gold))
+
+    found = klue_normal(answer)
+    return max(f1(klue_normal(gold)) for gold in golds or [""])
+
+
+def korquad_em(answer: str, golds: Sequence[str]) -> float:
+    """1 for a right answer."""
+    return float(korquad_normal(answer) in map(korquad_normal, golds))
+
+
+def korquad_f1(answer: str, golds: Sequence[str]) -> float:
+    """F1 of the characters, in any order and without blanks."""
+    found = korquad_normal(answer).replace(" ", "")
+    return max(_common_f1(found, korquad_normal(gold).replace(" ", "")) for gold in golds)
+
+
+def squad_em(answer: str, golds: Sequence[str]) -> float:
+    """1 for a right answer."""
+    return float(squad_normal(answer) in map(squad_normal, golds))
+
+
+def squad_f1(answer: str, golds: Sequence[str]) -> float:
+    """F1 of the words, in any order; 0 where there is none."""
+    found = squad_normal(answer).split()
+    return max(_common_f1(found, squad_normal(gold).split()) for gold in golds)
+
+
+def squad_v2_em(answer: str, golds: Sequence[str]) -> float:
+    """As `squad_em`, but right answers without a word do not count; none is right where there is no other."""
+    return squad_em(answer, _with_words(golds))
+
+
+def squad_v2_f1(answer: str, golds: Sequence[str]) -> float:
+    """As `squad_f1` of the right answers with a word; 1 for none where there is no such answer."""
+    golds = _with_words(golds)
+    return squad_f1(answer, golds) if golds != [""] else float(not squad_normal(answer))
+
+
+def _with_words(golds: Sequence[str]) -> list[str]:
+    return [gold for gold in golds if squad_normal(gold)] or [""]
+
+
+def _common_f1(found: Sequence[str], gold: Sequence[str]) -> float:
+    """F1 of what two sides have in common, as often as both have it."""
+    common = (Counter(found) & Counter(gold)).total()
+    return 2 * common / (len(found) + len(gold)) if common else 0.0
+
+
+def _mean(measure: AnswerScore, of_unanswerable: bool) -> Callable[[CountedRows, Answers], Figure]:
+    """`measure` in points, mean of the rows; undefined with a question without answer, unless it knows such ones."""
+
+    def compute(rows: CountedRows, postprocessor: Answers) -> Figure:
+        golds = [postprocessor.golds(reference) for reference in rows.references]
+        without = sum(count for right, count in zip(golds, rows.counts, strict=True) if not right)
+        if without and not of_unanswerable:
+            return Figure(
+                math.nan, f"{counted(without, 'question')} without a right answer; SQuAD 2.0's figures know such"
+            )
+        sums, counts = [0.0, 0.0], [sum(rows.counts) - without, without]  # of answerable questions, of the others
+        for right, prediction, count in zip(golds, rows.predictions, rows.counts, strict=True):
+            sums[not right] += count * measure(postprocessor.value(prediction), right)
+        parts = [
+            f"{name} {100 * total / count:.2f} of {count:,}"
+            for name, total, count in zip(("answerable", "unanswerable"), sums, counts, strict=True)
+            if count
+        ]
+        return Figure(100 * sum(sums) / sum(counts), ", ".join(parts) if without else "")
+
+    return compute
+
+
+SCORES: dict[str, tuple[AnswerScore, bool, str]] = {
+    "klue_em": (klue_em, True, "share of right answers (KLUE-MRC)"),
+    "rouge_w": (rouge_w, True, "F1 of the longest common substring (KLUE-MRC)"),
+    "korquad_em": (korquad_em, False, "share of right answers (KorQuAD 1.0)"),
+    "korquad_f1": (korquad_f1, False, "F1 of the characters (KorQuAD 1.0)"),
+    "squad_em": (squad_em, False, "share of right answers (SQuAD 1.1)"),
+    "squad_f1": (squad_f1, False, "F1 of the words (SQuAD 1.1)"),
+    "squad_v2_em": (squad_v2_em, True, "share of right answers (SQuAD 2.0)"),
+    "squad_v2_f1": (squad_v2_f1, True, "F1 of the words (SQuAD 2.0)"),
+}
+register(
+    *(
+        Metric(
+            name,
+            "answers",
+            description,
+            _mean(measure, of_unanswerable),
+            scale=POINTS,
+            default=name.startswith("squad_v2"),  # defined for every row in any language
+        )
+        for name, (measure, of_unanswerable, description) in SCORES.items()
+    )
+)

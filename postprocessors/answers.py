@@ -1,0 +1,47 @@
+"""Outputs that answer a question about a passage, of which several may be right or none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from postprocessors.base import FreeText, Postprocessor
+
+
+@dataclass(frozen=True)
+class Answers(FreeText):
+    """Any text is an answer; `unanswerable` is the text by which the model says that the passage has none.
+
+    References are JSON lists of all right answers, `[]` where the question has no answer.
+    """
+
+    unanswerable: str = ""
+
+    name = "answer"
+    kind = "answers"
+
+    def value(self, text: str) -> str:
+        """The answer; empty for none."""
+        return "" if text.strip() == self.unanswerable.strip() else text
+
+    def golds(self, reference: str) -> tuple[str, ...]:
+        """The right answers of a reference; `ValueError` when it is not a JSON list of texts."""
+        try:
+            golds = json.loads(reference)
+        except ValueError:
+            golds = None
+        if not isinstance(golds, list) or not all(isinstance(gold, str) for gold in golds):
+            raise ValueError(f"reference {reference[:100]!r} is not a JSON list of answers")
+        return tuple(golds)
+
+    def describe(self) -> str:
+        """`answers, or '[알 수 없음]' for none`."""
+        return f"answers, or {self.unanswerable!r} for none"
+
+
+def expected(postprocessor: Postprocessor, reference: str, prediction: str) -> str:
+    """The text that a prediction is compared with: the reference, of several right answers the one that it equals."""
+    if not isinstance(postprocessor, Answers):
+        return reference
+    golds = postprocessor.golds(reference) or (postprocessor.unanswerable,)
+    return prediction if prediction in golds else golds[0]
