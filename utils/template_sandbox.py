@@ -191,18 +191,21 @@ class _Bounded(NodeTransformer):
         return visited if called else self._column(visited, node.node, node.attr)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        visited = super().generic_visit(node)
+        visited = self.generic_visit(node)
         key = node.arg.value if isinstance(node.arg, nodes.Const) else None
         return self._column(visited, node.node, key) if isinstance(key, str) else visited
 
     def _column(self, node: nodes.Node, parent: nodes.Expr, key: str) -> nodes.Node:
         """The name that stands for `key` of a column; `node` as it is where the parent is no column."""
+        if isinstance(parent, nodes.Filter) and parent.name == _COUNTED:
+            assert parent.node is not None
+            parent = parent.node
         if not isinstance(parent, nodes.Name) or parent.name in self.own:
             return node
         path = f"{self.dotted.get(parent.name, parent.name)}.{key}"
         name = f"dotted_{path.encode().hex()}"  # Python has no other name with dots in it
         self.dotted[name] = path
-        return nodes.Name(name, "load", lineno=node.lineno)
+        return self._counted(nodes.Name(name, "load", lineno=node.lineno))
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         return self._filtered(node, "join", nodes.List(node.nodes, lineno=node.lineno), [])
