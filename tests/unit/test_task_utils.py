@@ -396,7 +396,7 @@ def test_every_mistake_in_a_task_file_is_told_at_once(tmp_path):
         ("source_column: ''\n", "source_column '' is no column"),
         ("label_map: 3\n", "expected a mapping from id to text, or a list of texts, not '3'"),
         ("label_map: {0: {a: b}}\n", "the text of label '0' must be plain text"),
-        ("metrics: [f1]\n", "unknown metric 'f1'; known: exact_match"),
+        ("metrics: [zzz]\n", "unknown metric 'zzz'; known: exact_match"),
         ("metrics: [accuracy]\n", "metric 'accuracy' needs a label_map"),
         ("max_target_length: -1\n", "max_target_length -1 is below 0"),
         ("valid_proportion: 1.5\n", "valid_proportion 1.5 is not in [0, 1)"),
