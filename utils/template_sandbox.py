@@ -141,6 +141,12 @@ class _Bounded(NodeTransformer):
         self.assignments = 0
         self.called: nodes.Getattr | None = None  # the method of the call that is being visited
 
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        """The node in its bounded form; in a loop every value is counted."""
+        called = node is self.called
+        visited = super().visit(node, *args, **kwargs)
+        return visited if called else self._counted(visited)
+
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         name = type(node).__name__
         if name not in _NODES.split():
@@ -149,7 +155,7 @@ class _Bounded(NodeTransformer):
                 " slices, filters and methods of text",
                 node.lineno,
             )
-        return self._counted(super().generic_visit(node, *args, **kwargs))
+        return super().generic_visit(node, *args, **kwargs)
 
     def _counted(self, node: nodes.Node) -> nodes.Node:
         """In a loop, `node` as a value that is counted; anywhere else, and where it is no value, `node` itself."""
@@ -205,7 +211,7 @@ class _Bounded(NodeTransformer):
         path = f"{self.dotted.get(parent.name, parent.name)}.{key}"
         name = f"dotted_{path.encode().hex()}"  # Python has no other name with dots in it
         self.dotted[name] = path
-        return self._counted(nodes.Name(name, "load", lineno=node.lineno))
+        return nodes.Name(name, "load", lineno=node.lineno)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         return self._filtered(node, "join", nodes.List(node.nodes, lineno=node.lineno), [])

@@ -88,12 +88,15 @@ def test_no_step_makes_a_text_beyond_the_bound(monkeypatch: pytest.MonkeyPatch, 
         "{% for c in source if source.count('a') %}{% endfor %}",
         "{% for c in source %}{% if source in source %}{% endif %}{% endfor %}",
         "{% for c in source %}{% set x = source[1:] %}{% endfor %}",
+        "{% for c in source %}{% set x = 'a'" + ".replace('a', 'aaaaaaaa')" * 6 + " %}{% endfor %}",
+        "{% for c in source %}{% set x = 'a'" + " | replace('a', 'aaaaaaaa')" * 6 + " %}{% endfor %}",
+        "{% for c in source %}{% if a.b.strip() %}{% endif %}{% endfor %}",
         "{% for word in source.split() %}{% if word ~ source == source %}{% endif %}{% endfor %}",
     ],
 )
 def test_the_loops_of_a_row_are_bounded(template: str) -> None:
     with pytest.raises(ValueError, match=r"its loops handle more than 67,108,864 characters of the row"):
-        Template(template).render({"source": "abcdefghi " * 10_000})
+        Template(template).render({"source": "abcdefghi " * 10_000, "a.b": " " * 10_000})
 
 
 def test_a_loop_over_the_words_of_a_long_text_ends_as_ever() -> None:
