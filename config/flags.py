@@ -121,6 +121,19 @@ class TrainTaskFlags:
     """Task"""
 
     task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
+    train_rows: int = free(
+        0, "Train on this many of the training rows, the same ones for every seed; 0 = all.", minimum=0
+    )
+    balance_labels: bool = free(
+        False, "Take as many of the -train_rows of each label.", needs={"train_rows": "it says how many rows there are"}
+    )
+    class_weights: str = flag(
+        "",
+        "Weight of a label's rows in the loss: 'balanced' (rare labels weigh more), or a YAML/JSON file of"
+        " label: weight; empty = all 1.",
+        metavar="balanced|FILE",
+        resume="fixed",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

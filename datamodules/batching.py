@@ -64,6 +64,12 @@ class BatchPlan:
         """Give the optimizer step that micro-batch `index` of each rank belongs to."""
         return index // self.accumulate
 
+    def step_rows(self, step: int) -> IntArray:
+        """Give the rows of an optimizer step on all ranks."""
+        size = self.accumulate * self.world_size
+        end = min((step + 1) * size, len(self.offsets) - 1)
+        return self.rows[self.offsets[step * size] : self.offsets[end]]
+
     def padding_share(self) -> float:
         """Give the share of padding in all tokens that the epoch computes, 0 to 1."""
         padded = int(self.padded_tokens.sum())

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
+from datamodules.class_balance import LabelledRows, row_weights
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
 from postprocessors.base import Postprocessor
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of one rank under one plan: item `i` is the collated batch `i`."""
+    """The micro-batches of one rank under one plan: item `i` is the collated batch `i`.
 
-    def __init__(self, split: EncodedSplit, pad_token_id: int, pad_to_multiple_of: int) -> None:
+    Args:
+        weights: (rows,) of every row in the loss; None = all 1.
+    """
+
+    def __init__(
+        self, split: EncodedSplit, pad_token_id: int, pad_to_multiple_of: int, weights: np.ndarray | None = None
+    ) -> None:
         self.split = split
+        self.weights = weights
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of
         self.plan: BatchPlan | None = None
@@ -41,7 +51,13 @@ class MicroBatches(Dataset[dict[str, Any]]):
         batch: dict[str, Any] = {**collate(encoded, self.pad_token_id, self.pad_to_multiple_of)}
         batch["num_rows"] = len(rows)
         batch["num_source_tokens"] = sum(len(source) for source, _ in encoded)
-        batch["step_target_tokens"] = int(self.plan.step_target_tokens[self.plan.step_of(index)])
+        step = self.plan.step_of(index)
+        batch["step_target_tokens"] = int(self.plan.step_target_tokens[step])
+        if self.weights is not None:
+            of_tokens = np.repeat(self.weights[rows], self.split.target_lengths[rows])
+            batch["token_weights"] = torch.from_numpy(of_tokens.astype(np.float32))  # (target tokens,)
+            of_step = self.plan.step_rows(step)
+            batch["step_target_tokens"] = float(self.weights[of_step] @ self.split.target_lengths[of_step])
         return batch
 
 
@@ -86,6 +102,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     Args:
         train, valid: encoded rows; `valid` may be None.
+        class_weights: of the training rows of each label, by its text, in the loss; empty = all 1.
         batch_options: sizes on each device, for validation as well, and accumulation.
     """
 
@@ -95,6 +112,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         valid: EncodedSplit | None,
         *,
         postprocessor: Postprocessor,
+        class_weights: Mapping[str, float] = MappingProxyType({}),
         pad_token_id: int,
         batch_options: BatchOptions,
         seed: int,
@@ -105,6 +123,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.train = train
         self.valid = valid
         self.postprocessor = postprocessor
+        self.class_weights = class_weights
         self.pad_token_id = pad_token_id
         self.batch_options = batch_options
         self.seed = seed
@@ -133,7 +152,9 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PlanLoader:
         """Batches of the current epoch, from the resumed position on."""
-        batches = MicroBatches(self.train, self.pad_token_id, self.batch_options.pad_to_multiple_of)
+        labels = LabelledRows.of(self.train, self.postprocessor) if self.class_weights else None
+        weights = row_weights(labels, self.class_weights) if labels else None
+        batches = MicroBatches(self.train, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights)
         # The loop asks for the length before it iterates, and the length is the same in every epoch.
         batches.follow(self.plan(0, self._world_size), self._rank)
 
@@ -176,6 +197,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             precision: the arithmetic that -float_precision came to on this device, in Lightning's word.
         """
         options = self.batch_options
+        weights = ", ".join(f"{text}={weight}" for text, weight in self.class_weights.items())
         return {
             "training data and encoding": self.train.fingerprint,
             "training rows": len(self.train),
@@ -187,6 +209,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-seed": self.seed,
             "number of devices": world_size,
             "-float_precision": precision,
+            **({"weights of the labels": weights} if weights else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config.flags import DataFlags, LengthFlags
+from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from datamodules.class_balance import LabelledRows, chosen_rows, class_weights, label_lines
 from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
 from datamodules.readers.read import ReadOptions
 from task_utils import Task
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.escapes import ESCAPES, printable
 from utils.tables import counted
 
 # Shares of tokens that the tokenizer does not know; where it knows no word, every other token is the start of a word.
 TOLD_UNKNOWN, WARNED_UNKNOWN = 0.01, 0.25
+ALL_ROWS = TrainTaskFlags()
 SPLIT_SEED = 20260101  # of the proportions; not -seed, so that runs with other seeds keep the same validation rows
 
 
@@ -30,6 +32,7 @@ class Splits:
     valid: EncodedSplit | None
     test: EncodedSplit | None
     lines: tuple[str, ...]  # what to tell the user: counts, and what was skipped, cut or discarded
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the rows of each label; empty = all 1
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ def _tighter(wanted: int, limit: int) -> int:
     return min(wanted, limit) if wanted and limit else wanted or limit
 
 
-def training_splits(encoder: Encoder) -> Splits:
+def training_splits(encoder: Encoder, flags: TrainTaskFlags = ALL_ROWS) -> Splits:
     """Train, validation and test rows of a `train.py` run.
 
     Raises:
-        UserError: no training row is left; and all that reading and encoding raise.
+        UserError: no training row is left; and all that reading, encoding, choosing and weighing rows raise.
     """
-    data, task = encoder.data, encoder.task
+    data, task, postprocessor = encoder.data, encoder.task, encoder.task.postprocessor
     train_paths = data.train_data or (task.hub_dataset,)
     whole = encoder.encode("-train_data", train_paths, keep_all=False)
     lines = report_lines("-train_data", whole.report)
@@ -98,6 +101,10 @@ def training_splits(encoder: Encoder) -> Splits:
     train = _fitting(whole, train_rows)
     if not len(train):
         raise UserError("-train_data: no training row is left after the validation and test rows were set apart")
+    labels = LabelledRows.of(train, postprocessor)
+    if flags.train_rows:
+        train = train.subset(chosen_rows(len(train), flags.train_rows, labels, flags.balance_labels))
+        labels = LabelledRows.of(train, postprocessor)
     valid = _fitting(whole, valid_rows) if valid_share else None
     if data.valid_data:
         other = encoder.encode("-valid_data", data.valid_data, keep_all=False)
@@ -112,7 +119,13 @@ def training_splits(encoder: Encoder) -> Splits:
         lines += report_lines("-test_data", test.report)
     counts = [counted(len(train), "training row")]
     counts += [counted(len(split), f"{name} row") for name, split in (("validation", valid), ("test", test)) if split]
-    return Splits(train, valid, test, (*lines, ", ".join(counts)))
+    of_labels = [*label_lines("training", labels)]
+    if valid:
+        of_labels += label_lines("validation", LabelledRows.of(valid, postprocessor))
+    weights = class_weights(flags.class_weights, labels)
+    if weights:
+        of_labels.append(f"-class_weights: {shortened([f'{text} {weight:.4g}' for text, weight in weights.items()])}")
+    return Splits(train, valid, test, (*lines, ", ".join(counts), *map(printable, of_labels)), weights)
 
 
 def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:

@@ -41,6 +41,7 @@ def token_loss_and_correct(
     bias: Tensor | None = None,
     scale: float = 1.0,
     label_smoothing: float = 0.0,
+    token_weights: Tensor | None = None,
     max_logits: int | None = None,
     count_correct: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,7 @@ def token_loss_and_correct(
             which synchronises with a GPU.
         bias: (vocabulary,) or (1, vocabulary).
         label_smoothing: share of the uniform distribution, 0 = off.
+        token_weights: (target tokens,) factors of the tokens' cross-entropies; None = all 1.
         max_logits: tokens * vocabulary above which the work is done in chunks of that size; None = by device.
         count_correct: for validation; without it the count is 0.
     """
@@ -75,11 +77,15 @@ def token_loss_and_correct(
     if len(targets) > chunk_tokens:
         with_gradient = torch.is_grad_enabled()
         loss, correct = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, bias, targets, label_smoothing, chunk_tokens, with_gradient, count_correct
+            hidden, weight, bias, targets, label_smoothing, token_weights, chunk_tokens, with_gradient, count_correct
         )
         return loss, correct
     logits = _logits(hidden, weight, bias)
-    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    if token_weights is None:
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    else:
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        loss = (losses * token_weights).sum()
     correct = (logits.detach().argmax(-1) == targets).sum() if count_correct else targets.new_zeros(())
     return loss, correct
 
@@ -110,6 +116,7 @@ class _ChunkedLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         label_smoothing: float,
+        token_weights: Tensor | None,
         chunk_tokens: int,
         with_gradient: bool,
         count_correct: bool,
@@ -133,7 +140,8 @@ class _ChunkedLoss(torch.autograd.Function):
                     logits += bias
                 if count_correct:
                     correct += (logits.argmax(-1) == target).sum()
-                loss += _to_gradient(logits, target, label_smoothing)
+                factors = None if token_weights is None else token_weights[start : start + chunk_tokens]
+                loss += _to_gradient(logits, target, label_smoothing, factors)
                 if grad_bias is not None:
                     grad_bias += logits.sum(0)
                 cast_gradient = logits.to(matmul_dtype)
@@ -155,18 +163,25 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
-        return (*gradients, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None)
 
 
-def _to_gradient(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-    """Give the summed loss of one chunk, and turn `logits` in place into the loss's gradient with respect to them."""
+def _to_gradient(logits: Tensor, target: Tensor, label_smoothing: float, factors: Tensor | None) -> Tensor:
+    """Give the summed loss of one chunk, and turn `logits` in place into the loss's gradient with respect to them.
+
+    Args:
+        factors: (tokens,) weights of the tokens; None = all 1.
+    """
     column = target.unsqueeze(1)
     log_normalizer = logits.logsumexp(-1, keepdim=True)  # (tokens, 1)
-    loss = ((log_normalizer - logits.gather(1, column)) * (1.0 - label_smoothing)).sum()
+    losses = [(log_normalizer - logits.gather(1, column)) * (1.0 - label_smoothing)]
     if label_smoothing:
-        loss += ((log_normalizer - logits.mean(-1, keepdim=True)) * label_smoothing).sum()
+        losses.append((log_normalizer - logits.mean(-1, keepdim=True)) * label_smoothing)
     logits.sub_(log_normalizer).exp_()
     if label_smoothing:
         logits.sub_(label_smoothing / logits.shape[1])
     logits.scatter_(1, column, logits.gather(1, column) - (1.0 - label_smoothing))
-    return loss
+    if factors is not None:
+        losses = [part * factors.unsqueeze(1) for part in losses]
+        logits.mul_(factors.unsqueeze(1))
+    return torch.stack([part.sum() for part in losses]).sum() if label_smoothing else losses[0].sum()

@@ -39,8 +39,9 @@ class Seq2SeqModule(pl.LightningModule):
     """An encoder-decoder in training.
 
     The loss of a micro-batch is the sum of its token cross-entropies divided by the target tokens of the whole
-    optimizer step over all ranks (known from the plan): accumulation, more devices and one big batch give the same
-    gradient. Nothing in `training_step` waits for the device.
+    optimizer step over all ranks (known from the plan), in both sums times the weights that rows may have:
+    accumulation, more devices and one big batch give the same gradient. Nothing in `training_step` waits for the
+    device.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Seq2SeqModule(pl.LightningModule):
         loss_sum, _ = self._loss_sum(batch)
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
-        share: float = self.options.accumulate * self.trainer.world_size / max(batch["step_target_tokens"], 1)
+        share: float = self.options.accumulate * self.trainer.world_size / (batch["step_target_tokens"] or 1)
         return loss_sum * share
 
     def on_train_start(self) -> None:
@@ -94,6 +95,7 @@ class Seq2SeqModule(pl.LightningModule):
         smoothing = self.optim.label_smoothing if self.training else 0.0
         output = decode_teacher_forced(self.model, batch["input_ids"], batch["attention_mask"], labels)
         details = {"target_index": batch["target_index"], "bias": output.bias, "scale": output.scale}
+        details["token_weights"] = batch.get("token_weights")
         if count_correct:
             return token_loss_and_correct(output.hidden, output.weight, labels, label_smoothing=smoothing, **details)
         return token_loss_sum(output.hidden, output.weight, labels, label_smoothing=smoothing, **details), None

@@ -59,6 +59,7 @@ class Prepared:
             self.splits.train,
             self.splits.valid,
             postprocessor=self.postprocessor,
+            class_weights=self.splits.weights,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_options=options,
             seed=self.config.run.seed,
@@ -83,7 +84,7 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     limits = source_limit(source.config), target_limit(source.config)
     encoder = Encoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
-    splits = training_splits(encoder)
+    splits = training_splits(encoder, config.task)
     say(*splits.lines)
     if splits.valid is None and resumed is None:
         _check_validation_flags(config.run)

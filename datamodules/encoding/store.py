@@ -262,6 +262,13 @@ class EncodedSplit:
         """Text of the target after its template, never cut; None when the row has no target."""
         return self._store.text_of(1, self._at(index))
 
+    def reference_codes(self, texts: Sequence[str]) -> np.ndarray:
+        """For every row the position of its reference among `texts`; -1 where it is none of them."""
+        values = pa.array(texts, pa.large_string())
+        found = [pc.fill_null(pc.index_in(column, values), -1) for _, column in self._store.texts]
+        codes = _concatenated([_view(part) for part in found], np.int64)
+        return codes if self._rows is None else codes[self._rows]
+
     def text_digest(self) -> str:
         """A digest of the texts that `source_text` and `reference` give; `fingerprint` is that of the token ids."""
         rows = b"" if self._rows is None else self._rows.astype("<i8").tobytes()

@@ -220,6 +220,34 @@ def test_proportions_token_budget_and_bf16(label_run: Path) -> None:
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
+def test_uneven_labels_are_chosen_evenly_and_weighted(label_run: Path, tmp_path: Path) -> None:
+    """A run goes on with its own weights alone."""
+    (tmp_path / "weights.yaml").write_text("{0: 1, 1: 2.5}", encoding="utf-8")
+    flags = {
+        "train_data": label_run / "train.tsv",
+        "source_column": "document",
+        "target_column": "label",
+        "label_map": "0=부정,1=긍정",
+        "train_rows": 40,
+        "balance_labels": "true",
+        "class_weights": tmp_path / "weights.yaml",
+        "config_path": label_run / "bart.json",
+        "save_path": tmp_path / "run",
+        "max_steps": 1,
+        "batch_size": 10,
+    }
+    out = train_ok(*flag_list(flags)).out
+    assert "labels of the training rows: 부정 20, 긍정 20\n" in out
+    assert "-class_weights: 부정 1, 긍정 2.5\n" in out
+    more = {"resume_checkpoint": "last", "max_steps": 2}
+    (tmp_path / "weights.yaml").write_text("{0: 1, 1: 3}", encoding="utf-8")
+    refused = train(*flag_list({**flags, **more}))
+    assert refused.code == 2
+    assert re.search(r"^  weights of the labels +부정=1.0, 긍정=2.5 +부정=1.0, 긍정=3.0$", refused.err, re.M), (
+        refused.err
+    )
+
+
 # ---- a T5 without validation rows
 
 

@@ -49,6 +49,27 @@ def test_loss_and_gradients_equal_pytorchs(max_logits, smoothing, scale):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("max_logits", [None, 33])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_multiply_the_loss_and_the_gradient_of_each_token(max_logits, smoothing):
+    hidden, weight, bias, labels = problem()
+    inputs = (hidden, weight, bias)
+    factors = torch.linspace(0.1, 2.0, int((labels != -100).sum()))
+    one_by_one = F.cross_entropy(
+        (hidden @ weight.T + bias).flatten(0, 1)[labels.flatten() != -100],
+        labels[labels != -100],
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    expected = (one_by_one * factors).sum()
+    more = {"bias": bias, "label_smoothing": smoothing, "max_logits": max_logits, "token_weights": factors}
+    loss = token_loss_sum(hidden, weight, labels, **more)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    wanted = torch.autograd.grad(expected, inputs)
+    for gradient, other in zip(torch.autograd.grad(loss, inputs), wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
 @given(
     st.integers(1, 4), st.integers(2, 6), st.integers(2, 30), st.integers(1, 90), st.sampled_from([0.0, 0.2]), st.data()
 )
