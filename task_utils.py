@@ -260,6 +260,7 @@ class Task:
         if separator and values.get("label_map"):
             joined = collect(problems, lambda: _joined(values["label_map"], separator, place))
             values["label_map"] = joined or values["label_map"]
+        values.pop("aliases", None)  # of the built-in tasks alone
         values["output"] = values.pop("postprocessor", None)
         kind = (values["output"] or FREE_TEXT).kind if values.get("label_map") is None else LABELS
         if {"label_map", "postprocessor"} & state.keys() - read:
@@ -284,7 +285,7 @@ def _field_value(key: str, value: object, place: str) -> object:
         return None if value in (None, "") else postprocessor_of(value, f"{place}: postprocessor")
     if key == "label_separator" and not isinstance(value, str):
         raise ValueError("must be text, for example ', '")
-    if key == "metrics":
+    if key in ("metrics", "aliases"):
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return tuple(value)
         raise ValueError("must be a list of names")
@@ -308,7 +309,7 @@ def _field_value(key: str, value: object, place: str) -> object:
 def task_keys() -> tuple[str, ...]:
     """The keys that a task file may have."""
     fields = (field.name for field in dataclasses.fields(Task) if field.name != "output")
-    return tuple(dict.fromkeys((*fields, *IF_SET)))
+    return tuple(dict.fromkeys((*fields, *IF_SET, "aliases")))
 
 
 def task_names() -> tuple[str, ...]:
@@ -316,22 +317,27 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
 
 
+def task_name(name: str) -> str:
+    """The built-in task that `name` is another name of (key `aliases` of a task file), else `name` itself."""
+    if not name or name in task_names() or name.endswith(FILE_SUFFIXES):
+        return name
+    contents = ((task, _content(str(BUILT_IN / f"{task}.yaml"))) for task in task_names())
+    return next((task for task, content in contents if name in content.get("aliases", ())), name)
+
+
 def get_task(name_or_path: str) -> Task:
     """The built-in task of that name, or the one that a .yaml/.yml/.json file describes (keys as in `Task`).
 
     Raises `UserError` on an unknown name (with the list) and on every mistake in a file.
     """
-    names = task_names()
-    if name_or_path not in names and not name_or_path.endswith(FILE_SUFFIXES):
+    name, names = task_name(name_or_path), task_names()
+    if name not in names and not name.endswith(FILE_SUFFIXES):
         raise UserError(
             f"-task {name_or_path}: no such task{closest(name_or_path, names)}; known: {', '.join(names)}; "
             "or a .yaml file that describes a task"
         )
-    path = str(BUILT_IN / f"{name_or_path}.yaml") if name_or_path in names else name_or_path
-    content = read_mapping_file("-task", path)
-    if not isinstance(content, dict):
-        raise UserError(f"-task {name_or_path}: expected a mapping with keys such as name, source_column, label_map")
-
+    path = str(BUILT_IN / f"{name}.yaml") if name in names else name
+    content = _content(path)
     problems: list[str] = []
     with errors_at(f"-task {name_or_path}"):
         task: Task | None = collect(problems, lambda: Task.from_dict({"name": Path(path).stem, **content}))
@@ -342,6 +348,14 @@ def get_task(name_or_path: str) -> Task:
         if task.label_map is not None:
             written_labels(task.label_map, Template(task.target_template, "target_template"))
         return task
+
+
+def _content(path: str) -> dict[str, Any]:
+    """The keys and values of a task file."""
+    content = read_mapping_file("-task", path)
+    if not isinstance(content, dict):
+        raise UserError(f"-task {path}: expected a mapping with keys such as name, source_column, label_map")
+    return content
 
 
 def override_task(task: Task, data: DataFlags) -> Task:

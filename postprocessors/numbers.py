@@ -29,7 +29,7 @@ class Number:
     name = "number"
     kind = "numbers"
     correction = "first number of the text"
-    texts: tuple[str, ...] = ()
+    texts = ()
 
     def __post_init__(self) -> None:
         bounds = {"lowest": self.lowest, "highest": self.highest}

@@ -27,7 +27,7 @@ from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
-from task_utils import Task, get_task, override_task
+from task_utils import Task, get_task, override_task, task_name
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
@@ -69,7 +69,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         )
     )
     state = models[0].saved_state()
-    if config.model.task in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
+    if task_name(config.model.task) in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
         check_same_texts(models, [key for key in OF_ROWS if key not in given])
     task = resolve_prediction_task(config, state)
     postprocessor = task.postprocessor
@@ -121,7 +121,7 @@ def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -
 
     The name of the checkpoint's own task means that task, with the templates and labels of the training.
     """
-    name, trained = config.model.task, state.get("task")
+    name, trained = task_name(config.model.task), state.get("task")
     if trained and name in ("", trained.get("name")):
         return override_task(Task.from_dict(trained), config.data)
     return override_task(get_task(name or "seq2seq"), config.data)

@@ -351,6 +351,10 @@ def test_keys_that_are_not_set_do_not_stand_in_a_checkpoint():
             "postprocessor: {kind: grades, lo: 1}\n",
             "unknown field 'lo' of grades (did you mean low?); known: low, high, places, names, strict",
         ),
+        (
+            "postprocessor: {kind: numbers, texts: [a]}\n",
+            "unknown field 'texts' of numbers; known: lowest, highest, decimals",
+        ),
         ("postprocessor: {kind: grades, high: five}\n", "postprocessor: high must be a number, not 'five'"),
         ("postprocessor: {kind: grades, places: 1.5}\n", "postprocessor: places must be a whole number, not '1.5'"),
         ("postprocessor: {kind: grades, names: a}\n", "postprocessor: names must be a list of texts, not 'a'"),

@@ -10,7 +10,7 @@ from metrics.dependencies import ArcCounts, macro, micro
 from metrics.report import report_text
 from metrics.score import score
 from postprocessors.dependencies import Arc, Dependencies, dependency_line
-from tests.golden_cases import golden_cases
+from tests.official_scorers import golden_cases
 from utils.errors import UserError
 
 RELATIONS = (

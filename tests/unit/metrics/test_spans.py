@@ -10,7 +10,7 @@ from metrics.report import report_text
 from metrics.score import score
 from metrics.spans import SpanCounts, tags_without_spaces
 from postprocessors.spans import TaggedText, spans_of_tags
-from tests.golden_cases import golden_cases
+from tests.official_scorers import golden_cases
 
 KLUE = TaggedText(("PS", "LC", "OG", "DT", "TI", "QT"))
 FIGURES = ("entity_macro_f1", "entity_micro_f1", "character_macro_f1")
