@@ -11,7 +11,17 @@ from typing import Any
 
 from config.checks import collect
 from config.flags import DataFlags
-from metrics.registry import LABELS, METRICS, TEACHER_FORCED, TEXTS, default_metrics, is_generated, metric_names
+from metrics.registry import (
+    LABELS,
+    METRICS,
+    PROBABILITIES,
+    TEACHER_FORCED,
+    TEXTS,
+    default_metrics,
+    is_generated,
+    metric_names,
+    takes_of,
+)
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
 from postprocessors.labels import LabelMap
@@ -163,14 +173,14 @@ class Task:
             if column == "" or (isinstance(column, int) and column < 1):
                 problems.append(f"task {self.name}: {key} {column!r} is no column; give a name, or a number from 1")
         for metric in self.metrics:
-            names = metric_names(TEXTS, LABELS, *KINDS)
+            names = metric_names(TEXTS, LABELS, PROBABILITIES, *KINDS)
             needed = METRICS[metric].takes if metric in names else ""
             if not needed:
                 known = f"{closest(metric, names)}; known: {', '.join(names)}"
                 problems.append(f"task {self.name}: unknown metric {metric!r}{known}")
-            elif needed not in (TEXTS, self.kind):
-                needs = "a label_map" if needed == LABELS else f"postprocessor: {needed}"
-                fitting = ", ".join(metric_names(*dict.fromkeys((self.kind, TEXTS))))
+            elif needed not in takes_of(self.kind):
+                needs = "a label_map" if needed in (LABELS, PROBABILITIES) else f"postprocessor: {needed}"
+                fitting = ", ".join(metric_names(*takes_of(self.kind)))
                 problems.append(
                     f"task {self.name}: metric {metric!r} needs {needs}; of {self.kind} there are: {fitting}"
                 )
@@ -209,7 +219,8 @@ class Task:
 
     def generated_metrics(self, monitor: str) -> tuple[str, ...]:
         """The metrics of a validation's generated rows: `exact_match`, the task's, and `monitor`."""
-        return tuple(dict.fromkeys(("exact_match", *self.metrics, *((monitor,) if is_generated(monitor) else ()))))
+        named = (name for name in self.metrics if METRICS[name].takes != PROBABILITIES)
+        return tuple(dict.fromkeys(("exact_match", *named, *((monitor,) if is_generated(monitor) else ()))))
 
     def with_label_map(self, label_map: LabelMap) -> Task:
         """The same task with another label map; a task of other outputs gets the label metrics, one of labels keeps

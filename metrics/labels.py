@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.registry import LABELS, Figure, Metric, register
+from metrics.f1 import f1, f1_by_class, mean
+from metrics.registry import FRACTION, LABELS, POINTS, Figure, Metric, register
 from postprocessors.labels import LabelMap
 
 INVALID = "(invalid)"
+NO_RELATION = "no_relation"
 DENSE_MATRIX_LABELS = 200  # up to here the confusion matrix has a cell for each pair of labels
 
 
@@ -40,6 +43,7 @@ class LabelTables:
     """What label metrics are computed from: the rows, and the fields of `Scores` with the same names."""
 
     rows: CountedRows
+    label_map: LabelMap
     per_class: list[dict[str, Any]]
     averages: list[dict[str, Any]]
     confusion_matrix: dict[str, Any] | None
@@ -80,6 +84,7 @@ def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
     named_rows = int((np.diff(true.indptr) * counts).sum())
     return LabelTables(
         rows,
+        label_map,
         per_class=[
             _class_row(labels[index], [column[index] if index in seen else None for column in columns[:3]], support)
             for index, support in enumerate(columns[3])
@@ -155,6 +160,74 @@ def _micro_f1(tables: LabelTables) -> Figure:
     return Figure(tables.average_f1("micro"))
 
 
+def _klue_macro_f1(tables: LabelTables) -> Figure:
+    """Macro F1 of the raw outputs: those that are no label make one class more, which no reference has."""
+    rows = tables.rows
+    decisions: Counter[tuple[str, str]] = Counter()
+    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        decisions[reference, INVALID if tables.label_map.value(prediction) is None else prediction] += count
+    return Figure(100 * mean(f1_by_class(decisions).values()))
+
+
+def _klue_re_f1(tables: LabelTables) -> Figure:
+    """Micro F1 of the raw outputs over all labels but `no_relation`, the id or text of one of them."""
+    rows, none = tables.rows, tables.label_map.lookup(NO_RELATION)
+    if none is None:
+        return Figure(math.nan, f"no label has the id or text {NO_RELATION!r}")
+    relations = set(tables.label_map.texts) - {none}
+    right = wanted = found = 0
+    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        right += count * (reference == prediction and reference in relations)
+        wanted += count * (reference in relations)
+        found += count * (prediction in relations)
+    return Figure(100 * f1(right, wanted, found))
+
+
+def _samples_f1(tables: LabelTables) -> Figure:
+    """Mean over the rows of F1 of the labels that an output names; a row without labels on both sides counts 0."""
+    if len(tables.label_map.texts) == 1:
+        return Figure(math.nan, "there is a single label")
+    named, detail = _named(tables)
+    total = sum(count * f1(len(wanted & found), len(wanted), len(found)) for wanted, found, count in named)
+    return Figure(total / sum(tables.rows.counts), detail)
+
+
+def _subset_accuracy(tables: LabelTables) -> Figure:
+    """Share of the rows that name exactly the labels of their reference."""
+    named, detail = _named(tables)
+    right = sum(count for wanted, found, count in named if wanted == found)
+    return Figure(right / sum(tables.rows.counts), detail)
+
+
+def _weighted_f1(tables: LabelTables) -> Figure:
+    """Mean F1 of the labels, weighted by the rows whose reference has them; 0 where no reference has any."""
+    named, detail = _named(tables)
+    right: Counter[str] = Counter()
+    expected: Counter[str] = Counter()
+    given: Counter[str] = Counter()
+    for wanted, found, count in named:
+        for total, labels in ((right, wanted & found), (expected, wanted), (given, found)):
+            total.update(dict.fromkeys(labels, count))
+    figure = sum(support * f1(right[label], support, given[label]) for label, support in expected.items())
+    return Figure(figure / (expected.total() or 1), detail)
+
+
+def _named(tables: LabelTables) -> tuple[list[tuple[set[str], set[str], int]], str]:
+    """The labels of reference and raw output of every row, and what to say of the parts of outputs that are none.
+
+    Order, blanks and repetition do not count, and parts that are no label are left out, as scikit-learn does.
+    """
+    rows, label_map = tables.rows, tables.label_map
+    named = []
+    strangers = 0
+    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        parts = {part for part in label_map.parts(prediction) if part} if label_map.separator else {prediction}
+        known = parts & set(label_map.texts)
+        strangers += count * len(parts - known)
+        named.append((set(label_map.value(reference) or ()), known, count))
+    return named, f"raw; {strangers:,} named that are no label, left out" if strangers else "raw, as generated"
+
+
 register(
     Metric(
         "accuracy",
@@ -167,4 +240,14 @@ register(
     Metric("accuracy_corrected", LABELS, "the same after label correction", _accuracy_corrected, corrected=True),
     Metric("macro_f1", LABELS, "mean F1 of the labels that occur, after correction", _macro_f1),
     Metric("micro_f1", LABELS, "F1 over all decisions, after correction", _micro_f1),
+    *(
+        Metric(name, LABELS, description, compute, scale=scale, note="raw, as generated", default=False)
+        for name, description, compute, scale in (
+            ("klue_macro_f1", "macro F1, other outputs being a class more (KLUE-TC)", _klue_macro_f1, POINTS),
+            ("klue_re_f1", "micro F1 without no_relation (KLUE-RE)", _klue_re_f1, POINTS),
+            ("samples_f1", "mean over the rows of F1 of their labels", _samples_f1, FRACTION),
+            ("subset_accuracy", "share of rows with exactly the labels of the reference", _subset_accuracy, FRACTION),
+            ("weighted_f1", "mean F1 of the labels, weighted by their rows", _weighted_f1, FRACTION),
+        )
+    ),
 )

@@ -69,6 +69,11 @@ def register(*metrics: Metric) -> None:
             raise ValueError(f"a metric named {metric.name!r} is registered already")
 
 
+def takes_of(kind: str) -> tuple[str, ...]:
+    """What the metrics of a task with this kind of output may take."""
+    return (kind, *((PROBABILITIES,) if kind == LABELS else ()), *((TEXTS,) if kind != TEXTS else ()))
+
+
 def metric_names(*takes: str) -> tuple[str, ...]:
     """The names of all metrics that are computed from one of these, in this order."""
     return tuple(metric.name for kind in takes for metric in METRICS.values() if metric.takes == kind)

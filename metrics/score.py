@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from metrics.labels import CountedRows, label_tables
-from metrics.registry import METRICS, TEXTS, default_metrics, metric_names
+from metrics.registry import METRICS, PROBABILITIES, TEXTS, default_metrics, metric_names, takes_of
 from metrics.text import text_metrics
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap
@@ -87,7 +88,7 @@ def score(
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references, but {len(predictions)} predictions")
     wanted = tuple(names) if names is not None else default_metrics(postprocessor.kind) or default_metrics(TEXTS)
-    known = metric_names(*dict.fromkeys((TEXTS, postprocessor.kind)))
+    known = metric_names(*takes_of(postprocessor.kind))
     for name in wanted:
         if name not in known:
             needs = f"{name!r} needs {METRICS[name].takes}" if name in METRICS else f"{name!r} is unknown"
@@ -131,6 +132,8 @@ def _with_values(
             taken = (of_labels,) = (label_tables(rows, postprocessor),)
             tables = {name: getattr(of_labels, name) for name in ("per_class", "averages", "confusion_matrix")}
         for metric in (METRICS[name] for name in wanted):
+            if metric.takes == PROBABILITIES:
+                found[metric.name], details[metric.name] = math.nan, "needs -label_decoding score"
             if metric.takes == postprocessor.kind and metric.compute:
                 found[metric.name], how = metric.compute(*taken)
                 details |= {metric.how or metric.name: how} if how else {}

@@ -69,7 +69,7 @@ class LabelMap:
                     f"label map: {kind} {value!r} holds the label separator {self.separator!r}, or ends like it; choose"
                     " another"
                     for value in values
-                    if len(self._parts(value)) > 1 or self._runs_into_separator(value)
+                    if len(self.parts(value)) > 1 or self._runs_into_separator(value)
                 ]
         if not is_unicode(self.separator):
             problems.append(f"label separator {self.separator!r} {NO_UNICODE}")
@@ -169,7 +169,7 @@ class LabelMap:
         """
         if not self.separator:
             return self._by_value.get(value.strip())
-        labels = [self._by_value.get(part) for part in self._parts(value)]
+        labels = [self._by_value.get(part) for part in self.parts(value)]
         return self.join(labels) if len(set(labels)) == len(labels) else None
 
     def value(self, text: str) -> tuple[str, ...] | None:
@@ -193,7 +193,7 @@ class LabelMap:
         """
         if not self.separator:
             return self._nearest_label(text, max_distance)
-        parts = [part for part in self._parts(text) if part] or [""]
+        parts = [part for part in self.parts(text) if part] or [""]
         return self.join([self._nearest_label(part, max_distance) for part in parts])
 
     def _nearest_label(self, text: str, max_distance: int | None) -> str | None:
@@ -206,7 +206,7 @@ class LabelMap:
         )
         return best if max_distance is None or distance <= max_distance else None
 
-    def _parts(self, text: str) -> list[str]:
+    def parts(self, text: str) -> list[str]:
         """`text` cut at the separator, without blanks around; a separator of blanks is any run of blanks."""
         mark = self.separator.strip()
         return [part.strip() for part in text.split(mark)] if mark else text.split() or [""]
