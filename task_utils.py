@@ -29,6 +29,7 @@ from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
+LAYOUTS = ("conll", "squad")  # of `datamodules.readers.layouts`
 MOST_TEMPLATE = 1 << 14  # characters of a template
 IF_SET = ("label_separator", "layout", "references", "postprocessor")  # keys that older checkpoints do not know
 
@@ -190,6 +191,9 @@ class Task:
                 for key, value in (("postprocessor", self.output), ("references", self.references))
                 if value
             ]
+        if self.layout and self.layout not in LAYOUTS:
+            known = f"{closest(self.layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}"
+            problems.append(f"task {self.name}: unknown layout {self.layout!r}{known}")
         for key in ("max_seq_length", "max_target_length"):
             if getattr(self, key) < 0:
                 problems.append(f"task {self.name}: {key} {getattr(self, key)} is below 0 (0 = no limit)")

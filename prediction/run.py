@@ -57,7 +57,8 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     """Predict the rows of files."""
     ready = prepare(config, given, temporary)
     config = ready.config
-    records = InputRecords(config.data.test_data or config.data.valid_data) if config.output.keep_fields else None
+    paths = config.data.test_data or config.data.valid_data
+    records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; labels: {ready.postprocessor.describe()}")
     decoding = find_label_decoding(ready, split)

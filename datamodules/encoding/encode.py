@@ -89,6 +89,8 @@ def _key(content: str, work: Work, tokenizer: Any) -> str:
     }
     if work.options.label_map and work.options.label_map.separator:
         settings["label_separator"] = work.options.label_map.separator
+    if work.task.layout:
+        settings["layout"] = work.task.layout
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,20 +25,82 @@ CHUNK_BYTES = 64 << 20
 MOST_BYTES, MOST_SHRUNK = 256 << 20, 1000
 
 
-def read_parquet(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
-    """Rows of a Parquet file; only the wanted columns are read."""
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class Stored:
+    """A table on the disk: `batches` reads some of its columns, fields of structs by dotted names."""
 
+    name: str
+    schema: pa.Schema
+    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+
+
+def read_stored(
+    stored: Stored, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool
+) -> Iterator[RawRows]:
+    """Rows of a Parquet file, a folder or a hub data set; only the wanted columns are read.
+
+    `labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name.
+    """
+    fields = _fields(wanted, stored.schema, stored.name)
+    report.headers[stored.name] = f"columns: {shortened(stored.schema.names)}"
+    yield from _from_batches(stored, fields, options, {} if labels else _features(stored.schema))
+
+
+def stored_rows(stored: Stored, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows as Python values, numbered from 1, with those of the columns that are there; class numbers become names."""
+    features = _features(stored.schema)
+    used = [name for name in columns if name in stored.schema.names]
+    classes = {name: names for name in used if (names := _class_names({name: _of_items(features.get(name))}, [name]))}
+    number = 0
     try:
-        file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
-    with file:
-        schema = file.schema_arrow
-        fields = _fields(wanted, schema, path)
-        used = sorted({".".join(keys) for keys in fields.values() if keys})
-        batches = _parquet_batches(path, file, used)
-        yield from _from_batches(path, batches, schema, fields, options, report, labels)
+        for batch in stored.batches(used):
+            for row in batch.select(used).to_pylist():
+                number += 1
+                for name, names in classes.items():
+                    row[name] = [_class_name(names, value) for value in row[name] or ()]
+                yield number, row
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{stored.name}: broken near row {number + 1} ({first_line(error)})") from None
+
+
+def _of_items(feature: Any) -> Any:
+    """The feature of the items of a list, as the versions of `datasets` write it."""
+    if isinstance(feature, list):
+        return feature[0] if feature else None
+    return feature.get("feature") if isinstance(feature, dict) else None
+
+
+def _class_name(names: list[str], value: Any) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+@contextmanager
+def stored_table(data_path: DataPath, flag: str) -> Iterator[Stored]:
+    """The table that a data path of kind parquet, folder or hub names."""
+    path = data_path.path
+    if data_path.kind == "parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+        with file:
+            yield Stored(path, file.schema_arrow, lambda columns: _parquet_batches(path, file, columns))
+    elif data_path.kind == "folder":  # read without the `datasets` library
+        files = arrow_files(path, flag)
+        try:
+            with pa.OSFile(os.fsencode(files[0])) as source:
+                schema = pa.ipc.open_stream(source).schema
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
+        yield Stored(path, schema, lambda _: _stream_batches(files))
+    else:
+        dataset = load_hub_dataset(data_path, flag).with_format("arrow")
+        name = ":".join(part for part in (path, data_path.config, data_path.split) if part)
+        tables = dataset.iter(batch_size=ROWS_A_CHUNK)
+        batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
+        yield Stored(name, dataset.features.arrow_schema, lambda _: batches)
 
 
 def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -50,8 +114,8 @@ def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.Re
     starts = tuple(f"{column}." for column in columns)
     read = [number for number, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(starts)]
     binary = [leaf for leaf in map(leaves.__getitem__, read) if leaf.physical_type == "BYTE_ARRAY"]
-    texts = [leaf.path for leaf in binary if leaf.logical_type.type != "DECIMAL"]
-    with pq.ParquetFile(pa.OSFile(os.fsencode(path)), read_dictionary=texts) as stored:
+    as_dictionary = [leaf.path for leaf in binary if leaf.logical_type.type != "DECIMAL"]
+    with pq.ParquetFile(pa.OSFile(os.fsencode(path)), read_dictionary=as_dictionary) as stored:
         for group in range(file.num_row_groups):
             longest = 0
             for part in (file.metadata.row_group(group).column(number) for number in read):
@@ -60,23 +124,22 @@ def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.Re
                     raise UserError(f"{path}: column {part.path_in_schema!r} holds {size:,} bytes in {shrunk:,}")
                 longest += size // max(part.num_values, 1)
             for first in stored.iter_batches(batch_size=1, row_groups=[group], columns=columns):
-                kinds = [column for column in first.columns if pa.types.is_dictionary(column.type)]
-                longest += sum(pc.max(pc.binary_length(column.dictionary)).as_py() or 0 for column in kinds)
+                kinds = [
+                    leaf for column in first.columns for leaf in _leaves(column) if pa.types.is_dictionary(leaf.type)
+                ]
+                longest += sum(pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0 for leaf in kinds)
                 break
             rows = max(1, min(ROWS_A_CHUNK, CHUNK_BYTES // max(longest, 1)))
             yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
 
 
-def read_folder(path: str, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Iterator[RawRows]:
-    """Rows of a folder written by `save_to_disk`, read without the `datasets` library."""
-    files = arrow_files(path, options.flag)
-    try:
-        with pa.OSFile(os.fsencode(files[0])) as source:
-            schema = pa.ipc.open_stream(source).schema
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
-    fields = _fields(wanted, schema, path)
-    yield from _from_batches(path, _stream_batches(files), schema, fields, options, report, labels)
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    """The columns that a column of structs or lists is made of."""
+    if pa.types.is_struct(column.type) or pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        for inner in column.flatten() if pa.types.is_struct(column.type) else [column.values]:
+            yield from _leaves(inner)
+    else:
+        yield column
 
 
 def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
@@ -85,17 +148,6 @@ def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
             for batch in pa.ipc.open_stream(source):
                 for start in range(0, len(batch), ROWS_A_CHUNK):
                     yield batch.slice(start, ROWS_A_CHUNK)
-
-
-def read_hub(data_path: DataPath, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool) -> Any:
-    """Rows of a data set of the hub, which `datasets` downloads or finds in its cache."""
-    dataset = load_hub_dataset(data_path, options.flag).with_format("arrow")
-    schema = dataset.features.arrow_schema
-    name = ":".join(part for part in (data_path.path, data_path.config, data_path.split) if part)
-    fields = _fields(wanted, schema, name)
-    tables = dataset.iter(batch_size=ROWS_A_CHUNK)
-    batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
-    yield from _from_batches(name, batches, schema, fields, options, report, labels)
 
 
 def _fields(wanted: Wanted, schema: pa.Schema, path: str) -> dict[str, tuple[str, ...] | None]:
@@ -118,20 +170,13 @@ def _fields(wanted: Wanted, schema: pa.Schema, path: str) -> dict[str, tuple[str
 
 
 def _from_batches(
-    path: str,
-    batches: Iterable[pa.RecordBatch],
-    schema: pa.Schema,
-    fields: dict[str, tuple[str, ...] | None],
-    options: ReadOptions,
-    report: RowReport,
-    labels: bool,
+    stored: Stored, fields: dict[str, tuple[str, ...] | None], options: ReadOptions, features: dict[str, Any]
 ) -> Iterator[RawRows]:
-    """`labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name."""
-    report.headers[path] = f"columns: {shortened(schema.names)}"
-    features = {} if labels else _features(schema)
+    path = stored.name
+    used = sorted({".".join(keys) for keys in fields.values() if keys})
     row = 0
     try:
-        for batch in batches:
+        for batch in stored.batches(used):
             problems = np.zeros(len(batch), dtype=np.uint8)
             columns = {}
             for variable, keys in fields.items():

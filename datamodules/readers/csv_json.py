@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -143,9 +143,7 @@ def _csv_record(row: CsvRow, positions: dict[str, int | None], wanted: Wanted) -
 
 def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
     """Rows of a file with a JSON object on each line; a .json file may be one array of objects instead."""
-    values = _json_lines(path, options.keep_all)
-    if path.lower().endswith(".json") and _starts_with_bracket(path):
-        values = _json_array(path)
+    values = json_items(path, options.keep_all)
     keys, scouted = _json_keys(path, values, wanted)
     report.headers[path] = "keys: " + ", ".join(f"{variable}={key}" for variable, key in keys.items() if key)
     records = (_json_record(item, keys, wanted) for item in _chain_items(scouted, values))
@@ -161,15 +159,16 @@ def _chain_items(first: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
     yield from rest
 
 
-def _starts_with_bracket(path: str) -> bool:
+def starts_with(path: str, mark: bytes) -> bool:
+    """Whether the first byte of a file that is no white space is `mark`."""
     with open(path, "rb") as file:
         while block := file.read(4096):
             if text := block.removeprefix(_BOM).strip():
-                return text[:1] == b"["
+                return text[:1] == mark
     return False
 
 
-class _Decoder(Protocol):
+class Decoder(Protocol):
     """What the readers ask of a `json.JSONDecoder`."""
 
     def decode(self, s: str) -> Any: ...
@@ -208,12 +207,23 @@ class _AsWritten:
 def json_records(path: str) -> Iterator[str]:
     """The record of every row of a .jsonl or .json file in the file's own letters; `null` of a broken line."""
     decoder = _AsWritten()
-    is_array = path.lower().endswith(".json") and _starts_with_bracket(path)
-    items = _json_array(path, decoder) if is_array else _json_lines(path, True, decoder)
-    return ("null" if value is None else value for _, value, _ in items)
+    return ("null" if value is None else value for _, value, _ in json_items(path, True, decoder))
 
 
-def _json_lines(path: str, keep_all: bool, decoder: _Decoder = _DECODER) -> Iterator[JsonItem]:
+def json_items(path: str, keep_all: bool, decoder: Decoder | None = None) -> Iterator[JsonItem]:
+    """The values of a file with one on each line, or of one array in a .json file.
+
+    Args:
+        keep_all: whether bytes that are no UTF-8 become U+FFFD, so that the value can be read.
+        decoder: the one that keeps numbers as they are written, unless another is given.
+    """
+    decoder = decoder or _DECODER
+    if path.lower().endswith(".json") and starts_with(path, b"["):
+        return _json_array(path, decoder)
+    return _json_lines(path, keep_all, decoder)
+
+
+def _json_lines(path: str, keep_all: bool, decoder: Decoder) -> Iterator[JsonItem]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             raw = raw.removeprefix(_BOM) if number == 1 else raw
@@ -232,26 +242,40 @@ def _json_lines(path: str, keep_all: bool, decoder: _Decoder = _DECODER) -> Iter
                 yield number, None, problem or "broken JSON"
 
 
-def _json_array(path: str, decoder: _Decoder = _DECODER) -> Iterator[JsonItem]:
+def _json_array(path: str, decoder: Decoder) -> Iterator[JsonItem]:
     """Elements of the array, with the line where each starts. Raises `UserError` at broken JSON: no way to go on."""
+    text = whole_text(path)
+    end = yield from array_items(path, text, text.index("[") + 1, decoder)
+    if text[end:].strip():
+        raise UserError(f"{path}:{line_at(text, end)}: text after the end of the JSON array")
+
+
+def whole_text(path: str) -> str:
+    """The text of a file that is one JSON value."""
     with open(path, "rb") as file:
         raw = file.read()
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: invalid UTF-8 in a file that is one JSON array") from None
-    position, line, counted = text.index("[") + 1, 1, 0
+        raise UserError(f"{path}:{line}: invalid UTF-8 in a file that is one JSON value") from None
+
+
+def line_at(text: str, position: int) -> int:
+    """The line of a position, from 1."""
+    return text.count("\n", 0, position) + 1
+
+
+def array_items(path: str, text: str, position: int, decoder: Decoder) -> Generator[JsonItem, None, int]:
+    """Elements of the array whose `[` stands before `position`, one at a time; returns where its end is."""
+    line, counted = 1, 0
     expected = "value or ]"
     while True:
-        while text[position : position + 1] in (" ", "\t", "\r", "\n"):
-            position += 1
+        position = after_blanks(text, position)
         line, counted = line + text.count("\n", counted, position), position
         character = text[position : position + 1]
         if character == "]" and expected != "value":
-            if text[position + 1 :].strip():
-                raise UserError(f"{path}:{line}: text after the end of the JSON array")
-            return
+            return position + 1
         if expected == ", or ]":
             if character != ",":
                 raise UserError(f"{path}:{line}: broken JSON: ',' or ']' expected")
@@ -264,6 +288,13 @@ def _json_array(path: str, decoder: _Decoder = _DECODER) -> Iterator[JsonItem]:
             raise UserError(f"{path}:{line}: broken JSON in the array that starts here or later: {reason}") from None
         yield line, value, ""
         expected = ", or ]"
+
+
+def after_blanks(text: str, position: int) -> int:
+    """The first position from there on that holds no white space of JSON."""
+    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+        position += 1
+    return position
 
 
 def _json_keys(path: str, values: Iterator[JsonItem], wanted: Wanted) -> tuple[dict[str, str | None], list[JsonItem]]:

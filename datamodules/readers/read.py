@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from datamodules.readers.arrow import read_folder, read_hub, read_parquet
+from datamodules.readers.arrow import read_stored, stored_table
 from datamodules.readers.columns import wanted_columns
 from datamodules.readers.csv_json import read_csv, read_json
+from datamodules.readers.layouts import LAYOUTS, has_layout, read_layout
 from datamodules.readers.paths import DataPath, parse_data_path
 from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.readers.tsv import read_tsv
@@ -44,8 +45,11 @@ def _raw_rows(
 ) -> Iterator[RawRows]:
     wanted = wanted_columns(task, needed, options)
     labels = task.label_map is not None
-    path = data_path.path
+    path, layout = data_path.path, task.layout
     try:
+        if has_layout(data_path, layout):
+            yield from read_layout(path, layout, LAYOUTS[layout].file_rows(path), wanted, options, report)
+            return
         match data_path.kind:
             case "tsv":
                 yield from read_tsv(path, wanted, options, report)
@@ -53,11 +57,12 @@ def _raw_rows(
                 yield from read_csv(path, wanted, options, report)
             case "jsonl" | "json":
                 yield from read_json(path, wanted, options, report)
-            case "parquet":
-                yield from read_parquet(path, wanted, options, report, labels)
-            case "folder":
-                yield from read_folder(path, wanted, options, report, labels)
             case _:
-                yield from read_hub(data_path, wanted, options, report, labels)
+                with stored_table(data_path, options.flag) as stored:
+                    rows = LAYOUTS[layout].table_rows(stored) if layout else None
+                    if rows is None:
+                        yield from read_stored(stored, wanted, options, report, labels)
+                    else:
+                        yield from read_layout(stored.name, layout, rows, wanted, options, report)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from datamodules.readers.csv_json import csv_rows, json_records, replaced
+from datamodules.readers.layouts import LAYOUTS, has_layout
 from datamodules.readers.paths import DataPath, file_state, parse_data_path
 from datamodules.readers.rows import NO_HEADER
 from datamodules.readers.tsv import line_blocks, lines_of
@@ -23,23 +24,30 @@ class InputRecords:
         RunError: at the end of `rows`, when a file has changed since this object was made.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], layout: str = "") -> None:
+        self.layout = layout
         self.paths = [parse_data_path(value) for value in paths]
         self.states = self._states()
 
     def rows(self, headers: Mapping[str, str], escapes: bool) -> Iterator[str]:
         """A JSON value for every row that prediction reads from the files, in its order.
 
-        That of a JSON file is in its own letters. A row of a TSV or CSV is an object of its cells: by the name in the
-        header, else (no header, a name twice, a cell too many) by the number of the column from 1.
+        That of a JSON file is in its own letters; that of a layout is an object of what its file has. A row of a TSV or
+        CSV is an object of its cells: by the name in the header, else (no header, a name twice, a cell too many) by the
+        number of the column from 1.
 
         Args:
             headers: what was decided about the first line of each file, as in `RowReport`.
             escapes: whether those of TSV cells were read.
         """
         for data_path in self.paths:
+            records: Iterator[str]
             has_header = headers.get(data_path.path, NO_HEADER) != NO_HEADER
-            records = _records(data_path, has_header, escapes)
+            if has_layout(data_path, self.layout):
+                rows = LAYOUTS[self.layout].file_rows(data_path.path)
+                records = (replaced(json.dumps(row.record, ensure_ascii=False)) for row in rows)
+            else:
+                records = _records(data_path, has_header, escapes)
             yield from itertools.islice(records, 0, None, data_path.shard)
         for data_path, before, now in zip(self.paths, self.states, self._states(), strict=True):
             if before != now:

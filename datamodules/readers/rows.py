@@ -31,8 +31,17 @@ REASONS = (
     "missing column",
     "empty source",
     "empty target",
+    "sentence without tokens",
+    "uneven number of columns",
+    "more than one character on a line",
+    "tag is none of O, B-TYPE and I-TYPE",
+    "tag I-TYPE without its B-TYPE",
+    "words are not numbered 1, 2, 3, ...",
+    "head is no other word of the sentence, nor 0",
+    "gold answer is not in the passage; the row is kept",
 )
 CODES = {reason: code for code, reason in enumerate(REASONS)}
+KEPT = CODES["gold answer is not in the passage; the row is kept"]
 _EMPTY_SIDE = [CODES["empty line"], CODES["empty source"], CODES["empty target"]]
 
 
@@ -97,6 +106,19 @@ class RowChunk:
         return f"{self.path}:{self.lines[index]}"
 
 
+@dataclass(frozen=True)
+class LayoutRow:
+    """A row of a file that is no table: its columns by name (None = missing), and why it is malformed ("" = it is not).
+
+    `record` is what stands in the file, for a copy beside the prediction.
+    """
+
+    line: int
+    values: dict[str, str | None]
+    problem: str
+    record: dict[str, Any]
+
+
 @dataclass
 class RawRows:
     """Rows as parsed, before anything is dropped. `problems` holds a code of `REASONS` for each row."""
@@ -159,9 +181,9 @@ def finish_rows(raw: RawRows, options: ReadOptions, report: RowReport, first_id:
     problems = raw.problems
     source, target = raw.columns["source"], raw.columns["target"]
     no_source, no_target = blank_mask(source), blank_mask(target)
-    problems[no_source & (problems == 0)] = CODES["empty source"]
+    problems[no_source & np.isin(problems, (0, KEPT))] = CODES["empty source"]
     if options.target_required and not options.keep_all:
-        problems[no_target & (problems == 0)] = CODES["empty target"]
+        problems[no_target & np.isin(problems, (0, KEPT))] = CODES["empty target"]
     counted = problems > 0
     if options.keep_all:
         counted &= ~np.isin(problems, _EMPTY_SIDE)
@@ -175,9 +197,9 @@ def finish_rows(raw: RawRows, options: ReadOptions, report: RowReport, first_id:
             columns[name] = pc.if_else(pa.array(blank), pa.scalar(None, TEXT), column) if blank.any() else column
         elif column.null_count:
             columns[name] = pc.fill_null(column, "")
-    if options.keep_all or not counted.any():
+    keep = ~counted | (problems == KEPT)
+    if options.keep_all or keep.all():
         return RowChunk(raw.path, columns, raw.lines, row_ids)
-    keep = ~counted
     columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
     return RowChunk(raw.path, columns, raw.lines[keep], row_ids[keep])
 
