@@ -185,3 +185,5 @@ def test_the_name_of_the_checkpoints_task_means_the_checkpoints_task() -> None:
     assert resolved() == resolved("-task", "seq2seq") == trained
     assert resolved("-task", "jsonlines") == get_task("jsonlines")
     assert resolved("-task", "seq2seq", "-target_template", "={{ target }}").target_template == "={{ target }}"
+    state = {"task": get_task("klue-nli").with_label_map(LabelMap.parse("0=a,1=b")).to_dict()}
+    assert resolved("-task", "klue-nli-prompted") == resolved("-task", "klue-nli") == Task.from_dict(state["task"])
