@@ -1,1 +1,1 @@
-"""What a user may say: flags, parser, checks that commands share. Imports utils; no torch."""
+"""What a user may say: flags, templates, parser, checks that commands share. Imports utils; no torch."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from config.templates import Template
 from datamodules.encoding.arrays import Tokens
 from datamodules.encoding.templates import render
 from datamodules.encoding.tokens import check_limit, make_encoder
 from datamodules.readers.rows import PLACES_KEPT, text_array
 from datamodules.splits import Encoder
-from task_utils import Template
 from utils.errors import UserError
 from utils.escapes import ESCAPES, unescape_cell
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from config.inference_flags import InferenceConfig
+from config.templates import Template
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import Encoder, report_lines
@@ -26,7 +27,6 @@ from metrics.calibration import (
 )
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap
-from task_utils import Template
 from utils.devices import Devices
 from utils.errors import UserError
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from config.templates import Template
 from datamodules.encoding.arrays import Tokens, tokens_of_lists
 from datamodules.encoding.store import EncodedRows
 from datamodules.encoding.templates import label_codes, render
@@ -18,7 +19,7 @@ from datamodules.encoding.tokens import Encoder, check_limit
 from datamodules.readers.read import ReadOptions, RowChunk
 from datamodules.readers.rows import PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, written_labels
+from task_utils import Task, written_labels
 from utils.errors import UserError, raise_if_any
 
 MOST_EXAMPLES = 20  # letters

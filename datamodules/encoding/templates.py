@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from config.templates import Template
 from datamodules.readers.rows import TEXT, RowChunk
 from postprocessors.labels import LabelMap
-from task_utils import Template
 from utils.errors import UserError, shortened
 
 MOST_LETTERS = 200  # of a reason

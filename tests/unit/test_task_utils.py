@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.templates import Variable
 from metrics.registry import LABELS, METRICS, TEXTS, Metric, default_metrics
 from postprocessors.base import FREE_TEXT, FreeText
 from postprocessors.kinds import KINDS
 from postprocessors.labels import LabelMap
-from task_utils import Task, Template, Variable, get_task, task_names, written_labels
+from task_utils import Task, Template, get_task, task_names, written_labels
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from task_utils import MOST_TEMPLATE, Template
+from config.templates import MOST_TEMPLATE, Template
 from utils.errors import UserError
 
 ROW = {"source": "ab cd", "target": "1"}
