@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig
 from config.parser import information, parse_flags
+from config.user_code import import_user_code
 from prediction.checks import check_inference
 from utils.console import run_command
 from utils.errors import raise_if_any
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
         print(told)
         return 0
     config, given, problems = parse_flags(InferenceConfig, argv)
+    import_user_code(config.model.user_code)
     check_inference(config, problems)
     raise_if_any(problems)
     from utils.libraries import fix_sums, quiet_libraries

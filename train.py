@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import information
+from config.user_code import import_user_code
 from task_utils import Task
 from training.checks import check_train
 from training.process_watch import die_with_the_first
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
         return 0
     die_with_the_first()
     config, given, lines, problems = parse_training_flags(argv)
+    import_user_code(config.task.user_code)
     task = check_train(config, given, problems)
     raise_if_any(problems)
     if task is None:

@@ -116,11 +116,18 @@ class LengthFlags:
     )
 
 
+USER_CODE = (
+    "Python file of your own, imported first; it may register metrics, kinds of output and architectures, and runs with"
+    " your rights; may repeat."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainTaskFlags:
     """Task"""
 
     task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", resume="process")
     train_rows: int = free(
         0, "Train on this many of the training rows, the same ones for every seed; 0 = all.", minimum=0
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import PRECISIONS, DataFlags, LengthFlags
+from config.flags import PRECISIONS, USER_CODE, DataFlags, LengthFlags
 from config.parser import flag, free
 
 LABEL_DECODINGS = ("generate", "constrained", "score")
@@ -40,6 +40,7 @@ class InferenceModelFlags:
     )
     tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
     task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import torch
 
+from config.user_code import import_inherited
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
@@ -124,6 +125,7 @@ def _work_in_process(rank: int, engine: Engine, job: PredictionJob, problems: st
     """`_work` in a process of its own: what it has to tell goes to a file (`_raise_problem`)."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
+        import_inherited()
         _work(rank, engine, job)
     except (UserError, RunError) as error:
         told = error.problems if isinstance(error, UserError) else (str(error),)

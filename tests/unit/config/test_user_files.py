@@ -1,0 +1,55 @@
+"""A user's file is imported by its path; what is wrong with it is one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config.user_code import VARIABLE, import_inherited, import_user_code
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in sys.modules.keys() - modules:
+        del sys.modules[name]
+    os.environ.pop(VARIABLE, None)
+
+
+def test_files_are_imported_once_and_by_the_processes_that_are_started(tmp_path: Path) -> None:
+    file = tmp_path / "extras_of_mine.py"
+    file.write_text("count = 0\n")
+    import_user_code([str(file)])
+    sys.modules["extras_of_mine"].count = 5
+    import_user_code([str(file)])
+    assert sys.modules["extras_of_mine"].count == 5
+    del sys.modules["extras_of_mine"]
+    import_inherited()
+    assert sys.modules["extras_of_mine"].count == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("mine.txt", "", "-user_code {}: give a .py file"),
+        ("metrics.py", "", "-user_code {}: a module named metrics is there already; choose another name"),
+        ("json.py", "", "-user_code {}: a module named json is there already; choose another name"),
+        ("my-own.py", "", "-user_code {}: the name must be one that Python can import: letters, digits and _"),
+        ("raises_it.py", "\n\nint('x')\n", "-user_code {}:3: ValueError: invalid literal for int() with base 10: 'x'"),
+        ("half_typed.py", "\ndef f(\n", "-user_code {}:2: SyntaxError: '(' was never closed (half_typed.py, line 2)"),
+        ("no_such_file.py", None, "-user_code {}: no such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, name: str, content: str | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as refused:
+        import_user_code([str(tmp_path / name)])
+    assert refused.value.problems == (problem.format(tmp_path / name),)
