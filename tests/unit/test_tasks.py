@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from datamodules.readers.conll import file_rows
 from metrics.registry import METRICS, POINTS, PROBABILITIES
 from metrics.score import score
+from postprocessors.dependencies import Dependencies
 from postprocessors.labels import LabelMap
+from postprocessors.spans import TaggedText, tags_of_spans
 from task_utils import BUILT_IN, Task, Template, get_task, task_name, task_names
-from tests.official_scorers import golden_cases
+from tests.official_scorers import FOLDER, golden_cases
 
 MOST_LINES = 25  # of a task file
 
@@ -220,3 +223,23 @@ def test_prompts_are_those_of_the_tool_that_had_these_tasks_first() -> None:
 
     assert sources_and_targets("klue-ner", golden_cases("klue_ner_rows"), of_sentence) == []
     assert sources_and_targets("klue-dp", golden_cases("klue_dp_rows"), of_words) == []
+
+
+@pytest.mark.parametrize("name, rows", [("klue-ner", 4000), ("klue-dp", 1600)])
+def test_every_sentence_of_klue_is_read_back_from_its_target(name: str, rows: int) -> None:
+    path = FOLDER.parent / "klue" / f"{name}-v1.1_dev.tsv"
+    if not path.exists():
+        pytest.skip(f"{path} is not there: the corpus is kept out of the tree")
+    reader = get_task(name).output
+    read = 0
+    for row in file_rows(str(path)):
+        tokens = row.record["tokens"]
+        if isinstance(reader, TaggedText):
+            text, spans = reader.value(row.values["tagged"] or "")
+            assert text == row.values["sentence"]
+            assert tags_of_spans(spans, len(text)) == [tag for _, tag in tokens]
+        if isinstance(reader, Dependencies):
+            tree = reader.value(row.values["parse"] or "")
+            assert tree == tuple((int(head), relation) for *_, head, relation in tokens)
+        read += 1
+    assert read == rows
