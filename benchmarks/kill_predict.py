@@ -23,8 +23,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.cli.command import ROOT, environment, train_ok
@@ -84,6 +82,8 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 def kill_somebody(process: subprocess.Popen[str], draw: random.Random) -> str:
     """SIGKILL to the whole group, to the parent, or to one of its workers."""
+    import psutil
+
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     victims = ["group", "parent", *(["worker"] if workers else [])]
     victim = draw.choice(victims)
@@ -157,6 +157,8 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     """Peak resident memory of the process, and its speed at the start and at the end (greedy, plain lines)."""
+    import psutil
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = trained(folder)
