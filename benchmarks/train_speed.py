@@ -149,7 +149,7 @@ def run_bare(options: argparse.Namespace) -> dict[str, float]:
     from models.forward import decode_teacher_forced
     from models.kernels.accelerate import accelerate
     from models.loss import token_loss_sum
-    from models.optim import build_optimizer, build_scheduler
+    from models.optim import OptimSettings, build_optimizer, build_scheduler
 
     rows = read_rows(options.data, options.rows)
     prefix = "nsmc sentiment classification: "
@@ -166,7 +166,9 @@ def run_bare(options: argparse.Namespace) -> dict[str, float]:
     model = fresh_model(options.config)
     accelerate(model)
     optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
-    schedule = build_scheduler(optimizer, "cosanneal", plan.num_steps * 4, 0, 4, 0.75, 1e-7, 1e-3)
+    schedule = build_scheduler(
+        optimizer, OptimSettings("adam", 1e-3, "cosanneal", 0, 0.75, 4, 1e-7, 0.0, 0.0, 0.0), plan.num_steps * 4
+    )
     times = []
     for step in range(plan.batches_per_rank):
         chosen = plan.batch(0, step)

@@ -139,17 +139,17 @@ class SavedRun:
         }
 
 
-def read_model(path: Path, flag: str = "-model", mmap: bool = True) -> SavedModel:
-    """What inference takes from a .ckpt; with `mmap` tensors are read from the disk when used.
+def read_model(path: Path, flag: str = "-model") -> SavedModel:
+    """What inference takes from a .ckpt; its tensors are read from the disk when used.
 
     Raises:
         UserError, RunError: as `read_checkpoint`, and an entry that is missing or cannot be.
     """
-    return _model(read_checkpoint(path, flag, mmap), f"{flag} {path}")
+    return _model(read_checkpoint(path, flag, mmap=True), f"{flag} {path}")
 
 
 def read_run(path: Path, flag: str = "-resume_checkpoint", mmap: bool = False) -> SavedRun:
-    """What a resume takes from a .ckpt, as `read_model`."""
+    """What a resume takes from a .ckpt, as `read_model`; without `mmap` its tensors are in memory."""
     checkpoint = read_checkpoint(path, flag, mmap)
     place = f"{flag} {path}"
     model = _model(checkpoint, place)

@@ -10,12 +10,11 @@ from config.templates import Template
 from datamodules.encoding.arrays import Tokens
 from datamodules.encoding.templates import render
 from datamodules.encoding.tokens import check_limit, make_encoder
+from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.rows import PLACES_KEPT, text_array
-from datamodules.splits import Encoder
+from datamodules.splits import RowEncoder
 from utils.errors import UserError
 from utils.escapes import ESCAPES, unescape_cell
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineEncoder:
@@ -27,7 +26,7 @@ class LineEncoder:
         UserError: the template reads a column besides the source, or the limit holds no token.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: RowEncoder) -> None:
         self.escapes = encoder.data.tsv_escapes
         self.template = Template(encoder.task.input_template, "-input_template")
         others = sorted(self.template.variables - {"source"})

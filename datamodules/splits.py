@@ -36,7 +36,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class RowEncoder:
     """Encodes the rows of one data flag; the flags, the task and the tokenizer are the same for all of them.
 
     `position_limit` is the model's own for sources, `target_position_limit` that for targets (tokens; 0 = none,
@@ -86,7 +86,7 @@ def _tighter(wanted: int, limit: int) -> int:
     return min(wanted, limit) if wanted and limit else wanted or limit
 
 
-def training_splits(encoder: Encoder, flags: TrainTaskFlags = ALL_ROWS) -> Splits:
+def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS) -> Splits:
     """Train, validation and test rows of a `train.py` run.
 
     Raises:
@@ -128,7 +128,7 @@ def training_splits(encoder: Encoder, flags: TrainTaskFlags = ALL_ROWS) -> Split
     return Splits(train, valid, test, (*lines, ", ".join(counts), *map(printable, of_labels)), weights)
 
 
-def prediction_split(encoder: Encoder) -> tuple[EncodedSplit, tuple[str, ...]]:
+def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]]:
     """The rows that `inference.py` predicts: -test_data, else the test share of -train_data, else -valid_data."""
     data = encoder.data
     if not data.test_data and data.test_data_proportions:
@@ -170,6 +170,11 @@ def split_rows(rows: int, valid_share: float, test_share: float) -> tuple[np.nda
     sizes = [max(1, round(rows * share)) if share else 0 for share in (test_share, valid_share)]
     test, valid, train = np.split(order, np.cumsum(sizes))
     return np.sort(train), np.sort(valid), np.sort(test)
+
+
+def evenly_spaced(rows: int, count: int) -> np.ndarray:
+    """Up to `count` of the numbers of `rows` rows, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, count)).round().astype(np.int64))
 
 
 def _fitting(split: EncodedSplit, rows: np.ndarray) -> EncodedSplit:

@@ -27,6 +27,21 @@ class Architecture:
     two_models: bool = False  # a pair, each with a config of its own; the encoder's pooler takes no part
     refused_loss: str = ""  # its training needs this, which is not computed here
 
+    @property
+    def like_t5(self) -> bool:
+        """Whether its modules are those of T5."""
+        return self.family == "t5"
+
+    @property
+    def like_bart(self) -> bool:
+        """Whether its modules are those of BART."""
+        return self.family == "bart"
+
+    @property
+    def own_search(self) -> bool:
+        """Whether our own search and encoder pass serve it."""
+        return self.like_t5 or self.like_bart
+
 
 _T5 = Architecture(family="t5", relative_positions=True, overflows_in_fp16=True)
 ARCHITECTURES = {  # by model_type; ByT5 is a t5
@@ -64,7 +79,7 @@ def with_plain_logits() -> list[str]:
 
 def own_search() -> list[str]:
     """The model types that our own search decodes."""
-    return [name for name, row in ARCHITECTURES.items() if row.family]
+    return [name for name, row in ARCHITECTURES.items() if row.own_search]
 
 
 def overflowing(model_type: str) -> str:
@@ -75,7 +90,7 @@ def overflowing(model_type: str) -> str:
 def logit_scale(model: PreTrainedModel) -> float:
     """What a T5's decoder states are multiplied by before the output embedding; 1 for BART."""
     config, row = model.config, architecture(model.config.model_type)
-    if row.family != "t5":
+    if not row.like_t5:
         return 1.0
     tied = row.tying_scales and config.tie_word_embeddings
     return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", tied) else 1.0

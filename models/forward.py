@@ -32,8 +32,8 @@ def decode_teacher_forced(
 ) -> DecoderOutput:
     """One pass over (batch, source_length) sources and (batch, target_length) labels padded with -100."""
     decoder_input_ids = shift_right(model, labels)
-    family = architecture(model.config.model_type).family
-    if family == "t5":
+    row = architecture(model.config.model_type)
+    if row.like_t5:
         encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = model.decoder(
             input_ids=decoder_input_ids,
@@ -43,7 +43,7 @@ def decode_teacher_forced(
         )[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
-    if family == "bart":
+    if row.like_bart:
         hidden = model.model(**inputs, use_cache=False)[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=model.final_logits_bias)
     return _other_architecture(model, inputs)

@@ -28,10 +28,10 @@ class OptimSettings:
     optim: str
     learning_rate: float | None  # None: adafactor's own
     lr_scheduler: str
-    warmup_steps: float
+    warmup_steps: float  # below 1: a fraction of all steps
     optim_cosanneal_gamma: float
     optim_cosanneal_restarts: int
-    optim_cosanneal_min_lr: float
+    optim_cosanneal_min_lr: float  # the floor of cosanneal and cyclic
     weight_decay: float
     grad_clip: float
     label_smoothing: float
@@ -208,20 +208,11 @@ def cyclic(step: int, total_steps: int, warmup: int, restarts: int, floor: float
     return min(floor + (1 - floor) * (1 - abs(2 * share - 1)), _warmup(step, warmup))
 
 
-def schedule(
-    name: str,
-    total_steps: int,
-    warmup_steps: float = 0,
-    restarts: int = 4,
-    gamma: float = 0.75,
-    floor: float = 0.0,
-) -> Callable[[int], float]:
-    """Give the function step -> factor of the named schedule.
-
-    `warmup_steps` below 1 is a fraction of all steps; `floor` is min_lr / learning_rate. The flags hold the limits of
-    all numbers.
-    """
-    warmup = resolve_warmup(warmup_steps, total_steps)
+def schedule(optim: OptimSettings, total_steps: int) -> Callable[[int], float]:
+    """Give the function step -> factor of the learning rate; the flags hold the limits of all numbers."""
+    warmup = resolve_warmup(optim.warmup_steps, total_steps)
+    restarts, gamma = optim.optim_cosanneal_restarts, optim.optim_cosanneal_gamma
+    floor = optim.optim_cosanneal_min_lr / optim.learning_rate if optim.learning_rate else 0.0
     factors: dict[str, Callable[[int], float]] = {
         "cosanneal": lambda step: cosanneal(step, total_steps, warmup, restarts, gamma, floor),
         "linear": lambda step: linear(step, total_steps, warmup),
@@ -229,26 +220,12 @@ def schedule(
         "constant": lambda step: constant(step, total_steps, warmup),
         "inverse_sqrt": lambda step: inverse_sqrt(step, total_steps, warmup),
     }
-    return factors[name]
+    return factors[optim.lr_scheduler]
 
 
-def build_scheduler(
-    optimizer: Optimizer,
-    name: str,
-    total_steps: int,
-    warmup_steps: float,
-    restarts: int,
-    gamma: float,
-    min_lr: float,
-    learning_rate: float | None,
-) -> LambdaLR | None:
-    """Give the schedule to be stepped once after each optimizer step; None where adafactor sets its own rate.
-
-    `warmup_steps` below 1 is a fraction of `total_steps`; `min_lr` is the floor of cosanneal and cyclic.
-    """
-    floor = min_lr / learning_rate if learning_rate else 0.0
-    factor = schedule(name, total_steps, warmup_steps, restarts, gamma, floor)
-    return None if learning_rate is None else LambdaLR(optimizer, factor)
+def build_scheduler(optimizer: Optimizer, optim: OptimSettings, total_steps: int) -> LambdaLR | None:
+    """Give the schedule to be stepped once after each optimizer step; None where adafactor sets its own rate."""
+    return None if optim.learning_rate is None else LambdaLR(optimizer, schedule(optim, total_steps))
 
 
 def _warmup(step: int, warmup: int) -> float:

@@ -124,16 +124,7 @@ class Seq2SeqModule(pl.LightningModule):
         optim = self.optim
         fused = self.trainer.precision != "16-mixed"
         optimizer = build_optimizer(self.model, optim.optim, optim.learning_rate, optim.weight_decay, fused=fused)
-        scheduler = build_scheduler(
-            optimizer,
-            optim.lr_scheduler,
-            total_steps=self.options.total_steps,
-            warmup_steps=optim.warmup_steps,
-            restarts=optim.optim_cosanneal_restarts,
-            gamma=optim.optim_cosanneal_gamma,
-            min_lr=optim.optim_cosanneal_min_lr,
-            learning_rate=optim.learning_rate,
-        )
+        scheduler = build_scheduler(optimizer, optim, self.options.total_steps)
         self._hyperparameters = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]

@@ -131,10 +131,6 @@ class LabelMap:
         return [self.separator.join(self.texts)] if self.separator else self.texts
 
     @cached_property
-    def _by_id(self) -> dict[str, str]:
-        return dict(self.entries)
-
-    @cached_property
     def _by_text(self) -> dict[str, str]:
         return {text: label_id for label_id, text in self.entries}
 
@@ -149,14 +145,6 @@ class LabelMap:
         return (
             "" if known is None else f" (it only looks like {known!r}: {code_points(value)}, not {code_points(known)})"
         )
-
-    def text(self, label_id: str) -> str:
-        """Text of a label id; `KeyError` for an unknown id."""
-        return self._by_id[label_id]
-
-    def id(self, text: str) -> str:
-        """Id of a label text; `KeyError` for an unknown text."""
-        return self._by_text[text]
 
     def joined_by(self, separator: str) -> LabelMap:
         """The same labels, any number of them in a row; "" is one label a row."""

@@ -15,7 +15,7 @@ from config.inference_flags import InferenceConfig
 from config.templates import Template
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
-from datamodules.splits import Encoder, report_lines
+from datamodules.splits import RowEncoder, evenly_spaced, report_lines
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding, ScorePredictor, label_log_probs
 from metrics.calibration import (
@@ -46,7 +46,7 @@ def label_decoding(
     config: InferenceConfig,
     postprocessor: Postprocessor,
     load: Load,
-    encoder: Encoder,
+    encoder: RowEncoder,
     split: EncodedSplit,
     devices: Devices,
     say: Callable[..., None],
@@ -82,7 +82,7 @@ def _calibrated(
     config: InferenceConfig,
     labels: LabelMap,
     predictor: ScorePredictor,
-    encoder: Encoder,
+    encoder: RowEncoder,
     split: EncodedSplit,
     say: Callable[..., None],
 ) -> LabelCalibration:
@@ -123,7 +123,7 @@ def _outside_the_range(temperature: float) -> list[str]:
     return []
 
 
-def content_free_sources(encoder: Encoder) -> list[np.ndarray]:
+def content_free_sources(encoder: RowEncoder) -> list[np.ndarray]:
     """Token ids of the inputs that say nothing: every column of the input template is `N/A`, `[MASK]`, or empty.
 
     Raises:
@@ -145,5 +145,4 @@ def content_free_sources(encoder: Encoder) -> list[np.ndarray]:
 
 def domain_sources(split: EncodedSplit) -> Sequence[np.ndarray]:
     """Token ids of up to 1,000 rows to predict, evenly spaced over the input."""
-    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), DOMAIN_ROWS)).round().astype(np.int64))
-    return [split.source_ids(int(row)) for row in rows]
+    return [split.source_ids(int(row)) for row in evenly_spaced(len(split), DOMAIN_ROWS)]

@@ -14,7 +14,7 @@ from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, 
 from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
 from config.parser import flag_groups
 from datamodules.encoding.store import EncodedSplit
-from datamodules.splits import Encoder
+from datamodules.splits import RowEncoder
 from generation.decoder import GREEDY, LONGEST_TEXT
 from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
@@ -44,7 +44,7 @@ class Ready:
     task: Task
     postprocessor: Postprocessor
     devices: Devices
-    encoder: Encoder
+    encoder: RowEncoder
     model_type: str
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
 
@@ -91,7 +91,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     check_min_length(config.decode, target_limit)
     config = replace(config, decode=with_length(config.decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
-    encoder = Encoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
+    encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
     return Ready(config, models, task, postprocessor, devices, encoder, model_config.model_type, target_limit)
 
 
@@ -192,7 +192,7 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
     longest = longest_output(ready.target_limit)
     if decoding is None and longest and decode.max_predict_length > longest:
         tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
-    if decode.engine == "torch" and not architecture(ready.model_type).family:
+    if decode.engine == "torch" and not architecture(ready.model_type).own_search:
         tell(
             f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
         )

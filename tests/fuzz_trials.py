@@ -28,7 +28,7 @@ from datamodules.encoding import cache as cache_files
 from datamodules.encoding.templates import render
 from datamodules.readers.read import read_rows
 from datamodules.readers.rows import ReadOptions, RowReport, text_array
-from datamodules.splits import Encoder
+from datamodules.splits import RowEncoder
 from models.loading import from_config
 from models.optim import build_optimizer
 from models.presets import read_config
@@ -192,7 +192,7 @@ def cache_file(folder: Path, chance: random.Random) -> tuple[str, Callable[[], A
     rows = folder / "rows.tsv"
     rows.write_text("\n".join("\t".join(row) for row in ROWS), encoding="utf-8")
     config = TrainConfig()
-    encoder = Encoder(config.data, config.length, get_task("seq2seq"), ByT5Tokenizer(), 0, folder / "cache")
+    encoder = RowEncoder(config.data, config.length, get_task("seq2seq"), ByT5Tokenizer(), 0, folder / "cache")
 
     def use() -> None:
         split = encoder.encode("-train_data", (str(rows),), keep_all=False)

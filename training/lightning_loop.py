@@ -47,14 +47,19 @@ def has_validation(trainer: pl.Trainer) -> bool:
     return data_module(trainer).valid is not None
 
 
+def batches_done(trainer: pl.Trainer) -> int:
+    """Micro-batches of the epoch that are done, or under way."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
 def epoch_complete(trainer: pl.Trainer) -> bool:
     """Whether every micro-batch of the epoch is done."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
+    return batches_done(trainer) >= trainer.num_training_batches
 
 
 def validation_due(trainer: pl.Trainer) -> bool:
     """Whether a validation follows the micro-batch just done: at the interval, and always at the epoch's end."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    done = batches_done(trainer)
     if not has_validation(trainer) or done == 0:
         return False
     return done >= trainer.num_training_batches or done % int(trainer.val_check_interval) == 0

@@ -257,7 +257,7 @@ def check_optimizer(
     dropped = {difference.name for difference in differences} & flags_of("optimizer")
     if dropped or tensors.optimizer is None:
         return
-    complete = bool(architecture(model.config.model_type).family) and not leaves_out_parameters(model.config)
+    complete = architecture(model.config.model_type).own_search and not leaves_out_parameters(model.config)
     if problem := state_problem(flags.optim, model, tensors.optimizer, complete):
         raise UserError(f"{resumed.model.place}: {OF_ANOTHER_KIND}: optimizer_states: {problem}")
 

@@ -20,7 +20,7 @@ from metrics.registry import figure_texts
 from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
-from training.lightning_loop import at_step_boundary, data_module, epoch_of, has_validation, ours
+from training.lightning_loop import at_step_boundary, batches_done, data_module, epoch_of, has_validation, ours
 from utils.console import duration, tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
@@ -162,7 +162,7 @@ class RunLog(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = ours(pl_module)
-        self._begin_resumed(trainer, module, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        self._begin_resumed(trainer, module, batches_done(trainer))
         if module.meter.has_batches:
             self._log_step(trainer, module, trainer.global_step)
         total = sum(int(count) for count in trainer.num_val_batches)

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from checkpoints.model_source import model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
-from config.flags import RunFlags, TrainConfig
+from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-from datamodules.splits import Encoder, Splits, training_splits
+from datamodules.splits import RowEncoder, Splits, training_splits
 from models.architectures import overflowing, source_limit, target_limit
 from postprocessors.base import Postprocessor
 from task_utils import Task
@@ -29,7 +29,6 @@ from training.resuming import (
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
-from utils.errors import raise_if_any
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,9 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     limits = source_limit(source.config), target_limit(source.config)
-    encoder = Encoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
+    encoder = RowEncoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
     splits = training_splits(encoder, config.task)
     say(*splits.lines)
-    if splits.valid is None and resumed is None:
-        _check_validation_flags(config.run)
     model = source.build(config.run.seed)
     prepared = Prepared(config, task, task.postprocessor, devices, splits, source.tokenizer, model, resumed)
     if resumed is None:
@@ -99,13 +96,3 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     check_same(differences, config)
     check_optimizer(resumed, differences, prepared.model, config.optim)
     return replace(prepared, differences=differences)
-
-
-def _check_validation_flags(run: RunFlags) -> None:
-    """Refuse flags that have no effect without validation rows."""
-    problems = []
-    if run.early_stopping_patience:
-        problems.append(f"-early_stopping_patience {run.early_stopping_patience}")
-    if run.monitor != RunFlags.monitor:
-        problems.append(f"-monitor {run.monitor}")
-    raise_if_any(f"{flag} needs validation rows: give -valid_data or -valid_data_proportions" for flag in problems)

@@ -8,6 +8,7 @@ import torch
 
 from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
+from datamodules.splits import evenly_spaced
 from generation.decoder import Decoder
 from metrics.score import score
 from models.seq2seq_module import Seq2SeqModule
@@ -48,8 +49,7 @@ class GeneratedValidation(pl.Callback):
 
     def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, str]:
         """Row -> text of evenly spaced rows, shared out over the ranks; the same on every rank."""
-        count = min(self.rows, len(split))
-        rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+        rows = evenly_spaced(len(split), self.rows)
         rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
         world_size = trainer.world_size
         mine = [int(row) for row in rows[trainer.global_rank :: world_size]]

@@ -28,12 +28,12 @@ def visible(text: str, width: int = TEXT_WIDTH) -> str:
     return "".join(shown) + "…"
 
 
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "  ", left: int = 1) -> list[str]:
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Lines of a table: the first `left` columns to the left, the others to the right, padded by terminal cells."""
     lines = [list(headers), *map(list, rows)]
     widths = [max(cells(line[column]) for line in lines) for column in range(len(headers))]
     return [
-        indent + "  ".join(_pad(line[column], width, column < left) for column, width in enumerate(widths)).rstrip()
+        "  " + "  ".join(_pad(line[column], width, column < left) for column, width in enumerate(widths)).rstrip()
         for line in lines
     ]
 

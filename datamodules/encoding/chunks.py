@@ -15,7 +15,7 @@ from config.templates import Template
 from datamodules.encoding.arrays import Tokens, tokens_of_lists
 from datamodules.encoding.store import EncodedRows
 from datamodules.encoding.templates import label_codes, render
-from datamodules.encoding.tokens import Encoder, check_limit
+from datamodules.encoding.tokens import TextEncoder, check_limit
 from datamodules.readers.read import ReadOptions, RowChunk
 from datamodules.readers.rows import PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
@@ -60,11 +60,17 @@ class Labels:
     tokens: Tokens
 
 
-class Work:
+class ChunkEncoder:
     """Everything that the threads need to encode a chunk. Immutable."""
 
     def __init__(
-        self, flag: str, task: Task, read_options: ReadOptions, options: EncodeOptions, encoder: Encoder, tokenizer: Any
+        self,
+        flag: str,
+        task: Task,
+        read_options: ReadOptions,
+        options: EncodeOptions,
+        encoder: TextEncoder,
+        tokenizer: Any,
     ) -> None:
         self.flag, self.task, self.options, self.encoder = flag, task, options, encoder
         self.input_template = Template(options.input_template, "-input_template")
@@ -107,7 +113,7 @@ class Work:
         return "".join(itertools.islice(found, MOST_EXAMPLES))
 
 
-def unlearnable_labels(work: Work, tokenizer: Any) -> Iterator[str]:
+def unlearnable_labels(work: ChunkEncoder, tokenizer: Any) -> Iterator[str]:
     """Labels that the model could not write: two with the same tokens, one with the unknown or a special token."""
     if work.labels is None:
         return
@@ -129,13 +135,15 @@ def unlearnable_labels(work: Work, tokenizer: Any) -> Iterator[str]:
 Texts = tuple[pa.Array, dict[int, str]]  # of a template for every row, and why it has none
 
 
-def rendered_texts(chunk: RowChunk, work: Work) -> tuple[Texts, Texts | None]:
+def rendered_texts(chunk: RowChunk, work: ChunkEncoder) -> tuple[Texts, Texts | None]:
     """Sources, and references unless labels give them; not in a thread, which no signal stops."""
     sources = render(work.input_template, chunk.columns, len(chunk))
     return sources, None if work.labels else render(work.target_template, chunk.columns, len(chunk))
 
 
-def encode_chunk(chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: Work) -> tuple[EncodedRows, Counts]:
+def encode_chunk(
+    chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: ChunkEncoder
+) -> tuple[EncodedRows, Counts]:
     """The rows of a chunk that are kept, and what was counted; `rendered` is what `rendered_texts` gives."""
     counts = Counts()
     (sources, failures), targets = rendered
@@ -171,7 +179,7 @@ def encode_chunk(chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: Wo
     return EncodedRows(source, target, sources, references, row_ids, too_long), counts
 
 
-def _target_tokens(references: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: Work) -> Tokens:
+def _target_tokens(references: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: ChunkEncoder) -> Tokens:
     if references.null_count == len(references):
         return tokens_of_lists([[]] * len(references), [0] * len(references), work.encoder.dtype)
     if labels is not None and codes is not None:
@@ -187,7 +195,7 @@ def _target_tokens(references: pa.Array, labels: Labels | None, codes: np.ndarra
     return Tokens(tokens.values, offsets, np.append(tokens.full_lengths, 0)).rows(codes)
 
 
-def _count_unknown(source: Tokens, target: Tokens, sources: pa.Array, work: Work, counts: Counts) -> None:
+def _count_unknown(source: Tokens, target: Tokens, sources: pa.Array, work: ChunkEncoder, counts: Counts) -> None:
     if work.unknown is None:
         return
     for side in (source, target):
@@ -199,7 +207,7 @@ def _count_unknown(source: Tokens, target: Tokens, sources: pa.Array, work: Work
     counts.unknown_texts = [sources[int(row)].as_py()[:MOST_EXAMPLES] for row in rows]
 
 
-def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: Work, counts: Counts) -> np.ndarray:
+def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: ChunkEncoder, counts: Counts) -> np.ndarray:
     """Mask of the rows to keep: training drops a row that a template cannot render, prediction keeps it empty."""
     keep = np.ones(len(chunk), dtype=bool)
     for index in sorted(failures):
@@ -212,7 +220,7 @@ def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: Work, count
 
 
 def _judge_lengths(
-    source: Tokens, target: Tokens, path: str, lines: np.ndarray, work: Work, counts: Counts
+    source: Tokens, target: Tokens, path: str, lines: np.ndarray, work: ChunkEncoder, counts: Counts
 ) -> np.ndarray:
     """Count the rows over a limit; mask of those that are too long (only when truncation is off)."""
 

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.encoding.cache import open_or_build
-from datamodules.encoding.chunks import Counts, EncodeOptions, Work, encode_chunk, rendered_texts, unlearnable_labels
+from datamodules.encoding.chunks import (
+    ChunkEncoder,
+    Counts,
+    EncodeOptions,
+    encode_chunk,
+    rendered_texts,
+    unlearnable_labels,
+)
 from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, is_valid, write_rows
 from datamodules.encoding.tokens import make_encoder
 from datamodules.readers.paths import Contents, check_data_paths, parse_data_path
@@ -53,7 +60,9 @@ def encode_rows(
     raise_if_any(check_data_paths(flag, paths))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our threads are the parallelism; and forks stay silent
     task = replace(task, label_map=encode_options.label_map, metrics=())
-    work = Work(flag, task, replace(read_options, flag=flag), encode_options, make_encoder(tokenizer), tokenizer)
+    work = ChunkEncoder(
+        flag, task, replace(read_options, flag=flag), encode_options, make_encoder(tokenizer), tokenizer
+    )
     if not read_options.keep_all:
         raise_if_any(unlearnable_labels(work, tokenizer))
     contents = Contents(paths, flag)
@@ -78,7 +87,7 @@ def encode_rows(
     return EncodedSplit.open(path, _report_for(state, paths), state["content"])
 
 
-def _key(content: str, work: Work, tokenizer: Any) -> str:
+def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
     settings = {
         "format": FORMAT_VERSION,
         "content": content,
@@ -113,7 +122,7 @@ def _report_for(state: dict[str, Any], paths: Sequence[str]) -> EncodeReport:
     return report
 
 
-def _encoded(paths: Sequence[str], work: Work, report: EncodeReport, workers: int) -> Iterator[EncodedRows]:
+def _encoded(paths: Sequence[str], work: ChunkEncoder, report: EncodeReport, workers: int) -> Iterator[EncodedRows]:
     """Encoded chunks in file order; `report` is whole when the last has been taken."""
     row_report = RowReport()
     unknown_texts: list[str] = []
@@ -141,7 +150,7 @@ def _encoded(paths: Sequence[str], work: Work, report: EncodeReport, workers: in
         raise UserError(_no_row(work, paths, report))
 
 
-def _check_templates(work: Work, report: EncodeReport) -> None:
+def _check_templates(work: ChunkEncoder, report: EncodeReport) -> None:
     """Refuse a template that failed on every row to predict; note one whose columns are not there."""
     labelled = report.rows_kept - report.missing_targets
     for template, rows in ((work.input_template, report.rows_kept), (work.target_template, labelled)):
@@ -165,7 +174,7 @@ def _check_templates(work: Work, report: EncodeReport) -> None:
         )
 
 
-def _in_order(chunks: Iterable[RowChunk], work: Work, workers: int) -> Iterator[tuple[EncodedRows, Counts]]:
+def _in_order(chunks: Iterable[RowChunk], work: ChunkEncoder, workers: int) -> Iterator[tuple[EncodedRows, Counts]]:
     if workers == 1:
         yield from (encode_chunk(chunk, rendered_texts(chunk, work), work) for chunk in chunks)
         return
@@ -182,7 +191,7 @@ def _in_order(chunks: Iterable[RowChunk], work: Work, workers: int) -> Iterator[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _no_row(work: Work, paths: Sequence[str], report: EncodeReport) -> str:
+def _no_row(work: ChunkEncoder, paths: Sequence[str], report: EncodeReport) -> str:
     reasons = [(count, reason, places) for reason, (count, places) in report.malformed.items()]
     if report.discarded:
         reasons.append((report.discarded, "over a length limit, -do_truncate false", report.places["discarded"]))

@@ -18,7 +18,7 @@ from utils.errors import UserError
 _PROBES = ("a", "1", "가", "the", ".", "b b")
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """What turns texts into tokens. `special_tokens` is the most that a limit must leave room for; `notes` are for the
     user, about everything that differs from what the tokenizer does by itself."""
 
@@ -30,7 +30,7 @@ class Encoder(Protocol):
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
 
 
-def make_encoder(tokenizer: Any) -> Encoder:
+def make_encoder(tokenizer: Any) -> TextEncoder:
     """The fastest encoder that gives the ids of `tokenizer`."""
     if is_byte_tokenizer(tokenizer):
         return ByteEncoder(tokenizer)
@@ -137,7 +137,7 @@ def _notes(tokenizer: Any) -> tuple[str, ...]:
     return (f"the tokenizer adds no end token by itself; {tokenizer.eos_token} is appended to every source and target",)
 
 
-def check_limit(encoder: Encoder, flag: str, limit: int) -> None:
+def check_limit(encoder: TextEncoder, flag: str, limit: int) -> None:
     """Raise `UserError` when a limit (tokens) leaves no room beside the special tokens."""
     if 0 < limit <= encoder.special_tokens:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.nested import MISSING, value_at
 from datamodules.readers.rows import CODES, NO_HEADER, RawRows, ReadOptions, RowReport, stringified, text_array
 from utils.errors import UserError, shortened
@@ -18,7 +19,6 @@ from utils.errors import UserError, shortened
 ROWS_A_CHUNK = 8192
 CHUNK_CHARACTERS = 4 << 20
 _SCOUT_ROWS = 1000
-_BOM = b"\xef\xbb\xbf"
 
 Item = TypeVar("Item")
 
@@ -163,7 +163,7 @@ def starts_with(path: str, mark: bytes) -> bool:
     """Whether the first byte of a file that is no white space is `mark`."""
     with open(path, "rb") as file:
         while block := file.read(4096):
-            if text := block.removeprefix(_BOM).strip():
+            if text := block.removeprefix(BYTE_ORDER_MARK).strip():
                 return text[:1] == mark
     return False
 
@@ -226,7 +226,7 @@ def json_items(path: str, keep_all: bool, decoder: Decoder | None = None) -> Ite
 def _json_lines(path: str, keep_all: bool, decoder: Decoder) -> Iterator[JsonItem]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
-            raw = raw.removeprefix(_BOM) if number == 1 else raw
+            raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
             problem = ""
             try:
                 text = raw.decode("utf-8").strip()

@@ -16,6 +16,8 @@ _OTHER_FILES = {
     b"\xfe\xff": "UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8
+
 
 def check_encoding(path: str) -> None:
     """Raise `UserError` for a file that is no UTF-8 text, judged by its first megabyte.

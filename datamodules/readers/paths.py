@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers.encodings import check_encoding
+from datamodules.readers.encodings import BYTE_ORDER_MARK, check_encoding
 from utils.errors import UserError, first_line
 from utils.escapes import printable
 from utils.json_files import read_json
@@ -116,7 +116,7 @@ def _check_file(data_path: DataPath, may_be_blank: bool) -> None:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    content = start.removeprefix(b"\xef\xbb\xbf")
+    content = start.removeprefix(BYTE_ORDER_MARK)
     if not content.strip():
         if not content or (not may_be_blank and os.path.getsize(path) <= len(start)):
             raise UserError(f"{path}: the file is empty")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.rows import CODES, NO_HEADER, TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError, shortened
 from utils.escapes import unescape_cell
@@ -21,7 +22,6 @@ from utils.escapes import unescape_cell
 BLOCK_BYTES = 4 << 20
 _SCOUT_LINES = 1000
 _TAB, _NEWLINE, _RETURN = 9, 10, 13
-_BOM = b"\xef\xbb\xbf"
 
 
 def read_tsv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport) -> Iterator[RawRows]:
@@ -46,8 +46,8 @@ def line_blocks(path: str) -> Iterator[bytes]:
     """Blocks of whole lines; the byte order mark is dropped."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_BOM))
-            pending = [] if start == _BOM else [start]
+            start = file.read(len(BYTE_ORDER_MARK))
+            pending = [] if start == BYTE_ORDER_MARK else [start]
             while block := file.read(BLOCK_BYTES):
                 cut = block.rfind(b"\n") + 1
                 if cut:

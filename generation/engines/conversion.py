@@ -100,7 +100,7 @@ def _specification(model: PreTrainedModel, compute_type: str) -> Any:
     loader = getattr(importlib.import_module("ctranslate2.converters.transformers"), f"{row.class_name}Loader")()
     config = model.config
     model.config = copy.deepcopy(config)
-    if row.family == "bart":  # what the classes of transformers do, whatever an old config says
+    if row.like_bart:  # what the classes of transformers do, whatever an old config says
         model.config.normalize_before = row.norm_first
         model.config.normalize_embedding = True
     try:

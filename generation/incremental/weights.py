@@ -73,7 +73,7 @@ class DecoderWeights:
 def decoder_weights(model: Any, dtype: torch.dtype) -> DecoderWeights:
     """The weights as they are now; `supports(model)` must hold."""
     row = architecture(model.config.model_type)
-    t5 = row.family == "t5"
+    t5 = row.like_t5
     decoder = model.decoder if t5 else model.model.decoder
     last_norm = decoder.final_layer_norm if t5 else getattr(decoder, "layer_norm", None)
     return DecoderWeights(
@@ -104,9 +104,8 @@ def supports(model: PreTrainedModel) -> bool:
     True for the five architectures as long as every projection of the decoder is a plain, whole `nn.Linear`: adapters,
     quantised layers and weights that are sharded over processes are left to `generate`.
     """
-    if not architecture(model.config.model_type).family or not type(model).__name__.endswith(
-        "ForConditionalGeneration"
-    ):
+    row = architecture(model.config.model_type)
+    if not row.own_search or not type(model).__name__.endswith("ForConditionalGeneration"):
         return False
     decoder = model.get_decoder()
     projections = [module for module in (*decoder.modules(), model.lm_head) if hasattr(module, "in_features")]

@@ -172,7 +172,7 @@ def accelerate(model: nn.Module) -> None:
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", "")
     row = architecture(model_type)
-    if row.family != "t5":
+    if not row.like_t5:
         return
     if config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)  # type: ignore[operator]

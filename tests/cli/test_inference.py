@@ -179,7 +179,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
     from config.flags import DataFlags, LengthFlags
     from config.inference_flags import InferenceConfig, OutputFlags
-    from datamodules.splits import Encoder, prediction_split
+    from datamodules.splits import RowEncoder, prediction_split
     from generation.engines.base import Prediction
     from postprocessors.labels import LabelMap
     from prediction import run
@@ -195,7 +195,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     names = {name: str(tmp_path / name) for name in ("save_output", "save_label", "save_report")}
     data = DataFlags(test_data=(str(write_tsv(tmp_path / "rows.tsv", [("a", "no"), ("b", "yes")])),))
     task = get_task("seq2seq")
-    encoder = Encoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path)
+    encoder = RowEncoder(data, LengthFlags(), task, byte_tokenizer(tmp_path), 0, tmp_path)
     config = InferenceConfig(data=data, output=OutputFlags(**names))
     devices = Devices("cpu", 1, 1, "32-true")
     ready = Ready(config, (), task, LabelMap.parse("0=no,1=yes"), devices, encoder, "t5", 0)

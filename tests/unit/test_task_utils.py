@@ -62,7 +62,6 @@ def test_flag_value_is_read_in_order_with_blanks_stripped():
     label_map = LabelMap.parse(" 1 = 긍정 , 0=부정")
     assert label_map.entries == (("1", "긍정"), ("0", "부정"))
     assert (label_map.ids, label_map.texts) == (("1", "0"), ("긍정", "부정"))
-    assert (label_map.text("1"), label_map.id("부정")) == ("긍정", "0")
 
 
 def test_flag_value_keeps_an_equals_sign_in_the_text():
@@ -162,8 +161,8 @@ def test_label_map_round_trips_through_json_and_pickle(entries):
     assert LabelMap.from_dict(json.loads(json.dumps(label_map.to_dict()))) == label_map
     assert pickle.loads(pickle.dumps(label_map)) == label_map
     for label_id in label_map.ids:
-        text = label_map.text(label_id)
-        assert (label_map.id(text), label_map.lookup(label_id), label_map.nearest(text)) == (label_id, text, text)
+        text = dict(label_map.entries)[label_id]
+        assert (label_map.lookup(label_id), label_map.nearest(text)) == (text, text)
 
 
 # --- templates

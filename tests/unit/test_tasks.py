@@ -168,7 +168,7 @@ def test_every_label_is_written_and_read_back(name: str) -> None:
     assert isinstance(labels, LabelMap)
     for label_id, text in labels.entries:
         assert target(task, {"target": label_id}) == target(task, {"target": text}) == text
-        assert (labels.id(text), labels.value(text), labels.nearest(text)) == (label_id, (text,), text)
+        assert (labels.lookup(label_id), labels.value(text), labels.nearest(text)) == (text, (text,), text)
 
 
 @pytest.mark.parametrize("name", task_names())

@@ -13,7 +13,7 @@ from config.flags import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.batching import BatchOptions
 from datamodules.class_balance import LabelledRows, class_weights, row_weights
 from datamodules.seq2seq_datamodule import MicroBatches, Seq2SeqDataModule
-from datamodules.splits import Encoder, Splits, training_splits
+from datamodules.splits import RowEncoder, Splits, training_splits
 from postprocessors.labels import LabelMap
 from task_utils import Task, get_task
 from utils.errors import UserError
@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> DataFlags:
 
 
 def splits(folder: Path, data: DataFlags, task: Task = TASK, **flags: object) -> Splits:
-    encoder = Encoder(data, LengthFlags(), task, ByT5Tokenizer(), 0, folder / "cache")
+    encoder = RowEncoder(data, LengthFlags(), task, ByT5Tokenizer(), 0, folder / "cache")
     return training_splits(encoder, TrainTaskFlags(**flags))  # type: ignore[arg-type]
 
 

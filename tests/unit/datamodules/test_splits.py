@@ -15,13 +15,17 @@ from transformers import ByT5Tokenizer
 from config.flags import DataFlags, LengthFlags
 from datamodules.encoding import encode as encoding
 from datamodules.encoding.store import EncodedSplit
-from datamodules.splits import Encoder, prediction_split, split_rows, training_splits
+from datamodules.splits import RowEncoder, prediction_split, split_rows, training_splits
 from task_utils import Task, get_task, override_task
 from utils.errors import RunError, UserError
 
 
-def encoder(tmp_path: Path, data: DataFlags, lengths: LengthFlags | None = None, task: Task | None = None) -> Encoder:
-    return Encoder(data, lengths or LengthFlags(), task or get_task("seq2seq"), ByT5Tokenizer(), 0, tmp_path / "cache")
+def encoder(
+    tmp_path: Path, data: DataFlags, lengths: LengthFlags | None = None, task: Task | None = None
+) -> RowEncoder:
+    return RowEncoder(
+        data, lengths or LengthFlags(), task or get_task("seq2seq"), ByT5Tokenizer(), 0, tmp_path / "cache"
+    )
 
 
 def write_rows(path: Path, count: int, source: str = "row {}") -> str:
@@ -129,13 +133,13 @@ def test_the_test_share_of_a_task_of_the_hub(tmp_path: Path, monkeypatch: pytest
     """Without -train_data the rows are those of the task's data set, in training and in prediction."""
     path = write_rows(tmp_path / "a.tsv", 20)
     asked: list[tuple[str, tuple[str, ...]]] = []
-    encode = Encoder.encode
+    encode = RowEncoder.encode
 
-    def of_the_hub(self: Encoder, flag: str, paths: Sequence[str], keep_all: bool) -> Any:
+    def of_the_hub(self: RowEncoder, flag: str, paths: Sequence[str], keep_all: bool) -> Any:
         asked.append((flag, tuple(paths)))
         return encode(self, flag, (path,), keep_all)
 
-    monkeypatch.setattr(Encoder, "encode", of_the_hub)
+    monkeypatch.setattr(RowEncoder, "encode", of_the_hub)
     task = replace(get_task("seq2seq"), hub_dataset="someone/data")
     flags = encoder(tmp_path, DataFlags(test_data_proportions=0.2), task=task)
     expected = training_splits(flags).test

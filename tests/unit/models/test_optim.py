@@ -14,6 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 
 from config.flags import OPTIMIZERS, SCHEDULES
 from models.optim import (
+    OptimSettings,
     build_optimizer,
     build_scheduler,
     current_rate,
@@ -35,8 +36,13 @@ def tiny_bart() -> nn.Module:
     return BartForConditionalGeneration(config)
 
 
-def curve(name: str, steps: int, total_steps: int, **settings) -> list[float]:
-    factor = schedule(name, total_steps, **settings)
+def settings(name: str, rate: float | None = 1.0, warmup_steps=0, restarts=4, gamma=0.75, floor=0.0) -> OptimSettings:
+    """Those of a schedule; with a rate of 1 its floor is a factor."""
+    return OptimSettings("adam", rate, name, warmup_steps, gamma, restarts, floor, 0.0, 0.0, 0.0)
+
+
+def curve(name: str, steps: int, total_steps: int, **shape) -> list[float]:
+    factor = schedule(settings(name, **shape), total_steps)
     return [factor(step) for step in range(steps)]
 
 
@@ -102,7 +108,7 @@ def test_cyclic_curve():
     st.floats(0.0, 0.5),
 )
 def test_every_step_has_a_rate_and_the_end_value_stays(name, total_steps, warmup_steps, restarts, gamma, floor):
-    factor = schedule(name, total_steps, warmup_steps, restarts, gamma, floor)
+    factor = schedule(settings(name, 1.0, warmup_steps, restarts, gamma, floor), total_steps)
     factors = [factor(step) for step in range(total_steps)]
     assert all(0.0 < value <= 1.0 + 1e-12 for value in factors)
     assert {factor(total_steps + later) for later in (0, 1, 1000)} == {factor(total_steps)}
@@ -119,10 +125,10 @@ def test_warmup_as_steps_and_as_a_fraction():
 def test_scheduler_applies_the_curve_and_resumes(name):
     def build():
         optimizer = build_optimizer(nn.Linear(2, 2), "adam", 1e-3, 0.0)
-        return optimizer, build_scheduler(optimizer, name, 10, 0.2, 2, 0.5, 1e-5, 1e-3)
+        return optimizer, build_scheduler(optimizer, settings(name, 1e-3, 0.2, 2, 0.5, 1e-5), 10)
 
     optimizer, scheduler = build()
-    factor = schedule(name, 10, 2, 2, 0.5, 1e-2)
+    factor = schedule(settings(name, 1.0, 2, 2, 0.5, 1e-2), 10)
     for step in range(12):
         assert current_rate(optimizer) == pytest.approx(1e-3 * factor(step))
         assert {group["lr"] for group in optimizer.param_groups} == {current_rate(optimizer)}
@@ -224,7 +230,7 @@ def test_adafactor_sets_its_own_rate_unless_one_is_given():
         True,
         True,
     )
-    assert build_scheduler(automatic, "linear", 10, 0, 1, 1.0, 0.0, None) is None
+    assert build_scheduler(automatic, settings("linear", None), 10) is None
     assert current_rate(automatic) == 0.0
     train(model, automatic, range(3))
     assert current_rate(automatic) == pytest.approx(3e-6)

@@ -12,7 +12,7 @@ import torch
 
 from config.flags import DataFlags, LengthFlags
 from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags
-from datamodules.splits import Encoder, prediction_split
+from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
@@ -112,7 +112,7 @@ def prepared(tmp_path: Path) -> Callable[..., tuple[LabelDecoding | None, list[s
             flags["calibrate"] = str(tmp_path / "valid.tsv")
         data = DataFlags(test_data=(str(tmp_path / "rows.tsv"),), header="false")
         task = Task("t", "", input_template=template, label_map=LABELS)
-        encoder = Encoder(data, LengthFlags(), task, TOKENIZER, 0, tmp_path)
+        encoder = RowEncoder(data, LengthFlags(), task, TOKENIZER, 0, tmp_path)
         split, _ = prediction_split(encoder)
         config = InferenceConfig(data=data, label=LabelFlags(**flags))
         lines: list[str] = []
@@ -162,14 +162,14 @@ def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
 def test_the_domain_is_a_thousand_rows_all_over_the_input(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("".join(f"{number}\n" for number in range(2999)))
     data = DataFlags(test_data=(str(tmp_path / "rows.txt"),), header="false")
-    encoder = Encoder(data, LengthFlags(), Task("t", ""), TOKENIZER, 0, tmp_path)
+    encoder = RowEncoder(data, LengthFlags(), Task("t", ""), TOKENIZER, 0, tmp_path)
     found = domain_sources(prediction_split(encoder)[0])
     texts = [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in found]
     assert (len(texts), texts[0], texts[1], texts[-1]) == (1000, "0", "3", "2998")
 
 
 def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
-    encoder = Encoder(DataFlags(), LengthFlags(max_seq_length=4), Task("t", ""), TOKENIZER, 0, tmp_path)
+    encoder = RowEncoder(DataFlags(), LengthFlags(max_seq_length=4), Task("t", ""), TOKENIZER, 0, tmp_path)
     assert [len(ids) for ids in content_free_sources(encoder)] == [4, 4, 1]
 
 

@@ -22,7 +22,7 @@ from transformers import ByT5Tokenizer
 
 from config.flags import DataFlags, LengthFlags
 from datamodules.encoding.store import EncodedSplit
-from datamodules.splits import Encoder, prediction_split
+from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
@@ -73,7 +73,7 @@ def _echo(engine: Echo, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -
 def split_of(folder: Path, texts: list[str]) -> EncodedSplit:
     (folder / "rows.txt").write_text("".join(f"{text}\n" for text in texts))
     data = DataFlags(test_data=(str(folder / "rows.txt"),), header="false")
-    return prediction_split(Encoder(data, LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, folder))[0]
+    return prediction_split(RowEncoder(data, LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, folder))[0]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from config.flags import BatchFlags, DataFlags, LengthFlags
-from datamodules.splits import Encoder
+from datamodules.splits import RowEncoder
 from task_utils import get_task
 from training.evaluate import prediction_rows
 
@@ -26,5 +26,5 @@ from training.evaluate import prediction_rows
 def test_rows_of_a_batch(tmp_path: Path, flags: BatchFlags, rows: int) -> None:
     path = tmp_path / "a.tsv"
     path.write_text(f"short\ta\n{'x' * 900}\tb\nbrief\t{'y' * 98}\n", encoding="utf-8")
-    encoder = Encoder(DataFlags(), LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, tmp_path / "cache")
+    encoder = RowEncoder(DataFlags(), LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, tmp_path / "cache")
     assert prediction_rows(encoder.encode("-test_data", (str(path),), keep_all=True), flags) == rows

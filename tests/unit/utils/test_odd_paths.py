@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 import export
 from config.flags import DataFlags, LengthFlags, TrainConfig
 from config.parser import parse_flags
-from datamodules.splits import Encoder, prediction_split
+from datamodules.splits import RowEncoder, prediction_split
 from task_utils import get_task
 from training.checks import check_train
 from utils.errors import UserError
@@ -44,7 +44,7 @@ def test_rows_are_read_and_cached(kind: str, odd: Path) -> None:
     else:
         pattern = {"tsv": "{}\t{}\n", "csv": "{},{}\n"}.get(kind, '{{"source": "{}", "target": "{}"}}\n')
         path.write_text("".join(pattern.format(*row) for row in ROWS))
-    encoder = Encoder(
+    encoder = RowEncoder(
         DataFlags(test_data=(str(path),)), LengthFlags(), get_task("seq2seq"), ByT5Tokenizer(), 0, odd / "cache"
     )
     for _ in range(2):  # encoded, and from the cache
