@@ -53,6 +53,11 @@ def _wer(*_: Any) -> EditRate:
     return EditRate("wer", words, "words parted by blanks, as they stand")
 
 
+def _cer_nospace(*_: Any) -> EditRate:
+    how = "Unicode characters as they stand, all blanks left out on both sides"
+    return EditRate("cer_nospace", lambda text: "".join(text.split()), how)
+
+
 def _cer(*_: Any) -> EditRate:
     return EditRate("cer", str.strip, "Unicode characters as they stand (NFC and NFD differ), blanks inside count")
 
@@ -64,6 +69,7 @@ register(
             ("ter", "edits and shifts of words over reference words (sacrebleu)", _ter, POINTS),
             ("wer", "edits of words over reference words, all rows together", _wer, FRACTION),
             ("cer", "edits of characters over reference characters, all rows together", _cer, FRACTION),
+            ("cer_nospace", "the same without blanks", _cer_nospace, FRACTION),
         )
     )
 )

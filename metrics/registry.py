@@ -7,8 +7,9 @@ Tasks, `-monitor`, validation, reports and pages ask here; no other place lists 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # What a metric is computed from.
@@ -50,6 +51,7 @@ class Metric:
     note: str = ""  # beside the figure in a report, where nothing was computed that explains it
     default: bool = True
     corrected: bool = False  # the figure of another one after label correction: not shown where nothing is corrected
+    needs: str = ""  # a module of `INSTALL`, which is not among our requirements
     same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown
 
     def text(self, value: float) -> str:
@@ -59,6 +61,8 @@ class Metric:
         return f"{value:.2f}" if self.scale == POINTS else f"{value:.4f}"
 
 
+INSTALL = {"mecab_ko": "sacrebleu[ko]"}  # what `pip install` takes, by module
+
 METRICS: dict[str, Metric] = {}
 
 
@@ -67,6 +71,16 @@ def register(*metrics: Metric) -> None:
     for metric in metrics:
         if METRICS.setdefault(metric.name, metric) != metric:
             raise ValueError(f"a metric named {metric.name!r} is registered already")
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """A problem for each of these metrics that needs a module that is not installed."""
+    needing = ((name, METRICS[name].needs) for name in names if name in METRICS)
+    return [
+        f"metric {name!r} needs {module}, which is not installed: pip install '{INSTALL[module]}'"
+        for name, module in needing
+        if module and find_spec(module) is None
+    ]
 
 
 def takes_of(kind: str) -> tuple[str, ...]:

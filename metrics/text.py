@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
 from postprocessors.answers import expected
 from postprocessors.base import FREE_TEXT, Postprocessor
 
+MECAB = "mecab_ko"  # the module that sacrebleu's tokenizer ko-mecab needs
 BLOCK = 4096  # rows whose texts are in memory at once
 
 Pair = tuple[str, str]  # reference, prediction
@@ -65,28 +67,27 @@ class CorpusScore:
 
 
 class Bleu(CorpusScore):
-    """`bleu`: BLEU of the whole corpus in points (sacrebleu, Post 2018).
+    """BLEU of the whole corpus in points (sacrebleu, Post 2018). Different tokenizers' figures cannot be compared.
 
     Args:
-        characters: tokenizer `char` in place of the standard one, `13a`: for references that are `mostly_cjk`, because
-            13a only splits at blanks and punctuation, and Korean particles and endings cling to their words (`ko-mecab`
-            needs a dictionary that is not installed). Figures from different tokenizers cannot be compared.
+        tokenizer: as sacrebleu calls it; the standard one is `13a`, which splits at blanks and punctuation only, so
+            that Korean particles and endings cling to their words.
     """
 
-    def __init__(self, characters: bool) -> None:
+    def __init__(self, name: str, tokenizer: str) -> None:
         from sacrebleu.metrics.bleu import BLEU
 
         # force: no warning on standard error about lines that end in a detached period
-        super().__init__("bleu", BLEU(tokenize="char" if characters else "13a", force=True))
+        super().__init__(name, BLEU(tokenize=tokenizer, force=True))
 
 
 class Chrf(CorpusScore):
-    """`chrf`: chrF2 of the whole corpus in points (character 6-grams; sacrebleu, Popović 2015)."""
+    """chrF2 of the whole corpus in points (character 6-grams; sacrebleu, Popović 2015), chrF++ with word 2-grams."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         from sacrebleu.metrics.chrf import CHRF
 
-        super().__init__("chrf", CHRF())
+        super().__init__(name, CHRF(word_order=2 if name == "chrf++" else 0))
 
 
 class WordTokenizer:
@@ -100,27 +101,67 @@ class WordTokenizer:
         return re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
 
 
-class Rouge:
-    """Mean over the rows of the ROUGE F-measure, 0 to 1 (rouge_score, Lin 2004; words as in `WordTokenizer`).
+class FunctionTokenizer:
+    """A function from a text to its tokens, as `rouge_score` wants it."""
 
-    A row without a word (for `rouge2`: without two) on one side counts 0, as in `rouge_score`.
+    def __init__(self, tokenize: Callable[[str], list[str]]) -> None:
+        self.tokenize = tokenize
+
+
+def korean_morphemes() -> Callable[[str], list[str]]:
+    """The function that splits a text as sacrebleu's tokenizer `ko-mecab` does."""
+    from sacrebleu.tokenizers.tokenizer_ko_mecab import TokenizerKoMecab
+
+    tokenizer: Callable[[str], str] = TokenizerKoMecab()  # type: ignore[no-untyped-call]
+    return lambda text: tokenizer(text).split()
+
+
+def ascii_words() -> Callable[[str], list[str]]:
+    """The function that splits a text as `rouge_score` does by itself."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer().tokenize  # type: ignore[no-any-return]
+
+
+# The tokens of ROUGE by the ending of the metric's name: what makes the function, and how a report calls them.
+ROUGE_TOKENS: dict[str, tuple[Callable[[], Callable[[str], list[str]]], str]] = {
+    "": (lambda: WordTokenizer().tokenize, r"words: NFC, lower case, \w+ (keeps Hangul), no stemming"),
+    "_space": (lambda: str.split, "words parted by blanks, as they stand"),
+    "_char": (lambda: lambda text: list("".join(text.split())), "characters as they stand, without blanks"),
+    "_ko_mecab": (korean_morphemes, "morphemes of mecab-ko (sacrebleu's ko-mecab)"),
+    "_korouge": (lambda: lambda text: re.split(r"\s+", text.lower()), "words in lower case, as korouge-score has them"),
+    "_ascii": (ascii_words, "words of a-z and 0-9 alone, as rouge_score has them, no stemming"),
+}
+
+
+class Rouge:
+    """Mean over the rows of the ROUGE F-measure, 0 to 1 (rouge_score, Lin 2004).
+
+    A row without a token (for `rouge2`: without two) on one side counts 0, as in `rouge_score`. `rougeLsum` takes each
+    line of a text for a sentence.
+
+    Args:
+        names: of metrics that have the same tokens.
+        tokens: the ending of their names, in `ROUGE_TOKENS`.
     """
 
-    def __init__(self, names: Sequence[str] = ("rouge1", "rouge2", "rougeL")) -> None:
+    def __init__(self, names: Sequence[str] = ("rouge1", "rouge2", "rougeL"), tokens: str = "") -> None:
         from rouge_score.rouge_scorer import RougeScorer
 
-        self.scorer = RougeScorer(list(names), tokenizer=WordTokenizer())
+        self.tokens = tokens
+        self.types = {name.removesuffix(tokens): name for name in names}
+        self.scorer = RougeScorer(list(self.types), tokenizer=FunctionTokenizer(ROUGE_TOKENS[tokens][0]()))
         self.rows, self.totals = 0, dict.fromkeys(names, 0.0)
 
     def add(self, block: Sequence[Pair]) -> None:
         self.rows += len(block)
         for (reference, prediction), count in Counter(block).items():
-            for name, found in self.scorer.score(reference, prediction).items():
-                self.totals[name] += count * float(found.fmeasure)
+            for kind, found in self.scorer.score(reference, prediction).items():
+                self.totals[self.types[kind]] += count * float(found.fmeasure)
 
     def result(self) -> tuple[dict[str, float], dict[str, str]]:
-        how = r"F-measure, mean of rows; words: NFC, lower case, \w+ (keeps Hangul), no stemming"
-        return {name: total / self.rows for name, total in self.totals.items()}, {"rouge": how}
+        how = f"F-measure, mean of rows; {ROUGE_TOKENS[self.tokens][1]}"
+        return {name: total / self.rows for name, total in self.totals.items()}, {f"rouge{self.tokens}": how}
 
 
 def text_metrics(
@@ -189,15 +230,42 @@ def _exact_match(*_: Any) -> TextMetric:
 
 
 def _chrf(*_: Any) -> TextMetric:
-    return Chrf()
+    return Chrf("chrf")
+
+
+def _chrf_with_words(*_: Any) -> TextMetric:
+    return Chrf("chrf++")
 
 
 def _bleu(names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001 (called as all are)
-    return Bleu(mostly_cjk(references))
+    return Bleu("bleu", "char" if mostly_cjk(references) else "13a")
+
+
+def _bleu_of(tokenizer: str, names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001
+    return Bleu(names[0], tokenizer)
 
 
 def _rouge(names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001
     return Rouge(names)
+
+
+def _rouge_of(tokens: str, names: Sequence[str], references: Iterable[str]) -> TextMetric:  # noqa: ARG001
+    return Rouge(names, tokens)
+
+
+def _tokenized() -> Iterator[Metric]:
+    """The metrics with a tokenizer in their names."""
+    for tokenizer in ("13a", "char", "intl", "ko-mecab"):
+        name, compute = "bleu_" + tokenizer.replace("-", "_"), partial(_bleu_of, tokenizer)
+        needs = MECAB if tokenizer == "ko-mecab" else ""
+        description = f"BLEU (sacrebleu; tokenizer {tokenizer})"
+        yield Metric(name, TEXTS, description, compute, scale=POINTS, default=False, needs=needs)
+    for tokens in filter(None, ROUGE_TOKENS):
+        compute = partial(_rouge_of, tokens)
+        for kind in ("1", "2", "L", "Lsum"):
+            name, needs = f"rouge{kind}{tokens}", MECAB if tokens == "_ko_mecab" else ""
+            description = f"ROUGE-{kind} F, {ROUGE_TOKENS[tokens][1]}"
+            yield Metric(name, TEXTS, description, compute, how=f"rouge{tokens}", default=False, needs=needs)
 
 
 register(
@@ -207,4 +275,6 @@ register(
     Metric("rouge1", TEXTS, "ROUGE-1 F, words in any script", _rouge, how="rouge"),
     Metric("rouge2", TEXTS, "ROUGE-2 F, words in any script", _rouge, how="rouge"),
     Metric("rougeL", TEXTS, "ROUGE-L F, words in any script", _rouge, how="rouge"),
+    Metric("chrf++", TEXTS, "chrF2 with word 2-grams (sacrebleu)", _chrf_with_words, scale=POINTS, default=False),
+    *_tokenized(),
 )

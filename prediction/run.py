@@ -20,6 +20,7 @@ from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
 from metrics.calibration import LabelCalibration
 from metrics.probabilities import with_probabilities
+from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, score
 from prediction.label_calibration import asked_decoding
@@ -48,7 +49,7 @@ from prediction.setup import (
 from prediction.streaming import claim_standard_output, stream, waiting_lines
 from utils.console import STANDARD_STREAMS, give_up_if_full, tell
 from utils.digests import tokenizer_digest
-from utils.errors import RunError, Terminated
+from utils.errors import RunError, Terminated, raise_if_any
 from utils.files import run_error, write_json
 from utils.tables import counted
 
@@ -57,6 +58,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     """Predict the rows of files."""
     ready = prepare(config, given, temporary)
     config = ready.config
+    raise_if_any(missing_packages(ready.task.metrics))
     paths = config.data.test_data or config.data.valid_data
     records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)

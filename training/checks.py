@@ -24,7 +24,7 @@ from config.checks import check_combinations, check_devices, collect, highest_ra
 from config.flags import FREEZABLE, TrainConfig
 from config.parser import shown
 from datamodules.checks import DATA, check_data, local_inputs
-from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names
+from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names, missing_packages
 from models.presets import read_config
 from task_utils import Task, get_task, override_task
 from utils.errors import closest
@@ -99,6 +99,7 @@ def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) 
         problems.append(f"-monitor {run.monitor}: {known}")
     elif is_generated(run.monitor) and run.valid_generate_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
+    problems += missing_packages({run.monitor: None, **dict.fromkeys(task.metrics if task else ())})
     data = config.data
     if task and not (data.valid_data or data.valid_data_proportions or task.valid_proportion):
         needing = {
