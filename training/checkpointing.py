@@ -25,7 +25,7 @@ from checkpoints.model_folder import Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
 from config.flags import RunFlags
-from metrics.registry import METRICS
+from metrics.registry import METRICS, is_generated
 from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
@@ -146,6 +146,8 @@ class Checkpointer(pl.Callback):
         self.validation = dict(module.validation)
         score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
+        if math.isnan(score) and trainer.is_global_zero:
+            tell(f"-monitor {self.flags.monitor}: undefined in this validation, which counts as no gain")
         if self.flags.early_stopping_patience and self.validations_without_gain >= self.flags.early_stopping_patience:
             trainer.should_stop = True
             if trainer.is_global_zero and data_module(trainer).position()[0] < (trainer.max_epochs or 0):
@@ -207,9 +209,17 @@ class Checkpointer(pl.Callback):
         return Request(answers[0], *map(bool, answers[1:]))
 
     def _note_score(self, score: float, step: int) -> bool:
-        """Whether `score` is the best so far; remembers it."""
-        if math.isnan(score):
+        """Whether `score` is the best so far; remembers it.
+
+        A figure of generated rows may be undefined, NaN: any other is better, and until one comes the last is the best.
+        """
+        if math.isnan(score) and not is_generated(self.flags.monitor):
             raise NotFiniteError(f"-monitor {self.flags.monitor}: the validation gave no such figure, or NaN")
+        if math.isnan(score):
+            better = self.best_score is None
+            self.best_step = step if better else self.best_step
+            self.validations_without_gain = 0 if better else self.validations_without_gain + 1
+            return better
         sign = 1 if METRICS[self.flags.monitor].higher_is_better else -1
         better = self.best_score is None or sign * score > sign * self.best_score
         if better:
@@ -250,8 +260,9 @@ class Checkpointer(pl.Callback):
         if validated:
             figure, order = "", float(step)
             if validated.val_loss is not None:
-                figure, score = f"-val_loss{validated.val_loss:.4f}", float(pl_module.validation[self.flags.monitor])
-                order = score if METRICS[self.flags.monitor].higher_is_better else -score
+                figure, score = f"-val_loss{validated.val_loss:.4f}", pl_module.validation.get(self.flags.monitor)
+                sign = 1 if METRICS[self.flags.monitor].higher_is_better else -1
+                order = -math.inf if score is None else sign * float(score)
             ending = "" if batches else "_endofepoch"
             due.append(DueCheckpoint("best", f"{stem}{figure}{ending}.ckpt", order))
         if self.flags.save_every and step % self.flags.save_every == 0:

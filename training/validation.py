@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -21,6 +23,8 @@ SAMPLES = 8  # shown in TensorBoard
 
 class GeneratedValidation(pl.Callback):
     """Adds the metrics of generated rows to the figures of a validation; stands before the callbacks that read them.
+
+    A figure that is undefined for these rows is left out.
 
     Args:
         rows: how many validation rows are predicted, all ranks together; 0 = none.
@@ -45,7 +49,9 @@ class GeneratedValidation(pl.Callback):
             (split.source_text(row), split.reference(row) or "", as_counted(predicted[row], corrected))
             for row, corrected in zip(shown, data.correct(predictions[:SAMPLES]), strict=True)
         ]
-        module.validation.update(score(references, predictions, data.postprocessor, names=self.metric_names).metrics)
+        scores = score(references, predictions, data.postprocessor, names=self.metric_names)
+        defined = {name: figure for name, figure in scores.metrics.items() if not math.isnan(figure)}
+        module.validation.update(defined)
 
     def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, str]:
         """Row -> text of evenly spaced rows, shared out over the ranks; the same on every rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from metrics.score import score
 from task_utils import Task, get_task
 from training.checkpointing import Checkpointer
 from training.checks import check_train
-from utils.errors import UserError
+from utils.errors import NotFiniteError, UserError
 
 MECAB_IS_MISSING = "metric 'bleu_ko_mecab' needs mecab_ko, which is not installed: pip install 'sacrebleu[ko]'"
 
@@ -69,6 +70,19 @@ def test_an_imaginary_metric_is_known_wherever_metrics_are_named(tmp_path):
         True, True, False, False,
     ]  # fmt: skip
     assert (saved.best_score, saved.best_step, saved.validations_without_gain) == (2.0, 1, 2)
+
+
+def test_a_figure_that_is_undefined_in_a_validation_ends_no_training(tmp_path):
+    saved = checkpointer("pearson", tmp_path)
+    figures = (math.nan, math.nan, -3.0, math.nan, 5.0)
+    assert [saved._note_score(value, step) for step, value in enumerate(figures)] == [True, True, True, False, True]
+    assert (saved.best_score, saved.best_step, saved.validations_without_gain) == (5.0, 4, 0)
+    trainer = SimpleNamespace(global_step=7, datamodule=SimpleNamespace(position=lambda: (1, 0)))
+    validated, request = SimpleNamespace(val_loss=0.5), SimpleNamespace(timed_save=False)
+    module = SimpleNamespace(validation={"val_loss": 0.5})
+    assert saved._due(trainer, module, request, validated)[0].order == -math.inf
+    with pytest.raises(NotFiniteError, match="-monitor val_loss: the validation gave no such figure"):
+        checkpointer("val_loss", tmp_path)._note_score(math.nan, 1)
 
 
 @pytest.mark.parametrize("name", metric_names(registry.TEACHER_FORCED, TEXTS))
