@@ -17,9 +17,11 @@ from checkpoints.retention import continue_from, remove_uncounted
 from checkpoints.run_folder import (
     CHECKPOINT_FOLDER,
     CONFIG_NAME,
+    EPOCH_LOG,
     LOCK_NAME,
     OVERWRITTEN,
     RUN_NAMES,
+    STEP_LOG,
     TEST_REPORT,
     clean_leftovers,
     conversions_of,
@@ -41,7 +43,7 @@ from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
 from utils.errors import shortened
-from utils.files import run_error, write_folder, write_json
+from utils.files import run_error, write_file, write_folder, write_json
 from utils.launch import is_first_process
 
 
@@ -128,8 +130,8 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: SavedRun | None,
     So does what a run left that was killed before its first checkpoint, where -resume_checkpoint auto starts afresh.
 
     What marks the folder as a run goes last, and config.json is replaced, so that a kill in between leaves a run.
-    A run that is continued in another folder takes its best/ along: its best score goes on as well. One that is
-    continued in its own has the checkpoints of its own course only.
+    A run that is continued in another folder takes its best/ and its logs along: its best score and its course go on
+    as well. One that is continued in its own has the checkpoints of its own course only.
 
     Raises:
         RunError: the disk refused.
@@ -142,7 +144,12 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: SavedRun | None,
         path = resumed.path
         if is_of_run(path, folder):
             continue_from(folder, resumed)
-        best = path.parent.parent / "best"
+        origin = path.parent.parent
+        for name in (STEP_LOG, EPOCH_LOG) if path.parent.name == CHECKPOINT_FOLDER else ():
+            if (origin / name).is_file() and not (folder / name).exists():
+                content = (origin / name).read_bytes()  # the run log cuts off what came after the checkpoint
+                write_file(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        best = origin / "best"
         if best.is_dir() and not (folder / "best").exists():
             write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
         complete_exports(folder, resumed, finished=False)

@@ -21,6 +21,7 @@ from config.parser import parse_flags
 from prediction.checks import check_inference
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv
+from tests.saved_runs import saved_run
 from training.checks import check_train
 from training.run import open_run_folder
 from utils.errors import RunError, UserError
@@ -151,6 +152,17 @@ def test_overwrite_deletes_the_run_and_nothing_else(place: Path) -> None:
     open_run_folder(config, Path("run"), None, {})
     assert sorted(listing(Path("run"))) == ["cache", "cache/rows.arrow", "config.json", "notes"]
     assert json.loads(Path("run/config.json").read_text())["save_path"] == "run"
+
+
+def test_a_run_that_goes_on_in_a_new_folder_takes_its_logs_along(place: Path) -> None:
+    make(place, "old/saved_checkpoints/last.ckpt", "old/metrics.jsonl", "old/log.json", "old/best/model")
+    (place / "old" / "metrics.jsonl").write_text('{"step": 20}\n')
+    config, _, _ = parse_flags(TrainConfig, ["-save_path", "new", "-resume_checkpoint", "old"])
+    open_run_folder(config, Path("new"), saved_run(Path("old/saved_checkpoints/last.ckpt")), {})
+    assert sorted(listing(Path("new"))) == ["best", "best/model", "config.json", "log.json", "metrics.jsonl"]
+    assert Path("new/metrics.jsonl").read_text() == '{"step": 20}\n'
+    open_run_folder(config, Path("copied"), saved_run(Path("old/last.ckpt")), {})  # a checkpoint in no run's folder
+    assert not Path("copied/metrics.jsonl").exists()
 
 
 @pytest.mark.usefixtures("place")
