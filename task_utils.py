@@ -32,7 +32,13 @@ from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 __all__ = ["Task", "Template", "get_task", "override_task", "task_name", "task_names", "written_labels"]
 
 LAYOUTS = ("conll", "squad")  # of `datamodules.readers.layouts`
-IF_SET = ("label_separator", "layout", "references", "postprocessor")  # keys that older checkpoints do not know
+IF_SET = (
+    "label_separator",
+    "layout",
+    "references",
+    "placeholders",
+    "postprocessor",
+)  # keys that older checkpoints do not know
 
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
@@ -64,10 +70,11 @@ class Task:
 
     A column is a name or a number counted from 1. `layout` is the word of a reader for files that are no table, "" by
     the file's ending. `references` is the template of the text that predictions are scored against, "" for the target.
-    `output` is what the texts stand for where neither free text nor a label map; task files call it `postprocessor`.
-    `hub_dataset` (`name` or `name:config`) is read when no `-train_data` is given; "" means that the task needs files.
-    `valid_proportion` is the share of the training rows used for validation when no validation data are given. Raises
-    `UserError` with every problem found.
+    `placeholders` are values that mean that a column has no text: rows where a column of the source holds one, or is
+    empty, do not train. `output` is what the texts stand for where neither free text nor a label map; task files call
+    it `postprocessor`. `hub_dataset` (`name` or `name:config`) is read when no `-train_data` is given; "" means that
+    the task needs files. `valid_proportion` is the share of the training rows used for validation when no validation
+    data are given. Raises `UserError` with every problem found.
     """
 
     name: str
@@ -84,6 +91,7 @@ class Task:
     valid_proportion: float = 0.0
     layout: str = ""
     references: str = ""
+    placeholders: tuple[str, ...] = ()
     output: Postprocessor | None = None
 
     def __post_init__(self) -> None:
@@ -159,7 +167,7 @@ class Task:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         output = state.pop("output")
         label_map = None if self.label_map is None else self.label_map.to_dict()
-        state |= {"label_map": label_map, "metrics": list(self.metrics)}
+        state |= {"label_map": label_map, "metrics": list(self.metrics), "placeholders": list(self.placeholders)}
         state |= {"postprocessor": postprocessor_dict(output)} if output else {}
         if self.label_map and self.label_map.separator:
             state["label_separator"] = self.label_map.separator
@@ -219,10 +227,10 @@ def _field_value(key: str, value: object, place: str) -> object:
         return None if value in (None, "") else postprocessor_of(value, f"{place}: postprocessor")
     if key == "label_separator" and not isinstance(value, str):
         raise ValueError("must be text, for example ', '")
-    if key in ("metrics", "aliases"):
+    if key in ("metrics", "aliases", "placeholders"):
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return tuple(value)
-        raise ValueError("must be a list of names")
+        raise ValueError(f"must be a list of {'texts' if key == 'placeholders' else 'names'}")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be plain text or a number")
     if key in ("source_column", "target_column"):

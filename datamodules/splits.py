@@ -77,6 +77,7 @@ class RowEncoder:
             max_source_length=self.source_limit,
             max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, target_limit),
             truncate=self.lengths.do_truncate,
+            references=task.references,
         )
         return encode_rows(flag, paths, task, read, encode, self.tokenizer, self.cache_dir)
 

@@ -29,7 +29,8 @@ MOST_EXAMPLES = 20  # letters
 class EncodeOptions:
     """How rows become tokens. Limits are tokens with the special ones; 0 = none.
 
-    A row over a limit is cut when `truncate`, else marked `too_long`.
+    A row over a limit is cut when `truncate`, else marked `too_long`. `references` is the template of the text that
+    predictions are scored against, "" for the target.
     """
 
     input_template: str
@@ -38,6 +39,7 @@ class EncodeOptions:
     max_source_length: int
     max_target_length: int
     truncate: bool
+    references: str = ""
 
 
 @dataclass
@@ -75,8 +77,11 @@ class ChunkEncoder:
         self.flag, self.task, self.options, self.encoder = flag, task, options, encoder
         self.input_template = Template(options.input_template, "-input_template")
         self.target_template = Template(options.target_template, "-target_template")
-        of_target = self.target_template.variables - self.input_template.variables - {"source", "target"}
-        self.read_options = replace(read_options, optional=tuple(sorted(of_target)) if read_options.keep_all else ())
+        self.reference_template = Template(options.references, "references") if options.references else None
+        of_target = self.target_variables - self.input_template.variables - {"source", "target"}
+        optional = tuple(sorted(of_target)) if read_options.keep_all else ()
+        self.read_options = replace(read_options, optional=optional, blank_targets=bool(options.references))
+        self.placeholders = frozenset(task.placeholders)
         self.target_column = read_options.target_column or task.target_column
         check_limit(encoder, "-max_seq_length", options.max_source_length)
         check_limit(encoder, "-max_target_length", options.max_target_length)
@@ -89,9 +94,15 @@ class ChunkEncoder:
         self.unknown = None if tokenizer.unk_token_id in other_uses else tokenizer.unk_token_id
 
     @property
+    def target_variables(self) -> frozenset[str]:
+        """Columns that the target and the reference are made of."""
+        references = self.reference_template.variables if self.reference_template else frozenset()
+        return self.target_template.variables | references
+
+    @property
     def needed(self) -> frozenset[str]:
         """Columns that the templates read."""
-        return self.input_template.variables | self.target_template.variables
+        return self.input_template.variables | self.target_variables
 
     def encoded_labels(self, texts: Sequence[str]) -> Labels:
         """Texts of labels, or of several joined; `UserError` for one that is too long."""
@@ -135,60 +146,105 @@ def unlearnable_labels(work: ChunkEncoder, tokenizer: Any) -> Iterator[str]:
 Texts = tuple[pa.Array, dict[int, str]]  # of a template for every row, and why it has none
 
 
-def rendered_texts(chunk: RowChunk, work: ChunkEncoder) -> tuple[Texts, Texts | None]:
-    """Sources, and references unless labels give them; not in a thread, which no signal stops."""
-    sources = render(work.input_template, chunk.columns, len(chunk))
-    return sources, None if work.labels else render(work.target_template, chunk.columns, len(chunk))
+@dataclass(frozen=True)
+class Rendered:
+    """Texts of a chunk's rows; no targets where labels give them, no references where they are the targets."""
+
+    sources: Texts
+    targets: Texts | None = None
+    references: Texts | None = None
 
 
-def encode_chunk(
-    chunk: RowChunk, rendered: tuple[Texts, Texts | None], work: ChunkEncoder
-) -> tuple[EncodedRows, Counts]:
+def rendered_texts(chunk: RowChunk, work: ChunkEncoder) -> Rendered:
+    """The texts that the templates make; not in a thread, which no signal stops."""
+    columns, count = chunk.columns, len(chunk)
+    sources = render(work.input_template, columns, count)
+    if work.labels:
+        return Rendered(sources)
+    if work.reference_template is None:
+        return Rendered(sources, render(work.target_template, columns, count))
+    # A row has a target where it has a reference; an empty column of it is then a text like any other.
+    own = {name: columns[name] for name in ("target", *work.read_options.optional)}
+    texts = {name: _where(~blank_mask(column), column) for name, column in own.items()}
+    references = render(work.reference_template, {**columns, **texts}, count)
+    has_target = ~blank_mask(references[0])
+    texts = {name: _where(has_target, pc.fill_null(column, "")) for name, column in own.items()}
+    return Rendered(sources, render(work.target_template, {**columns, **texts}, count), references)
+
+
+def _where(mask: np.ndarray, column: pa.Array) -> pa.Array:
+    """The column with nulls where the mask is false."""
+    return column if mask.all() else pc.if_else(pa.array(mask), column, pa.scalar(None, TEXT))
+
+
+def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tuple[EncodedRows, Counts]:
     """The rows of a chunk that are kept, and what was counted; `rendered` is what `rendered_texts` gives."""
     counts = Counts()
-    (sources, failures), targets = rendered
+    sources, failures = rendered.sources
     labels, codes = work.labels, None
     if labels is not None and work.options.label_map is not None:
         texts, codes = label_codes(chunk, work.options.label_map, work.target_column)
         labels = work.encoded_labels(texts) if work.options.label_map.separator else labels
-        references = labels.texts.take(pa.array(codes, mask=codes < 0))
+        targets = references = labels.texts.take(pa.array(codes, mask=codes < 0))
     else:
-        assert targets is not None
-        references, target_failures = targets
-        failures = {**target_failures, **failures}
-    blank = blank_mask(references)
+        assert rendered.targets is not None
+        targets, target_failures = rendered.targets
+        references, reference_failures = rendered.references or rendered.targets
+        failures = {**reference_failures, **target_failures, **failures}
     if work.read_options.keep_all:
+        blank = blank_mask(references)
         blank[list(failures)] = False
-        references = pc.if_else(pa.array(blank), pa.scalar(None, TEXT), references)
+        references = _where(~blank, references)
+        targets = references if rendered.references is None else _where(~blank_mask(targets), targets)
     else:
-        for index in np.flatnonzero(pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0).tolist():
-            failures.setdefault(index, "empty source after -input_template")
-        for index in np.flatnonzero(blank).tolist():
-            failures.setdefault(index, "empty target after -target_template")
+        failures = {**_empty_texts(sources, targets, references, work), **failures}
+    failures = {**failures, **_without_text(chunk, work)}
     row_ids, lines = chunk.row_ids, chunk.lines
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)
-        sources, references = sources.filter(pa.array(keep)), references.filter(pa.array(keep))
+        sources, targets, references = (texts.filter(pa.array(keep)) for texts in (sources, targets, references))
         row_ids, lines = row_ids[keep], lines[keep]
         codes = None if codes is None else codes[keep]
     source = work.encoder.encode(sources, work.options.max_source_length, False)
-    target = _target_tokens(references, labels, codes, work)
+    target = _target_tokens(targets, labels, codes, work)
     counts.missing_targets = references.null_count
     _count_unknown(source, target, sources, work, counts)
     too_long = _judge_lengths(source, target, chunk.path, lines, work, counts)
     return EncodedRows(source, target, sources, references, row_ids, too_long), counts
 
 
-def _target_tokens(references: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: ChunkEncoder) -> Tokens:
-    if references.null_count == len(references):
-        return tokens_of_lists([[]] * len(references), [0] * len(references), work.encoder.dtype)
+def _empty_texts(sources: pa.Array, targets: pa.Array, references: pa.Array, work: ChunkEncoder) -> dict[int, str]:
+    """Why rows cannot be learnt whose texts are empty after the templates."""
+    no_reference = "empty target" if work.reference_template else "empty target after -target_template"
+    reasons = dict.fromkeys(np.flatnonzero(blank_mask(targets)).tolist(), "empty target after -target_template")
+    reasons |= dict.fromkeys(np.flatnonzero(blank_mask(references)).tolist(), no_reference)
+    empty = pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0
+    return reasons | dict.fromkeys(np.flatnonzero(empty).tolist(), "empty source after -input_template")
+
+
+def _without_text(chunk: RowChunk, work: ChunkEncoder) -> dict[int, str]:
+    """The rows in which a column of the source is empty or a placeholder, by the name of the column."""
+    reasons: dict[int, str] = {}
+    for name in sorted(work.input_template.variables) if work.placeholders else ():
+        column = chunk.columns[name]
+        values = pc.utf8_trim_whitespace(column)
+        has_none = blank_mask(column) | pc.is_in(values, pa.array(work.placeholders, TEXT)).to_numpy(False)
+        for index in np.flatnonzero(has_none).tolist():
+            shown = work.task.source_column if name == "source" else name
+            reasons.setdefault(index, f"no text in column {shown!r}: {values[index].as_py() or ''!r}")
+    return reasons
+
+
+def _target_tokens(targets: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: ChunkEncoder) -> Tokens:
+    if targets.null_count == len(targets):
+        return tokens_of_lists([[]] * len(targets), [0] * len(targets), work.encoder.dtype)
     if labels is not None and codes is not None:
         tokens = labels.tokens
     else:
-        tokens = work.encoder.encode(references.drop_null(), work.options.max_target_length, True)
-        if references.null_count == 0:
+        tokens = work.encoder.encode(targets.drop_null(), work.options.max_target_length, True)
+        if targets.null_count == 0:
             return tokens
-        there = np.asarray(references.is_valid().to_numpy(zero_copy_only=False))
+        there = np.asarray(targets.is_valid().to_numpy(zero_copy_only=False))
         codes = np.where(there, np.cumsum(there) - 1, -1)
     # A row without a target gets the empty row that is put behind all others.
     offsets = np.append(tokens.offsets, tokens.offsets[-1])

@@ -88,7 +88,7 @@ def encode_rows(
 
 
 def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
-    settings = {
+    settings: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "content": content,
         "tokenizer": tokenizer_digest(tokenizer),
@@ -98,8 +98,13 @@ def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
     }
     if work.options.label_map and work.options.label_map.separator:
         settings["label_separator"] = work.options.label_map.separator
-    if work.task.layout:
-        settings["layout"] = work.task.layout
+    del settings["read"]["blank_targets"], settings["encode"]["references"]
+    for name, value in (
+        ("layout", work.task.layout),
+        ("references", work.options.references),
+        ("placeholders", sorted(work.placeholders)),
+    ):  # only where they are in use, so that rows of other tasks keep their keys
+        settings |= {name: value} if value else {}
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
@@ -153,7 +158,9 @@ def _encoded(paths: Sequence[str], work: ChunkEncoder, report: EncodeReport, wor
 def _check_templates(work: ChunkEncoder, report: EncodeReport) -> None:
     """Refuse a template that failed on every row to predict; note one whose columns are not there."""
     labelled = report.rows_kept - report.missing_targets
-    for template, rows in ((work.input_template, report.rows_kept), (work.target_template, labelled)):
+    of_reference = work.reference_template or work.target_template
+    made = {work.input_template: report.rows_kept, work.target_template: labelled, of_reference: labelled}
+    for template, rows in made.items():
         failed = [
             (count, reason, places)
             for reason, (count, places) in report.malformed.items()
@@ -169,8 +176,7 @@ def _check_templates(work: ChunkEncoder, report: EncodeReport) -> None:
     if optional and not labelled:
         columns = "; ".join(f"{path}: {decision}" for path, decision in report.headers.items())
         report.notes.append(
-            f"no row has a reference: {work.target_template.name} needs values in the columns {', '.join(optional)}"
-            f" ({columns})"
+            f"no row has a reference: {of_reference.name} needs values in the columns {', '.join(optional)} ({columns})"
         )
 
 

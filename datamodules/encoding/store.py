@@ -259,7 +259,8 @@ class EncodedSplit:
         return self._store.text_of(0, self._at(index)) or ""
 
     def reference(self, index: int) -> str | None:
-        """Text of the target after its template, never cut; None when the row has no target."""
+        """Text that predictions are scored against, never cut: of the task's `references`, else the target after its
+        template; None when the row has none."""
         return self._store.text_of(1, self._at(index))
 
     def reference_codes(self, texts: Sequence[str]) -> np.ndarray:

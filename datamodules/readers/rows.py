@@ -56,6 +56,7 @@ class ReadOptions:
     strict: bool = False  # the first malformed row is an error
     keep_all: bool = False  # prediction: every row of the input is kept
     target_required: bool = True
+    blank_targets: bool = False  # whether an empty target is a text like any other, for the encoder to judge
     optional: tuple[str, ...] = ()  # further columns that may be missing, like a target in prediction
     flag: str = "-train_data"  # the data flag: chooses the split of a folder or hub name, opens error messages
 
@@ -182,7 +183,7 @@ def finish_rows(raw: RawRows, options: ReadOptions, report: RowReport, first_id:
     source, target = raw.columns["source"], raw.columns["target"]
     no_source, no_target = blank_mask(source), blank_mask(target)
     problems[no_source & np.isin(problems, (0, KEPT))] = CODES["empty source"]
-    if options.target_required and not options.keep_all:
+    if options.target_required and not options.keep_all and not options.blank_targets:
         problems[no_target & np.isin(problems, (0, KEPT))] = CODES["empty target"]
     counted = problems > 0
     if options.keep_all:
@@ -193,6 +194,8 @@ def finish_rows(raw: RawRows, options: ReadOptions, report: RowReport, first_id:
     columns = dict(raw.columns)
     for name, column in columns.items():
         if name == "target" or name in options.optional:
+            if options.blank_targets:
+                continue
             blank = no_target if name == "target" else blank_mask(column)
             columns[name] = pc.if_else(pa.array(blank), pa.scalar(None, TEXT), column) if blank.any() else column
         elif column.null_count:

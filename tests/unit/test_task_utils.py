@@ -403,6 +403,7 @@ def test_every_mistake_in_a_task_file_is_told_at_once(tmp_path):
         ("metrics: [zzz]\n", "unknown metric 'zzz'; known: exact_match"),
         ("metrics: [accuracy]\n", "metric 'accuracy' needs a label_map"),
         ("layout: conl\n", "unknown layout 'conl' (did you mean conll?); known: conll, squad"),
+        ("placeholders: NS\n", "placeholders must be a list of texts, not 'NS'"),
         ("max_target_length: -1\n", "max_target_length -1 is below 0"),
         ("valid_proportion: 1.5\n", "valid_proportion 1.5 is not in [0, 1)"),
         ("input_template: '{{ source '\n", "input_template, line 1 ('{{ source'): "),

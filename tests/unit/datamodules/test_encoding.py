@@ -128,6 +128,80 @@ def test_a_file_that_changes_while_it_is_read(bench: Bench, monkeypatch: pytest.
     assert bench.problem(file) == f"-train_data: {file} has changed while it was read; try again when it is complete"
 
 
+# ---- references and placeholders
+
+READING = Task("mrc", "", source_column="context", target_column="answer", layout="squad", references="{{ answers }}")
+ANSWERED = {"references": "{{ answers }}", "target_template": "{{ target or 'none' }}"}
+
+
+def questions(*answers: list[str] | None) -> str:
+    given = [{} if texts is None else {"answers": [{"text": text} for text in texts]} for texts in answers]
+    paragraphs = [{"context": "가 나", "qas": [{"question": "?", **answer} for answer in given]}]
+    return json.dumps({"data": [{"paragraphs": paragraphs}]})
+
+
+def test_references_are_other_texts_than_the_targets(bench: Bench) -> None:
+    file = bench.file(questions(["가", "나"], [], None), "a.json")
+    split = bench.encode(file, task=READING, **ANSWERED)
+    assert [split.reference(row) for row in range(2)] == ['["가", "나"]', "[]"]
+    assert [split.target_ids(row).tolist() for row in range(2)] == [b("가"), b("none")]
+    assert split.report.malformed == {"empty target": [1, [f"{file}:3"]]}
+
+    kept = bench.encode(file, task=READING, read=PREDICT, **ANSWERED)
+    assert [kept.reference(row) for row in range(3)] == ['["가", "나"]', "[]", None]
+    assert [kept.target_ids(row).tolist() for row in range(3)] == [b("가"), b("none"), []]
+    assert (kept.report.missing_targets, kept.report.malformed) == (1, {})
+
+    plain = bench.encode(file, task=READING, references="{{ answers }}")
+    assert [plain.reference(row) for row in range(len(plain))] == ['["가", "나"]']
+    assert plain.report.malformed["empty target after -target_template"] == [1, [f"{file}:2"]]
+
+
+def test_references_of_a_table(bench: Bench) -> None:
+    """Of rows without them the target is not made: its template need not bear an empty column."""
+    file = bench.file("text\tscore\tmean\na\t1.0\t1.25\nb\t\t\n", "a.tsv")
+    task = Task("sts", "", source_column="text", target_column="score")
+    options = {"references": "{{ mean }}", "target_template": "{{ target[0] + target[1:] }}"}
+    split = bench.encode(file, task=task, **options)
+    assert [(split.reference(row), split.target_ids(row).tolist()) for row in range(len(split))] == [("1.25", b("1.0"))]
+    kept = bench.encode(file, task=task, read=PREDICT, **options)
+    assert [kept.reference(row) for row in range(2)] == ["1.25", None]
+    unlabelled = bench.file("text\na\n", "b.tsv")
+    assert bench.encode(unlabelled, task=task, read=PREDICT, **options).report.notes == [
+        f"no row has a reference: references needs values in the columns mean ({unlabelled}: header: text)"
+    ]
+
+
+def test_references_that_fail_are_counted(bench: Bench) -> None:
+    file = bench.file("a\tb\nc\td\n")
+    problem = bench.problem(file, read=PREDICT, references="{{ target + 1 }}")
+    assert problem.startswith(f"references '{{{{ target + 1 }}}}': fails on every row; first at {file}:1: can only")
+    split = bench.encode(file, references="{% if target == 'b' %}{{ target + 1 }}{% endif %}x")
+    assert split.report.malformed == {
+        'template references: can only concatenate str (not "int") to str': [1, [f"{file}:1"]]
+    }
+
+
+def test_placeholders_are_no_texts(bench: Bench) -> None:
+    lines = ["x\ty\t0", " NS\ty\t1", "x\t\t0", "\ty\t1", "x\tNS.\t1"]
+    file = bench.file("sentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
+    task = Task("paws", "", source_column="sentence1", target_column="label", placeholders=("NS",))
+    both = {"input_template": "{{ sentence1 }}/{{ sentence2 }}"}
+    split = bench.encode(file, task=task, **both)
+    assert [split.source_text(row) for row in range(len(split))] == ["x/y", "x/NS."]
+    named = {
+        "no text in column 'sentence1': 'NS'": [1, [f"{file}:3"]],
+        "no text in column 'sentence2': ''": [1, [f"{file}:4"]],
+    }
+    assert split.report.malformed == {**named, "empty source": [1, [f"{file}:5"]]}
+    kept = bench.encode(file, task=task, read=PREDICT, **both)
+    assert [kept.source_text(row) for row in range(5)] == ["x/y", " NS/y", "x/", "/y", "x/NS."]
+    assert [kept.reference(row) for row in range(5)] == ["0", "1", "0", "1", "1"]
+    assert kept.report.malformed == {**named, "no text in column 'sentence1': ''": [1, [f"{file}:5"]]}
+    without = bench.encode(file, task=replace(task, placeholders=()), **both)
+    assert (len(without), list(without.report.malformed)) == (4, ["empty source"])
+
+
 # ---- ids and texts
 
 
@@ -506,6 +580,8 @@ def test_whatever_changes_the_ids_changes_the_key(bench: Bench, tokenizers: dict
         {"truncate": False},
         {"input_template": "x{{ source }}"},
         {"target_template": "x{{ target }}"},
+        {"references": "x{{ target }}"},
+        {"task": replace(TASK, placeholders=("x",))},
         {"label_map": LABELS},
         {"label_map": LabelMap.parse("1=부정,0=긍정")},
         {"read": ReadOptions(tsv_escapes=False)},
