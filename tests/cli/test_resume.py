@@ -67,6 +67,7 @@ def test_resuming_into_a_new_folder_takes_the_best_along(whole_run: Path, letter
     assert "-max_epoch was 2 and is 3 now: " in result.out
     assert "trained to optimizer step 21; best val_loss" in result.out
     assert (tmp_path / "new" / "best" / "model.safetensors").is_file()
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "new" / "log.json").read_text())] == [0, 1, 2]
     again = train(*flag_list(flags))
     assert again.code == 2
     assert again.errors == [
