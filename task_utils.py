@@ -28,6 +28,7 @@ from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
+from utils.tables import format_table, visible
 
 __all__ = ["Task", "Template", "get_task", "override_task", "task_name", "task_names", "written_labels"]
 
@@ -40,6 +41,7 @@ IF_SET = (
     "postprocessor",
 )  # keys that older checkpoints do not know
 
+COLUMNS_WIDTH = 44  # cells in the table of tasks
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
 
@@ -265,6 +267,18 @@ def task_name(name: str) -> str:
         return name
     contents = ((task, _content(str(BUILT_IN / f"{task}.yaml"))) for task in task_names())
     return next((task for task, content in contents if name in content.get("aliases", ())), name)
+
+
+def task_table() -> list[str]:
+    """The built-in tasks, a line each: name, columns, output, metrics and description."""
+    rows = []
+    for task in map(get_task, task_names()):
+        named = {"source": str(task.source_column), "target": str(task.target_column)}
+        templates = Template(task.input_template), Template(task.references or task.target_template)
+        sides = (", ".join(sorted(named.get(name, name) for name in read.variables)) for read in templates)
+        columns = visible(" -> ".join(sides), COLUMNS_WIDTH)
+        rows.append((task.name, columns, task.kind, ", ".join(task.metrics), task.description))
+    return format_table(("task", "columns", "output", "metrics", "description"), rows, left=5)
 
 
 def get_task(name_or_path: str) -> Task:

@@ -16,7 +16,7 @@ from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import information
 from config.user_code import import_user_code
-from task_utils import Task
+from task_utils import Task, task_table
 from training.checks import check_train
 from training.process_watch import die_with_the_first
 from training.run_flags import parse_training_flags
@@ -31,6 +31,8 @@ usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET
   python train.py -train_data train.tsv -valid_data valid.tsv -init_model google/byt5-small -save_path runs/mine
   python train.py -train_data train.tsv -valid_data_proportions 0.1 -config_path bart-mini -save_path runs/mine
   python train.py -save_path runs/mine -resume_checkpoint last
+  python train.py -list_tasks
+  python train.py -show_examples 3 -task klue-nli -train_data train.json -init_model google/byt5-small
 """
 
 
@@ -40,18 +42,38 @@ def main(argv: list[str]) -> int:
         return 0
     die_with_the_first()
     config, given, lines, problems = parse_training_flags(argv)
+    if config.task.list_tasks:
+        raise_if_any(problems)
+        say(*task_table())
+        return 0
     import_user_code(config.task.user_code)
     task = check_train(config, given, problems)
     raise_if_any(problems)
     if task is None:
         raise UserError("-task could not be resolved")
     say(*lines)
+    if config.task.show_examples:
+        return show_examples(config, task)
     stop = StopSignal(talk=is_first_process(), requeue=config.run.requeue)
     stop.watch_saves()
     if not is_first_process():
         stop.install()  # the first process decides when all of them stop, also while they start
     with run_lock(Path(config.run.save_path)) if is_first_process() else nullcontext():
         return run(config, task, argv, stop)
+
+
+def show_examples(config: TrainConfig, task: Task) -> int:
+    """Show some training rows; returns the exit code."""
+    from utils.libraries import quiet_libraries
+
+    quiet_libraries(training=True)
+    from training.resuming import read_newest
+    from training.setup import example_lines
+    from training.strategies import STRATEGIES
+
+    resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
+    say(*example_lines(config, task, resumed))
+    return 0
 
 
 def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> int:

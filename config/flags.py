@@ -127,6 +127,14 @@ class TrainTaskFlags:
     """Task"""
 
     task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
+    list_tasks: bool = free(False, "Show the built-in tasks in a table, and do nothing else.", resume="once")
+    show_examples: int = free(
+        0,
+        "Show this many training rows as the model sees them, with their tokens counted, and do nothing else: nothing"
+        " is trained or written; 0 = off.",
+        minimum=0,
+        resume="once",
+    )
     user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", resume="process")
     train_rows: int = free(
         0, "Train on this many of the training rows, the same ones for every seed; 0 = all.", minimum=0
@@ -227,7 +235,8 @@ class OptimFlags:
 class RunFlags:
     """Run, validation and checkpoints"""
 
-    save_path: str = free("", "Folder of this run: checkpoints, logs, config.json.", required=True, metavar="FOLDER")
+    save_path: str = free("", "Folder of this run: checkpoints, logs, config.json.", required=True, metavar="FOLDER",
+        unless=("list_tasks", "show_examples"))  # fmt: skip
     overwrite: bool = flag(
         False,
         "Delete the run that -save_path already holds.",

@@ -67,7 +67,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     _check_monitor(config, task, problems)
-    _check_save_path(config, given, problems)
+    if not config.task.show_examples:  # which writes nothing
+        _check_save_path(config, given, problems)
     _check_requeue(config, problems)
     return task
 

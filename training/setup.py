@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.model_source import model_source
+from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
 from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-from datamodules.splits import RowEncoder, Splits, training_splits
+from datamodules.splits import RowEncoder, Splits, evenly_spaced, training_splits
 from models.architectures import overflowing, source_limit, target_limit
 from postprocessors.base import Postprocessor
 from task_utils import Task
@@ -29,6 +30,9 @@ from training.resuming import (
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
+from utils.tables import counted, visible
+
+LONGEST_EXAMPLE = 2000  # cells of a terminal
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,30 @@ class Prepared:
         )
 
 
+def row_encoder(config: TrainConfig, task: Task, source: ModelSource, cache: Path) -> RowEncoder:
+    """What encodes the rows of a run for its model."""
+    limits = source_limit(source.config), target_limit(source.config)
+    return RowEncoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
+
+
+def example_lines(config: TrainConfig, task: Task, resumed: SavedRun | None) -> list[str]:
+    """Some training rows, evenly spaced, as the model sees them: both sides decoded from their tokens.
+
+    Raises:
+        UserError: a tokenizer, data or a checkpoint that cannot be read.
+    """
+    source = model_source(config, resumed.model if resumed else None)
+    with tempfile.TemporaryDirectory() as cache:
+        splits = training_splits(row_encoder(config, task, source, Path(cache)), config.task)
+        lines = [*splits.lines]
+        for row in evenly_spaced(len(splits.train), config.task.show_examples).tolist():
+            lines.append(f"training row {row + 1:,}")
+            for side, ids in (("source", splits.train.source_ids(row)), ("target", splits.train.target_ids(row))):
+                text = source.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+                lines.append(f"  {side} of {counted(len(ids), 'token')}: {visible(text, LONGEST_EXAMPLE)}")
+    return lines
+
+
 def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
@@ -81,9 +109,7 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
-    limits = source_limit(source.config), target_limit(source.config)
-    encoder = RowEncoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
-    splits = training_splits(encoder, config.task)
+    splits = training_splits(row_encoder(config, task, source, cache), config.task)
     say(*splits.lines)
     model = source.build(config.run.seed)
     prepared = Prepared(config, task, task.postprocessor, devices, splits, source.tokenizer, model, resumed)

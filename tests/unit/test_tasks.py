@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from metrics.score import score
 from postprocessors.dependencies import Dependencies
 from postprocessors.labels import LabelMap
 from postprocessors.spans import TaggedText, tags_of_spans
-from task_utils import BUILT_IN, Task, Template, get_task, task_name, task_names
+from task_utils import BUILT_IN, Task, Template, get_task, task_name, task_names, task_table
 from tests.official_scorers import FOLDER, golden_cases
 
 MOST_LINES = 25  # of a task file
@@ -197,6 +198,20 @@ def test_labels_are_mapped_by_name() -> None:
     assert relations
     assert (len(relations.texts), relations.texts[0], relations.texts[29]) == (30, "no_relation", "per:title")
     assert get_task("nsmc-naive").label_map == LabelMap((("0", "negative"), ("1", "positive")))
+
+
+def test_the_table_of_tasks_has_a_line_for_each() -> None:
+    heading, *lines = task_table()
+    assert heading.split() == ["task", "columns", "output", "metrics", "description"]
+    assert [line.split()[0] for line in lines] == list(task_names())
+    (nli,) = (line for line in lines if line.startswith("  klue-nli "))
+    assert [cell.strip() for cell in re.split(" {2,}", nli.strip())] == [
+        "klue-nli",
+        "hypothesis, premise -> gold_label",
+        "labels",
+        "accuracy, accuracy_corrected, macro_f1, micro_f1",
+        get_task("klue-nli").description,
+    ]
 
 
 def test_older_names_are_the_same_tasks() -> None:
