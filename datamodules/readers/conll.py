@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from datamodules.readers.arrow import Stored, stored_rows
 from datamodules.readers.rows import LayoutRow
-from datamodules.readers.tsv import line_blocks, lines_of
+from datamodules.readers.tsv import line_blocks
 from postprocessors.dependencies import Arc, dependency_line
 from postprocessors.spans import TaggedSentence, spans_of_tags, tagged_text
 from utils.errors import UserError, shortened
@@ -83,9 +81,9 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
     """Number and text of every line; bytes that are no UTF-8 stay lone surrogates."""
     number = 0
     for block in line_blocks(path):
-        for start, end in zip(*lines_of(np.frombuffer(block, dtype=np.uint8)), strict=True):
+        for line in block.removesuffix(b"\n").decode("utf-8", "surrogateescape").split("\n"):
             number += 1
-            yield number, block[start:end].decode("utf-8", "surrogateescape")
+            yield number, line.removesuffix("\r")
 
 
 def _width(path: str, sentence: Sentence) -> int:

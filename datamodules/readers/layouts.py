@@ -43,7 +43,8 @@ def read_layout(
         return
     names = list(first.values)
     report.headers[path] = f"layout {layout}: {', '.join(names)}"
-    columns = {at: names[place] for at, place in locate(wanted, names, len(names), path).items() if place is not None}
+    places = locate(wanted, names, len(names), f"{path}:{first.line}")
+    columns = {variable: names[place] for variable, place in places.items() if place is not None}
     records = (
         (row.line, {variable: row.values[name] for variable, name in columns.items()}, row.problem)
         for row in itertools.chain([first], rows)

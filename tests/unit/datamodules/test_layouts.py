@@ -199,7 +199,7 @@ def test_a_table_is_not_read_as_sentences(tmp_path: Path, first: str) -> None:
 
 def test_columns_of_the_other_kind_of_sentences_are_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", NER)
-    assert problem_of(file, TREES) == f"{file}: no column 'parse'; columns there are: 1=id, 2=sentence, 3=tagged"
+    assert problem_of(file, TREES) == f"{file}:3: no column 'parse'; columns there are: 1=id, 2=sentence, 3=tagged"
 
 
 def test_sentences_of_the_hub(tmp_path: Path) -> None:
@@ -363,6 +363,17 @@ def test_records_of_layouts(tmp_path: Path) -> None:
     assert found[1:] == [{"title": None, "context": "가나", "id": 4, "question": "무엇?"}]
 
 
+# ---- tables with quotes
+
+
+def test_quotes_of_a_table_are_text(tmp_path: Path) -> None:
+    """PAWS-X as it is published, with a quote that no other closes."""
+    lines = ["id\tsentence1\tsentence2\tlabel", '1\t"가\t나"다"\t0', '2\t"""\tNS\t1', "3\t라\t\t0"]
+    task = Task("paws", "", source_column="sentence1", target_column="label")
+    rows, _ = read(write(tmp_path / "dev_2k.tsv", "\n".join(lines)), task, "source", "sentence2", "target")
+    assert rows == [(2, '"가', '나"다"', "0"), (3, '"""', "NS", "1"), (4, "라", "", "0")]
+
+
 # ---- the corpora
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -412,3 +423,24 @@ def test_all_pairs_of_klue() -> None:
     assert (len(rows), report.malformed) == (415, {})
     assert rows[0] == (3 - 1, "klue-sts-v1_dev_00000", "4.857142857142857", "1")
     assert all((float(str(score)) >= 3) == (binary == "1") for _, _, score, binary in rows)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, count, target",
+    [
+        ("korsts/sts-train.tsv", 5749, "score"),
+        ("korsts/sts-dev.tsv", 1500, "score"),
+        ("korsts/sts-test.tsv", 1379, "score"),
+        ("kornli/xnli.dev.ko.tsv", 2490, "gold_label"),
+        ("kornli/xnli.test.ko.tsv", 5010, "gold_label"),
+    ],
+)
+def test_all_pairs_of_korean_nlu(name: str, count: int, target: str) -> None:
+    lines = (SHARED / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    names = ("sentence1", "sentence2", target)
+    rows, report = read(SHARED / name, Task("pairs", "", source_column="sentence1", target_column=target), *names)
+    assert (len(rows), report.malformed) == (count, {})
+    header = lines[0].split("\t")
+    for row, line in ((rows[0], lines[1]), (rows[-1], lines[-1])):
+        assert row[1:] == tuple(dict(zip(header, line.split("\t"), strict=True))[column] for column in names)
