@@ -30,6 +30,43 @@ TRAIN_NSMC = {
     "train_nsmc_byt5-small.sh": "byt5",
     "train_nsmc_mT5-small.sh": "mt5",
 }
+NER = "## klue-ner-v1_train_{0}-nsmc\t<김하늘:PS> 최고\n김\tB-PS\n하\tI-PS\n늘\tI-PS\n \tO\n최\tO\n고\tO\n\n"
+DP = (
+    "## klue-dp-v1_train_{0}_wikitree\t나는 밥을 먹었다.\n1\t나는\t나 는\tNP+JX\t3\tNP_SBJ\n"
+    "2\t밥을\t밥 을\tNNG+JKO\t3\tNP_OBJ\n3\t먹었다.\t먹 었 다 .\tVV+EP+EF+SF\t0\tVP\n\n"
+)
+
+
+def nli(count: int) -> str:
+    """KLUE-NLI's layout."""
+    labels = ("entailment", "neutral", "contradiction")
+    rows = [
+        {
+            "guid": f"n{number}",
+            "premise": "비가 온다.",
+            "hypothesis": f"날씨 {number}",
+            "gold_label": labels[number % 3],
+        }
+        for number in range(count)
+    ]
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def squad(count: int) -> str:
+    """The layout of SQuAD, KorQuAD and KLUE-MRC."""
+    answers = [{"text": "서울", "answer_start": 4}]
+    questions = [{"id": f"q{n}", "guid": f"q{n}", "question": f"수도 {n}?", "answers": answers} for n in range(count)]
+    paragraph = {"context": "수도는 서울이다.", "qas": questions}
+    return json.dumps({"version": "1", "data": [{"title": "도시", "paragraphs": [paragraph]}]}, ensure_ascii=False)
+
+
+TRAIN_STRUCTURED: dict[str, tuple[str, Callable[[int], str], str]] = {  # ending of the files, content, first metric
+    "train_klue_nli.sh": ("json", nli, "accuracy"),
+    "train_klue_ner.sh": ("tsv", lambda count: "".join(map(NER.format, range(count))), "entity_macro_f1"),
+    "train_klue_dp.sh": ("tsv", lambda count: "".join(map(DP.format, range(count))), "uas_macro_f1"),
+    "klue_mrc_train_test.sh": ("json", squad, "klue_em"),
+    "korquad_train_test.sh": ("json", squad, "korquad_em"),
+}
 
 
 def script(name: str, *flags: str, **variables: str | Path) -> Result:
@@ -68,7 +105,8 @@ def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 
 def test_every_script_is_tested_here() -> None:
     names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
-    assert names == {*TRAIN_NSMC, "nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh"}
+    others = {"nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh", "evaluate_klue_ner.sh"}
+    assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, "bench_ko.sh"}
 
 
 @pytest.mark.parametrize("name", TRAIN_NSMC)
@@ -125,3 +163,48 @@ def test_seq2seq_scripts(letters: Path, tmp_path: Path) -> None:
     references = [target for _, target in letter_rows(30, 2)]
     assert (tmp_path / "test.references.txt").read_text().split() == references
     assert len((tmp_path / "test.predictions.txt").read_text(encoding="utf-8").split("\n")) == 31
+
+
+@pytest.mark.parametrize("name", TRAIN_STRUCTURED)
+def test_scripts_of_published_corpora(name: str, tmp_path: Path) -> None:
+    ending, content, metric = TRAIN_STRUCTURED[name]
+    for split, count in (("train", 60), ("dev", 6)):
+        (tmp_path / f"{split}.{ending}").write_text(content(count), encoding="utf-8")
+    data = {"TRAIN_DATA": tmp_path / f"train.{ending}", "TEST_DATA": tmp_path / f"dev.{ending}", "GPUS": "0"}
+    model = make_model(tmp_path / "model", "byt5")
+    result = script(name, "-max_epoch", "1", MODEL=model, SAVE_PATH=tmp_path / "run", **data)
+    assert "59 training rows, 1 validation row, 6 test rows\n" in result.out
+    report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
+    assert (report["scored_rows"], next(iter(report["metrics"]))) == (6, metric)
+    if name == "train_klue_ner.sh":
+        del data["TRAIN_DATA"]
+        script("evaluate_klue_ner.sh", MODEL=tmp_path / "run", OUTPUT=tmp_path / "dev", **data)
+        assert (tmp_path / "dev.references.txt").read_text(encoding="utf-8") == "<김하늘:PS> 최고\n" * 6
+        again = json.loads((tmp_path / "dev.report.json").read_text(encoding="utf-8"))
+        assert again["metrics"] == report["metrics"]
+
+
+def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> None:
+    """Two seeds of one task; done again it trains nothing and writes the same."""
+    header = ("genre", "filename", "year", "id", "score", "sentence1", "sentence2")
+    rows = [("g", "f", "2012", str(n), f"{n % 6}.000", f'"문장 {n}', "다른 문장") for n in range(12)]
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev", "test"):
+        write_tsv(tmp_path / "data" / f"sts-{name}.tsv", rows, header)
+    variables = {"SEEDS": "1 2", "OUT": tmp_path / "out", "EVERY": "2"}
+    flags = ("-max_epoch", "1", "-gpus", "0")
+    model = make_model(tmp_path / "model", "byt5")
+    first = script("bench_ko.sh", str(model), str(tmp_path / "data"), *flags, **variables)
+    assert f"klue-nli: left out, {tmp_path / 'data'} does not hold klue-nli-v1.1_train.json, " in first.out
+    table = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[:3] for line in table.splitlines()[4:]] == [
+        ["| korsts", "6", "spearman"],
+        ["| korsts", "6", "pearson"],
+    ]
+    figures = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))["figures"]
+    assert [len(figure["values"]) for figure in figures] == [2, 2]
+    again = script("bench_ko.sh", str(model), str(tmp_path / "data"), *flags, **variables)
+    assert "[TRAIN]" not in again.out
+    assert (tmp_path / "out" / "bench.md").read_text(encoding="utf-8") == table
+    wrong = run("bash", "run_scripts/bench_ko.sh", str(model), str(tmp_path), env={"TASKS": "klue-nl"})
+    assert (wrong.code, wrong.errors[0][:59]) == (2, "TASKS: no such task 'klue-nl' (did you mean klue-nli?); know")
