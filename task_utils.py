@@ -32,7 +32,7 @@ from utils.tables import format_table, visible
 
 __all__ = ["Task", "Template", "get_task", "override_task", "task_name", "task_names", "written_labels"]
 
-LAYOUTS = ("conll", "squad")  # of `datamodules.readers.layouts`
+LAYOUTS = ["conll", "squad"]  # and those that `datamodules.readers.layouts.register` adds
 IF_SET = (
     "label_separator",
     "layout",

@@ -117,8 +117,8 @@ class LengthFlags:
 
 
 USER_CODE = (
-    "Python file of your own, imported first; it may register metrics, kinds of output and architectures, and runs with"
-    " your rights; may repeat."
+    "Python file of your own, imported first; it may register metrics, kinds of output, layouts of files and"
+    " architectures, and runs with your rights; may repeat."
 )
 
 

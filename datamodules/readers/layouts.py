@@ -12,26 +12,42 @@ from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.csv_json import collect
 from datamodules.readers.paths import DataPath
 from datamodules.readers.rows import LayoutRow, RawRows, ReadOptions, RowReport
+from task_utils import LAYOUTS
+
+
+def _no_layout(stored: Stored) -> None:
+    """Tables on the disk are read as tables."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout: the kinds of file that have it, and its readers of files and of tables on the disk."""
+    """One layout: the kinds of file that have it (of `paths.KINDS`), its readers of files and of tables on the disk.
+
+    `file_rows(path)` gives a row at a time, each with the same columns; `table_rows` None for a table of other columns.
+    """
 
     kinds: tuple[str, ...]
     file_rows: Callable[[str], Iterator[LayoutRow]]
-    table_rows: Callable[[Stored], Iterator[LayoutRow] | None]
+    table_rows: Callable[[Stored], Iterator[LayoutRow] | None] = _no_layout
 
 
-LAYOUTS = {
+READERS = {
     "conll": Layout(("tsv",), conll.file_rows, conll.table_rows),
     "squad": Layout(("json", "jsonl"), squad.file_rows, squad.table_rows),
 }
 
 
+def register(name: str, layout: Layout) -> None:
+    """Make a layout known to tasks; `ValueError` when another one has the name."""
+    if READERS.setdefault(name, layout) != layout:
+        raise ValueError(f"a layout named {name!r} is registered already")
+    if name not in LAYOUTS:
+        LAYOUTS.append(name)
+
+
 def has_layout(data_path: DataPath, layout: str) -> bool:
     """Whether a file is read by the layout; a CSV, say, is a table with the columns that the layout would give."""
-    return layout in LAYOUTS and data_path.kind in LAYOUTS[layout].kinds
+    return layout in READERS and data_path.kind in READERS[layout].kinds
 
 
 def read_layout(

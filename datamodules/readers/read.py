@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datamodules.readers.arrow import read_stored, stored_table
 from datamodules.readers.columns import wanted_columns
 from datamodules.readers.csv_json import read_csv, read_json
-from datamodules.readers.layouts import LAYOUTS, has_layout, read_layout
+from datamodules.readers.layouts import READERS, has_layout, read_layout
 from datamodules.readers.paths import DataPath, parse_data_path
 from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.readers.tsv import read_tsv
@@ -48,7 +48,7 @@ def _raw_rows(
     path, layout = data_path.path, task.layout
     try:
         if has_layout(data_path, layout):
-            yield from read_layout(path, layout, LAYOUTS[layout].file_rows(path), wanted, options, report)
+            yield from read_layout(path, layout, READERS[layout].file_rows(path), wanted, options, report)
             return
         match data_path.kind:
             case "tsv":
@@ -59,7 +59,7 @@ def _raw_rows(
                 yield from read_json(path, wanted, options, report)
             case _:
                 with stored_table(data_path, options.flag) as stored:
-                    rows = LAYOUTS[layout].table_rows(stored) if layout else None
+                    rows = READERS[layout].table_rows(stored) if layout else None
                     if rows is None:
                         yield from read_stored(stored, wanted, options, report, labels)
                     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from datamodules.readers.csv_json import csv_rows, json_records, replaced
-from datamodules.readers.layouts import LAYOUTS, has_layout
+from datamodules.readers.layouts import READERS, has_layout
 from datamodules.readers.paths import DataPath, file_state, parse_data_path
 from datamodules.readers.rows import NO_HEADER
 from datamodules.readers.tsv import line_blocks, lines_of
@@ -44,7 +44,7 @@ class InputRecords:
             records: Iterator[str]
             has_header = headers.get(data_path.path, NO_HEADER) != NO_HEADER
             if has_layout(data_path, self.layout):
-                rows = LAYOUTS[self.layout].file_rows(data_path.path)
+                rows = READERS[self.layout].file_rows(data_path.path)
                 records = (replaced(json.dumps(row.record, ensure_ascii=False)) for row in rows)
             else:
                 records = _records(data_path, has_header, escapes)

@@ -109,15 +109,15 @@ class RowChunk:
 
 @dataclass(frozen=True)
 class LayoutRow:
-    """A row of a file that is no table: its columns by name (None = missing), and why it is malformed ("" = it is not).
+    """A row of a file that is no table: its columns by name (None = missing), and why it is malformed.
 
-    `record` is what stands in the file, for a copy beside the prediction.
+    `problem` is one of `REASONS`, "" for none. `record` is what stands in the file, for a copy beside the prediction.
     """
 
     line: int
     values: dict[str, str | None]
-    problem: str
-    record: dict[str, Any]
+    problem: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.readers.layouts import LAYOUTS as READERS
+from datamodules.readers.layouts import READERS, Layout, register
 from datamodules.readers.read import ReadOptions, RowReport, read_rows
 from datamodules.readers.records import InputRecords
+from datamodules.readers.rows import LayoutRow
 from task_utils import LAYOUTS, Task
 from utils.errors import UserError
 
@@ -99,7 +100,25 @@ def problem_of(path: Path, task: Task, *names: str) -> str:
 
 
 def test_every_layout_that_a_task_may_name_has_a_reader() -> None:
-    assert tuple(READERS) == LAYOUTS
+    assert list(READERS) == LAYOUTS
+
+
+def test_a_layout_of_ones_own(tmp_path: Path) -> None:
+    def pairs_of_lines(path: str) -> Iterator[LayoutRow]:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        for number in range(0, len(lines) - 1, 2):
+            yield LayoutRow(number + 1, {"upper": lines[number], "lower": lines[number + 1]})
+
+    register("pairs", Layout(("tsv",), pairs_of_lines))
+    try:
+        task = Task("own", "", source_column="upper", target_column="lower", layout="pairs")
+        file = write(tmp_path / "a.txt", "a\nb\nc\nd\n")
+        assert read(file, task, "source", "target")[0] == [(1, "a", "b"), (3, "c", "d")]
+    finally:
+        del READERS["pairs"]
+        LAYOUTS.remove("pairs")
+    with pytest.raises(ValueError, match="a layout named 'conll' is registered already"):
+        register("conll", READERS["squad"])
 
 
 # ---- sentences of KLUE
