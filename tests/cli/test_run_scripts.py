@@ -207,4 +207,4 @@ def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> No
     assert "[TRAIN]" not in again.out
     assert (tmp_path / "out" / "bench.md").read_text(encoding="utf-8") == table
     wrong = run("bash", "run_scripts/bench_ko.sh", str(model), str(tmp_path), env={"TASKS": "klue-nl"})
-    assert (wrong.code, wrong.errors[0][:59]) == (2, "TASKS: no such task 'klue-nl' (did you mean klue-nli?); know")
+    assert (wrong.code, wrong.errors[0][:60]) == (2, "TASKS: no such task 'klue-nl' (did you mean klue-nli?); know")
