@@ -9,4 +9,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/recipe.sh
 needs_environment
-python run_scripts/bench_ko.py "$@"
+python benchmarks/korean_tasks.py "$@"

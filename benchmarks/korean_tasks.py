@@ -1,4 +1,4 @@
-"""The work of bench_ko.sh: which Korean tasks have their files, a training of each with every seed, and the table.
+"""What run_scripts/bench_ko.sh does: trains every Korean task whose files are there, and writes one table.
 
 A run whose test_report.json is there is not done again; one that was stopped goes on (`-resume_checkpoint auto`).
 """
