@@ -22,6 +22,13 @@ from tests.small_models import byte_tokenizer
 
 SAMPLE = "samples/text_normalization"
 REVIEWS = (("최고의 영화입니다", 1), ("지루하다", 0), ("다시 보고 싶어요!", 1), ("돈이 아깝다...", 0))
+PARAGRAPH = {
+    "context": "회의는 3일 서울에서 열린다.",
+    "qas": [
+        {"id": "1", "question": "언제인가?", "answers": [{"text": "3일", "answer_start": 4}], "is_impossible": False},
+        {"id": "2", "question": "누가 오는가?", "answers": [], "is_impossible": True},
+    ],
+}
 SCRIPTS = ("train.py", "inference.py", "export.py", "docs/make_images.py")
 
 
@@ -62,7 +69,11 @@ def make_data(folder: Path) -> None:
         "sources.txt": [row.split("\t")[0] + "\n" for row in test[:5]],
         "reviews.tsv": ["document\tlabel\n", *reviews],
         **dict.fromkeys(("reviews.csv", "new_reviews.csv", "valid_reviews.csv"), scored),
-        "reviews.yaml": blocks(text_of("docs/tasks.md"), "yaml"),
+        **dict(
+            zip(("reviews.yaml", "nli.yaml", "products.yaml"), blocks(text_of("docs/tasks.md"), "yaml"), strict=True)
+        ),
+        "reviews-tagged.tsv": [f"{blocks(text_of('docs/tasks.md'), 'text')[0]}\n"] * 8,
+        "questions.json": json.dumps({"data": [{"title": "회의", "paragraphs": [PARAGRAPH] * 4}]}),
         "nli.tsv": ["sentence1\tsentence2\tgold_label\n", *["비가 온다.\t날씨가 흐리다.\tneutral\n"] * 8],
         "moods.tsv": ["좋아!\tjoy\n", "무섭고 화난다\t2,1\n"] * 8,
         "new_moods.tsv": ["신난다\n", "싫다\n"],

@@ -200,6 +200,14 @@ def test_labels_are_mapped_by_name() -> None:
     assert get_task("nsmc-naive").label_map == LabelMap((("0", "negative"), ("1", "positive")))
 
 
+def test_a_question_without_an_answer_has_a_text_to_learn() -> None:
+    texts = {"klue-mrc": ("[알 수 없음]", "klue_em"), "squad": ("unanswerable", "squad_v2_em")}
+    for name, (text, metric) in texts.items():
+        task = get_task(name)
+        assert Template(task.target_template).render({"target": ""}) == text
+        assert score(["[]"], [text], task.postprocessor, names=[metric]).metrics == {metric: 100.0}
+
+
 def test_the_table_of_tasks_has_a_line_for_each() -> None:
     heading, *lines = task_table()
     assert heading.split() == ["task", "columns", "output", "metrics", "description"]
