@@ -34,6 +34,14 @@ class Answers(FreeText):
             raise ValueError(f"reference {reference[:100]!r} is not a JSON list of answers")
         return tuple(golds)
 
+    def reference_problem(self, reference: str) -> str:
+        """It must be a list of answers."""
+        try:
+            self.golds(reference)
+        except ValueError:
+            return "reference is not a JSON list of answers"
+        return ""
+
     def describe(self) -> str:
         """`answers, or '[알 수 없음]' for none`."""
         return f"answers, or {self.unanswerable!r} for none"

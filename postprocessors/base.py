@@ -36,6 +36,9 @@ class Postprocessor(Protocol):
         """Every prediction as the model should have written it; None where that cannot be told, or is farther than
         `max_distance` characters away."""
 
+    def reference_problem(self, reference: str) -> str:
+        """Why nothing can be scored against this reference, in a few words; empty when it can."""
+
     def describe(self) -> str:
         """In a few words, for messages."""
 
@@ -56,6 +59,10 @@ class FreeText:
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:  # noqa: ARG002
         """The predictions."""
         return list(predictions)
+
+    def reference_problem(self, reference: str) -> str:  # noqa: ARG002
+        """Nothing."""
+        return ""
 
     def describe(self) -> str:
         """`free text`."""

@@ -101,6 +101,15 @@ class Dependencies:
             return text if pieces else None
         return _joined([f"({', '.join(piece)})" for piece in pieces])
 
+    def reference_problem(self, reference: str) -> str:
+        """It must be a tree."""
+        arcs = self.arcs(reference)
+        if any(arc == NO_ARC for arc in arcs) or not arcs:
+            return "reference is no dependency line"
+        if not all(relation in self.number for _, relation in arcs):
+            return "reference has a relation that the task does not name"
+        return "" if self.tree(reference) else "reference has a head beyond its last word"
+
     def describe(self) -> str:
         """`dependencies with 38 relations`."""
         return f"dependencies with {len(self.relations)} relations"

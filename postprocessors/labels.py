@@ -209,6 +209,10 @@ class LabelMap:
         known = {text: self.nearest(text, max_distance) for text in set(predictions)}
         return [known[text] for text in predictions]
 
+    def reference_problem(self, reference: str) -> str:
+        """It must be as the model should write it."""
+        return "reference is no label text" if self.value(reference) is None else ""
+
     def describe(self) -> str:
         """`0=부정, 1=긍정`: the map as shown in messages, of many labels the first."""
         shown = shortened([f"{label_id}={text}" for label_id, text in self.entries])

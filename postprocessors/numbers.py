@@ -68,6 +68,10 @@ class Number:
             return None
         return found.group()
 
+    def reference_problem(self, reference: str) -> str:
+        """It must be a number."""
+        return "reference is no number" if self.value(reference) is None else ""
+
     def describe(self) -> str:
         """`numbers from 0 to 5`."""
         low = "" if self.lowest is None else f" from {self.lowest:g}"

@@ -109,6 +109,11 @@ class TaggedText:
         """The predictions."""
         return list(predictions)
 
+    def reference_problem(self, reference: str) -> str:
+        """Its marks must be of known types: `<서울:AIRPORT>`, in capitals, is taken for one of another."""
+        stranger = re.search(r"<[^<>:]+:[A-Z][A-Z_]+>", self.value(reference).text)
+        return "reference marks a span of a type that the task does not name" if stranger else ""
+
     def describe(self) -> str:
         """`spans of PS, LC`."""
         return f"spans of {', '.join(self.types)}"

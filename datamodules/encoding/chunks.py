@@ -191,14 +191,16 @@ def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tup
         targets, target_failures = rendered.targets
         references, reference_failures = rendered.references or rendered.targets
         failures = {**reference_failures, **target_failures, **failures}
+    unreadable = _unreadable(references, work)
     if work.read_options.keep_all:
         blank = blank_mask(references)
         blank[list(failures)] = False
+        blank[list(unreadable)] = True
         references = _where(~blank, references)
         targets = references if rendered.references is None else _where(~blank_mask(targets), targets)
     else:
         failures = {**_empty_texts(sources, targets, references, work), **failures}
-    failures = {**failures, **_without_text(chunk, work)}
+    failures = {**unreadable, **failures, **_without_text(chunk, work)}
     row_ids, lines = chunk.row_ids, chunk.lines
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)
@@ -220,6 +222,15 @@ def _empty_texts(sources: pa.Array, targets: pa.Array, references: pa.Array, wor
     reasons |= dict.fromkeys(np.flatnonzero(blank_mask(references)).tolist(), no_reference)
     empty = pc.binary_length(sources).to_numpy(zero_copy_only=False) == 0
     return reasons | dict.fromkeys(np.flatnonzero(empty).tolist(), "empty source after -input_template")
+
+
+def _unreadable(references: pa.Array, work: ChunkEncoder) -> dict[int, str]:
+    """Why nothing can be scored against the references of some rows, by the kind of the task's outputs."""
+    if work.task.output is None:
+        return {}
+    texts = enumerate(references.to_pylist())
+    found = {row: work.task.output.reference_problem(text) for row, text in texts if (text or "").strip()}
+    return {row: problem for row, problem in found.items() if problem}
 
 
 def _without_text(chunk: RowChunk, work: ChunkEncoder) -> dict[int, str]:

@@ -30,6 +30,7 @@ from datamodules.encoding.tokens import make_encoder
 from datamodules.readers.paths import Contents, check_data_paths, parse_data_path
 from datamodules.readers.read import ReadOptions, RowChunk, RowReport, read_rows
 from datamodules.readers.rows import PLACES_KEPT
+from postprocessors.kinds import postprocessor_dict
 from task_utils import Task
 from utils.digests import tokenizer_digest
 from utils.errors import UserError, raise_if_any
@@ -101,6 +102,7 @@ def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
     del settings["read"]["blank_targets"], settings["encode"]["references"]
     for name, value in (
         ("layout", work.task.layout),
+        ("postprocessor", postprocessor_dict(work.task.output) if work.task.output else None),
         ("references", work.options.references),
         ("placeholders", sorted(work.placeholders)),
     ):  # only where they are in use, so that rows of other tasks keep their keys

@@ -26,6 +26,7 @@ from datamodules.readers import tsv
 from datamodules.readers.read import ReadOptions
 from datamodules.splits import report_lines, unknown_share
 from postprocessors.labels import LabelMap
+from postprocessors.numbers import Number
 from task_utils import Task
 from tests.small_models import bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
 from utils.errors import UserError
@@ -180,6 +181,19 @@ def test_references_that_fail_are_counted(bench: Bench) -> None:
     assert split.report.malformed == {
         'template references: can only concatenate str (not "int") to str': [1, [f"{file}:1"]]
     }
+
+
+def test_references_that_nothing_can_be_scored_against_are_counted(bench: Bench) -> None:
+    file = bench.file("a\t1.5\nb\thigh\nc\t3,5\n")
+    task = Task("sts", "", output=Number(0, 5))
+    split = bench.encode(file, task=task)
+    assert [split.reference(row) for row in range(len(split))] == ["1.5"]
+    assert split.report.malformed == {"reference is no number": [2, [f"{file}:2", f"{file}:3"]]}
+    kept = bench.encode(file, task=task, read=PREDICT)
+    assert [kept.source_text(row) for row in range(3)] == ["a", "b", "c"]
+    assert [kept.reference(row) for row in range(3)] == ["1.5", None, None]
+    assert (kept.report.missing_targets, kept.report.malformed) == (2, split.report.malformed)
+    assert len(bench.encode(file, task=Task("texts", ""))) == 3  # of the same columns, from another place in the cache
 
 
 def test_placeholders_are_no_texts(bench: Bench) -> None:

@@ -69,3 +69,16 @@ def test_relations_are_capitals_named_once() -> None:
     )
     with pytest.raises(UserError, match="name the relations"):
         Dependencies()
+
+
+@pytest.mark.parametrize(
+    "reference, problem",
+    [
+        (LINE, ""),
+        ("나는 밥을", "reference is no dependency line"),
+        (LINE.replace("NP_OBJ", "NP_AJT"), "reference has a relation that the task does not name"),
+        (LINE.replace("3, NP_OBJ", "4, NP_OBJ"), "reference has a head beyond its last word"),
+    ],
+)
+def test_a_reference_is_a_tree(reference: str, problem: str) -> None:
+    assert PARSER.reference_problem(reference) == problem

@@ -89,3 +89,11 @@ def test_types_are_named_once_and_can_be_marked() -> None:
     )
     with pytest.raises(UserError, match="name the types of spans"):
         TaggedText()
+
+
+@pytest.mark.parametrize(
+    "reference, has_problem", [("<서울:LC>에", False), ("<서울:AIRPORT>에", True), ("<:-O> 가", False)]
+)
+def test_a_reference_has_known_types(reference: str, has_problem: bool) -> None:
+    problem = "reference marks a span of a type that the task does not name" if has_problem else ""
+    assert KLUE.reference_problem(reference) == problem
