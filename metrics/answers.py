@@ -109,25 +109,37 @@ def _common_f1(found: Sequence[str], gold: Sequence[str]) -> float:
     return 2 * common / (len(found) + len(gold)) if common else 0.0
 
 
-def _mean(measure: AnswerScore, of_unanswerable: bool) -> Callable[[CountedRows, Answers], Figure]:
-    """`measure` in points, mean of the rows; undefined with a question without answer, unless it knows such ones."""
+def _by_row(measure: AnswerScore, of_unanswerable: bool) -> Callable[[CountedRows, Answers], list[float]]:
+    """`measure` of each row in points; NaN of a question without a right answer, unless it knows such ones."""
+
+    def compute(rows: CountedRows, postprocessor: Answers) -> list[float]:
+        questions = zip(map(postprocessor.golds, rows.references), rows.predictions, strict=True)
+        return [
+            100 * measure(postprocessor.value(answer), golds) if golds or of_unanswerable else math.nan
+            for golds, answer in questions
+        ]
+
+    return compute
+
+
+def _mean(by_row: Callable[[CountedRows, Answers], list[float]]) -> Callable[[CountedRows, Answers], Figure]:
+    """The mean of the rows, and of answerable and other questions by themselves where there are both."""
 
     def compute(rows: CountedRows, postprocessor: Answers) -> Figure:
-        golds = [postprocessor.golds(reference) for reference in rows.references]
-        without = sum(count for right, count in zip(golds, rows.counts, strict=True) if not right)
-        if without and not of_unanswerable:
-            return Figure(
-                math.nan, f"{counted(without, 'question')} without a right answer; SQuAD 2.0's figures know such"
-            )
-        sums, counts = [0.0, 0.0], [sum(rows.counts) - without, without]  # of answerable questions, of the others
-        for right, prediction, count in zip(golds, rows.predictions, rows.counts, strict=True):
-            sums[not right] += count * measure(postprocessor.value(prediction), right)
+        sums, counts = [0.0, 0.0], [0, 0]  # of answerable questions, of the others
+        for reference, figure, count in zip(rows.references, by_row(rows, postprocessor), rows.counts, strict=True):
+            kind = not postprocessor.golds(reference)
+            sums[kind] += count * figure
+            counts[kind] += count
+        if math.isnan(sums[1]):
+            told = f"{counted(counts[1], 'question')} without a right answer; SQuAD 2.0's figures know such"
+            return Figure(math.nan, told)
         parts = [
-            f"{name} {100 * total / count:.2f} of {count:,}"
+            f"{name} {total / count:.2f} of {count:,}"
             for name, total, count in zip(("answerable", "unanswerable"), sums, counts, strict=True)
             if count
         ]
-        return Figure(100 * sum(sums) / sum(counts), ", ".join(parts) if without else "")
+        return Figure(sum(sums) / sum(counts), ", ".join(parts) if counts[1] else "")
 
     return compute
 
@@ -148,10 +160,14 @@ register(
             name,
             "answers",
             description,
-            _mean(measure, of_unanswerable),
+            _mean(by_row),
             scale=POINTS,
             default=name.startswith("squad_v2"),  # defined for every row in any language
+            by_row=by_row,
         )
-        for name, (measure, of_unanswerable, description) in SCORES.items()
+        for name, by_row, description in (
+            (name, _by_row(measure, of_unanswerable), description)
+            for name, (measure, of_unanswerable, description) in SCORES.items()
+        )
     )
 )

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from metrics.registry import FRACTION, POINTS, TEXTS, Metric, register
-from metrics.text import CorpusScore, Pair
+from metrics.text import CorpusScore, Pair, RowSums
 
 _BLANKS = re.compile(r"\s\s+")
 
 
-class EditRate:
+class EditRate(RowSums):
     """Insertions, deletions and substitutions of all rows over the units of all references.
 
     References without any unit count with the others; alone they give the number of insertions.
@@ -24,18 +23,23 @@ class EditRate:
 
     def __init__(self, name: str, units: Callable[[str], Sequence[str]], how: str) -> None:
         self.name, self.units, self.how = name, units, how
-        self.edits = self.length = 0
 
-    def add(self, block: Sequence[Pair]) -> None:
+    def rows(self, block: Sequence[Pair]) -> Sequence[Sequence[float]]:
         import editdistance
 
-        for (reference, prediction), count in Counter(block).items():
+        found = {}
+        for reference, prediction in set(block):
             wanted = self.units(reference)
-            self.edits += count * int(editdistance.eval(wanted, self.units(prediction)))
-            self.length += count * len(wanted)
+            edits = int(editdistance.eval(wanted, self.units(prediction)))
+            found[reference, prediction] = edits, len(wanted)
+        return [found[pair] for pair in block]
 
-    def result(self) -> tuple[dict[str, float], dict[str, str]]:
-        return {self.name: self.edits / (self.length or 1)}, {self.name: self.how}
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        edits, length = sums
+        return {self.name: edits / (length or 1)}
+
+    def details(self) -> dict[str, str]:
+        return {self.name: self.how}
 
 
 def words(text: str) -> list[str]:

@@ -152,6 +152,14 @@ def _accuracy_corrected(tables: LabelTables) -> Figure:
     return Figure(tables.rows.share_equal(tables.rows.corrected))
 
 
+def _is_right(rows: CountedRows, *_: Any) -> Sequence[float]:
+    return [reference == text for reference, text in zip(rows.references, rows.predictions, strict=True)]
+
+
+def _is_right_corrected(rows: CountedRows, *_: Any) -> Sequence[float]:
+    return [reference == text for reference, text in zip(rows.references, rows.corrected, strict=True)]
+
+
 def _macro_f1(tables: LabelTables) -> Figure:
     return Figure(tables.average_f1("macro"))
 
@@ -236,8 +244,16 @@ register(
         _accuracy,
         note="raw, as generated",
         same_as="exact_match",
+        by_row=_is_right,
     ),
-    Metric("accuracy_corrected", LABELS, "the same after label correction", _accuracy_corrected, corrected=True),
+    Metric(
+        "accuracy_corrected",
+        LABELS,
+        "the same after label correction",
+        _accuracy_corrected,
+        corrected=True,
+        by_row=_is_right_corrected,
+    ),
     Metric("macro_f1", LABELS, "mean F1 of the labels that occur, after correction", _macro_f1),
     Metric("micro_f1", LABELS, "F1 over all decisions, after correction", _micro_f1),
     *(

@@ -7,7 +7,7 @@ Tasks, `-monitor`, validation, reports and pages ask here; no other place lists 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -50,6 +50,9 @@ class Metric:
     how: str = ""
     note: str = ""  # beside the figure in a report, where nothing was computed that explains it
     default: bool = True
+    by_row: Callable[..., Sequence[float]] | None = (
+        None  # of counted rows and postprocessor, where it is a mean of rows
+    )
     corrected: bool = False  # the figure of another one after label correction: not shown where nothing is corrected
     needs: str = ""  # a module of `INSTALL`, which is not among our requirements
     same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown

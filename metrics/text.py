@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -32,21 +32,45 @@ class TextMetric(Protocol):
         """The figures, and under the same names how they were computed; at least one row must have been added."""
 
 
-class ExactMatch:
-    """`exact_match`: share of predictions equal to their reference, 0 to 1."""
+class RowSums(ABC):
+    """A `TextMetric` whose figures follow from sums over the rows alone, so that rows can also be drawn and weighed."""
 
-    def __init__(self) -> None:
-        self.rows = self.equal = 0
+    sums: Sequence[float] = ()
+
+    @abstractmethod
+    def rows(self, block: Sequence[Pair]) -> Sequence[Sequence[float]]:
+        """What is added up: of every row as many numbers."""
+
+    @abstractmethod
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        """The figures, from the sums over at least one row."""
+
+    @abstractmethod
+    def details(self) -> dict[str, str]:
+        """How they were computed."""
 
     def add(self, block: Sequence[Pair]) -> None:
-        self.rows += len(block)
-        self.equal += sum(reference == prediction for reference, prediction in block)
+        rows = self.rows(block)
+        self.sums = [sum(column) for column in zip(self.sums or [0] * len(rows[0]), *rows, strict=True)]
 
     def result(self) -> tuple[dict[str, float], dict[str, str]]:
-        return {"exact_match": self.equal / self.rows}, {}
+        return self.figures(self.sums), self.details()
 
 
-class CorpusScore:
+class ExactMatch(RowSums):
+    """`exact_match`: share of predictions equal to their reference, 0 to 1."""
+
+    def rows(self, block: Sequence[Pair]) -> Sequence[Sequence[float]]:
+        return [(1, reference == prediction) for reference, prediction in block]
+
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        return {"exact_match": sums[1] / sums[0]}
+
+    def details(self) -> dict[str, str]:
+        return {}
+
+
+class CorpusScore(RowSums):
     """What `corpus_score` of a sacrebleu metric gives for all rows together, with its signature as the detail.
 
     `corpus_score` keeps the counts of every row, and sacrebleu has no public way to add them up part by part.
@@ -54,16 +78,17 @@ class CorpusScore:
 
     def __init__(self, name: str, metric: Any) -> None:
         self.name, self.metric = name, metric
-        self.counts: list[int] = []
 
-    def add(self, block: Sequence[Pair]) -> None:
+    def rows(self, block: Sequence[Pair]) -> Sequence[Sequence[float]]:
         references, predictions = zip(*block, strict=True)
-        rows = self.metric._extract_corpus_statistics(predictions, [references])
-        self.counts = [sum(column) for column in zip(self.counts or [0] * len(rows[0]), *rows, strict=True)]
+        counts: Sequence[Sequence[float]] = self.metric._extract_corpus_statistics(predictions, [references])
+        return counts
 
-    def result(self) -> tuple[dict[str, float], dict[str, str]]:
-        score = float(self.metric._compute_score_from_stats(self.counts).score)
-        return {self.name: score}, {self.name: str(self.metric.get_signature())}
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        return {self.name: float(self.metric._compute_score_from_stats(sums).score)}
+
+    def details(self) -> dict[str, str]:
+        return {self.name: str(self.metric.get_signature())}
 
 
 class Bleu(CorpusScore):
@@ -134,7 +159,7 @@ ROUGE_TOKENS: dict[str, tuple[Callable[[], Callable[[str], list[str]]], str]] = 
 }
 
 
-class Rouge:
+class Rouge(RowSums):
     """Mean over the rows of the ROUGE F-measure, 0 to 1 (rouge_score, Lin 2004).
 
     A row without a token (for `rouge2`: without two) on one side counts 0, as in `rouge_score`. `rougeLsum` takes each
@@ -151,17 +176,16 @@ class Rouge:
         self.tokens = tokens
         self.types = {name.removesuffix(tokens): name for name in names}
         self.scorer = RougeScorer(list(self.types), tokenizer=FunctionTokenizer(ROUGE_TOKENS[tokens][0]()))
-        self.rows, self.totals = 0, dict.fromkeys(names, 0.0)
 
-    def add(self, block: Sequence[Pair]) -> None:
-        self.rows += len(block)
-        for (reference, prediction), count in Counter(block).items():
-            for kind, found in self.scorer.score(reference, prediction).items():
-                self.totals[self.types[kind]] += count * float(found.fmeasure)
+    def rows(self, block: Sequence[Pair]) -> Sequence[Sequence[float]]:
+        found = {pair: self.scorer.score(*pair) for pair in set(block)}
+        return [[1, *(float(found[pair][kind].fmeasure) for kind in self.types)] for pair in block]
 
-    def result(self) -> tuple[dict[str, float], dict[str, str]]:
-        how = f"F-measure, mean of rows; {ROUGE_TOKENS[self.tokens][1]}"
-        return {name: total / self.rows for name, total in self.totals.items()}, {f"rouge{self.tokens}": how}
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        return {name: total / sums[0] for name, total in zip(self.types.values(), sums[1:], strict=True)}
+
+    def details(self) -> dict[str, str]:
+        return {f"rouge{self.tokens}": f"F-measure, mean of rows; {ROUGE_TOKENS[self.tokens][1]}"}
 
 
 def text_metrics(
