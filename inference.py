@@ -25,6 +25,7 @@ usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output F
 
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.txt
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.jsonl -save_report report.json
+  python inference.py -score_only -predictions predictions.txt -references test.tsv -task klue-sts
   echo "a line" | python inference.py -model runs/mine/best -test_data -
 """
 
@@ -35,6 +36,14 @@ def main(argv: list[str]) -> int:
         return 0
     config, given, problems = parse_flags(InferenceConfig, argv)
     import_user_code(config.model.user_code)
+    if config.scoring.score_only:
+        from prediction.score_files import check_scoring, score_files
+
+        check_scoring(config, given, problems)
+        raise_if_any(problems)
+        with tempfile.TemporaryDirectory() as temporary:
+            score_files(config, Path(temporary))
+        return 0
     check_inference(config, problems)
     raise_if_any(problems)
     from utils.libraries import fix_sums, quiet_libraries

@@ -30,7 +30,18 @@ from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 from utils.tables import format_table, visible
 
-__all__ = ["Task", "Template", "get_task", "override_task", "task_name", "task_names", "written_labels"]
+__all__ = [
+    "Task",
+    "Template",
+    "get_task",
+    "named_metrics",
+    "override_task",
+    "task_name",
+    "task_names",
+    "task_table",
+    "with_metrics",
+    "written_labels",
+]
 
 LAYOUTS = ["conll", "squad"]  # and those that `datamodules.readers.layouts.register` adds
 IF_SET = (
@@ -339,3 +350,27 @@ def override_task(task: Task, data: DataFlags) -> Task:
     Template(task.input_template, "-input_template")
     _ = task.postprocessor  # raises
     return task
+
+
+def named_metrics(names: str) -> tuple[str, ...]:
+    """The metrics of -metrics, names joined by commas; `UserError` for one that does not exist."""
+    found = tuple(filter(None, (name.strip() for name in names.split(","))))
+    known = metric_names(TEXTS, LABELS, PROBABILITIES, *KINDS)
+    raise_if_any(
+        f"-metrics {name}: no such metric{closest(name, known)}; known: {', '.join(known)}"
+        for name in found
+        if name not in known
+    )
+    return found
+
+
+def with_metrics(task: Task, names: str) -> Task:
+    """The task with the metrics of -metrics besides its own; `UserError` for one that its outputs do not have."""
+    added, fitting = named_metrics(names), metric_names(*takes_of(task.kind))
+    raise_if_any(
+        f"-metrics {name}: is of {METRICS[name].takes}, and the outputs of task {task.name} are {task.kind}; of these"
+        f" there are: {', '.join(fitting)}"
+        for name in added
+        if name not in fitting
+    )
+    return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *added))))

@@ -23,6 +23,7 @@ RULES = {
 }
 SAMPLING = {"do_sample": "it is about drawing tokens"}
 PROBABILITIES = {"label_decoding=score": "it is about label probabilities"}
+SCORING, WRITTEN = "files are scored, and nothing is predicted", ("save_output", "save_label", "keep_fields")
 NO_FILES = {"test_data=-": "predictions go to standard output, a line each; give a file of rows"}
 ALL_ROWS = {"test_data=-": "a prior and a calibration need all rows, and a line holds no probabilities"}
 
@@ -36,6 +37,7 @@ class InferenceModelFlags:
         "A .ckpt file, a run's folder (its best/), a from_pretrained folder or a hub name; several decode together (an"
         " ensemble).",
         required=True,
+        unless=("score_only",),
         metavar="MODEL",
     )
     tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
@@ -44,8 +46,34 @@ class InferenceModelFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoringFlags:
+    """Scoring without a model"""
+
+    score_only: bool = free(
+        False,
+        "Score a file of predictions by the metrics of -task; nothing is predicted.",
+        excludes=dict.fromkeys(("model", "train_data", "valid_data", "test_data", *WRITTEN), SCORING),
+    )
+    predictions: str = free(
+        "",
+        "Predictions, a row each: .jsonl or .tsv as -save_output writes them, or plain lines.",
+        metavar="FILE",
+        needs={"score_only": "it is scored without a model"},
+    )
+    references: tuple[str, ...] = free(
+        (),
+        "References of the same rows: data like -test_data, read by the task, or plain lines as -save_label writes"
+        " them.",
+        metavar="PATH[:N]",
+        needs={"score_only": "predicted rows have their own"},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputFlags:
     """Output"""
+
+    metrics: str = free("", "Metrics besides those of the task, names joined by commas; empty = none.", metavar="NAMES")
 
     save_output: str = free(
         "",
@@ -221,6 +249,7 @@ class InferenceConfig:
     data: DataFlags = dataclasses.field(default_factory=DataFlags)
     length: LengthFlags = dataclasses.field(default_factory=LengthFlags)
     output: OutputFlags = OutputFlags()
+    scoring: ScoringFlags = ScoringFlags()
     decode: DecodeFlags = DecodeFlags()
     label: LabelFlags = LabelFlags()
     device: InferenceDeviceFlags = InferenceDeviceFlags()

@@ -65,6 +65,7 @@ KOREAN_TITLES = {
     "Devices": "장치",
     "Model and task": "모델과 태스크",
     "Output": "출력",
+    "Scoring without a model": "모델 없이 채점",
     "Decoding": "디코딩",
     "Labels": "라벨",
     "Export": "내보내기",

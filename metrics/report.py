@@ -27,13 +27,14 @@ class Outputs:
     ones first; how many are `wrong`; and how many outputs were `cut` at the length limit, None where labels bound them.
     """
 
-    examples: tuple[tuple[str, str | None, str], ...] = ()
+    examples: tuple[tuple[str | None, str | None, str], ...] = ()
     wrong: int = 0
     cut: int | None = None
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[str | None, str, bool]], source_of: Callable[[int], str]) -> Outputs:
-        """Of (reference, prediction, cut) of every row; sources are asked for by row number, of the examples alone."""
+    def of(cls, rows: Iterable[tuple[str | None, str, bool]], source_of: Callable[[int], str | None]) -> Outputs:
+        """Of (reference, prediction, cut) of every row; sources are asked for by row number, of the examples alone,
+        and are None where they are not known."""
         wrong: list[tuple[int, str | None, str]] = []
         others: list[tuple[int, str | None, str]] = []
         wrong_count = cut_count = 0
@@ -98,7 +99,7 @@ def _examples(outputs: Outputs, scored_rows: int) -> list[str]:
         title = "examples: no row differs from its reference" if scored_rows else "examples"
     lines = [title]
     for source, reference, prediction in outputs.examples:
-        lines += ["", f"  source      {visible(source)}"]
+        lines += [""] if source is None else ["", f"  source      {visible(source)}"]
         lines += [] if reference is None else [f"  reference   {visible(reference)}"]
         lines += [f"  prediction  {visible(prediction)}"]
     return lines if outputs.examples else []

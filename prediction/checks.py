@@ -17,7 +17,7 @@ from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from postprocessors.labels import LabelMap
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
-from task_utils import Task, get_task, override_task
+from task_utils import Task, get_task, named_metrics, override_task
 from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
 
@@ -33,9 +33,10 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     else:
         check_data(config.data, problems)
     task = _check_rows(config, problems)
-    _check_outputs(config, problems)
+    check_outputs(config, problems)
     check_combinations(config, problems)
     _check_decoding(config, problems)
+    collect(problems, lambda: named_metrics(config.output.metrics))
     check_label_flags(config, task, problems)
     check_model_paths(problems, {"-model": config.model.model, "-tokenizer": config.model.tokenizer})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
@@ -69,10 +70,12 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
     return task
 
 
-def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
+def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
+    """Problems of the files to write: what is there already, or cannot be written."""
     output, model = config.output, config.model
     calibrate = data_file(config.label.calibrate)
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
+    inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
     inputs += [("-model", path) for path in _local_models(model.model)]
     going_on = bool(output.save_output) and has_parts(Path(output.save_output))
     parts = f"{output.save_output}{PARTS_SUFFIX}"
@@ -90,6 +93,11 @@ def _check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
+
+
+def _scored_files(config: InferenceConfig, name: str) -> list[str]:
+    value = getattr(config.scoring, name)
+    return [path for path in map(data_file, [value] if isinstance(value, str) else value) if os.path.exists(path)]
 
 
 def _local_models(names: Sequence[str]) -> list[str]:

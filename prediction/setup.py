@@ -27,7 +27,7 @@ from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
-from task_utils import Task, get_task, override_task, task_name
+from task_utils import Task, get_task, override_task, task_name, with_metrics
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
@@ -71,7 +71,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     state = models[0].saved_state()
     if task_name(config.model.task) in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
         check_same_texts(models, [key for key in OF_ROWS if key not in given])
-    task = resolve_prediction_task(config, state)
+    task = with_metrics(resolve_prediction_task(config, state), config.output.metrics)
     postprocessor = task.postprocessor
     check_labels(config.label.label_decoding, task.label_map)
     config = with_trained_settings(config, given, state)

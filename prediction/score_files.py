@@ -1,0 +1,194 @@
+"""Scores a file of predictions without a model: read -> compare the numbers of rows -> score -> report. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.checks import check_combinations, collect
+from config.flags import LengthFlags
+from config.inference_flags import InferenceConfig
+from config.parser import flag_groups, to_dict
+from datamodules.readers.encodings import BYTE_ORDER_MARK
+from datamodules.readers.paths import check_data_paths
+from datamodules.splits import RowEncoder, report_lines
+from metrics.report import Outputs, report_dict, report_text
+from metrics.score import score
+from postprocessors.answers import expected
+from prediction.checks import check_outputs
+from prediction.lazy_sequence import LazySequence
+from task_utils import Task, get_task, override_task, with_metrics
+from utils.console import tell
+from utils.errors import UserError
+from utils.escapes import unescape_cell
+from utils.files import run_error, write_json
+from utils.json_files import parse_json
+from utils.tables import counted
+
+DATA_ENDINGS = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
+OF_PREDICTING = ("length", "decode", "label", "device")  # groups of flags
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference of every row, None where there is none, and its source, None where the file holds none."""
+
+    texts: Sequence[str | None]
+    source_of: Callable[[int], str | None]
+
+
+def check_scoring(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
+    """Every problem of an `inference.py -score_only` command line, appended to `problems`."""
+    files = config.scoring
+    problems += [f"-{name} is required" for name in ("predictions", "references") if not getattr(files, name)]
+    groups = flag_groups(type(config))
+    idle = [f"-{spec.name}" for group in OF_PREDICTING for spec in groups[group] if spec.name in given]
+    if idle:
+        problems.append(f"{', '.join(idle)}: not with -score_only: nothing is predicted")
+    check_combinations(config, problems)
+    if files.predictions and not os.path.isfile(files.predictions):
+        problems.append(f"-predictions {files.predictions}: no such file")
+    plain = [path for path in files.references if is_plain(path)]
+    if plain and len(files.references) > 1:
+        problems.append(f"-references {plain[0]}: a file of plain lines stands alone")
+    problems += check_data_paths("-references", [path for path in files.references if path not in plain])
+    check_outputs(config, problems)
+    collect(problems, lambda: scored_task(config))
+
+
+def scored_task(config: InferenceConfig) -> Task:
+    """The task whose outputs are scored.
+
+    Raises:
+        UserError: no such task, flags that do not go with it, or a metric that does not.
+    """
+    task = override_task(get_task(config.model.task or "seq2seq"), config.data)
+    return with_metrics(task, config.output.metrics)
+
+
+def score_files(config: InferenceConfig, temporary: Path) -> None:
+    """Score the predictions, print the report, and write it.
+
+    Args:
+        temporary: folder of the references while they are read.
+
+    Raises:
+        UserError: a file of another form, or as many rows as the other does not have.
+    """
+    output, task = config.output, scored_task(config)
+    path, given = config.scoring.predictions, " ".join(config.scoring.references)
+    predictions = list(read_predictions(path, config.data.tsv_escapes))
+    references = read_references(config, task, temporary)
+    if len(predictions) != len(references.texts):
+        raise UserError(
+            f"-predictions {path} has {counted(len(predictions), 'row')}, but -references {given} has"
+            f" {counted(len(references.texts), 'row')}; give the references of the rows that were predicted"
+        )
+    processor, limit = task.postprocessor, output.label_max_distance
+    try:
+        scores = score(
+            references.texts,
+            predictions,
+            processor,
+            output.label_correction,
+            limit if limit >= 0 else None,
+            names=task.metrics,
+        )
+    except ValueError as error:
+        raise UserError(f"-references {given}: {error}") from error
+    pairs = zip(references.texts, predictions, strict=True)
+    rows = ((None if wanted is None else expected(processor, wanted, text), text, False) for wanted, text in pairs)
+    tell(f"task {task.name}; labels: {processor.describe()}")
+    tell(*report_text(scores, Outputs.of(rows, references.source_of)).splitlines())
+    if output.save_report:
+        report = Path(output.save_report)
+        with run_error(report):
+            report.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report, report_dict(scores, to_dict(config)), output.overwrite)
+        tell(f"report written to {report}")
+
+
+def read_predictions(path: str, escapes: bool) -> Iterator[str]:
+    """The predictions of an output of `inference.py`, by its ending: .jsonl, .tsv, or plain lines.
+
+    Args:
+        escapes: whether plain lines hold escapes.
+
+    Raises:
+        UserError: with file:line, what is no line of such a file.
+    """
+    ending = Path(path).suffix.lower()
+    if ending == ".jsonl":
+        for place, line in _lines(path, "-predictions"):
+            try:
+                record = parse_json(line)
+                text = record["prediction"]
+            except (ValueError, TypeError, KeyError):
+                text = None
+            if not isinstance(text, str):
+                raise UserError(f"{place}: no JSON object with a text 'prediction', as -save_output writes it")
+            yield text
+    elif ending == ".tsv":
+        lines = _lines(path, "-predictions")
+        _, heading = next(lines, ("", ""))
+        names = heading.split("\t")
+        if "prediction" not in names:
+            raise UserError(
+                f"-predictions {path}: a .tsv as -save_output writes it has a column 'prediction'; there are:"
+                f" {', '.join(names)[:200]}; give plain lines as .txt"
+            )
+        for place, line in lines:
+            cells = line.split("\t")
+            if len(cells) != len(names):
+                raise UserError(f"{place}: {counted(len(cells), 'cell')}, but the header has {len(names)}")
+            yield unescape_cell(cells[names.index("prediction")])[0]
+    else:
+        for _, line in _lines(path, "-predictions"):
+            yield unescape_cell(line)[0] if escapes else line
+
+
+def _lines(path: str, flag: str) -> Iterator[tuple[str, str]]:
+    """Every line with its place for messages."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            place = f"{flag} {path}:{number}"
+            try:
+                line = (raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw).decode("utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{place}: invalid UTF-8") from None
+            yield place, line.removesuffix("\n").removesuffix("\r")
+
+
+def is_plain(path: str) -> bool:
+    """Whether a file of references holds plain lines: no ending of a data file, and no tab in its first line."""
+    if path.lower().endswith(DATA_ENDINGS) or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return b"\t" not in file.readline(1 << 20)
+
+
+def read_references(config: InferenceConfig, task: Task, temporary: Path) -> References:
+    """The references of plain lines, or of a data file as the task reads it for a prediction.
+
+    Raises:
+        UserError: a line that is no label of the task, and all that reading raises.
+    """
+    paths, data = config.scoring.references, config.data
+    if not is_plain(paths[0]):
+        from transformers import ByT5Tokenizer  # knows every text and needs no files
+
+        encoder = RowEncoder(data, LengthFlags(), task, ByT5Tokenizer(), 0, temporary)
+        split = encoder.encode("-references", paths, keep_all=True)
+        tell(*report_lines("-references", split.report))
+        return References(LazySequence(len(split), split.reference), split.source_text)
+    texts: list[str | None] = []
+    processor = task.postprocessor
+    for place, line in _lines(paths[0], "-references"):
+        text = unescape_cell(line)[0] if data.tsv_escapes else line
+        if text and task.label_map is not None and processor.value(text) is None:
+            raise UserError(f"{place}: {text[:100]!r} is no label of the task; labels: {processor.describe()}")
+        texts.append(text or None)
+    tell(f"-references {paths[0]}: {counted(len(texts), 'plain line')}")
+    return References(texts, lambda _: None)

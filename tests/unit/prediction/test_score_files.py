@@ -1,0 +1,160 @@
+"""inference.py -score_only: files of predictions are scored without a model, in every form that we write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from config.inference_flags import InferenceConfig
+from config.parser import parse_flags
+from generation.engines.base import Prediction
+from prediction.output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
+from prediction.score_files import check_scoring, score_files
+from task_utils import get_task, with_metrics
+from utils.errors import UserError
+
+SOURCES = ["가\t나", "다", "라", "마"]
+ANSWERS = ["positive", "negative", "negative", "posi\ntive"]
+VALUES = ["1", "1", "", "1"]  # of the data; the third row has no reference
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: references as data and as plain lines, and the predictions in all forms."""
+    monkeypatch.chdir(tmp_path)
+    cells = [text.replace("\t", "\\t") for text in SOURCES]
+    lines = ["document\tlabel", *map("\t".join, zip(cells, VALUES, strict=True))]
+    Path("data.tsv").write_text("\n".join(lines) + "\n")
+    write_lines(Path("plain.txt"), plain_lines(["positive", "positive", "", "positive"], escapes=True))
+    for name in ("out.jsonl", "out.tsv", "out.txt"):
+        rows = (
+            OutputRow(number, SOURCES[number], None, text, Prediction(text, -1.0))
+            for number, text in enumerate(ANSWERS)
+        )
+        write_rows(Path(name), rows, OutputForm())
+    return tmp_path
+
+
+def problems_of(*flags: str) -> list[str]:
+    config, given, problems = parse_flags(InferenceConfig, ["-score_only", *flags])
+    check_scoring(config, given, problems)
+    return problems
+
+
+def scored(*flags: str) -> None:
+    config, given, problems = parse_flags(InferenceConfig, ["-score_only", *flags])
+    check_scoring(config, given, problems)
+    assert problems == []
+    score_files(config, Path("cache"))
+
+
+@pytest.mark.parametrize("predictions", ["out.jsonl", "out.tsv", "out.txt"])
+@pytest.mark.parametrize("references", ["data.tsv", "plain.txt"])
+def test_every_form_gives_the_same_figures(
+    predictions: str, references: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-predictions", predictions, "-references", references, "-task", "nsmc-naive"]
+    scored(*flags, "-metrics", "exact_match, weighted_f1", "-save_report", "new/report.json")
+    report = json.loads(Path("new/report.json").read_text())
+    assert (report["rows"], report["scored_rows"], report["invalid_outputs"]) == (4, 3, 1)
+    # One row is right, and the one with a line break is corrected; weighted_f1 is of the raw texts.
+    assert report["metrics"] == pytest.approx(
+        {
+            "accuracy": 1 / 3,
+            "accuracy_corrected": 2 / 3,
+            "macro_f1": 2 / 5,
+            "micro_f1": 2 / 3,
+            "exact_match": 1 / 3,
+            "weighted_f1": 1 / 2,
+        }
+    )
+    told = capsys.readouterr().out
+    assert "task nsmc-naive; labels: 0=negative, 1=positive\n" in told
+    assert "1 row without a reference: left out of the metrics\n" in told
+    assert told.endswith("report written to new/report.json\n")
+
+
+def test_examples_have_sources_where_the_references_do(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.tsv").write_text("a b\tc d\n")
+    Path("out.txt").write_text("c e\n")
+    scored("-predictions", "out.txt", "-references", "pairs.tsv")
+    assert "  source      a b\n  reference   c d\n  prediction  c e\n" in capsys.readouterr().out
+    Path("lines.txt").write_text("c d\n")
+    scored("-predictions", "out.txt", "-references", "lines.txt")
+    assert "\n\n  reference   c d\n  prediction  c e\n" in capsys.readouterr().out
+
+
+def test_other_numbers_of_rows_are_refused() -> None:
+    Path("short.txt").write_text("positive\n")
+    with pytest.raises(UserError) as refused:
+        scored("-predictions", "short.txt", "-references", "data.tsv", "-task", "nsmc-naive")
+    assert refused.value.problems == (
+        "-predictions short.txt has 1 row, but -references data.tsv has 4 rows; give the references of the rows that"
+        " were predicted",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "a.jsonl",
+            '{"prediction": "a"}\n{"text": 1}\n',
+            "a.jsonl:2: no JSON object with a text 'prediction'",
+        ),
+        ("a.jsonl", "[[[\n", "a.jsonl:1: no JSON object with a text 'prediction', as -save_output writes it"),
+        ("a.tsv", "a\tb\n", "a.tsv: a .tsv as -save_output writes it has a column 'prediction'; there are: a, b; give"),
+        ("a.tsv", "id\tprediction\n1\n", "a.tsv:2: 1 cell, but the header has 2"),
+        ("a.txt", b"a\n\xff\n", "a.txt:2: invalid UTF-8"),
+    ],
+)
+def test_files_of_another_form_are_refused(name: str, content: str | bytes, told: str) -> None:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as refused:
+        scored("-predictions", name, "-references", "plain.txt")
+    assert refused.value.problems[0].startswith(f"-predictions {told}")
+
+
+def test_references_that_do_not_go_with_the_task() -> None:
+    Path("labels.txt").write_text("positive\ngood\n")
+    with pytest.raises(UserError) as refused:
+        scored("-predictions", "out.txt", "-references", "labels.txt", "-task", "nsmc-naive")
+    assert refused.value.problems == (
+        "-references labels.txt:2: 'good' is no label of the task; labels: 0=negative, 1=positive",
+    )
+    with pytest.raises(UserError, match=r"^-references plain\.txt: reference 'positive' is not a JSON list of answers"):
+        scored("-predictions", "out.txt", "-references", "plain.txt", "-task", "korquad-v1")
+
+
+def test_flags_that_are_about_predicting_are_refused() -> None:
+    assert problems_of() == ["-predictions is required", "-references is required"]
+    flags = ["-model", "m", "-predictions", "no.txt", "-references", "no.tsv", "-beam_size", "2", "-gpus", "0"]
+    assert problems_of(*flags, "-save_report", "out.txt", "-metrics", "accurcy,uas") == [
+        "-beam_size, -gpus: not with -score_only: nothing is predicted",
+        "-score_only: not with -model m: files are scored, and nothing is predicted",
+        "-predictions no.txt: no such file",
+        "-references: no.tsv: no such file",
+        "-save_report out.txt: exists; -overwrite replaces it",
+        *[problem for problem in problems_of(*flags, "-metrics", "accurcy") if problem.startswith("-metrics")],
+    ]
+    same = problems_of("-predictions", "out.txt", "-references", "plain.txt", "-save_report", "out.txt", "-overwrite")
+    assert same == ["-save_report out.txt: the same file as -predictions"]
+    _, _, problems = parse_flags(InferenceConfig, [])
+    assert [problem.partition(":")[0] for problem in problems] == ["-model is required"]
+
+
+def test_metrics_are_added_to_those_of_the_task() -> None:
+    task = with_metrics(get_task("translation"), "wer , bleu,,")
+    assert task.metrics == (*get_task("translation").metrics, "wer")
+    with pytest.raises(UserError) as refused:
+        with_metrics(task, "accuracy")
+    (problem,) = refused.value.problems
+    assert problem.startswith(
+        "-metrics accuracy: is of labels, and the outputs of task translation are texts; of these there are: exact"
+    )
+    with pytest.raises(
+        UserError, match=r"^-metrics bleau: no such metric \(did you mean bleu\?\); known: exact_match,"
+    ):
+        with_metrics(task, "bleau")
