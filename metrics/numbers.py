@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from metrics.labels import CountedRows
 from metrics.registry import POINTS, Figure, Metric, register
 from postprocessors.numbers import Number
-from utils.tables import counted
 
 if TYPE_CHECKING:
     from metrics.calibration import Floats
@@ -72,7 +71,7 @@ def _points(measure: Callable[[Floats, Floats], float]) -> Callable[[CountedRows
         figure = 100 * measure(references, predictions)
         details = []
         if unread:
-            details.append(f"{counted(unread, 'output')} of {sum(rows.counts):,} no number, counted as 0.0")
+            details.append(f"no number as they stand: {unread:,} of {sum(rows.counts):,}, counted as 0.0")
         if math.isnan(figure):
             details.append("all numbers of a side are equal" if len(references) > 1 else "a single row")
         return Figure(figure, "; ".join(details))

@@ -203,8 +203,13 @@ def _metrics(scores: Scores) -> list[str]:
         note = "; ".join(filter(None, notes))
         lines.append(f"  {name:<{width}}  {metric.text(value):>7}" + (f"   {note}" if note else ""))
     points = [name for name in scores.metrics if METRICS[name].scale == POINTS]
-    units = f"fractions, {' and '.join(points)} in points of 100" if points else "fractions"
-    return [f"metrics ({units})", *lines]
+    units = f"fractions, {_listed(points)} in points of 100" if points else "fractions"
+    return [f"metrics ({'points of 100' if len(points) == len(scores.metrics) else units})", *lines]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _listing(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], total: int, left: int = 1) -> list[str]:

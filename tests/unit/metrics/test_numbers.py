@@ -30,7 +30,7 @@ def test_texts_count_as_klue_counts_them():
     assert scores.metrics == pytest.approx(
         {"pearson": 38.445750418752375, "spearman": 35.207227196501236, "sts_f1": 50.0}, rel=1e-9
     )
-    assert scores.details == dict.fromkeys(scores.metrics, "5 outputs of 12 no number, counted as 0.0")
+    assert scores.details == dict.fromkeys(scores.metrics, "no number as they stand: 5 of 12, counted as 0.0")
     assert scores.invalid_outputs == 5
     assert {item["output"]: item["label"] for item in scores.corrections} == {
         "2.5점": "2.5", "": None, "5.0.": "5.0", "3,5": "3", "약 4": "4",
@@ -63,7 +63,7 @@ def test_scipys_correlations():
     "references, predictions, detail",
     [
         ([1, 2, 3], ["2.5", "2.5", "2.5"], "all numbers of a side are equal"),
-        ([1, 2], ["nan", "many"], "2 outputs of 2 no number, counted as 0.0; all numbers of a side are equal"),
+        ([1, 2], ["nan", "many"], "no number as they stand: 2 of 2, counted as 0.0; all numbers of a side are equal"),
         ([4], ["4"], "a single row"),
     ],
 )

@@ -94,6 +94,19 @@ def test_report_of_free_text():
     )
 
 
+@pytest.mark.parametrize(
+    "names, units",
+    [
+        (["chrf", "bleu", "ter"], "points of 100"),
+        (["chrf", "exact_match", "bleu", "ter"], "fractions, chrf, bleu and ter in points of 100"),
+        (["chrf", "exact_match"], "fractions, chrf in points of 100"),
+        (["exact_match"], "fractions"),
+    ],
+)
+def test_the_units_of_the_figures(names, units):
+    assert f"\nmetrics ({units})\n" in report_text(score(["가 나"], ["가 다"], names=names))
+
+
 def test_long_lists_are_cut_at_twenty():
     predictions = [f"문장 {number}" for number in range(1000)]
     assert "predicted texts: 1,000 unique\n  and 1,000 more\n" in report_text(score([None] * 1000, predictions))
