@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.nested import fields_at
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
+from postprocessors.labels import LabelMap
 from utils.errors import UserError, first_line, raise_if_any, shortened
 from utils.json_files import parse_json
 
@@ -35,15 +36,21 @@ class Stored:
 
 
 def read_stored(
-    stored: Stored, wanted: Wanted, options: ReadOptions, report: RowReport, labels: bool
+    stored: Stored, wanted: Wanted, options: ReadOptions, report: RowReport, label_map: LabelMap | None
 ) -> Iterator[RawRows]:
     """Rows of a Parquet file, a folder or a hub data set; only the wanted columns are read.
 
-    `labels`: a label map will read the target, so a ClassLabel stays its number; else it becomes its name.
+    A ClassLabel becomes its name. With a label map that reads the target it does so where the map knows all names of
+    the target's classes, whatever their order; else it stays its number, which may be an id.
     """
     fields = _fields(wanted, stored.schema, stored.name)
     report.headers[stored.name] = f"columns: {shortened(stored.schema.names)}"
-    yield from _from_batches(stored, fields, options, {} if labels else _features(stored.schema))
+    features = _features(stored.schema)
+    classes = {variable: _class_names(features, keys) for variable, keys in fields.items() if keys}
+    if label_map is not None:
+        names = classes.get("target") or []
+        classes = {"target": names} if all(label_map.lookup(name) is not None for name in names) else {}
+    yield from _from_batches(stored, fields, options, classes)
 
 
 def stored_rows(stored: Stored, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -170,7 +177,10 @@ def _fields(wanted: Wanted, schema: pa.Schema, path: str) -> dict[str, tuple[str
 
 
 def _from_batches(
-    stored: Stored, fields: dict[str, tuple[str, ...] | None], options: ReadOptions, features: dict[str, Any]
+    stored: Stored,
+    fields: dict[str, tuple[str, ...] | None],
+    options: ReadOptions,
+    classes: Mapping[str, list[str] | None],
 ) -> Iterator[RawRows]:
     path = stored.name
     used = sorted({".".join(keys) for keys in fields.values() if keys})
@@ -185,9 +195,8 @@ def _from_batches(
                     continue
                 column = batch.column(batch.schema.get_field_index(keys[0]))
                 column = pc.struct_field(column, list(keys[1:])) if keys[1:] else column
-                columns[variable] = _as_text(
-                    path, ".".join(keys), column, _class_names(features, keys), problems, options
-                )
+                names = classes.get(variable)
+                columns[variable] = _as_text(path, ".".join(keys), column, names, problems, options)
             numbers = np.arange(row, row + len(batch), dtype=np.int64)
             yield RawRows(path, columns, numbers + 1, numbers, problems)
             row += len(batch)
@@ -221,7 +230,7 @@ def _as_text(
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
-    if classes is not None and pa.types.is_integer(kind):
+    if classes and pa.types.is_integer(kind):
         return _named(column, classes)
     if pa.types.is_floating(kind):  # as Python writes it: 1.0, not 1
         return pa.array([None if value is None else repr(value) for value in column.to_pylist()], TEXT)

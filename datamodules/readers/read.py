@@ -44,7 +44,6 @@ def _raw_rows(
     data_path: DataPath, task: Task, needed: frozenset[str], options: ReadOptions, report: RowReport
 ) -> Iterator[RawRows]:
     wanted = wanted_columns(task, needed, options)
-    labels = task.label_map is not None
     path, layout = data_path.path, task.layout
     try:
         if has_layout(data_path, layout):
@@ -61,7 +60,7 @@ def _raw_rows(
                 with stored_table(data_path, options.flag) as stored:
                     rows = READERS[layout].table_rows(stored) if layout else None
                     if rows is None:
-                        yield from read_stored(stored, wanted, options, report, labels)
+                        yield from read_stored(stored, wanted, options, report, task.label_map)
                     else:
                         yield from read_layout(stored.name, layout, rows, wanted, options, report)
     except OSError as error:

@@ -564,6 +564,16 @@ def test_class_numbers_with_a_label_map(saved: Path) -> None:
     assert rows_of(saved / "all", task=mapped)[0] == [("a", "0"), ("b", "1"), ("c", "-1")]
 
 
+def test_class_names_that_a_label_map_knows_are_used_whatever_their_numbers(saved: Path) -> None:
+    names = LabelMap.parse("pos=긍정,neg=부정")
+    mapped = Task("m", "", source_column="text", target_column="label", label_map=names, metrics=())
+    rows, report = rows_of(saved / "all", task=mapped)
+    assert rows == [("a", "neg"), ("b", "pos")]
+    assert report.malformed == {"empty target": (1, [f"{saved / 'all'}:3"])}
+    other = replace(mapped, label_map=LabelMap.parse("0=pos,1=neg"))  # ids of another order than the class numbers
+    assert rows_of(saved / "all", task=other)[0] == [("a", "neg"), ("b", "pos")]
+
+
 def test_saved_dataset_with_a_missing_file(tmp_path: Path) -> None:
     write(tmp_path / "state.json", json.dumps({"_data_files": [{"filename": "data-00000.arrow"}]}))
     assert problems_of(arrow_files, str(tmp_path), "-train_data") == (
