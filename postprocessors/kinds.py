@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from postprocessors.answers import Answers
-from postprocessors.base import Postprocessor
+from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.dependencies import Dependencies
+from postprocessors.labels import LabelMap
 from postprocessors.numbers import Number
 from postprocessors.spans import TaggedText
 from utils.errors import UserError, closest, errors_at, raise_if_any
@@ -19,6 +20,17 @@ from utils.errors import UserError, closest, errors_at, raise_if_any
 KINDS: dict[str, Callable[..., Postprocessor]] = {
     kind.kind: kind for kind in (Number, Answers, TaggedText, Dependencies)
 }
+
+
+def register(kind: Any) -> None:
+    """Make a kind of output known to tasks under the `kind` of its class; best derived from `base.FreeText`.
+
+    Raises `ValueError` when another one has the name, and for a class that a task file could not describe.
+    """
+    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+        raise ValueError(f"{kind.__name__} is no frozen dataclass")
+    if kind.kind in (FREE_TEXT.kind, LabelMap.kind) or KINDS.setdefault(kind.kind, kind) is not kind:
+        raise ValueError(f"a kind of output named {kind.kind!r} is there already")
 
 
 def postprocessor_of(value: object, place: str) -> Postprocessor:

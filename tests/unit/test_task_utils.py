@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from config.templates import Variable
 from metrics.registry import LABELS, METRICS, TEXTS, Metric, default_metrics
+from postprocessors import kinds
 from postprocessors.base import FREE_TEXT, FreeText
 from postprocessors.kinds import KINDS
 from postprocessors.labels import LabelMap
@@ -314,6 +315,26 @@ def test_task_file(tmp_path):
         max_seq_length=128,
         valid_proportion=0.1,
     )
+
+
+def test_a_kind_of_output_of_the_user(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Stars(FreeText):
+        most: int = 5
+        kind = "stars"
+
+    monkeypatch.setattr(kinds, "KINDS", dict(KINDS))
+    kinds.register(Stars)
+    kinds.register(Stars)  # as a process does that imports the file again
+    task = get_task(write_task(tmp_path, "postprocessor: {kind: stars, most: 3}\n"))
+    assert (task.kind, task.output, task.metrics) == ("stars", Stars(3), default_metrics(TEXTS))
+    for kind, problem in (
+        (dataclass(frozen=True)(type("Other", (FreeText,), {"kind": "stars"})), "'stars' is there already"),
+        (dataclass(frozen=True)(type("Other", (FreeText,), {"kind": "labels"})), "'labels' is there already"),
+        (type("Loose", (FreeText,), {"kind": "loose"}), "Loose is no frozen dataclass"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            kinds.register(kind)
 
 
 @pytest.mark.usefixtures("grades")
