@@ -1,9 +1,9 @@
 """Numbers from references and predictions. Imports postprocessors and utils; no torch."""
 
-from metrics import answers, dependencies, edit_rate, labels, numbers, probabilities, spans, teacher_forced, text
+from metrics import answers, dependencies, edit_rate, labels, numbers, probabilities, spans, structured, text
 
 FAMILIES = (
-    teacher_forced,
+    probabilities,
     text,
     edit_rate,
     labels,
@@ -11,5 +11,5 @@ FAMILIES = (
     answers,
     spans,
     dependencies,
-    probabilities,
+    structured,
 )  # each registers its own metrics when it is loaded

@@ -1,4 +1,7 @@
-"""How well the probabilities of labels fit the references: the metrics of `-label_decoding score`."""
+"""How well probabilities fit the references: of labels (`-label_decoding score`), and of the references' own tokens.
+
+The latter training measures on all validation rows, without generating anything.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from metrics.f1 import mean
-from metrics.registry import METRICS, NATS, POINTS, PROBABILITIES, Metric, register
+from metrics.registry import METRICS, NATS, POINTS, PROBABILITIES, TEACHER_FORCED, Metric, register
 from metrics.score import Scores
 from utils.tables import counted
 
@@ -17,6 +20,18 @@ ROWS_AT_ONCE = 10_000
 AUPRC = "klue_re_auprc"
 
 register(
+    Metric(
+        "val_loss",
+        TEACHER_FORCED,
+        "cross-entropy of the reference's tokens, mean over the tokens of all validation rows",
+        higher_is_better=False,
+        scale=NATS,
+    ),
+    Metric(
+        "token_accuracy",
+        TEACHER_FORCED,
+        "share of the reference's tokens that are the likeliest, given those before them",
+    ),
     Metric("expected_calibration_error", PROBABILITIES, "0 to 1, 15 bins of equal width", higher_is_better=False),
     Metric("brier_score", PROBABILITIES, "0 to 2, sum over the labels", higher_is_better=False),
     Metric("negative_log_likelihood", PROBABILITIES, "nats", higher_is_better=False, scale=NATS),

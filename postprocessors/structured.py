@@ -1,0 +1,94 @@
+"""Outputs that are JSON: the fields of a document, a list of triples, a function call."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+_OPENING = re.compile(r"[\[{]")
+_CLOSING = {"{": "}", "[": "]"}
+
+
+@dataclass(frozen=True)
+class JsonValue:
+    """A JSON object or list. Two are equal whose values are: blanks and the order of keys do not count."""
+
+    name = "JSON value"
+    kind = "json"
+    correction = "JSON found in the text, an unfinished end closed"
+    texts = ()
+    longest_texts = ()
+
+    def value(self, text: str) -> Any | None:
+        """The object or list that the whole text is; None where it is none, has a key twice, NaN or infinity."""
+        try:
+            found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict | list) else None
+
+    def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
+        """Every prediction that is a value, of the others the first one in it, closed where the text ends too early;
+        None where there is none, or more than `max_distance` characters were left out or added."""
+        return [text if self.value(text) is not None else self._found(text, max_distance) for text in predictions]
+
+    def _found(self, text: str, max_distance: int | None) -> str | None:
+        start = _OPENING.search(text)
+        if start is None:
+            return None
+        found = _closed(text[start.start() :])
+        if found is None or self.value(found) is None:
+            return None
+        changed = len(text) - 2 * len(_common_start(text[start.start() :], found)) + len(found)
+        return None if max_distance is not None and changed > max_distance else found
+
+    def reference_problem(self, reference: str) -> str:
+        """It must be an object or a list."""
+        return "reference is no JSON object or list" if self.value(reference) is None else ""
+
+    def describe(self) -> str:
+        """`JSON`."""
+        return "JSON"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _closed(text: str) -> str | None:
+    """`text` up to the end of the value that it begins with; where it ends before, with what is missing there."""
+    open_: list[str] = []
+    complete, inside, escaped = "", False, False  # `complete`: the longest beginning that brackets alone make whole
+    for position, character in enumerate(text):
+        if inside:
+            inside = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+            continue
+        if character == '"':
+            inside = True
+        elif character in _CLOSING:
+            open_.append(_CLOSING[character])
+        elif character in "}]":
+            if not open_ or open_.pop() != character:
+                return None
+            if not open_:
+                return text[: position + 1]
+        elif character == ",":
+            complete = text[:position] + "".join(reversed(open_))
+    whole = text + '"' * inside + "".join(reversed(open_))
+    return whole if JsonValue().value(whole) is not None else complete or None
+
+
+def _common_start(one: str, other: str) -> str:
+    length = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
