@@ -6,7 +6,9 @@ row was drawn. The same seed draws the same rows, for both sets of a comparison 
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -177,10 +179,19 @@ def _of_values(
         if metric.by_row
     }
 
+    sums = {
+        count: _Sums([count(CountedRows.of({pair: 1}, read), postprocessor) for pair in number])
+        for count in {metric.counts for metric in metrics.values() if metric.counts}
+    }
+
     def figures(counts: Counts) -> dict[str, float]:
         weights = np.bincount(place_of, weights=counts, minlength=len(number)).astype(np.int64)
         found = {name: float(weights @ values / weights.sum()) for name, values in means.items()}
-        others = [metric for name, metric in metrics.items() if name not in means]
+        drawn_sums = {count: rows.of(weights) for count, rows in sums.items()}
+        for metric in metrics.values():
+            if metric.counts and metric.of_counts:
+                found[metric.name] = metric.of_counts(drawn_sums[metric.counts])
+        others = [metric for name, metric in metrics.items() if name not in found]
         if others:
             drawn = {pair: int(weight) for pair, weight in zip(number, weights, strict=True) if weight}
             rows = CountedRows.of(drawn, read)
@@ -191,3 +202,41 @@ def _of_values(
         return {name: found[name] for name in metrics}
 
     return figures
+
+
+class _Sums:
+    """What each row adds to sums: dataclasses of whole numbers and Counters; all else in them is the same in all."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        from scipy.sparse import csr_matrix
+
+        self._first = rows[0]
+        self._keys: dict[tuple[str, Any], int] = {}  # (field, key of its Counter or None) -> column
+        places, columns, values = [], [], []
+        for place, row in enumerate(rows):
+            for key, value in self._numbers(row):
+                places.append(place)
+                columns.append(self._keys.setdefault(key, len(self._keys)))
+                values.append(value)
+        self._matrix = csr_matrix((values, (places, columns)), shape=(len(rows), len(self._keys)), dtype=np.int64)
+
+    @staticmethod
+    def _numbers(row: Any) -> Iterator[tuple[tuple[str, Any], int]]:
+        for name, value in vars(row).items():
+            if isinstance(value, Counter):
+                yield from (((name, key), count) for key, count in value.items())
+            elif isinstance(value, int):
+                yield (name, None), value
+
+    def of(self, weights: Counts) -> Any:
+        """The sums over the rows, each taken as often as its weight says."""
+        found = copy.copy(self._first)
+        for name, value in vars(self._first).items():
+            if isinstance(value, Counter):
+                setattr(found, name, Counter())
+        for (name, key), total in zip(self._keys, (weights @ self._matrix).tolist(), strict=True):
+            if key is None:
+                setattr(found, name, total)
+            elif total:
+                getattr(found, name)[key] = total
+        return found

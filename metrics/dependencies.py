@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -94,58 +94,62 @@ def counted_arcs(rows: CountedRows, postprocessor: Dependencies) -> tuple[ArcCou
     return raw, corrected
 
 
-def _figure(counts: ArcCounts, value: float) -> Figure:
-    return Figure(value, f"{counted(counts.missing, 'word')} of {counts.words:,} without an arc")
+def _raw(rows: CountedRows, postprocessor: Dependencies) -> ArcCounts:
+    return counted_arcs(rows, postprocessor)[0]
 
 
-def _uas(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    counts, _ = counted_arcs(rows, postprocessor)
-    return _figure(counts, counts.share(counts.right_heads))
+def _corrected(rows: CountedRows, postprocessor: Dependencies) -> ArcCounts:
+    return counted_arcs(rows, postprocessor)[1]
 
 
-def _las(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    counts, _ = counted_arcs(rows, postprocessor)
-    return _figure(counts, counts.share(counts.right))
+def _figure(
+    counts: Callable[[CountedRows, Dependencies], ArcCounts], value: Callable[[ArcCounts], float], told: str
+) -> Callable[[CountedRows, Dependencies], Figure]:
+    def compute(rows: CountedRows, postprocessor: Dependencies) -> Figure:
+        found = counts(rows, postprocessor)
+        return Figure(value(found), told or f"{counted(found.missing, 'word')} of {found.words:,} without an arc")
+
+    return compute
 
 
-def _uas_corrected(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    _, counts = counted_arcs(rows, postprocessor)
-    return _figure(counts, counts.share(counts.right_heads))
-
-
-def _las_corrected(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    _, counts = counted_arcs(rows, postprocessor)
-    return _figure(counts, counts.share(counts.right))
-
-
-def _uas_macro_f1(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    return Figure(macro(counted_arcs(rows, postprocessor)[0].heads), "classes are head positions")
-
-
-def _las_macro_f1(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    return Figure(macro(counted_arcs(rows, postprocessor)[0].labelled), f"the first {COMMON} relations, and the others")
-
-
-def _uas_micro_f1(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    return Figure(micro(counted_arcs(rows, postprocessor)[0].heads))
-
-
-def _las_micro_f1(rows: CountedRows, postprocessor: Dependencies) -> Figure:
-    return Figure(micro(counted_arcs(rows, postprocessor)[0].labelled))
-
-
+# Name, description, what is counted, the figure from it, the key of its detail, and the detail where it is no count.
+_METRICS: tuple[tuple[str, str, Callable[..., ArcCounts], Callable[[ArcCounts], float], str, str], ...] = (
+    ("uas", "share of words with the right head", _raw, lambda c: c.share(c.right_heads), "arcs", ""),
+    ("las", "share of words with the right head and relation", _raw, lambda c: c.share(c.right), "arcs", ""),
+    ("uas_corrected", "the first after correction", _corrected, lambda c: c.share(c.right_heads), "arcs corrected", ""),
+    ("las_corrected", "the second after correction", _corrected, lambda c: c.share(c.right), "arcs corrected", ""),
+    (
+        "uas_macro_f1",
+        "KLUE: mean F1 of the head positions",
+        _raw,
+        lambda c: macro(c.heads),
+        "",
+        "classes are head positions",
+    ),
+    (
+        "las_macro_f1",
+        "KLUE: mean F1 of the relations of words with the right head",
+        _raw,
+        lambda c: macro(c.labelled),
+        "",
+        f"the first {COMMON} relations, and the others",
+    ),
+    ("uas_micro_f1", "KLUE: F1 over all heads, the share of right ones", _raw, lambda c: micro(c.heads), "arcs", ""),
+    ("las_micro_f1", "KLUE: F1 over all relations, rare ones as one", _raw, lambda c: micro(c.labelled), "arcs", ""),
+)
 register(
     *(
-        Metric(name, Dependencies.kind, description, compute, scale=POINTS, how=how, corrected=how.endswith("rected"))
-        for name, description, compute, how in (
-            ("uas", "share of words with the right head", _uas, "arcs"),
-            ("las", "share of words with the right head and relation", _las, "arcs"),
-            ("uas_corrected", "the first after correction", _uas_corrected, "arcs corrected"),
-            ("las_corrected", "the second after correction", _las_corrected, "arcs corrected"),
-            ("uas_macro_f1", "KLUE: mean F1 of the head positions", _uas_macro_f1, ""),
-            ("las_macro_f1", "KLUE: mean F1 of the relations of words with the right head", _las_macro_f1, ""),
-            ("uas_micro_f1", "KLUE: F1 over all heads, the share of right ones", _uas_micro_f1, ""),
-            ("las_micro_f1", "KLUE: F1 over all relations, rare ones as one", _las_micro_f1, ""),
+        Metric(
+            name,
+            Dependencies.kind,
+            description,
+            _figure(counts, value, told),
+            scale=POINTS,
+            how=how,
+            corrected=counts is _corrected,
+            counts=counts,
+            of_counts=value,
         )
+        for name, description, counts, value, how, told in _METRICS
     )
 )

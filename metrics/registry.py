@@ -50,9 +50,10 @@ class Metric:
     how: str = ""
     note: str = ""  # beside the figure in a report, where nothing was computed that explains it
     default: bool = True
-    by_row: Callable[..., Sequence[float]] | None = (
-        None  # of counted rows and postprocessor, where it is a mean of rows
-    )
+    # What intervals are drawn from (metrics/confidence.py), of counted rows and postprocessor where `compute` is:
+    by_row: Callable[..., Sequence[float]] | None = None  # the figures of the rows, where it is their mean
+    counts: Callable[..., Any] | None = None  # a dataclass of whole numbers and Counters, sums over the rows
+    of_counts: Callable[[Any], float] | None = None  # the figure, from such sums
     corrected: bool = False  # the figure of another one after label correction: not shown where nothing is corrected
     needs: str = ""  # a module of `INSTALL`, which is not among our requirements
     same_as: str = ""  # a metric that has the same figure wherever both are there: one of them is shown

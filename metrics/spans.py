@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -78,38 +78,49 @@ def counted_spans(rows: CountedRows, postprocessor: TaggedText) -> tuple[SpanCou
     return strict, aligned, altered
 
 
-def _figure(rows: CountedRows, postprocessor: TaggedText, value: str) -> Figure:
-    strict, _, altered = counted_spans(rows, postprocessor)
-    said = (
-        f"{counted(altered, 'row')} of {sum(rows.counts):,} with another text than the source: nothing is marked there"
-    )
-    return Figure(getattr(strict, value)(), said)
+def _strict(rows: CountedRows, postprocessor: TaggedText) -> SpanCounts:
+    return counted_spans(rows, postprocessor)[0]
 
 
-def _entity_macro_f1(rows: CountedRows, postprocessor: TaggedText) -> Figure:
-    return _figure(rows, postprocessor, "entity_macro_f1")
+def _aligned(rows: CountedRows, postprocessor: TaggedText) -> SpanCounts:
+    return counted_spans(rows, postprocessor)[1]
 
 
-def _entity_micro_f1(rows: CountedRows, postprocessor: TaggedText) -> Figure:
-    return _figure(rows, postprocessor, "entity_micro_f1")
+def _figure(
+    counts: Callable[[CountedRows, TaggedText], SpanCounts], value: Callable[[SpanCounts], float]
+) -> Callable[[CountedRows, TaggedText], Figure]:
+    def compute(rows: CountedRows, postprocessor: TaggedText) -> Figure:
+        figure = value(counts(rows, postprocessor))
+        if counts is _aligned:
+            return Figure(figure, "these rows aligned with the source")
+        rows_altered = f"{counted(counted_spans(rows, postprocessor)[2], 'row')} of {sum(rows.counts):,}"
+        return Figure(figure, f"{rows_altered} with another text than the source: nothing is marked there")
 
-
-def _character_macro_f1(rows: CountedRows, postprocessor: TaggedText) -> Figure:
-    return _figure(rows, postprocessor, "character_macro_f1")
-
-
-def _entity_macro_f1_aligned(rows: CountedRows, postprocessor: TaggedText) -> Figure:
-    return Figure(counted_spans(rows, postprocessor)[1].entity_macro_f1(), "these rows aligned with the source")
+    return compute
 
 
 register(
     *(
-        Metric(name, TaggedText.kind, description, compute, scale=POINTS, how=how)
-        for name, description, compute, how in (
-            ("entity_macro_f1", "mean F1 of the types of spans that occur", _entity_macro_f1, "spans"),
-            ("entity_micro_f1", "F1 over all spans", _entity_micro_f1, "spans"),
-            ("character_macro_f1", "mean F1 of the tags of characters", _character_macro_f1, "spans"),
-            ("entity_macro_f1_aligned", "the first after alignment with the source", _entity_macro_f1_aligned, ""),
+        Metric(
+            name,
+            TaggedText.kind,
+            description,
+            _figure(counts, value),
+            scale=POINTS,
+            how="spans" if counts is _strict else "",
+            counts=counts,
+            of_counts=value,
+        )
+        for name, description, counts, value in (
+            ("entity_macro_f1", "mean F1 of the types of spans that occur", _strict, SpanCounts.entity_macro_f1),
+            ("entity_micro_f1", "F1 over all spans", _strict, SpanCounts.entity_micro_f1),
+            ("character_macro_f1", "mean F1 of the tags of characters", _strict, SpanCounts.character_macro_f1),
+            (
+                "entity_macro_f1_aligned",
+                "the first after alignment with the source",
+                _aligned,
+                SpanCounts.entity_macro_f1,
+            ),
         )
     )
 )

@@ -16,6 +16,7 @@ from postprocessors.answers import Answers
 from postprocessors.base import FREE_TEXT
 from postprocessors.labels import LabelMap
 from postprocessors.numbers import Number
+from task_utils import get_task
 
 SENTIMENT = LabelMap((("0", "부정"), ("1", "긍정"), ("2", "중립")))
 SENTENCES = [
@@ -33,12 +34,33 @@ NUMBERS = ([str(row / 2) for row in range(12)], [str(row % 5) if row % 4 else "�
 GOLDS = (['["3일", "오는 3일"]', "[]", '["서울"]'] * 4, ["3일에", "", "부산", "오는 3일", "서울", "서울 시"] * 2)
 
 
+SPANS = (
+    ["<김하늘:PS> 최고", "<서울:LC>의 <봄:DT>", "비가 온다"] * 4,
+    ["<김하늘:PS> 최고", "<서울:OG>의 <봄:DT>", "비가 <온다:PS>", "김하늘 <최고:PS>", "<서울:LC>의 겨울", "비가 온다"]
+    * 2,
+)
+ARCS = (
+    ["deprel: (1/2, 2, NP_SBJ)▁(2/4, 0, VP)", "deprel: (1/2, 0, NP)"] * 6,
+    ["deprel: (1/2, 2, NP_OBJ)▁(2/4, 0, VP)", "없음", "deprel: (1/2, 0, NP)▁(2/4, 0, VP)", "deprel: (1/2, 0, NP)"] * 3,
+)
+
+
 @pytest.mark.parametrize(
     "postprocessor, rows, names",
     [
         (FREE_TEXT, TEXT, "exact_match chrf chrf++ bleu bleu_13a rouge1 rougeL rouge2_char ter wer cer cer_nospace"),
         (SENTIMENT, LABEL, "accuracy accuracy_corrected macro_f1 micro_f1 klue_macro_f1 weighted_f1 exact_match"),
         (Number(), NUMBERS, "pearson spearman sts_f1"),
+        (
+            get_task("klue-ner").output,
+            SPANS,
+            "entity_macro_f1 entity_micro_f1 character_macro_f1 entity_macro_f1_aligned",
+        ),
+        (
+            get_task("klue-dp").output,
+            ARCS,
+            "uas las uas_corrected las_corrected uas_macro_f1 las_macro_f1 las_micro_f1",
+        ),
         (Answers(), GOLDS, "klue_em rouge_w squad_v2_em squad_v2_f1 exact_match"),
     ],
 )
