@@ -192,7 +192,9 @@ class _Bounded(NodeTransformer):
         of_loop = isinstance(node.node, nodes.Name) and node.node.name == "loop"  # it has an index, as text has
         called = node is self.called
         if not called and hasattr(str, node.attr) and not of_loop:
-            raise TemplateSyntaxError(f"{node.attr!r} is a method; write {node.attr}()", node.lineno)
+            raise TemplateSyntaxError(
+                f"{node.attr!r} is a method; write {node.attr}(), or [{node.attr!r}] for a key of the row", node.lineno
+            )
         visited = super().generic_visit(node)
         return visited if called else self._column(visited, node.node, node.attr)
 

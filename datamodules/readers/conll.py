@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from datamodules.readers.arrow import Stored, stored_rows
 from datamodules.readers.rows import LayoutRow
 from datamodules.readers.tsv import line_blocks
@@ -46,7 +48,10 @@ def file_rows(path: str) -> Iterator[LayoutRow]:
 
 def table_rows(stored: Stored) -> Iterator[LayoutRow] | None:
     """The sentences of a hub data set, a row each; None where its columns are others."""
-    columns = next((names for names in STORED if set(names) <= set(stored.schema.names)), None)
+    lists = {
+        field.name for field in stored.schema if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    }
+    columns = next((names for names in STORED if set(names) <= lists), None)
     return None if columns is None else _table_rows(stored, columns)
 
 

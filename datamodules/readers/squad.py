@@ -152,6 +152,6 @@ def _golds(question: Mapping[str, Any]) -> list[str] | None:
     if answers is None:
         return None
     texts = answers["text"] if isinstance(answers, dict) else [answer["text"] for answer in answers]
-    if not all(isinstance(text, str) for text in texts):
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError
     return list(texts)

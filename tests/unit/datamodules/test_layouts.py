@@ -247,7 +247,7 @@ def test_sentences_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_a_table_with_the_columns_of_a_layout_is_read_as_a_table(tmp_path: Path) -> None:
-    row = {"sentence": "김씨!", "tagged": "<김씨:PS>!"}
+    row = {"sentence": "김씨!", "tagged": "<김씨:PS>!", "tokens": "김씨!", "ner_tags": 3}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     write(tmp_path / "a.jsonl", json.dumps(row))
     write(tmp_path / "a.csv", "sentence,tagged\n김씨!,<김씨:PS>!\n")
@@ -356,13 +356,14 @@ def test_broken_json_and_broken_questions(tmp_path: Path) -> None:
         {"id": "b", "question": 3, "answers": 7},
         {"id": "c", "question": "?", "answers": [{"text": 1}]},
         {"id": "d", "question": "?", "answers": [{"text": "가"}]},
+        {"id": "e", "question": "?", "answers": {"text": "가"}},
     ]
     file = write(tmp_path / "c.json", json.dumps({"data": [{"paragraphs": [{"context": "가", "qas": questions}]}]}))
     rows, report = read(file, READING, "id", "answer")
     assert rows == [(4, "d", "가")]
     assert report.malformed == {
         "missing column": (1, [f"{file}:1"]),
-        "value is not text": (2, [f"{file}:2", f"{file}:3"]),
+        "value is not text": (3, [f"{file}:2", f"{file}:3", f"{file}:5"]),
     }
 
 

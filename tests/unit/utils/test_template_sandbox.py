@@ -44,7 +44,7 @@ def test_what_templates_are_for(template: str, text: str) -> None:
         ("{% for a in source %}{% for b in source %}{% endfor %}{% endfor %}", "a loop may hold no other loop"),
         ("{% for a in [source] recursive %}{{ loop([source]) }}{% endfor %}", "a loop may hold no other loop"),
         ("{{ source.__class__.__mro__ }}", "is not for templates"),
-        ("{{ source.lower }}", "'lower' is a method; write lower()"),
+        ("{{ source.lower }}", "'lower' is a method; write lower(), or ['lower'] for a key of the row"),
         ("{% if source.strip().isdigit %}{{ source }}{% endif %}", "'isdigit' is a method; write isdigit()"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "Macro is not for templates"),
         ("{% set a = 1 %}" * 11, "at most 10 names may be set"),
