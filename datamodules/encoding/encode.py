@@ -38,7 +38,7 @@ from utils.escapes import printable
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
-FORMAT_VERSION = 5  # of the cache: raised whenever the same input would be encoded or stored in another way
+FORMAT_VERSION = 6  # of the cache: raised whenever the same input would be encoded or stored in another way
 
 
 def encode_rows(
