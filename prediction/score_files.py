@@ -14,6 +14,7 @@ from config.parser import flag_groups, to_dict
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.paths import check_data_paths
 from datamodules.splits import RowEncoder, report_lines
+from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import score
 from postprocessors.answers import expected
@@ -21,7 +22,7 @@ from prediction.checks import check_outputs
 from prediction.lazy_sequence import LazySequence
 from task_utils import Task, get_task, override_task, with_metrics
 from utils.console import tell
-from utils.errors import UserError
+from utils.errors import UserError, raise_if_any
 from utils.escapes import unescape_cell
 from utils.files import run_error, write_json
 from utils.json_files import parse_json
@@ -62,10 +63,11 @@ def scored_task(config: InferenceConfig) -> Task:
     """The task whose outputs are scored.
 
     Raises:
-        UserError: no such task, flags that do not go with it, or a metric that does not.
+        UserError: no such task, flags that do not go with it, or a metric that does not or lacks a package.
     """
-    task = override_task(get_task(config.model.task or "seq2seq"), config.data)
-    return with_metrics(task, config.output.metrics)
+    task = with_metrics(override_task(get_task(config.model.task or "seq2seq"), config.data), config.output.metrics)
+    raise_if_any(missing_packages(task.metrics))
+    return task
 
 
 def score_files(config: InferenceConfig, temporary: Path) -> None:

@@ -158,3 +158,11 @@ def test_metrics_are_added_to_those_of_the_task() -> None:
         UserError, match=r"^-metrics bleau: no such metric \(did you mean bleu\?\); known: exact_match,"
     ):
         with_metrics(task, "bleau")
+
+
+def test_a_metric_whose_package_is_missing_is_told_before_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metrics.registry.find_spec", {}.get)
+    flags = ["-predictions", "out.txt", "-references", "plain.txt", "-metrics", "bleu_ko_mecab"]
+    assert problems_of(*flags) == [
+        "metric 'bleu_ko_mecab' needs mecab_ko, which is not installed: pip install 'sacrebleu[ko]'"
+    ]
