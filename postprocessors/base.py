@@ -26,6 +26,10 @@ class Postprocessor(Protocol):
         """The texts that values are made of, each value a tuple of them; empty where any other may come."""
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """All texts that a model should write, for constrained decoding; empty where they cannot be listed."""
+
+    @property
     def longest_texts(self) -> Sequence[str]:
         """Texts of which one is the longest that a model should write; empty without a bound."""
 
@@ -50,6 +54,7 @@ class FreeText:
     kind = "texts"
     correction = "none"
     texts: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     longest_texts: tuple[str, ...] = ()
 
     def value(self, text: str) -> str:

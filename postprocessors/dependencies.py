@@ -48,6 +48,7 @@ class Dependencies:
     kind = "dependencies"
     correction = "words that can be read"
     texts = ()
+    choices = ()
     longest_texts = ()
 
     def __post_init__(self) -> None:

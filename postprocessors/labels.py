@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from postprocessors.base import Postprocessor
 from utils.errors import UserError, errors_at, raise_if_any, shortened
 from utils.escapes import NO_UNICODE, is_unicode
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
@@ -126,6 +127,11 @@ class LabelMap:
         return tuple(text for _, text in self.entries)
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts; none where a row may have several, as there are too many combinations."""
+        return () if self.separator else self.texts
+
+    @property
     def longest_texts(self) -> Sequence[str]:
         """The texts that a row may have, of joined ones the longest alone."""
         return [self.separator.join(self.texts)] if self.separator else self.texts
@@ -226,3 +232,10 @@ class LabelMap:
     def from_dict(cls, state: Mapping[str, str]) -> LabelMap:
         """Inverse of `to_dict`."""
         return cls(tuple((str(key), str(text)) for key, text in state.items()))
+
+
+def allowed_labels(postprocessor: Postprocessor) -> LabelMap | None:
+    """What constrained decoding keeps outputs to, as labels; None where any text may come."""
+    if isinstance(postprocessor, LabelMap):
+        return postprocessor
+    return LabelMap(tuple((text, text) for text in postprocessor.choices)) if postprocessor.choices else None

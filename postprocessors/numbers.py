@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from utils.errors import raise_if_any
 
+MOST_CHOICES = 10_000
 _FIRST_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
@@ -41,6 +42,17 @@ class Number:
         if self.decimals < 0:
             problems.append(f"decimals {self.decimals} is below 0")
         raise_if_any(problems)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Every number from `lowest` to `highest` with `decimals` digits, up to `MOST_CHOICES`; else none."""
+        if self.lowest is None or self.highest is None:
+            return ()
+        unit = 10**self.decimals
+        first, last = math.ceil(self.lowest * unit), math.floor(self.highest * unit)
+        if last - first >= MOST_CHOICES:
+            return ()
+        return tuple(f"{number / unit:.{self.decimals}f}" for number in range(first, last + 1))
 
     @property
     def longest_texts(self) -> Sequence[str]:

@@ -72,6 +72,7 @@ class TaggedText:
     kind = "spans"
     correction = "none"
     texts = ()
+    choices = ()
     longest_texts = ()
 
     def __post_init__(self) -> None:

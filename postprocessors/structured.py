@@ -20,6 +20,7 @@ class JsonValue:
     kind = "json"
     correction = "JSON found in the text, an unfinished end closed"
     texts = ()
+    choices = ()
     longest_texts = ()
 
     def value(self, text: str) -> Any | None:

@@ -15,7 +15,8 @@ from config.flags import STANDARD_INPUT
 from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
-from postprocessors.labels import LabelMap
+from postprocessors.base import FREE_TEXT, Postprocessor
+from postprocessors.labels import LabelMap, allowed_labels
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, named_metrics, override_task
 from utils.errors import raise_if_any
@@ -188,17 +189,22 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
     """
     mode = config.label.label_decoding
     if task is not None and (task.label_map is not None or task.name != config.model.task):
-        problems.extend(label_problems(mode, task.label_map))
+        problems.extend(label_problems(mode, task.label_map or task.output or FREE_TEXT))
     if mode == "score" and len(config.model.model) > 1:
         problems.append("-label_decoding score takes one -model; several decode together with constrained")
     if config.label.calibrate:
         problems.extend(check_data_paths("-calibrate", (config.label.calibrate,)))
 
 
-def label_problems(mode: str, labels: LabelMap | None) -> list[str]:
+def label_problems(mode: str, postprocessor: Postprocessor) -> list[str]:
     """What stands against predicting the rows of a task by `-label_decoding mode`."""
+    labels = allowed_labels(postprocessor)
     if mode != "generate" and labels is None:
-        return [f"-label_decoding {mode} needs labels: give -label_map, or a -task with a label map"]
+        return [
+            f"-label_decoding {mode} needs labels, or numbers with bounds: give -label_map, or a -task with a label map"
+        ]
+    if mode == "score" and not isinstance(postprocessor, LabelMap):
+        return [f"-label_decoding score is for labels, and these are {postprocessor.describe()}; use constrained"]
     if mode == "score" and labels is not None and labels.separator:
         return [
             f"-label_decoding score gives one label a row, and these rows may have several, joined by"
@@ -207,9 +213,9 @@ def label_problems(mode: str, labels: LabelMap | None) -> list[str]:
     return []
 
 
-def check_labels(mode: str, labels: LabelMap | None) -> None:
+def check_labels(mode: str, postprocessor: Postprocessor) -> None:
     """Raises `UserError` with the problems of `label_problems`."""
-    raise_if_any(label_problems(mode, labels))
+    raise_if_any(label_problems(mode, postprocessor))
 
 
 def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:

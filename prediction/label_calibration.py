@@ -26,7 +26,7 @@ from metrics.calibration import (
     log_mean_probability,
 )
 from postprocessors.base import Postprocessor
-from postprocessors.labels import LabelMap
+from postprocessors.labels import LabelMap, allowed_labels
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -38,8 +38,8 @@ Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor) -> LabelDecoding | None:
     """What -label_decoding asks for, not calibrated; None for plain generation."""
-    mode = config.label.label_decoding
-    return LabelDecoding(mode, postprocessor) if isinstance(postprocessor, LabelMap) and mode != "generate" else None
+    mode, labels = config.label.label_decoding, allowed_labels(postprocessor)
+    return LabelDecoding(mode, labels) if labels and mode != "generate" else None
 
 
 def label_decoding(

@@ -105,5 +105,8 @@ def test_labels_are_missing_from_the_checkpoint_s_task(copy_run: Path, letters: 
     result = infer("-model", copy_run / "run" / "best", *data, "-label_decoding", "constrained")
     assert (result.code, result.errors) == (
         2,
-        ["-label_decoding constrained needs labels: give -label_map, or a -task with a label map"],
+        [
+            "-label_decoding constrained needs labels, or numbers with bounds: give -label_map, or a -task with a label"
+            " map"
+        ],
     )

@@ -22,6 +22,7 @@ class WholeNumbers:
     kind = "integers"
     correction = "first number"
     texts: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     longest_texts = ("-999999",)
 
     def value(self, text: str) -> int | None:

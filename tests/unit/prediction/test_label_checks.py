@@ -10,6 +10,7 @@ from config.flags import TrainConfig
 from config.inference_flags import LABEL_DECODINGS, InferenceConfig
 from config.parser import parse_flags, to_dict
 from postprocessors.labels import LabelMap
+from postprocessors.numbers import Number
 from prediction.checks import check_inference, label_problems
 from task_utils import Task
 from tests.saved_runs import saved_run
@@ -19,7 +20,7 @@ from utils.differences import Difference
 MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
     "without labels": (
         ("-label_decoding", "score"),
-        ["-label_decoding score needs labels: give -label_map, or a -task with a label map"],
+        ["-label_decoding score needs labels, or numbers with bounds: give -label_map, or a -task with a label map"],
     ),
     "score searches nothing": (
         (
@@ -84,6 +85,18 @@ def test_any_label_decoding_goes_with_a_label_map() -> None:
     labels = LabelMap.parse("0=a,1=b")
     assert [label_problems(mode, labels) for mode in LABEL_DECODINGS] == [[], [], []]
     assert label_problems("constrained", labels.joined_by(", ")) == []
+
+
+def test_numbers_with_bounds_are_constrained_and_not_scored() -> None:
+    """Each of them is a text that the model may write, where they can be counted."""
+    numbers = Number(0, 0.3, 1)
+    assert numbers.choices == ("0.0", "0.1", "0.2", "0.3")
+    assert Number(-0.26, 0.25, 1).choices == ("-0.2", "-0.1", "0.0", "0.1", "0.2")
+    assert Number(1).choices == Number(0, 10**6).choices == ()
+    assert label_problems("constrained", numbers) == []
+    told = "-label_decoding score is for labels, and these are numbers from 0 to 0.3; use constrained"
+    assert label_problems("score", numbers) == [told]
+    assert len(label_problems("constrained", Number(1))) == 1
 
 
 def test_another_separator_is_another_run() -> None:
