@@ -85,3 +85,20 @@ def test_klue_dp_rows_are_written_and_read_back() -> None:
         arcs = tuple(map(Arc, case["heads"], case["deprels"]))
         assert dependency_line(case["words"], arcs) == case["target"], case["id"]
         assert KLUE.value(case["target"]) == arcs, case["id"]
+
+
+def test_plain_shares_are_those_of_conll() -> None:
+    compared = 0
+    for case in golden_cases("conll_dp"):
+        expected = case["expected"]["conll07"]
+        if "raises" in expected:
+            continue
+        counts = ArcCounts(())
+        for reference, prediction in zip(case["references"], case["predictions"], strict=True):
+            trees = [list(map(Arc, tree["heads"], tree["deprels"])) for tree in (reference, prediction)]
+            counts.add(*trees, 1)
+        found = (counts.right_heads, counts.right, counts.words)
+        of = expected["all"]
+        assert found == (of["uas"]["correct"], of["las"]["correct"], of["las"]["total"]), case["id"]
+        compared += 1
+    assert compared > 25
