@@ -213,7 +213,8 @@ def _count_problems(raw: RawRows, counted: np.ndarray, options: ReadOptions, rep
     where = np.flatnonzero(counted)
     if options.strict:
         first = int(where[0])
-        raise UserError(f"{raw.path}:{raw.lines[first]}: {REASONS[raw.problems[first]]} (-strict_data)")
+        reason = REASONS[raw.problems[first]].partition(";")[0]
+        raise UserError(f"{raw.path}:{raw.lines[first]}: {reason} (-strict_data)")
     codes = raw.problems[where]
     for code in np.unique(codes):
         rows = where[codes == code]

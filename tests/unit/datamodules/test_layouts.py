@@ -273,6 +273,8 @@ def test_questions(tmp_path: Path) -> None:
     rows, report = read(one_line, READING, *COLUMNS, **PREDICT)
     assert [row[1:] for row in rows] == QUESTIONS
     assert report.malformed == {NOT_THERE: (1, [f"{one_line}:3"])}
+    with pytest.raises(UserError, match=r"a.json:3: gold answer is not in the passage \(-strict_data\)"):
+        read(one_line, READING, "id", strict=True, **PREDICT)
     targets = [target for _, target in read(one_line, READING, "target", **PREDICT)[0]]
     assert targets == ["오는 3일", None, "없는 말", None]
 
