@@ -54,9 +54,10 @@ class ScoringFlags:
         "Score a file of predictions by the metrics of -task; nothing is predicted.",
         excludes=dict.fromkeys(("model", "train_data", "valid_data", "test_data", *WRITTEN), SCORING),
     )
-    predictions: str = free(
-        "",
-        "Predictions, a row each: .jsonl or .tsv as -save_output writes them, or plain lines.",
+    predictions: tuple[str, ...] = free(
+        (),
+        "Predictions, a row each: .jsonl or .tsv as -save_output writes them, or plain lines. A second file is compared"
+        " with the first, see -confidence.",
         metavar="FILE",
         needs={"score_only": "it is scored without a model"},
     )
@@ -74,7 +75,14 @@ class OutputFlags:
     """Output"""
 
     metrics: str = free("", "Metrics besides those of the task, names joined by commas; empty = none.", metavar="NAMES")
-
+    confidence: float = free(
+        0.0,
+        "Level of the bootstrap intervals of the metrics, e.g. 0.95, and of the paired comparison of two -predictions;"
+        " 0 = off.",
+        minimum=0.0,
+        maximum=0.9999,
+        excludes=NO_FILES,
+    )
     save_output: str = free(
         "",
         "File of predictions in input order: a line a row, or .jsonl / .tsv with source, reference and score;"

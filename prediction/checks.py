@@ -97,8 +97,7 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
 
 
 def _scored_files(config: InferenceConfig, name: str) -> list[str]:
-    value = getattr(config.scoring, name)
-    return [path for path in map(data_file, [value] if isinstance(value, str) else value) if os.path.exists(path)]
+    return [path for path in map(data_file, getattr(config.scoring, name)) if os.path.exists(path)]
 
 
 def _local_models(names: Sequence[str]) -> list[str]:

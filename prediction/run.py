@@ -23,6 +23,7 @@ from metrics.probabilities import with_probabilities
 from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, score
+from prediction.confidence import confidence_of
 from prediction.label_calibration import asked_decoding
 from prediction.lazy_sequence import LazySequence
 from prediction.output import (
@@ -177,6 +178,11 @@ def finish(
         scores = with_probabilities(scores, references, shares)
         settings["label_calibration"] = calibration_settings(calibration, postprocessor)
     tell(*report_text(scores, outputs_of(split, predictions, postprocessor)).splitlines())
+    report = report_dict(scores, settings)
+    if output.confidence and scores.scored_rows:
+        confidence = confidence_of(output.confidence, scores, references, texts, postprocessor)
+        tell(*confidence.lines())
+        report["confidence"] = confidence.to_dict()
     if output.save_report:
-        write_json(Path(output.save_report), report_dict(scores, settings), output.overwrite)
+        write_json(Path(output.save_report), report, output.overwrite)
         tell(f"report written to {output.save_report}")

@@ -1,4 +1,4 @@
-"""Scores a file of predictions without a model: read -> compare the numbers of rows -> score -> report. No torch."""
+"""Scores predictions in files without a model: read -> compare the numbers of rows -> score -> report. No torch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from metrics.report import Outputs, report_dict, report_text
 from metrics.score import score
 from postprocessors.answers import expected
 from prediction.checks import check_outputs
+from prediction.confidence import confidence_of
 from prediction.lazy_sequence import LazySequence
 from task_utils import Task, get_task, override_task, with_metrics
 from utils.console import tell
@@ -49,8 +50,11 @@ def check_scoring(config: InferenceConfig, given: frozenset[str], problems: list
     if idle:
         problems.append(f"{', '.join(idle)}: not with -score_only: nothing is predicted")
     check_combinations(config, problems)
-    if files.predictions and not os.path.isfile(files.predictions):
-        problems.append(f"-predictions {files.predictions}: no such file")
+    problems += [f"-predictions {path}: no such file" for path in files.predictions if not os.path.isfile(path)]
+    if len(files.predictions) > 2:
+        problems.append(f"-predictions: {len(files.predictions)} files; give one, or two to compare")
+    elif len(files.predictions) == 2 and not config.output.confidence:
+        problems.append("-predictions: two files are compared at a level: give -confidence, for example 0.95")
     plain = [path for path in files.references if is_plain(path)]
     if plain and len(files.references) > 1:
         problems.append(f"-references {plain[0]}: a file of plain lines stands alone")
@@ -80,14 +84,16 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
         UserError: a file of another form, or as many rows as the other does not have.
     """
     output, task = config.output, scored_task(config)
-    path, given = config.scoring.predictions, " ".join(config.scoring.references)
-    predictions = list(read_predictions(path, config.data.tsv_escapes))
+    paths, given = config.scoring.predictions, " ".join(config.scoring.references)
+    found = [list(read_predictions(path, config.data.tsv_escapes)) for path in paths]
     references = read_references(config, task, temporary)
-    if len(predictions) != len(references.texts):
-        raise UserError(
-            f"-predictions {path} has {counted(len(predictions), 'row')}, but -references {given} has"
-            f" {counted(len(references.texts), 'row')}; give the references of the rows that were predicted"
-        )
+    raise_if_any(
+        f"-predictions {path} has {counted(len(texts), 'row')}, but -references {given} has"
+        f" {counted(len(references.texts), 'row')}; give the references of the rows that were predicted"
+        for path, texts in zip(paths, found, strict=True)
+        if len(texts) != len(references.texts)
+    )
+    predictions, *others = found
     processor, limit = task.postprocessor, output.label_max_distance
     try:
         scores = score(
@@ -104,11 +110,16 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
     rows = ((None if wanted is None else expected(processor, wanted, text), text, False) for wanted, text in pairs)
     tell(f"task {task.name}; labels: {processor.describe()}")
     tell(*report_text(scores, Outputs.of(rows, references.source_of)).splitlines())
+    content = report_dict(scores, to_dict(config))
+    if output.confidence:
+        confidence = confidence_of(output.confidence, scores, references.texts, predictions, processor, *others)
+        tell(*confidence.lines())
+        content["confidence"] = confidence.to_dict()
     if output.save_report:
         report = Path(output.save_report)
         with run_error(report):
             report.parent.mkdir(parents=True, exist_ok=True)
-        write_json(report, report_dict(scores, to_dict(config)), output.overwrite)
+        write_json(report, content, output.overwrite)
         tell(f"report written to {report}")
 
 

@@ -26,8 +26,13 @@ def test_constrained_outputs_are_labels_where_generated_ones_are_not(copy_run: P
     data = write_tsv(tmp_path / "data.tsv", [("ab", "1"), ("b", "2"), ("ca", "3"), ("db", "4")])
     labels = ("-label_map", "1=ab,2=bb,3=cb,4=db,5=abb")
     flags = ("-model", copy_run / "run" / "best", "-test_data", data, *labels, "-label_decoding", "constrained")
-    found, predictions, lines = report(tmp_path, *flags, "-beam_size", 5)
+    found, predictions, lines = report(
+        tmp_path, *flags, "-beam_size", 5, "-metrics", "weighted_f1", "-confidence", 0.95
+    )
     assert predictions == ["ab", "bb", "cb", "db"]
+    assert found["metrics"]["weighted_f1"] == 1.0
+    assert found["confidence"]["intervals"]["weighted_f1"] == [1.0, 1.0]
+    assert "95 % intervals (bootstrap, 1,000 draws of 4 rows)" in lines
     assert found["invalid_outputs"] == 0
     assert found["metrics"]["accuracy"] == 1.0
     assert "predicted labels: 4 unique" in lines

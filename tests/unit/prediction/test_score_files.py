@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ def test_examples_have_sources_where_the_references_do(capsys: pytest.CaptureFix
     Path("lines.txt").write_text("c d\n")
     scored("-predictions", "out.txt", "-references", "lines.txt")
     assert "\n\n  reference   c d\n  prediction  c e\n" in capsys.readouterr().out
+
+
+def test_intervals_and_the_comparison_with_a_second_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("gold.txt").write_text("positive\nnegative\n" * 50)
+    Path("a.txt").write_text("positive\n" * 100)
+    Path("b.txt").write_text("positive\nnegative\n" * 45 + "positive\npositive\n" * 5)
+    flags = ["-predictions", "a.txt", "-predictions", "b.txt", "-references", "gold.txt", "-task", "nsmc-naive"]
+    assert problems_of(*flags) == [
+        "-predictions: two files are compared at a level: give -confidence, for example 0.95"
+    ]
+    scored(*flags, "-confidence", "0.9", "-save_report", "report.json")
+    told = capsys.readouterr().out
+    found = json.loads(Path("report.json").read_text())["confidence"]
+    assert (found["level"], found["draws"]) == (0.9, 1000)
+    low, high = found["intervals"]["accuracy"]
+    assert (low, high) == (pytest.approx(0.5 - 1.645 * 0.05, abs=0.015), pytest.approx(0.5 + 1.645 * 0.05, abs=0.015))
+    assert "90 % intervals (bootstrap, 1,000 draws of 100 rows)\n" in told
+    assert f"\n  accuracy            0.5000  {low:.4f}  {high:.4f}\n" in told
+    better = found["differences"]["accuracy"]
+    assert (better["difference"], better["p_value"]) == (pytest.approx(0.45), pytest.approx(1 / 1001))
+    assert re.search(r"\n  accuracy            0\.5000  0\.9500      0\.4500  0\.3\d+  0\.5\d+  0\.0010\n", told)
 
 
 def test_other_numbers_of_rows_are_refused() -> None:
