@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from metrics.f1 import f1, f1_by_class, mean
+from metrics.f1 import f1, mean
 from metrics.registry import FRACTION, LABELS, POINTS, Figure, Metric, register
 from postprocessors.labels import LabelMap
 
@@ -168,72 +168,138 @@ def _micro_f1(tables: LabelTables) -> Figure:
     return Figure(tables.average_f1("micro"))
 
 
-def _klue_macro_f1(tables: LabelTables) -> Figure:
-    """Macro F1 of the raw outputs: those that are no label make one class more, which no reference has."""
-    rows = tables.rows
-    decisions: Counter[tuple[str, str]] = Counter()
-    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
-        decisions[reference, INVALID if tables.label_map.value(prediction) is None else prediction] += count
-    return Figure(100 * mean(f1_by_class(decisions).values()))
+@dataclass
+class LabelCounts:
+    """Sums over rows, by label: decisions that are right, that references hold, and that outputs hold."""
 
+    right: Counter[str] = field(default_factory=Counter)
+    expected: Counter[str] = field(default_factory=Counter)
+    given: Counter[str] = field(default_factory=Counter)
+    strangers: int = 0  # parts of outputs that are no label and were left out
+    undefined: int = 0  # rows for which the figure is undefined
 
-def _klue_re_f1(tables: LabelTables) -> Figure:
-    """Micro F1 of the raw outputs over all labels but `no_relation`, the id or text of one of them."""
-    rows, none = tables.rows, tables.label_map.lookup(NO_RELATION)
-    if none is None:
-        return Figure(math.nan, f"no label has the id or text {NO_RELATION!r}")
-    relations = set(tables.label_map.texts) - {none}
-    right = wanted = found = 0
-    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
-        right += count * (reference == prediction and reference in relations)
-        wanted += count * (reference in relations)
-        found += count * (prediction in relations)
-    return Figure(100 * f1(right, wanted, found))
-
-
-def _samples_f1(tables: LabelTables) -> Figure:
-    """Mean over the rows of F1 of the labels that an output names; a row without labels on both sides counts 0."""
-    if len(tables.label_map.texts) == 1:
-        return Figure(math.nan, "there is a single label")
-    named, detail = _named(tables)
-    total = sum(count * f1(len(wanted & found), len(wanted), len(found)) for wanted, found, count in named)
-    return Figure(total / sum(tables.rows.counts), detail)
-
-
-def _subset_accuracy(tables: LabelTables) -> Figure:
-    """Share of the rows that name exactly the labels of their reference."""
-    named, detail = _named(tables)
-    right = sum(count for wanted, found, count in named if wanted == found)
-    return Figure(right / sum(tables.rows.counts), detail)
-
-
-def _weighted_f1(tables: LabelTables) -> Figure:
-    """Mean F1 of the labels, weighted by the rows whose reference has them; 0 where no reference has any."""
-    named, detail = _named(tables)
-    right: Counter[str] = Counter()
-    expected: Counter[str] = Counter()
-    given: Counter[str] = Counter()
-    for wanted, found, count in named:
-        for total, labels in ((right, wanted & found), (expected, wanted), (given, found)):
+    def add(self, wanted: set[str], found: set[str], count: int) -> None:
+        """Take in `count` rows: the labels of the reference and of the output."""
+        for total, labels in ((self.right, wanted & found), (self.expected, wanted), (self.given, found)):
             total.update(dict.fromkeys(labels, count))
-    figure = sum(support * f1(right[label], support, given[label]) for label, support in expected.items())
-    return Figure(figure / (expected.total() or 1), detail)
+
+    def macro_f1(self) -> float:
+        """Mean over the labels on either side."""
+        labels = self.expected.keys() | self.given.keys()
+        return mean(f1(self.right[label], self.expected[label], self.given[label]) for label in labels)
+
+    def micro_f1(self) -> float:
+        """Over all decisions; 0 without any."""
+        return math.nan if self.undefined else f1(self.right.total(), self.expected.total(), self.given.total())
+
+    def weighted_f1(self) -> float:
+        """Mean over the labels, weighted by the rows whose reference has them; 0 where no reference has any."""
+        labels = self.expected.items()
+        total = sum(support * f1(self.right[label], support, self.given[label]) for label, support in labels)
+        return total / (self.expected.total() or 1)
 
 
-def _named(tables: LabelTables) -> tuple[list[tuple[set[str], set[str], int]], str]:
-    """The labels of reference and raw output of every row, and what to say of the parts of outputs that are none.
+def _corrected_counts(rows: CountedRows, label_map: LabelMap) -> LabelCounts:
+    """Of the corrected outputs; one that is still no label has none."""
+    counts = LabelCounts()
+    for reference, label, count in zip(rows.references, rows.corrected, rows.counts, strict=True):
+        counts.add(set(label_map.value(reference) or ()), set(label_map.value(label or "") or ()), count)
+    return counts
+
+
+def _klue_counts(rows: CountedRows, label_map: LabelMap) -> LabelCounts:
+    """Of the raw outputs: those that are no label make one class more, which no reference has."""
+    counts = LabelCounts()
+    for reference, text, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        counts.add({reference}, {INVALID if label_map.value(text) is None else text}, count)
+    return counts
+
+
+def _relation_counts(rows: CountedRows, label_map: LabelMap) -> LabelCounts:
+    """Of the raw outputs, all labels but `no_relation`, the id or text of one of them."""
+    none = label_map.lookup(NO_RELATION)
+    relations = set(label_map.texts) - {none}
+    counts = LabelCounts(undefined=sum(rows.counts) if none is None else 0)
+    for reference, text, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        counts.add({reference} & relations, {text} & relations, count)
+    return counts
+
+
+def _named(reference: str, text: str, label_map: LabelMap) -> tuple[set[str], set[str], int]:
+    """The labels of a reference and of a raw output, and how many parts of the output are none.
 
     Order, blanks and repetition do not count, and parts that are no label are left out, as scikit-learn does.
     """
-    rows, label_map = tables.rows, tables.label_map
-    named = []
-    strangers = 0
-    for reference, prediction, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
-        parts = {part for part in label_map.parts(prediction) if part} if label_map.separator else {prediction}
-        known = parts & set(label_map.texts)
-        strangers += count * len(parts - known)
-        named.append((set(label_map.value(reference) or ()), known, count))
-    return named, f"raw; {strangers:,} named that are no label, left out" if strangers else "raw, as generated"
+    parts = {part for part in label_map.parts(text) if part} if label_map.separator else {text}
+    found = parts & set(label_map.texts)
+    return set(label_map.value(reference) or ()), found, len(parts - found)
+
+
+def _named_counts(rows: CountedRows, label_map: LabelMap) -> LabelCounts:
+    counts = LabelCounts()
+    for reference, text, count in zip(rows.references, rows.predictions, rows.counts, strict=True):
+        wanted, found, strangers = _named(reference, text, label_map)
+        counts.add(wanted, found, count)
+        counts.strangers += count * strangers
+    return counts
+
+
+def _row_f1(rows: CountedRows, label_map: LabelMap) -> Sequence[float]:
+    """F1 of the labels of each row, 0 without any on both sides; undefined where the map has a single label."""
+    if len(label_map.texts) == 1:
+        return [math.nan] * len(rows.counts)
+    pairs = zip(rows.references, rows.predictions, strict=True)
+    named = (_named(reference, text, label_map) for reference, text in pairs)
+    return [f1(len(wanted & found), len(wanted), len(found)) for wanted, found, _ in named]
+
+
+def _row_equal(rows: CountedRows, label_map: LabelMap) -> Sequence[float]:
+    """1 for each row with exactly the labels of its reference."""
+    pairs = zip(rows.references, rows.predictions, strict=True)
+    named = (_named(reference, text, label_map) for reference, text in pairs)
+    return [wanted == found for wanted, found, _ in named]
+
+
+LabelCounter = Callable[[CountedRows, LabelMap], LabelCounts]
+RowFigures = Callable[[CountedRows, LabelMap], Sequence[float]]
+
+
+def _of_counts(counts_of: LabelCounter, value: Callable[[LabelCounts], float]) -> Callable[[LabelTables], Figure]:
+    def compute(tables: LabelTables) -> Figure:
+        counts = counts_of(tables.rows, tables.label_map)
+        if counts.undefined:
+            return Figure(math.nan, f"no label has the id or text {NO_RELATION!r}")
+        return Figure(value(counts), _left_out(counts))
+
+    return compute
+
+
+def _of_rows(by_row: RowFigures) -> Callable[[LabelTables], Figure]:
+    def compute(tables: LabelTables) -> Figure:
+        rows, label_map = tables.rows, tables.label_map
+        total = sum(figure * count for figure, count in zip(by_row(rows, label_map), rows.counts, strict=True))
+        return Figure(total / sum(rows.counts), _left_out(_named_counts(rows, label_map)))
+
+    return compute
+
+
+def _left_out(counts: LabelCounts) -> str:
+    return f"raw; {counts.strangers:,} named that are no label, left out" if counts.strangers else ""
+
+
+def _counted(
+    name: str, description: str, counts_of: LabelCounter, value: Callable[[LabelCounts], float], scale: str
+) -> Metric:
+    compute = _of_counts(counts_of, value)
+    return _of_raw(name, description, compute, scale=scale, counts=counts_of, of_counts=value)
+
+
+def _averaged(name: str, description: str, by_row: RowFigures) -> Metric:
+    return _of_raw(name, description, _of_rows(by_row), by_row=by_row)
+
+
+def _of_raw(name: str, description: str, compute: Callable[[LabelTables], Figure], **more: Any) -> Metric:
+    return Metric(name, LABELS, description, compute, note="raw, as generated", default=False, **more)
 
 
 register(
@@ -254,16 +320,39 @@ register(
         corrected=True,
         by_row=_is_right_corrected,
     ),
-    Metric("macro_f1", LABELS, "mean F1 of the labels that occur, after correction", _macro_f1),
-    Metric("micro_f1", LABELS, "F1 over all decisions, after correction", _micro_f1),
-    *(
-        Metric(name, LABELS, description, compute, scale=scale, note="raw, as generated", default=False)
-        for name, description, compute, scale in (
-            ("klue_macro_f1", "macro F1, other outputs being a class more (KLUE-TC)", _klue_macro_f1, POINTS),
-            ("klue_re_f1", "micro F1 without no_relation (KLUE-RE)", _klue_re_f1, POINTS),
-            ("samples_f1", "mean over the rows of F1 of their labels", _samples_f1, FRACTION),
-            ("subset_accuracy", "share of rows with exactly the labels of the reference", _subset_accuracy, FRACTION),
-            ("weighted_f1", "mean F1 of the labels, weighted by their rows", _weighted_f1, FRACTION),
-        )
+    Metric(
+        "macro_f1",
+        LABELS,
+        "mean F1 of the labels that occur, after correction",
+        _macro_f1,
+        counts=_corrected_counts,
+        of_counts=LabelCounts.macro_f1,
+    ),
+    Metric(
+        "micro_f1",
+        LABELS,
+        "F1 over all decisions, after correction",
+        _micro_f1,
+        counts=_corrected_counts,
+        of_counts=LabelCounts.micro_f1,
+    ),
+    _counted(
+        "klue_macro_f1",
+        "macro F1, other outputs being a class more (KLUE-TC)",
+        _klue_counts,
+        lambda counts: 100 * counts.macro_f1(),
+        POINTS,
+    ),
+    _counted(
+        "klue_re_f1",
+        "micro F1 without no_relation (KLUE-RE)",
+        _relation_counts,
+        lambda counts: 100 * counts.micro_f1(),
+        POINTS,
+    ),
+    _averaged("samples_f1", "mean over the rows of F1 of their labels", _row_f1),
+    _averaged("subset_accuracy", "share of rows with exactly the labels of the reference", _row_equal),
+    _counted(
+        "weighted_f1", "mean F1 of the labels, weighted by their rows", _named_counts, LabelCounts.weighted_f1, FRACTION
     ),
 )

@@ -30,6 +30,9 @@ TEXT = (
     [SENTENCES[row % 4][row % 5 :] if row % 3 else SENTENCES[row % 2] for row in range(12)],
 )
 LABEL = (["부정", "긍정", "중립"] * 4, ["부정", "긍정", "긍정", "부정적", "중립", "중립"] * 2)
+EMOTIONS = LabelMap((("0", "기쁨"), ("1", "슬픔"), ("2", "분노")), ", ")
+SEVERAL = (["기쁨, 슬픔", "분노", "슬픔"] * 4, ["슬픔, 기쁨", "분노, 기쁨", "웃음, 슬픔", "기쁨", "", "슬픔"] * 2)
+RELATIONS = LabelMap((("0", "부정"), ("1", "긍정"), ("no_relation", "중립")))
 NUMBERS = ([str(row / 2) for row in range(12)], [str(row % 5) if row % 4 else "약 3" for row in range(12)])
 GOLDS = (['["3일", "오는 3일"]', "[]", '["서울"]'] * 4, ["3일에", "", "부산", "오는 3일", "서울", "서울 시"] * 2)
 
@@ -61,6 +64,8 @@ ARCS = (
             ARCS,
             "uas las uas_corrected las_corrected uas_macro_f1 las_macro_f1 las_micro_f1",
         ),
+        (EMOTIONS, SEVERAL, "samples_f1 subset_accuracy weighted_f1 micro_f1 macro_f1 accuracy_corrected"),
+        (RELATIONS, LABEL, "klue_re_f1 macro_f1 accuracy"),
         (Answers(), GOLDS, "klue_em rouge_w squad_v2_em squad_v2_f1 exact_match"),
     ],
 )
