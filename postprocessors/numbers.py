@@ -76,9 +76,10 @@ class Number:
 
     def _first(self, text: str, max_distance: int | None) -> str | None:
         found = _FIRST_NUMBER.search(text)
-        if found is None or (max_distance is not None and len(text) - len(found.group()) > max_distance):
+        number = found.group() if found else ""
+        if self.value(number) is None or (max_distance is not None and len(text) - len(number) > max_distance):
             return None
-        return found.group()
+        return number
 
     def reference_problem(self, reference: str) -> str:
         """It must be a number."""

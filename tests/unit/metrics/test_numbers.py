@@ -91,6 +91,7 @@ def test_the_fields_of_a_task_file():
     assert number == Number(0.0, 5.0, 2)
     assert (number.longest_texts, number.describe()) == (("0.00", "5.00"), "numbers from 0 to 5")
     assert Number().correct(["약 -3점", "3점", "없음"], max_distance=1) == [None, "3", None]
+    assert Number().correct(["1e5", "-.5점", "１.5점", "9" * 400 + "점"]) == ["1e5", "-.5", "１.5", None]  # too large
     with pytest.raises(UserError) as mistakes:
         postprocessor_of({"kind": "numbers", "lowest": 5, "highest": 0, "decimals": -1}, "postprocessor")
     assert mistakes.value.problems == (
