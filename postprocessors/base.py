@@ -75,3 +75,9 @@ class FreeText:
 
 
 FREE_TEXT = FreeText()
+
+
+def said(postprocessor: Postprocessor) -> str:
+    """What the texts stand for, in a message: `labels: 0=no, 1=yes`, `labels: free text`, `outputs: spans of PS`."""
+    word = "labels" if postprocessor.kind in (FREE_TEXT.kind, "labels") else "outputs"
+    return f"{word}: {postprocessor.describe()}"

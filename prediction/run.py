@@ -23,6 +23,7 @@ from metrics.probabilities import with_probabilities
 from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, score
+from postprocessors.base import said
 from prediction.confidence import confidence_of
 from prediction.label_calibration import asked_decoding
 from prediction.lazy_sequence import LazySequence
@@ -63,7 +64,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     paths = config.data.test_data or config.data.valid_data
     records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
-    tell(*lines, f"task {ready.task.name}; labels: {ready.postprocessor.describe()}")
+    tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)

@@ -18,6 +18,7 @@ from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import score
 from postprocessors.answers import expected
+from postprocessors.base import said
 from prediction.checks import check_outputs
 from prediction.confidence import confidence_of
 from prediction.lazy_sequence import LazySequence
@@ -108,7 +109,7 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
         raise UserError(f"-references {given}: {error}") from error
     pairs = zip(references.texts, predictions, strict=True)
     rows = ((None if wanted is None else expected(processor, wanted, text), text, False) for wanted, text in pairs)
-    tell(f"task {task.name}; labels: {processor.describe()}")
+    tell(f"task {task.name}; {said(processor)}")
     tell(*report_text(scores, Outputs.of(rows, references.source_of)).splitlines())
     content = report_dict(scores, to_dict(config))
     if output.confidence:

@@ -37,6 +37,7 @@ from datamodules.batching import BatchPlan
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
 from models.optim import resolve_warmup
+from postprocessors.base import FREE_TEXT, said
 from task_utils import Task
 from training.checkpointing import Checkpointer
 from training.signals import PROCESS_BEGAN
@@ -97,7 +98,7 @@ def summary_lines(
         " (matrix products in TF32)" if resolved["accelerator"] == "cuda" and resolved["precision"] == "32-true" else ""
     )
     lines = [
-        f"task {task.name}; labels: {task.label_map.describe() if task.label_map else 'free text'}",
+        f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}",
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
         f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{tf32}",

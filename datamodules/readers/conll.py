@@ -19,6 +19,7 @@ EXPECTED = (
     "layout conll: expected sentences of lines 'character<TAB>tag', or of lines"
     " 'number<TAB>word<TAB>lemmas<TAB>tags<TAB>head<TAB>relation', with an empty line between sentences"
 )
+PLAIN = "sentences without tags come in the column 'sentence' of a .csv or .jsonl file"
 ENTITIES, DEPENDENCIES = 2, 6  # columns
 STORED = (("tokens", "ner_tags"), ("index", "word_form", "lemma", "pos", "head", "deprel"))  # in a hub data set
 _TAG = re.compile(r"O|([BI])-(\S+)")
@@ -98,7 +99,7 @@ def _width(path: str, sentence: Sentence) -> int:
     if len(cells) == DEPENDENCIES and cells[0].isdecimal():
         return DEPENDENCIES
     line = sentence.lines[0] if cells else sentence.line
-    raise UserError(f"{path}:{line}: {EXPECTED}, not {shortened(cells)!r}")
+    raise UserError(f"{path}:{line}: {EXPECTED}, not {shortened(cells)!r}; {PLAIN}")
 
 
 def _row(sentence: Sentence, width: int) -> LayoutRow:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from metrics.registry import METRICS
+from postprocessors.base import said
 from task_utils import get_task, task_names
 from tests.cli.command import train_ok
 from tests.cli.tiny import T5, flag_list, write_config
@@ -95,6 +96,7 @@ def test_a_task_reads_its_corpus_as_it_is_published(name: str, tmp_path: Path) -
     }
     out = train_ok(*flag_list(flags)).out
     assert f"{ROWS} training rows, {ROWS} validation rows, {ROWS} test rows\n" in out
+    assert f"task {name}; {said(get_task(name).postprocessor)}\n" in out
     assert "malformed" not in out
     report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
     assert report["scored_rows"] == ROWS

@@ -80,7 +80,7 @@ ROWS: dict[str, tuple[str | int, str | int, dict[str, str], str, str]] = {
     "klue-ner": (
         "sentence",
         "tagged",
-        {"sentence": "김하늘 최고", "target": "<김하늘:PS> 최고"},
+        {"source": "김하늘 최고", "target": "<김하늘:PS> 최고"},
         "task: NER\n\n### 입력\n김하늘 최고\n",
         "<김하늘:PS> 최고",
     ),
@@ -237,7 +237,7 @@ def sources_and_targets(name: str, cases: Sequence[dict[str, Any]], columns: Any
 
 def test_prompts_are_those_of_the_tool_that_had_these_tasks_first() -> None:
     def of_sentence(case: dict[str, Any]) -> dict[str, str]:
-        return {"sentence": case["text"]}
+        return {"source": case["text"]}
 
     def of_words(case: dict[str, Any]) -> dict[str, str]:
         _, _, rest = case["source"].partition("\nInput: ")

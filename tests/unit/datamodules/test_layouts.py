@@ -214,6 +214,7 @@ def test_a_table_is_not_read_as_sentences(tmp_path: Path, first: str) -> None:
     problem = problem_of(write(tmp_path / "a.tsv", f"## 1\t.\n{first}\n"), ENTITIES)
     assert problem.startswith(f"{tmp_path}/a.tsv:2: layout conll: expected sentences of lines 'character<TAB>tag', or")
     assert first.split("\t")[0] in problem.rpartition(", not ")[2]
+    assert problem.endswith("; sentences without tags come in the column 'sentence' of a .csv or .jsonl file")
 
 
 def test_columns_of_the_other_kind_of_sentences_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from postprocessors.base import FREE_TEXT, said
+from postprocessors.labels import LabelMap
 from postprocessors.spans import Span, TaggedSentence, TaggedText, spans_of_tags, tagged_text, tags_of_spans
 from utils.errors import UserError
 
@@ -77,6 +79,11 @@ def test_whatever_was_marked_in_a_text_the_source_gives_spans_in_order(text: str
     found = KLUE.aligned(written, text)
     assert tagged_text(TaggedSentence(text, found)) == written or KLUE.strict(written).text == text
     assert all(before.end <= after.start for before, after in itertools.pairwise(found))
+
+
+def test_messages_name_the_outputs() -> None:
+    assert said(KLUE) == "outputs: spans of PS, LC, OG, DT, TI, QT"
+    assert (said(FREE_TEXT), said(LabelMap.parse("0=a"))) == ("labels: free text", "labels: 0=a")
 
 
 def test_types_are_named_once_and_can_be_marked() -> None:
