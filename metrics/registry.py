@@ -65,7 +65,7 @@ class Metric:
         return f"{value:.2f}" if self.scale == POINTS else f"{value:.4f}"
 
 
-INSTALL = {"mecab_ko": "sacrebleu[ko]"}  # what `pip install` takes, by module
+INSTALL = {"mecab_ko": "sacrebleu[ko]", "kiwipiepy": "kiwipiepy"}  # what `pip install` takes, by module
 
 METRICS: dict[str, Metric] = {}
 

@@ -10,6 +10,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from importlib import metadata
 from typing import Any, Protocol
 
 from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
@@ -141,6 +142,14 @@ def korean_morphemes() -> Callable[[str], list[str]]:
     return lambda text: tokenizer(text).split()
 
 
+def kiwi_morphemes() -> Callable[[str], list[str]]:
+    """The function that splits a text into the forms of the morphemes that Kiwi finds, in their order."""
+    from kiwipiepy import Kiwi
+
+    kiwi = Kiwi()
+    return lambda text: [token.form for token in kiwi.tokenize(text)]
+
+
 def ascii_words() -> Callable[[str], list[str]]:
     """The function that splits a text as `rouge_score` does by itself."""
     from rouge_score.tokenizers import DefaultTokenizer
@@ -154,9 +163,11 @@ ROUGE_TOKENS: dict[str, tuple[Callable[[], Callable[[str], list[str]]], str]] = 
     "_space": (lambda: str.split, "words parted by blanks, as they stand"),
     "_char": (lambda: lambda text: list("".join(text.split())), "characters as they stand, without blanks"),
     "_ko_mecab": (korean_morphemes, "morphemes of mecab-ko (sacrebleu's ko-mecab)"),
+    "_kiwi": (kiwi_morphemes, "morphemes of kiwipiepy"),
     "_korouge": (lambda: lambda text: re.split(r"\s+", text.lower()), "words in lower case, as korouge-score has them"),
     "_ascii": (ascii_words, "words of a-z and 0-9 alone, as rouge_score has them, no stemming"),
 }
+ROUGE_NEEDS = {"_ko_mecab": MECAB, "_kiwi": "kiwipiepy"}
 
 
 class Rouge(RowSums):
@@ -185,7 +196,8 @@ class Rouge(RowSums):
         return {name: total / sums[0] for name, total in zip(self.types.values(), sums[1:], strict=True)}
 
     def details(self) -> dict[str, str]:
-        return {f"rouge{self.tokens}": f"F-measure, mean of rows; {ROUGE_TOKENS[self.tokens][1]}"}
+        version = f" {metadata.version('kiwipiepy')}" if self.tokens == "_kiwi" else ""
+        return {f"rouge{self.tokens}": f"F-measure, mean of rows; {ROUGE_TOKENS[self.tokens][1]}{version}"}
 
 
 def text_metrics(
@@ -287,7 +299,7 @@ def _tokenized() -> Iterator[Metric]:
     for tokens in filter(None, ROUGE_TOKENS):
         compute = partial(_rouge_of, tokens)
         for kind in ("1", "2", "L", "Lsum"):
-            name, needs = f"rouge{kind}{tokens}", MECAB if tokens == "_ko_mecab" else ""
+            name, needs = f"rouge{kind}{tokens}", ROUGE_NEEDS.get(tokens, "")
             description = f"ROUGE-{kind} F, {ROUGE_TOKENS[tokens][1]}"
             yield Metric(name, TEXTS, description, compute, how=f"rouge{tokens}", default=False, needs=needs)
 

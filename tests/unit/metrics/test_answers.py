@@ -94,6 +94,21 @@ def test_the_official_scorers(file, names):
     assert official(file, names) == []
 
 
+def test_the_report_splits_squad_2_as_its_scorer_does():
+    checked = 0
+    for case in golden_cases("squad_v2"):
+        expected = case["expected"]
+        if "no_answer_threshold" not in case.get("options", {}) and {"HasAns_total", "NoAns_total"} <= expected.keys():
+            checked += 1
+            references = [json.dumps(question["answers"]) for question in case["references"]]
+            scores = score(references, case["predictions"], Answers(), names=["squad_v2_em", "squad_v2_f1"])
+            for name, key in (("squad_v2_em", "exact"), ("squad_v2_f1", "f1")):
+                parts = (("answerable", "HasAns"), ("unanswerable", "NoAns"))
+                told = [f"{words} {expected[f'{of}_{key}']:.2f} of {expected[f'{of}_total']:,}" for words, of in parts]
+                assert scores.details[name] == ", ".join(told), case["id"]
+    assert checked > 5
+
+
 def test_answers_of_the_tools_klue_mrc():
     for case in golden_cases("etri_klue_mrc"):
         golds = [question["answers"] for question in case["references"]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from importlib.util import find_spec
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,9 +158,22 @@ def test_every_family_says_how_it_was_computed():
     }
 
 
+def test_morphemes_of_kiwi_are_its_forms(monkeypatch):
+    class Kiwi:
+        def tokenize(self, text):
+            return [SimpleNamespace(form=form) for form in text.replace("에 ", " 에 ").split()]
+
+    monkeypatch.setitem(sys.modules, "kiwipiepy", SimpleNamespace(Kiwi=Kiwi))
+    monkeypatch.setattr("metrics.text.metadata.version", {"kiwipiepy": "0.24.1"}.get)
+    found = score(["학교에 가 았 다"], ["학교 가 았 다"], names=["rouge1_kiwi", "rougeL_kiwi"])
+    assert found.metrics == pytest.approx({"rouge1_kiwi": 2 * 4 / 9, "rougeL_kiwi": 2 * 4 / 9})
+    assert found.details == {"rouge_kiwi": "F-measure, mean of rows; morphemes of kiwipiepy 0.24.1"}
+
+
 def test_a_tokenizer_that_is_not_installed_is_named_before_anything_runs(monkeypatch):
     monkeypatch.setattr("metrics.registry.find_spec", {"numpy": 1}.get)
-    assert missing_packages(["bleu", "bleu_ko_mecab", "rouge2_ko_mecab", "unknown"]) == [
+    assert missing_packages(["bleu", "bleu_ko_mecab", "rouge2_ko_mecab", "rougeL_kiwi", "unknown"]) == [
         "metric 'bleu_ko_mecab' needs mecab_ko, which is not installed: pip install 'sacrebleu[ko]'",
         "metric 'rouge2_ko_mecab' needs mecab_ko, which is not installed: pip install 'sacrebleu[ko]'",
+        "metric 'rougeL_kiwi' needs kiwipiepy, which is not installed: pip install 'kiwipiepy'",
     ]
