@@ -61,7 +61,6 @@ def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
     """
     import numpy as np
     from scipy.sparse import csr_matrix
-    from sklearn.metrics import precision_recall_fscore_support
 
     labels = label_map.texts
     strangers = {text for text in set(rows.references) if label_map.value(text) is None}
@@ -70,33 +69,34 @@ def label_tables(rows: CountedRows, label_map: LabelMap) -> LabelTables:
     number = {label: index for index, label in enumerate(labels)}
 
     def decisions(texts: Sequence[str | None]) -> Any:
-        """(rows, labels + 1), 1 where the text names the label; a last column of zeros, as one alone is refused."""
+        """(rows, labels), 1 where the text names the label."""
         named = [label_map.value(text or "") or () for text in texts]
         columns = [number[label] for found in named for label in found]
         starts = np.cumsum([0, *map(len, named)])
-        return csr_matrix((np.ones(len(columns), np.int8), columns, starts), shape=(len(texts), len(labels) + 1))
+        return csr_matrix((np.ones(len(columns), np.int64), columns, starts), shape=(len(texts), len(labels)))
 
     true, guess, counts = decisions(rows.references), decisions(rows.corrected), np.array(rows.counts)
-    weights: dict[str, Any] = {"sample_weight": counts, "zero_division": 0}
-    columns = precision_recall_fscore_support(true, guess, labels=np.arange(len(labels)), average=None, **weights)
-    occurring = np.union1d(true.indices, guess.indices)
-    seen = set(occurring.tolist())
-    named_rows = int((np.diff(true.indptr) * counts).sum())
+    right, told, there = (side.T @ counts for side in (true.multiply(guess), guess, true))  # (labels,)
+    occurring = told + there > 0
+
+    def shares(right: Any, told: Any, there: Any) -> list[Any]:
+        """Precision, recall and F1; 0 of nothing, as scikit-learn has them with zero_division=0."""
+        parts = ((right, told), (right, there), (2 * right, told + there))
+        return [np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole > 0) for part, whole in parts]
+
+    columns = shares(right, told, there)
+    averages = {
+        "macro": [column[occurring].mean() for column in columns],
+        "micro": shares(*(np.array(side.sum()) for side in (right, told, there))),
+    }
     return LabelTables(
         rows,
         label_map,
         per_class=[
-            _class_row(labels[index], [column[index] if index in seen else None for column in columns[:3]], support)
-            for index, support in enumerate(columns[3])
+            _class_row(label, [column[index] if occurring[index] else None for column in columns], there[index])
+            for index, label in enumerate(labels)
         ],
-        averages=[
-            _class_row(
-                name,
-                precision_recall_fscore_support(true, guess, labels=occurring, average=name, **weights)[:3],
-                named_rows,
-            )
-            for name in ("macro", "micro")
-        ],
+        averages=[_class_row(name, values, int(there.sum())) for name, values in averages.items()],
         confusion_matrix=None if label_map.separator else confusion_matrix(rows, labels),
     )
 

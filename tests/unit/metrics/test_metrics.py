@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
 import unicodedata
@@ -307,3 +308,34 @@ def test_one_label_a_row_is_the_same_with_a_separator():
     several, one = (score(references, predictions, label_map) for label_map in (MOODS, MOODS.joined_by("")))
     assert several.metrics == one.metrics
     assert (several.per_class, several.corrected_counts) == (one.per_class, one.corrected_counts)
+
+
+@pytest.mark.parametrize("separator", ["", ", "])
+def test_tables_of_labels_are_those_of_scikit_learn(separator):
+    """Six labels, of which one never occurs and one is never predicted; also several of them in a row."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    draw = random.Random(3)
+    label_map = LabelMap(tuple((str(number), letter) for number, letter in enumerate("abcdef")), separator)
+
+    def texts(letters):
+        count = 3 if separator else 1
+        return [
+            separator.join(sorted({draw.choice(letters) for _ in range(draw.randint(1, count))})) for _ in range(200)
+        ]
+
+    def decisions(rows):
+        return [[int(letter in row.split(", ")) for letter in "abcdef"] for row in rows]
+
+    references, predictions = texts("abcde"), texts("abcd")
+    scores = score(references, predictions, label_map)
+    arguments = {"labels": list(range(5)), "zero_division": 0}
+    true, guess = decisions(references), decisions(predictions)
+    columns = precision_recall_fscore_support(true, guess, average=None, **arguments)
+    for index, row in enumerate(scores.per_class[:5]):
+        found = [row[name] for name in ("precision", "recall", "f1", "support")]
+        assert found == pytest.approx([column[index] for column in columns], abs=1e-12)
+    assert scores.per_class[5] == {"label": "f", "precision": None, "recall": None, "f1": None, "support": 0}
+    for row in scores.averages:
+        expected = precision_recall_fscore_support(true, guess, average=row["label"], **arguments)[:3]
+        assert [row[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected, abs=1e-12)
