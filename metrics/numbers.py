@@ -72,6 +72,11 @@ def _points(measure: Callable[[Floats, Floats], float]) -> Callable[[CountedRows
         details = []
         if unread:
             details.append(f"no number as they stand: {unread:,} of {sum(rows.counts):,}, counted as 0.0")
+        outside = sum(
+            count for number, count in zip(found, rows.counts, strict=True) if postprocessor.is_outside(number)
+        )
+        if outside:
+            details.append(f"{outside:,} out of bounds, counted as they stand")
         if math.isnan(figure):
             details.append("all numbers of a side are equal" if len(references) > 1 else "a single row")
         return Figure(figure, "; ".join(details))

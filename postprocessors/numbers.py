@@ -69,6 +69,12 @@ class Number:
             return None
         return number if math.isfinite(number) else None
 
+    def is_outside(self, number: float | None) -> bool:
+        """Whether a number lies below `lowest` or above `highest`."""
+        low = -math.inf if self.lowest is None else self.lowest
+        high = math.inf if self.highest is None else self.highest
+        return number is not None and not low <= number <= high
+
     def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
         """Every prediction that is a number, of the others the first number in it; None where there is none, or more
         than `max_distance` other characters stand around it."""

@@ -207,6 +207,8 @@ def closing_lines(folder: Path, checkpointer: Checkpointer, step: int, devices: 
     best = "no validation rows: best/ is the last state"
     if checkpointer.best_score is not None:
         best = f"best {checkpointer.flags.monitor} {checkpointer.best_score:.4f} at step {checkpointer.best_step}"
+    elif checkpointer.validation and checkpointer.flags.monitor not in checkpointer.validation:
+        best = f"{checkpointer.flags.monitor} was undefined in every validation: best/ is of the last one"
     return [
         f"trained to optimizer step {step}; {best}",
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",

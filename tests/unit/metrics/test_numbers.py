@@ -30,7 +30,8 @@ def test_texts_count_as_klue_counts_them():
     assert scores.metrics == pytest.approx(
         {"pearson": 38.445750418752375, "spearman": 35.207227196501236, "sts_f1": 50.0}, rel=1e-9
     )
-    assert scores.details == dict.fromkeys(scores.metrics, "no number as they stand: 5 of 12, counted as 0.0")
+    told = "no number as they stand: 5 of 12, counted as 0.0; 2 out of bounds, counted as they stand"  # -1 and 6.0
+    assert scores.details == dict.fromkeys(scores.metrics, told)
     assert scores.invalid_outputs == 5
     assert {item["output"]: item["label"] for item in scores.corrections} == {
         "2.5점": "2.5", "": None, "5.0.": "5.0", "3,5": "3", "약 4": "4",

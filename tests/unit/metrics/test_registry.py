@@ -17,6 +17,8 @@ from metrics.score import score
 from task_utils import Task, get_task
 from training.checkpointing import Checkpointer
 from training.checks import check_train
+from training.run import closing_lines
+from utils.devices import Devices
 from utils.errors import NotFiniteError, UserError
 
 MECAB_IS_MISSING = "metric 'bleu_ko_mecab' needs mecab_ko, which is not installed: pip install 'sacrebleu[ko]'"
@@ -74,6 +76,11 @@ def test_an_imaginary_metric_is_known_wherever_metrics_are_named(tmp_path):
 
 def test_a_figure_that_is_undefined_in_a_validation_ends_no_training(tmp_path):
     saved = checkpointer("pearson", tmp_path)
+    saved.validation = {"val_loss": 0.5}
+    told = closing_lines(tmp_path, saved, 12, Devices("cpu", 1, 1, "32-true"))
+    assert told[0] == (
+        "trained to optimizer step 12; pearson was undefined in every validation: best/ is of the last one"
+    )
     figures = (math.nan, math.nan, -3.0, math.nan, 5.0)
     assert [saved._note_score(value, step) for step, value in enumerate(figures)] == [True, True, True, False, True]
     assert (saved.best_score, saved.best_step, saved.validations_without_gain) == (5.0, 4, 0)
