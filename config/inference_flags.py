@@ -229,6 +229,13 @@ class LabelFlags:
         needs=PROBABILITIES,
         excludes=ALL_ROWS,
     )
+    highlight: bool = flag(
+        False,
+        "Score: write for every row what the label's probability loses without each word of the source, and the word"
+        " without which it loses most.",
+        needs=PROBABILITIES,
+        excludes=NO_FILES,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

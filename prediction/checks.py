@@ -92,6 +92,8 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             if not problem and os.path.lexists(value) and not output.overwrite and not going_on:
                 problem = "exists; -overwrite replaces it"
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+    if config.label.highlight and not is_structured(output.save_output):
+        problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
     if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
         _check_fields(config, problems)
 

@@ -18,6 +18,7 @@ from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import RowEncoder, evenly_spaced, report_lines
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding, ScorePredictor, label_log_probs
+from generation.highlighting import template_words
 from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
@@ -36,10 +37,14 @@ DOMAIN_ROWS = 1000
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
-def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor) -> LabelDecoding | None:
+def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor, encoder: RowEncoder) -> LabelDecoding | None:
     """What -label_decoding asks for, not calibrated; None for plain generation."""
     mode, labels = config.label.label_decoding, allowed_labels(postprocessor)
-    return LabelDecoding(mode, labels) if labels and mode != "generate" else None
+    if labels is None or mode == "generate":
+        return None
+    template = Template(encoder.task.input_template, "-input_template")
+    highlight = template_words(template) if config.label.highlight else None
+    return LabelDecoding(mode, labels, highlight=highlight, limits=BatchLimits.of(config.decode))
 
 
 def label_decoding(
@@ -63,7 +68,7 @@ def label_decoding(
         UserError: -calibrate without a reference; a template that no content-free text can be put in.
     """
     flags = config.label
-    decoding = asked_decoding(config, postprocessor)
+    decoding = asked_decoding(config, postprocessor, encoder)
     if decoding is None or decoding.mode == "constrained":
         return decoding
     calibration = LabelCalibration(temperature=flags.label_temperature)

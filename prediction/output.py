@@ -43,6 +43,7 @@ class OutputForm:
     nbest: bool = False  # whether rows have several outputs
     records: bool = False  # whether the input's own records are written, a JSON value each
     label_ids: Mapping[str, str] = field(default_factory=dict)  # of label texts; empty where there are none
+    words: bool = False  # whether the words of the source are written, with what the label loses without each
 
 
 def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
@@ -106,11 +107,16 @@ def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
         more["nbest"] = [{"prediction": output.text, "score": output.score} for output in prediction.nbest]
     if form.labels:
         more["label_probabilities"] = dict(zip(form.labels, prediction.label_probabilities or (), strict=True))
+    if form.words:
+        words = prediction.words or ()
+        more["highlight"] = max(words, key=lambda pair: pair[1])[0] if words else None  # of equal ones the first
+        more["words"] = [{"word": word, "loss": loss} for word, loss in words]
     return more
 
 
 def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
-    more = [name for name, there in (("nbest", form.nbest), ("label_probabilities", bool(form.labels))) if there]
+    there = {"nbest": form.nbest, "label_probabilities": form.labels, "highlight": form.words, "words": form.words}
+    more = [name for name, wanted in there.items() if wanted]
     ending = ["input"] if form.records else []
     yield "\t".join((*COLUMNS, *more, *ending))
     for row in rows:

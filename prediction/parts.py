@@ -85,6 +85,8 @@ def _line(row: int, prediction: Prediction) -> str:
         values.append([[output.text, _rounded(output.score)] for output in prediction.nbest])
         if prediction.label_probabilities is not None:
             values.append([float(f"{value:.{PROBABILITY_DIGITS}g}") for value in prediction.label_probabilities])
+        if prediction.words is not None:
+            values.append([[word, _rounded(loss)] for word, loss in prediction.words])
     if prediction.cut:
         values.append(True)
     return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
@@ -100,7 +102,9 @@ def _parsed(line: bytes) -> tuple[int, Prediction]:
     more = more[:-1] if cut else more
     score = more[0] if more else None
     nbest = tuple(Hypothesis(*output) for output in more[1]) if more else ()
-    return row, Prediction(text, score, nbest, tuple(more[2]) if len(more) > 2 else None, cut)
+    probabilities = tuple(more[2]) if len(more) > 2 else None
+    words = tuple((word, loss) for word, loss in more[3]) if len(more) > 3 else None
+    return row, Prediction(text, score, nbest, probabilities, cut, words)
 
 
 def _row_of(line: bytes) -> int:

@@ -81,7 +81,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
         ready = prepare(config, given, temporary)
         escapes = ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
-        decoding = asked_decoding(config, ready.postprocessor)
+        decoding = asked_decoding(config, ready.postprocessor, ready.encoder)
         engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
         answer = answer_of(ready.postprocessor, config.output)
 
@@ -163,7 +163,9 @@ def finish(
         rows = output_rows(predictions, split, answer_of(postprocessor, output), kept)
         shown = postprocessor.texts if scored else ()
         ids = label_ids(postprocessor)
-        form = OutputForm(data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids)
+        form = OutputForm(
+            data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids, config.label.highlight
+        )
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")
     if output.save_label:

@@ -17,7 +17,8 @@ class Prediction:
 
     `score` is the length-normalised log-probability of `text`, None when nobody asked for it; `nbest` the best outputs,
     best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map; `cut`
-    says that `text` reached the length limit before its end.
+    says that `text` reached the length limit before its end; `words` are those of the source, each with what the
+    label's probability loses without it.
     """
 
     text: str
@@ -25,6 +26,7 @@ class Prediction:
     nbest: tuple[Hypothesis, ...] = ()
     label_probabilities: tuple[float, ...] | None = None
     cut: bool = False
+    words: tuple[tuple[str, float], ...] | None = None
 
 
 class BatchPredictor(Protocol):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
+from generation.highlighting import Highlighter
 from generation.label_scoring import LabelScorer
 from metrics.calibration import Floats, LabelCalibration
 from postprocessors.labels import LabelMap
@@ -24,12 +25,15 @@ from utils.padding import pad_sources
 class LabelDecoding:
     """How labels are predicted; `mode` is constrained or score, as in -label_decoding.
 
-    `calibration` is that of the mode score.
+    `calibration` is that of the mode score, and so is `highlight`: the words of the template around a source
+    (`generation.highlighting.template_words`), None where no words are asked for; `limits` are those of a batch.
     """
 
     mode: str
     labels: LabelMap
     calibration: LabelCalibration = field(default_factory=LabelCalibration)
+    highlight: tuple[int, int] | None = None
+    limits: BatchLimits = field(default_factory=lambda: BatchLimits(128))
 
     def describe(self) -> list[Any]:
         """Everything that decides what is predicted, as JSON values.
@@ -77,6 +81,8 @@ class ScorePredictor:
         self.texts = decoding.labels.texts
         self.calibration = decoding.calibration
         self.pad_token_id = tokenizer.pad_token_id
+        self.limits = decoding.limits
+        self.highlighter = None if decoding.highlight is None else Highlighter(tokenizer, decoding.highlight)
 
     def log_probs(self, sources: Sequence[np.ndarray]) -> Floats:
         """(rows, labels) log P(label | source)."""
@@ -88,11 +94,17 @@ class ScorePredictor:
     def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
         log_probs = self.log_probs(sources)
         best = self.calibration.scores(log_probs).argmax(axis=1).tolist()
-        probabilities = self.calibration.probabilities(log_probs).tolist()
+        probabilities = self.calibration.probabilities(log_probs)
+        words: Sequence[tuple[tuple[str, float], ...] | None] = [None] * len(sources)
+        if self.highlighter:
+            words = self.highlighter(sources, best, probabilities, self._probabilities)
         return [
-            Prediction(self.texts[label], float(row[label]), label_probabilities=tuple(shares))
-            for label, row, shares in zip(best, log_probs, probabilities, strict=True)
+            Prediction(self.texts[label], float(row[label]), label_probabilities=tuple(shares), words=of_row)
+            for label, row, shares, of_row in zip(best, log_probs, probabilities.tolist(), words, strict=True)
         ]
+
+    def _probabilities(self, sources: Sequence[np.ndarray]) -> Floats:
+        return self.calibration.probabilities(label_log_probs(self, sources, self.limits))
 
 
 def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], limits: BatchLimits) -> Floats:

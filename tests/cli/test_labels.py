@@ -43,7 +43,17 @@ def test_scores_prior_and_temperature(label_run: Path, tmp_path: Path) -> None:
     rows = [("abc", "1"), ("cab", "0"), ("ba", "1"), ("d", "0"), ("dd", "1")]  # the last one is wrong on purpose
     valid = write_tsv(tmp_path / "valid.tsv", [*rows, ("c", "")], ("document", "label"))
     best = label_run / "run" / "best"
-    flags = ("-model", best, "-test_data", label_run / "test.tsv", "-label_decoding", "score", "-calibrate", valid)
+    flags = (
+        "-model",
+        best,
+        "-test_data",
+        label_run / "test.tsv",
+        "-label_decoding",
+        "score",
+        "-calibrate",
+        valid,
+        "-highlight",
+    )
     found, output, lines = report(tmp_path, *flags, "-label_prior", "domain", "-float_precision", 32, name="out.jsonl")
     records = [json.loads(line) for line in output]
     predictions = [record["prediction"] for record in records]
@@ -52,6 +62,9 @@ def test_scores_prior_and_temperature(label_run: Path, tmp_path: Path) -> None:
         assert list(probabilities) == ["부정.", "긍정."]
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
         assert record["score"] < 0
+        (word,) = record["words"]  # the template's own word is left out
+        assert record["source"] == f"평가: {word['word']}"
+        assert record["highlight"] == word["word"]
     labels = [line.split("\t")[1] for line in (label_run / "test.tsv").read_text().splitlines()[1:]]
     assert predictions == [{"0": "부정.", "1": "긍정."}[label] for label in labels]
     assert found["metrics"]["accuracy"] == 1.0

@@ -12,11 +12,13 @@ import torch
 
 from config.flags import DataFlags, LengthFlags
 from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags
+from config.templates import Template
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from generation.engines.pytorch import TorchEngine
+from generation.highlighting import template_words
 from generation.label_scoring import LabelScorer
 from metrics.calibration import LabelCalibration, log_mean_probability, softmax
 from metrics.probabilities import with_probabilities
@@ -46,6 +48,37 @@ def predictor(**calibration: Any) -> ScorePredictor:
 
 def sources(texts: list[str]) -> list[np.ndarray]:
     return [np.array(TOKENIZER(text).input_ids) for text in texts]
+
+
+def test_words_lose_what_one_pass_a_word_says() -> None:
+    """The words of the template are left out; batches of another size give the same."""
+    texts = ["Q: " + " ".join(dict.fromkeys(three)) for three in zip(*[iter(words(12, seed=4))] * 3, strict=True)]
+    found = []
+    for rows in (1, 64):
+        decoding = LabelDecoding("score", LABELS, highlight=(1, 0), limits=BatchLimits(rows))
+        found.append(ScorePredictor(*load(), decoding, ONE)(range(4), sources(texts)))
+    for text, one, many in zip(texts, *found, strict=True):
+        spoken = text.split()[1:]
+        assert [word for word, _ in one.words] == [word for word, _ in many.words] == spoken
+        assert [loss for _, loss in one.words] == pytest.approx([loss for _, loss in many.words], abs=1e-6)
+        label = LABELS.texts.index(one.text)
+        for word, loss in many.words:
+            rest = "Q: " + " ".join(other for other in spoken if other != word)
+            (alone,) = predictor()(range(1), sources([rest]))
+            assert loss == pytest.approx(many.label_probabilities[label] - alone.label_probabilities[label], abs=1e-6)
+    (silent,) = ScorePredictor(*load(), decoding, ONE)(range(1), sources(["Q:"]))
+    assert silent.words == ()
+
+
+def test_words_of_a_template_are_those_around_the_variables() -> None:
+    for source, around in (
+        ("{{ source }}", (0, 0)),
+        ("review of a film: {{ source }}\n", (4, 0)),
+        ("리뷰:{{ source }} (끝)", (0, 1)),
+        ("a {{ x }} b {{ y }} c d", (1, 2)),
+        ("{% if a %}x{% endif %} {{ a }}", (0, 0)),
+    ):
+        assert template_words(Template(source)) == around, source
 
 
 def test_a_prediction_is_the_likeliest_label_with_its_own_score() -> None:
