@@ -134,6 +134,8 @@ _METRICS: tuple[tuple[str, str, Callable[..., ArcCounts], Callable[[ArcCounts], 
         "",
         f"the first {COMMON} relations, and the others",
     ),
+    ("uas_macro_f1_corrected", "KLUE, after correction", _corrected, lambda c: macro(c.heads), "arcs corrected", ""),
+    ("las_macro_f1_corrected", "KLUE, after correction", _corrected, lambda c: macro(c.labelled), "arcs corrected", ""),
     ("uas_micro_f1", "KLUE: F1 over all heads, the share of right ones", _raw, lambda c: micro(c.heads), "arcs", ""),
     ("las_micro_f1", "KLUE: F1 over all relations, rare ones as one", _raw, lambda c: micro(c.labelled), "arcs", ""),
 )

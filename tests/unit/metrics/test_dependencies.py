@@ -53,8 +53,10 @@ def test_words_with_the_right_head_and_relation() -> None:
 def test_words_that_cannot_be_read_are_counted_and_found_by_correction() -> None:
     scores = score([LINE], [LINE.replace("▁", " ")], KLUE)
     assert scores.metrics["uas"] == pytest.approx(100 / 3)
-    assert (scores.metrics["uas_corrected"], scores.metrics["las_corrected"], scores.invalid_outputs) == (100, 100, 1)
-    assert "uas                   33.33   2 words of 3 without an arc" in report_text(scores)
+    corrected = [name for name in scores.metrics if name.endswith("_corrected")]
+    assert corrected == ["uas_corrected", "las_corrected", "uas_macro_f1_corrected", "las_macro_f1_corrected"]
+    assert ({scores.metrics[name] for name in corrected}, scores.invalid_outputs) == ({100.0}, 1)
+    assert "uas                       33.33   2 words of 3 without an arc" in report_text(scores)
     assert score([LINE], [LINE.replace("▁", " ")], KLUE, correction="none").metrics["uas_corrected"] == 0
 
 
