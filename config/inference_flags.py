@@ -74,7 +74,12 @@ class ScoringFlags:
 class OutputFlags:
     """Output"""
 
-    metrics: str = free("", "Metrics besides those of the task, names joined by commas; empty = none.", metavar="NAMES")
+    metrics: str = free(
+        "",
+        "Metrics besides those of the task, names joined by commas; empty = none.",
+        metavar="NAMES",
+        excludes=NO_FILES,
+    )
     confidence: float = free(
         0.0,
         "Level of the bootstrap intervals of the metrics, e.g. 0.95, and of the paired comparison of two -predictions;"
