@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,6 @@ from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
-from utils.tables import format_table, visible
 
 __all__ = [
     "Task",
@@ -52,7 +52,7 @@ IF_SET = (
     "postprocessor",
 )  # keys that older checkpoints do not know
 
-COLUMNS_WIDTH = 44  # cells in the table of tasks
+LINE_WIDTH = 80  # of `task_table`
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
 
@@ -281,15 +281,17 @@ def task_name(name: str) -> str:
 
 
 def task_table() -> list[str]:
-    """The built-in tasks, a line each: name, columns, output, metrics and description."""
-    rows = []
+    """The built-in tasks: a name each, and below it the description, the columns, the kind of output and its metrics."""
+    lines = []
     for task in map(get_task, task_names()):
         named = {"source": str(task.source_column), "target": str(task.target_column)}
         templates = Template(task.input_template), Template(task.references or task.target_template)
         sides = (", ".join(sorted(named.get(name, name) for name in read.variables)) for read in templates)
-        columns = visible(" -> ".join(sides), COLUMNS_WIDTH)
-        rows.append((task.name, columns, task.kind, ", ".join(task.metrics), task.description))
-    return format_table(("task", "columns", "output", "metrics", "description"), rows, left=5)
+        told = (task.description, f"columns {' -> '.join(sides)}", f"{task.kind} by {', '.join(task.metrics)}")
+        lines.append(task.name)
+        for line in told:
+            lines += textwrap.wrap(line, LINE_WIDTH, initial_indent="  ", subsequent_indent=" " * 4)
+    return lines
 
 
 def get_task(name_or_path: str) -> Task:

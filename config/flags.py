@@ -127,7 +127,7 @@ class TrainTaskFlags:
     """Task"""
 
     task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
-    list_tasks: bool = free(False, "Show the built-in tasks in a table, and do nothing else.", resume="once")
+    list_tasks: bool = free(False, "Show the built-in tasks, and do nothing else.", resume="once")
     show_examples: int = free(
         0,
         "Show this many training rows as the model sees them, with their tokens counted, and do nothing else: nothing"
