@@ -281,7 +281,7 @@ def task_name(name: str) -> str:
 
 
 def task_table() -> list[str]:
-    """The built-in tasks: a name each, and below it the description, the columns, the kind of output and its metrics."""
+    """The built-in tasks: a name each, and below it the description, the columns, the kind of output, the metrics."""
     lines = []
     for task in map(get_task, task_names()):
         named = {"source": str(task.source_column), "target": str(task.target_column)}
