@@ -99,7 +99,9 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
 
 
 def _scored_files(config: InferenceConfig, name: str) -> list[str]:
-    return [path for path in map(data_file, getattr(config.scoring, name)) if os.path.exists(path)]
+    """The files on this machine that -predictions or -references names, whatever their ending."""
+    values = getattr(config.scoring, name)
+    return [path for path in (*values, *map(data_file, values)) if os.path.exists(path)]
 
 
 def _local_models(names: Sequence[str]) -> list[str]:

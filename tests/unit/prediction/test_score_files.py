@@ -161,8 +161,10 @@ def test_flags_that_are_about_predicting_are_refused() -> None:
         "-save_report out.txt: exists; -overwrite replaces it",
         *[problem for problem in problems_of(*flags, "-metrics", "accurcy") if problem.startswith("-metrics")],
     ]
-    same = problems_of("-predictions", "out.txt", "-references", "plain.txt", "-save_report", "out.txt", "-overwrite")
-    assert same == ["-save_report out.txt: the same file as -predictions"]
+    for name in ("out.txt", "out"):
+        Path(name).write_text("positive\n")
+        same = problems_of("-predictions", name, "-references", "plain.txt", "-save_report", name, "-overwrite")
+        assert same == [f"-save_report {name}: the same file as -predictions"]
     _, _, problems = parse_flags(InferenceConfig, [])
     assert [problem.partition(":")[0] for problem in problems] == ["-model is required"]
 
