@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 _OPENING = re.compile(r"[\[{]")
 _CLOSING = {"{": "}", "[": "]"}
@@ -68,26 +68,46 @@ def _refuse(constant: str) -> NoReturn:
 
 def _closed(text: str) -> str | None:
     """`text` up to the end of the value that it begins with; where it ends before, with what is missing there."""
+    scan = _scanned(text)
+    if scan is None or scan.end:
+        return text[: scan.end] if scan else None
+    whole = text + '"' * scan.inside + scan.closing
+    if JsonValue().value(whole) is not None or scan.comma < 0:
+        return whole
+    before = _scanned(text[: scan.comma])  # what follows the last comma cannot be made whole
+    return text[: scan.comma] + before.closing if before else None
+
+
+class _Scan(NamedTuple):
+    """Where the first value of a text ends (0: it does not), and else what it takes to close it."""
+
+    end: int
+    closing: str = ""
+    inside: bool = False  # a text in quotes
+    comma: int = -1  # the last one outside of them
+
+
+def _scanned(text: str) -> _Scan | None:
+    """None where a bracket is closed by another one."""
     open_: list[str] = []
-    complete, inside, escaped = "", False, False  # `complete`: the longest beginning that brackets alone make whole
+    inside = escaped = False
+    comma = -1
     for position, character in enumerate(text):
         if inside:
             inside = escaped or character != '"'
             escaped = character == "\\" and not escaped
-            continue
-        if character == '"':
+        elif character == '"':
             inside = True
         elif character in _CLOSING:
             open_.append(_CLOSING[character])
+        elif character == ",":
+            comma = position
         elif character in "}]":
             if not open_ or open_.pop() != character:
                 return None
             if not open_:
-                return text[: position + 1]
-        elif character == ",":
-            complete = text[:position] + "".join(reversed(open_))
-    whole = text + '"' * inside + "".join(reversed(open_))
-    return whole if JsonValue().value(whole) is not None else complete or None
+                return _Scan(position + 1)
+    return _Scan(0, "".join(reversed(open_)), inside, comma)
 
 
 def _common_start(one: str, other: str) -> str:
