@@ -88,6 +88,13 @@ class OutputFlags:
         maximum=0.9999,
         excludes=NO_FILES,
     )
+    group_by: tuple[str, ...] = free(
+        (),
+        "Column of the input for whose values the metrics are given one by one as well, e.g. a language pair; may"
+        " repeat. For .tsv, .csv, .jsonl and .json files.",
+        metavar="COLUMN",
+        excludes=NO_FILES,
+    )
     save_output: str = free(
         "",
         "File of predictions in input order: a line a row, or .jsonl / .tsv with source, reference and score;"

@@ -94,8 +94,10 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
     if config.label.highlight and not is_structured(output.save_output):
         problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
-    if output.keep_fields and STANDARD_INPUT not in config.data.test_data:
-        _check_fields(config, problems)
+    if STANDARD_INPUT not in config.data.test_data and not config.scoring.score_only:
+        for flag in ("keep_fields", "group_by"):
+            if getattr(output, flag):
+                _check_records(flag, config, problems)
 
 
 def _scored_files(config: InferenceConfig, name: str) -> list[str]:
@@ -111,20 +113,20 @@ def _local_models(names: Sequence[str]) -> list[str]:
     return [path for path in paths if path and os.path.exists(path)]
 
 
-def _check_fields(config: InferenceConfig, problems: list[str]) -> None:
-    """What -keep_fields needs: records on both sides, and every row of them."""
-    if not is_structured(config.output.save_output):
+def _check_records(flag: str, config: InferenceConfig, problems: list[str]) -> None:
+    """What -keep_fields and -group_by need: the records of the input, and every row of them."""
+    if flag == "keep_fields" and not is_structured(config.output.save_output):
         problems.append("-keep_fields: give -save_output a file that ends in .jsonl or .tsv")
     paths, share = config.data.test_data or config.data.valid_data, config.data.test_data_proportions
     if share and not config.data.test_data:
         problems.append(
-            f"-keep_fields copies the records of whole files, and -test_data_proportions {share} predicts a share of"
-            " -train_data; give the rows as -test_data, or leave -keep_fields out"
+            f"-{flag} reads the records of whole files, and -test_data_proportions {share} predicts a share of"
+            f" -train_data; give the rows as -test_data, or leave -{flag} out"
         )
         return
     kinds = [collect(problems, lambda path=path: parse_data_path(path).kind) for path in paths]  # type: ignore[misc]
     if not paths or not set(kinds) <= {*WITH_RECORDS, None}:
-        problems.append("-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not copied from")
+        problems.append(f"-{flag}: give -test_data .tsv, .csv, .jsonl or .json files; others are not read again")
 
 
 def _check_decoding(config: InferenceConfig, problems: list[str]) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from config.inference_flags import InferenceConfig
 from config.parser import deciding_flags, to_dict
@@ -22,9 +23,10 @@ from metrics.calibration import LabelCalibration
 from metrics.probabilities import with_probabilities
 from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
-from metrics.score import CHOSEN, score
+from metrics.score import CHOSEN, Scores, score
 from postprocessors.base import said
 from prediction.confidence import confidence_of
+from prediction.groups import Groups, group_dict, groups_of
 from prediction.label_calibration import asked_decoding
 from prediction.lazy_sequence import LazySequence
 from prediction.output import (
@@ -65,6 +67,8 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else None
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
+    escapes, headers = config.data.tsv_escapes, split.report.headers
+    groups = groups_of(config.output.group_by, paths, ready.task.layout, headers, escapes)
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)
@@ -72,7 +76,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
         with telling_what_is_kept(split, limits, parts, kept):
             predictions = predict(engine, split, limits, ready.devices, parts)
         with predictions:
-            finish(ready, split, predictions, decoding.calibration if decoding else None, records)
+            finish(ready, split, predictions, decoding.calibration if decoding else None, records, groups)
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
@@ -145,6 +149,7 @@ def finish(
     predictions: Sequence[Prediction],
     calibration: LabelCalibration | None = None,
     records: InputRecords | None = None,
+    groups: Groups | None = None,
 ) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
@@ -174,7 +179,12 @@ def finish(
         tell(f"references written to {output.save_label}")
     limit = largest_distance(output)
     correction = output.label_correction if config.label.label_decoding == "generate" else CHOSEN
-    scores = score(references, texts, postprocessor, correction, limit, names=ready.task.metrics)
+    options: dict[str, Any] = {"correction": correction, "max_distance": limit, "names": ready.task.metrics}
+
+    def scored_as(wanted: Sequence[str | None], found: Sequence[str]) -> Scores:
+        return score(wanted, found, postprocessor, **options)
+
+    scores = scored_as(references, texts)
     settings = to_dict(config)
     if scored and calibration:
         shares = (prediction.label_probabilities for prediction in predictions)
@@ -182,6 +192,10 @@ def finish(
         settings["label_calibration"] = calibration_settings(calibration, postprocessor)
     tell(*report_text(scores, outputs_of(split, predictions, postprocessor)).splitlines())
     report = report_dict(scores, settings)
+    if groups:
+        by_group = groups.scores(references, texts, scored_as)
+        tell(*groups.lines(by_group))
+        report["groups"] = group_dict(by_group)
     if output.confidence and scores.scored_rows:
         confidence = confidence_of(output.confidence, scores, references, texts, postprocessor)
         tell(*confidence.lines())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config.checks import check_combinations, collect
 from config.flags import LengthFlags
@@ -16,11 +17,12 @@ from datamodules.readers.paths import check_data_paths
 from datamodules.splits import RowEncoder, report_lines
 from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
-from metrics.score import score
+from metrics.score import Scores, score
 from postprocessors.answers import expected
 from postprocessors.base import said
 from prediction.checks import check_outputs
 from prediction.confidence import confidence_of
+from prediction.groups import group_dict, groups_of
 from prediction.lazy_sequence import LazySequence
 from task_utils import Task, get_task, override_task, with_metrics
 from utils.console import tell
@@ -40,6 +42,7 @@ class References:
 
     texts: Sequence[str | None]
     source_of: Callable[[int], str | None]
+    headers: Mapping[str, str] | None = None  # as in `EncodeReport`; None for plain lines
 
 
 def check_scoring(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
@@ -95,16 +98,21 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
         if len(texts) != len(references.texts)
     )
     predictions, *others = found
-    processor, limit = task.postprocessor, output.label_max_distance
+    processor, limit = task.postprocessor, output.label_max_distance if output.label_max_distance >= 0 else None
+    options: dict[str, Any] = {"correction": output.label_correction, "max_distance": limit, "names": task.metrics}
+
+    def scored_as(wanted: Sequence[str | None], found: Sequence[str]) -> Scores:
+        return score(wanted, found, processor, **options)
+
+    groups = None
+    if output.group_by:
+        if references.headers is None:
+            raise UserError(f"-group_by: plain lines have no columns; give -references the data file, not {given}")
+        escapes, headers = config.data.tsv_escapes, references.headers
+        groups = groups_of(output.group_by, config.scoring.references, task.layout, headers, escapes)
     try:
-        scores = score(
-            references.texts,
-            predictions,
-            processor,
-            output.label_correction,
-            limit if limit >= 0 else None,
-            names=task.metrics,
-        )
+        scores = scored_as(references.texts, predictions)
+        by_group = groups.scores(references.texts, predictions, scored_as) if groups else {}
     except ValueError as error:
         raise UserError(f"-references {given}: {error}") from error
     pairs = zip(references.texts, predictions, strict=True)
@@ -112,6 +120,9 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
     tell(f"task {task.name}; {said(processor)}")
     tell(*report_text(scores, Outputs.of(rows, references.source_of)).splitlines())
     content = report_dict(scores, to_dict(config))
+    if groups:
+        tell(*groups.lines(by_group))
+        content["groups"] = group_dict(by_group)
     if output.confidence:
         confidence = confidence_of(output.confidence, scores, references.texts, predictions, processor, *others)
         tell(*confidence.lines())
@@ -196,7 +207,7 @@ def read_references(config: InferenceConfig, task: Task, temporary: Path) -> Ref
         encoder = RowEncoder(data, LengthFlags(), task, ByT5Tokenizer(), 0, temporary)
         split = encoder.encode("-references", paths, keep_all=True)
         tell(*report_lines("-references", split.report))
-        return References(LazySequence(len(split), split.reference), split.source_text)
+        return References(LazySequence(len(split), split.reference), split.source_text, split.report.headers)
     texts: list[str | None] = []
     processor = task.postprocessor
     for place, line in _lines(paths[0], "-references"):

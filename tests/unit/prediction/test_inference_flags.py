@@ -126,11 +126,11 @@ DECODING = {
     ),
     "fields of the hub": (
         ("-keep_fields", "-save_output", "o.tsv", "-test_data", "owner/data"),
-        "-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not copied from",
+        "-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not read again",
     ),
     "fields of a share of other rows": (
         ("-keep_fields", *TRAINING_SHARE, "-valid_data", "in.jsonl", "-save_output", "o.jsonl"),
-        "-keep_fields copies the records of whole files, and -test_data_proportions 0.5 predicts a share of"
+        "-keep_fields reads the records of whole files, and -test_data_proportions 0.5 predicts a share of"
         " -train_data; give the rows as -test_data, or leave -keep_fields out",
     ),
 }

@@ -77,6 +77,21 @@ def test_every_form_gives_the_same_figures(
     assert told.endswith("report written to new/report.json\n")
 
 
+def test_groups_are_those_of_the_data_file() -> None:
+    flags = ["-predictions", "out.tsv", "-task", "nsmc-naive", "-group_by", "label"]
+    scored(*flags, "-references", "data.tsv", "-save_report", "report.json")
+    groups = json.loads(Path("report.json").read_text())["groups"]
+    assert {name: group["rows"] for name, group in groups.items()} == {"1": 3, "": 0}
+    assert groups["1"]["metrics"]["accuracy"] == 1 / 3
+    for other, told in (
+        ("plain.txt", "-group_by: plain lines have no columns; give -references the data file, not plain.txt"),
+        ("data.tsv", "-group_by pair: no such column in the first row; columns there are: document, label"),
+    ):
+        with pytest.raises(UserError) as refused:
+            scored(*flags[:-1], "pair", "-references", other)
+        assert refused.value.problems == (told,)
+
+
 def test_examples_have_sources_where_the_references_do(capsys: pytest.CaptureFixture[str]) -> None:
     Path("pairs.tsv").write_text("a b\tc d\n")
     Path("out.txt").write_text("c e\n")
