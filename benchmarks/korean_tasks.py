@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT))
 from metrics.registry import FRACTION, METRICS  # noqa: E402
 from task_utils import get_task  # noqa: E402
 from utils.console import run_command  # noqa: E402
+from utils.differences import difference_table, differences_of  # noqa: E402
 from utils.errors import UserError, closest  # noqa: E402
-from utils.files import whole_file  # noqa: E402
+from utils.files import whole_file, write_json  # noqa: E402
 
 USAGE = """\
 usage: bash run_scripts/bench_ko.sh MODEL DATA_FOLDER [flags of train.py]
@@ -30,7 +31,7 @@ usage: bash run_scripts/bench_ko.sh MODEL DATA_FOLDER [flags of train.py]
   MODEL        a folder or hub name (-init_model), a preset of configs/ or a .json config (-config_path)
   DATA_FOLDER  the published files of the corpora, in any folders below it
 """
-REPORT = "test_report.json"
+REPORT, COMMAND = "test_report.json", "bench_command.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Benchmark:
     test: str
     valid: str = ""  # else 2 % of the training rows
     published: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all of them."""
+        return [*self.train, self.test, *filter(None, (self.valid,))]
 
 
 def _klue(task: str, name: str, suffix: str = "json", **published: str) -> Benchmark:
@@ -97,17 +103,17 @@ def main(argv: list[str]) -> int:
     if not Path(data).is_dir():
         raise UserError(f"DATA_FOLDER {data}: no such folder")
     out = Path(os.environ.get("OUT") or Path("runs") / "bench_ko" / Path(model).name)
-    seeds = os.environ.get("SEEDS", "1 2 3").split()
+    seeds, every = _seeds(os.environ.get("SEEDS", "1 2 3")), _every(os.environ.get("EVERY", "1"))
     known = [benchmark.task for benchmark in BENCHMARKS]
     wanted = os.environ.get("TASKS", "").split() or known
     for task in wanted:
         if task not in known:
             raise UserError(f"TASKS: no such task {task!r}{closest(task, known)}; known: {', '.join(known)}")
-    files = {path.name: path for path in sorted(Path(data).rglob("*")) if path.is_file()}
+    files = _files(Path(data), {name for benchmark in BENCHMARKS for name in benchmark.files})
+    _check_same(out / COMMAND, {"model": model, "flags": flags, "EVERY": every})
     found: dict[str, list[dict[str, Any]]] = {}
     for benchmark in BENCHMARKS:
-        needed = [*benchmark.train, benchmark.test, *filter(None, (benchmark.valid,))]
-        missing = [name for name in needed if name not in files]
+        missing = [name for name in benchmark.files if name not in files]
         if benchmark.task not in wanted:
             continue
         if missing:
@@ -116,7 +122,7 @@ def main(argv: list[str]) -> int:
         for seed in seeds:
             run = out / f"{benchmark.task}-seed{seed}"
             if not (run / REPORT).exists():
-                _train(benchmark, files, model, run, seed, flags)
+                _train(benchmark, files, model, run, seed, every, flags)
             found.setdefault(benchmark.task, []).append(json.loads((run / REPORT).read_text(encoding="utf-8")))
             _write(out, model, seeds, found)
     if not found:
@@ -126,18 +132,58 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _seeds(value: str) -> list[str]:
+    seeds = value.split()
+    if not seeds or len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"SEEDS {value!r}: give different whole numbers, for example SEEDS='1 2 3'")
+    return seeds
+
+
+def _every(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"EVERY {value!r}: give a whole number from 1; N scores every N-th test row")
+    return int(value)
+
+
+def _files(folder: Path, names: set[str]) -> dict[str, Path]:
+    """The files of these names below a folder; of one name there may be one."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name in names and path.is_file() and found.setdefault(path.name, path) != path:
+            raise UserError(f"DATA_FOLDER {folder}: {found[path.name]} and {path} have one name; keep one of them")
+    return found
+
+
+def _check_same(path: Path, command: Mapping[str, Any]) -> None:
+    """Refuse to put figures of another command into the table; remember this one."""
+    if path.exists():
+        differing = differences_of(json.loads(path.read_text(encoding="utf-8")), command)
+        if differing:
+            raise UserError(
+                f"OUT {path.parent}: holds the runs of another command; choose another folder, or delete it\n"
+                f"{difference_table(differing, 'before')}"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(command))
+
+
 def _train(
-    benchmark: Benchmark, files: Mapping[str, Path], model: str, run: Path, seed: str, flags: Sequence[str]
+    benchmark: Benchmark,
+    files: Mapping[str, Path],
+    model: str,
+    run: Path,
+    seed: str,
+    every: int,
+    flags: Sequence[str],
 ) -> None:
     preset = model.endswith(".json") or (ROOT / "configs" / f"{model}.json").exists()
     valid = ["-valid_data", str(files[benchmark.valid])] if benchmark.valid else ["-valid_data_proportions", "0.02"]
-    every = f":{os.environ['EVERY']}" if os.environ.get("EVERY") else ""
     command = [sys.executable, str(ROOT / "train.py"), "-task", benchmark.task]
     command += [part for name in benchmark.train for part in ("-train_data", str(files[name]))]
     command += [
         *valid,
         "-test_data",
-        f"{files[benchmark.test]}{every}",
+        f"{files[benchmark.test]}:{every}",
         "-config_path" if preset else "-init_model",
         model,
     ]

@@ -147,7 +147,7 @@ class TrainTaskFlags:
         "Weight of a label's rows in the loss: 'balanced' (rare labels weigh more), or a YAML/JSON file of"
         " label: weight; empty = all 1.",
         metavar="balanced|FILE",
-        resume="fixed",
+        resume="free",  # the weights themselves are compared
     )
 
 

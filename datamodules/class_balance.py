@@ -14,6 +14,7 @@ from utils.errors import UserError, errors_at, raise_if_any, shortened
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 BALANCED = "balanced"
+HEAVIEST = 1e6  # a weight; beyond it the sums of a step lose digits
 CHOICE_SEED = 20261128  # of -train_rows; not -seed, so that runs with other seeds train on the same rows
 
 
@@ -84,8 +85,8 @@ def class_weights(flag: str, labels: LabelledRows | None) -> dict[str, float]:
     `balanced` is rows / (labels that occur * rows of the label), as scikit-learn has it: the mean weight of a row is 1.
 
     Raises:
-        UserError: a file that cannot be read or names another label, a weight that is no number above 0, a label
-            without a weight; labels that are not one a row.
+        UserError: a file that cannot be read or names another label, a weight that is no number or beyond
+            `HEAVIEST`, a label without a weight; labels that are not one a row.
     """
     if not flag:
         return {}
@@ -115,8 +116,10 @@ def _weights_of(content: Mapping[object, object], label_map: LabelMap) -> dict[s
             weight = float("nan")
         if text is None:
             problems.append(f"{name!r} is no label; known: {label_map.describe()}")
-        elif not 0 < weight < float("inf"):
-            problems.append(f"the weight of {name!r} must be a number above 0, not {value!r}")
+        elif not 1 / HEAVIEST <= weight <= HEAVIEST:
+            problems.append(
+                f"the weight of {name!r} must be a number from {1 / HEAVIEST:g} to {HEAVIEST:g}, not {value!r}"
+            )
         else:
             weights[text] = weight
     missing = [text for text in label_map.texts if text not in weights]

@@ -17,6 +17,8 @@ from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
 from postprocessors.base import Postprocessor
 
+WEIGHTS = "weights of the labels"  # in the fingerprint; empty where all are 1
+
 
 class MicroBatches(Dataset[dict[str, Any]]):
     """The micro-batches of one rank under one plan: item `i` is the collated batch `i`.
@@ -209,7 +211,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-seed": self.seed,
             "number of devices": world_size,
             "-float_precision": precision,
-            **({"weights of the labels": weights} if weights else {}),
+            WEIGHTS: weights,
         }
 
     def state_dict(self) -> dict[str, Any]:

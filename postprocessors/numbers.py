@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from utils.errors import raise_if_any
 
 MOST_CHOICES = 10_000
+MOST, MOST_DECIMALS = 1e15, 15  # what a float tells apart
 _FIRST_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
@@ -20,7 +21,8 @@ class Number:
     The model should write one from `lowest` to `highest` (None: no bound) with `decimals` digits behind the point. That
     bounds the length of an output; a number out of bounds still stands for itself.
 
-    Raises `UserError` on bounds that are not finite or stand the wrong way round, and on fewer than 0 decimals.
+    Raises `UserError` on bounds that are not finite, beyond `MOST` or the wrong way round, and on decimals below 0 or
+    above `MOST_DECIMALS`.
     """
 
     lowest: float | None = None
@@ -39,8 +41,13 @@ class Number:
         ]
         if self.lowest is not None and self.highest is not None and self.lowest > self.highest:
             problems.append(f"lowest {self.lowest:g} is above highest {self.highest:g}")
-        if self.decimals < 0:
-            problems.append(f"decimals {self.decimals} is below 0")
+        problems += [
+            f"{name} {bound:g} is beyond {MOST:g}"
+            for name, bound in bounds.items()
+            if MOST < abs(bound or 0.0) < math.inf
+        ]
+        if not 0 <= self.decimals <= MOST_DECIMALS:
+            problems.append(f"decimals {self.decimals} is not from 0 to {MOST_DECIMALS}")
         raise_if_any(problems)
 
     @property

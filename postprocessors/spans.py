@@ -136,7 +136,8 @@ class TaggedText:
         pieces: list[str] = []
         spans = []
         end = length = 0
-        for match in pattern.finditer(text):
+        last = text.rfind(">") + 1  # behind it no mark ends: thousands of `<` are not searched for one
+        for match in pattern.finditer(text, 0, last):
             start = length + match.start() - end
             pieces += [text[end : match.start()], match[1]]
             length = start + len(match[1])

@@ -17,10 +17,12 @@ from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
+from postprocessors.numbers import MOST_CHOICES, Number
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, named_metrics, override_task
 from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
+from utils.tables import counted
 
 OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
     r"\.(csv|json|parquet|arrow|feather|xlsx?|ods|ya?ml|xml|html|md|gz|bz2|xz|zst|zip|pkl|npy|pt|safetensors|db|sqlite)"
@@ -204,6 +206,9 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
 def label_problems(mode: str, postprocessor: Postprocessor) -> list[str]:
     """What stands against predicting the rows of a task by `-label_decoding mode`."""
     labels = allowed_labels(postprocessor)
+    if mode != "generate" and isinstance(postprocessor, Number) and postprocessor.longest_texts and labels is None:
+        written = f"{postprocessor.describe()} with {counted(postprocessor.decimals, 'decimal')}"
+        return [f"-label_decoding {mode}: of {written} there are none, or more than {MOST_CHOICES:,}"]
     if mode != "generate" and labels is None:
         return [
             f"-label_decoding {mode} needs labels, or numbers with bounds: give -label_map, or a -task with a label map"

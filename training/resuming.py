@@ -21,6 +21,7 @@ from config.checks import highest_rate
 from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
+from datamodules.seq2seq_datamodule import WEIGHTS
 from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
@@ -124,6 +125,7 @@ def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[
     """
     saved = dict(resumed.position.fingerprint)
     saved.setdefault(PRECISION, fingerprint[PRECISION])  # checkpoints of the first releases do not say
+    saved.setdefault(WEIGHTS, "")
     return differences_of(saved, fingerprint)
 
 

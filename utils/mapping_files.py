@@ -42,7 +42,7 @@ def read_mapping_file(flag: str, path: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"{path}:{mark.line + 1}" if mark else path
-        is_template = mark and "{{" in text.splitlines()[mark.line]
+        is_template = mark and "{{" in (*text.splitlines(), "")[mark.line]  # the end of the text is a line of its own
         quoted = '; YAML reads {{ as the start of a mapping: put a template in quotes, "{{ source }}"'
         raise UserError(f"{flag} {line}: {error.problem}{quoted if is_template else ''}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -206,5 +206,10 @@ def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> No
     again = script("bench_ko.sh", str(model), str(tmp_path / "data"), *flags, **variables)
     assert "[TRAIN]" not in again.out
     assert (tmp_path / "out" / "bench.md").read_text(encoding="utf-8") == table
+    other = {name: str(value) for name, value in {**variables, "EVERY": "3"}.items()}
+    refused = run("bash", "run_scripts/bench_ko.sh", str(model), str(tmp_path / "data"), *flags, env=other)
+    assert (refused.code, refused.err.splitlines()[-1].split()) == (2, ["EVERY", "2", "3"])
+    twice = run("bash", "run_scripts/bench_ko.sh", "m", str(tmp_path), env={"SEEDS": "1 1"})
+    assert twice.errors == ["SEEDS '1 1': give different whole numbers, for example SEEDS='1 2 3'"]
     wrong = run("bash", "run_scripts/bench_ko.sh", str(model), str(tmp_path), env={"TASKS": "klue-nl"})
     assert (wrong.code, wrong.errors[0][:60]) == (2, "TASKS: no such task 'klue-nl' (did you mean klue-nli?); know")

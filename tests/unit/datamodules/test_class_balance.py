@@ -101,7 +101,7 @@ def test_weights_of_a_file_name_every_label_by_id_or_text(tmp_path: Path) -> Non
     assert row_weights(labels, weights).tolist() == [2.0, 0.5, 0.5, 1.0]
     for text, problem in (
         ("{0: 2}", "no weight for good, odd"),
-        ("{bad: 0}", "the weight of 'bad' must be a number above 0, not '0'"),
+        ("{bad: 0}", "the weight of 'bad' must be a number from 1e-06 to 1e+06, not '0'"),
         ("{bad: nan, x: 1}", "'x' is no label; known: 0=bad, 1=good, 2=odd"),
         ("[1]", "expected a mapping from label to weight"),
     ):

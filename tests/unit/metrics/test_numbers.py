@@ -93,9 +93,11 @@ def test_the_fields_of_a_task_file():
     assert (number.longest_texts, number.describe()) == (("0.00", "5.00"), "numbers from 0 to 5")
     assert Number().correct(["약 -3점", "3점", "없음"], max_distance=1) == [None, "3", None]
     assert Number().correct(["1e5", "-.5점", "１.5점", "9" * 400 + "점"]) == ["1e5", "-.5", "１.5", None]  # too large
+    with pytest.raises(UserError, match=r"^postprocessor: highest 1e\+308 is beyond 1e\+15$"):
+        postprocessor_of({"kind": "numbers", "lowest": 0, "highest": "1e308"}, "postprocessor")
     with pytest.raises(UserError) as mistakes:
         postprocessor_of({"kind": "numbers", "lowest": 5, "highest": 0, "decimals": -1}, "postprocessor")
     assert mistakes.value.problems == (
         "postprocessor: lowest 5 is above highest 0",
-        "postprocessor: decimals -1 is below 0",
+        "postprocessor: decimals -1 is not from 0 to 15",
     )

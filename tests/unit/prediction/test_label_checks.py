@@ -97,6 +97,9 @@ def test_numbers_with_bounds_are_constrained_and_not_scored() -> None:
     told = "-label_decoding score is for labels, and these are numbers from 0 to 0.3; use constrained"
     assert label_problems("score", numbers) == [told]
     assert len(label_problems("constrained", Number(1))) == 1
+    assert label_problems("constrained", Number(0, 5, 5)) == [
+        "-label_decoding constrained: of numbers from 0 to 5 with 5 decimals there are none, or more than 10,000"
+    ]
 
 
 def test_another_separator_is_another_run() -> None:

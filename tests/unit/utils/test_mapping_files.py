@@ -40,6 +40,11 @@ def test_a_template_without_quotes_is_explained(tmp_path: Path, content: str) ->
     assert line.endswith('YAML reads {{ as the start of a mapping: put a template in quotes, "{{ source }}"')
 
 
+def test_yaml_that_breaks_off_is_told_with_the_line_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    assert f"{tmp_path / 'broken.yaml'}:2: " in problem(tmp_path / "broken.yaml")
+
+
 def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
