@@ -12,6 +12,8 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +21,11 @@ from typing import Any, NoReturn
 
 START_TIMEOUT = 240.0  # seconds; the first one imports the libraries
 END_TIMEOUT = 60.0
+RUNNING = 1000  # no exit code
 
 
 class ForkedCommands:
-    """A process whose forks run `python SCRIPT FLAGS`, one at a time.
+    """A process whose forks run `python SCRIPT FLAGS`; several threads may ask for some at once.
 
     Args:
         folder: where it is started; below it lie the modules of the project.
@@ -32,6 +35,7 @@ class ForkedCommands:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder, self._environment = folder, dict(environment)
         self._server: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()  # a request and its answer; tests run two commands at once
 
     def run(
         self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str], timeout: float
@@ -49,14 +53,20 @@ class ForkedCommands:
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds; the process and its children are killed.
         """
-        try:
-            return self._answer(["wait", process], timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process, signal.SIGKILL)
-            raise
+        until = time.monotonic() + timeout
+        while (code := self._answer(["ended", process], START_TIMEOUT)) == RUNNING:
+            if time.monotonic() > until:
+                os.killpg(process, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(str(process), timeout)
+            time.sleep(0.01)
+        return code
 
     def _answer(self, request: list[Any], timeout: float) -> int:
-        if self._server is None:
+        with self._turn:
+            return self._answer_alone(request, timeout)
+
+    def _answer_alone(self, request: list[Any], timeout: float) -> int:
+        if self._server is None or self._server.poll() is not None:
             command = [sys.executable, "-m", __name__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self._server = subprocess.Popen(command, cwd=self._folder, env=self._environment, text=True, **pipes)
@@ -87,8 +97,9 @@ def serve() -> None:
 
     for line in sys.stdin:
         what, *arguments = json.loads(line)
-        if what == "wait":
-            print(os.waitstatus_to_exitcode(os.waitpid(*arguments, 0)[1]), flush=True)
+        if what == "ended":
+            process, status = os.waitpid(*arguments, os.WNOHANG)
+            print(os.waitstatus_to_exitcode(status) if process else RUNNING, flush=True)
             continue
         child = os.fork()
         if child == 0:
