@@ -235,8 +235,13 @@ class OptimFlags:
 class RunFlags:
     """Run, validation and checkpoints"""
 
-    save_path: str = free("", "Folder of this run: checkpoints, logs, config.json.", required=True, metavar="FOLDER",
-        unless=("list_tasks", "show_examples"))  # fmt: skip
+    save_path: str = free(
+        "",
+        "Folder of this run: checkpoints, logs, config.json.",
+        required=True,
+        unless=("list_tasks", "show_examples"),
+        metavar="FOLDER",
+    )
     overwrite: bool = flag(
         False,
         "Delete the run that -save_path already holds.",

@@ -39,7 +39,7 @@ class FlagSpec:
     aliases: tuple[str, ...] = ()
     metavar: str = ""
     required: bool = False
-    unless: tuple[str, ...] = ()  # flags with which it is not required
+    unless: tuple[str, ...] = ()  # flags that are on where it is not required
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # without this condition it has no effect
     excludes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # with this condition it contradicts
     # What a resume makes of another value than the saved run's: refuse it ("fixed"; with -resume_force the position
@@ -103,7 +103,7 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
     for spec in {spec.name: spec for spec in specs.values()}.values():
         given = texts.get(spec.name)
         if given is None:
-            if spec.required and not texts.keys() & set(spec.unless):
+            if spec.required and not any(_is_on(specs[name], texts) for name in spec.unless):
                 problems.append(f"-{spec.name} is required: {spec.help}")
             continue
         converted = [_convert(spec, text) for text in (given if spec.repeat else given[-1:])]
@@ -117,6 +117,11 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
         for group, group_specs in groups.items()
     }
     return config_class(**parts), frozenset(texts), problems
+
+
+def _is_on(spec: FlagSpec, texts: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a flag is given with another value than its default."""
+    return spec.name in texts and _convert(spec, texts[spec.name][-1])[0] != spec.default
 
 
 def split_token(token: str) -> tuple[str, str | None] | None:

@@ -1,8 +1,8 @@
-"""Python files of the user (-user_code): the way in for metrics, kinds of output and architectures of one's own.
+"""Python files of the user (-user_code): metrics, kinds of output, layouts and architectures of one's own.
 
-A file registers what it brings when it is imported: `metrics.registry.register`, `postprocessors.kinds.register`, or
-`AutoConfig.register` and `AutoModelForSeq2SeqLM.register` of transformers. It is imported only where the flag names it,
-never because a checkpoint, a config.json or a model folder does.
+A file registers what it brings when it is imported: `metrics.registry.register`, `postprocessors.kinds.register`,
+`datamodules.readers.layouts.register`, or `AutoConfig.register` and `AutoModelForSeq2SeqLM.register` of transformers.
+It is imported only where the flag names it, never because a checkpoint, a config.json or a model folder does.
 """
 
 from __future__ import annotations

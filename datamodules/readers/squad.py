@@ -51,10 +51,12 @@ def _flat_rows(path: str) -> Iterator[LayoutRow]:
 
 
 def _questions(path: str) -> Iterator[LayoutRow]:
-    """The line of a row is that of the question's id; in a file of one line, the question's number."""
+    """A row's line is that of the question's id, and of its article once an id was not found; in a file of one line it
+    is the question's number."""
     text = whole_text(path)
     on_one_line = "\n" not in text.strip()
     position, line, number = 0, 1, 0
+    has_ids = True
     for article_line, article, _ in _articles(path, text):
         place = f"{path}:{article_line}"
         title = article.get("title") if isinstance(article, dict) else None
@@ -64,10 +66,12 @@ def _questions(path: str) -> Iterator[LayoutRow]:
                 if not isinstance(question, dict):
                     raise UserError(f"{place}: {EXPECTED}; a question is no object")
                 number += 1
-                found = text.find(json.dumps(_identity(question), ensure_ascii=False), position)
-                if found >= 0:
+                found = text.find(json.dumps(_identity(question), ensure_ascii=False), position) if has_ids else -1
+                has_ids = found >= 0  # each search for one that is not there would go through the whole file
+                if has_ids:
                     line, position = line + text.count("\n", position, found), found
-                yield _row(number if on_one_line else line, {"title": title, "context": context, **question})
+                told = number if on_one_line else line if has_ids else article_line
+                yield _row(told, {"title": title, "context": context, **question})
 
 
 def table_rows(stored: Stored) -> Iterator[LayoutRow] | None:

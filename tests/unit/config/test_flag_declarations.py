@@ -127,3 +127,21 @@ def test_predictions_take_the_value_of_the_training_where_a_flag_says_so() -> No
     taken = to_dict(with_trained_settings(config, given, {"flags": saved}))
     expected = {**to_dict(config), "depth": 3, "tsv_escapes": False, "max_seq_length": 9}
     assert taken == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "required"),
+    [
+        (TrainConfig, ("-list_tasks",), []),
+        (TrainConfig, ("-list_tasks", "false"), ["-save_path"]),
+        (TrainConfig, ("-show_examples", "2"), []),
+        (TrainConfig, ("-show_examples", "0"), ["-save_path"]),
+        (InferenceConfig, ("-score_only",), []),
+        (InferenceConfig, ("-score_only=false",), ["-model"]),
+    ],
+)
+def test_a_flag_that_is_off_excuses_none_that_is_required(
+    command: type, flags: tuple[str, ...], required: list[str]
+) -> None:
+    _, _, problems = parse_flags(command, flags)
+    assert [problem.partition(" is required")[0] for problem in problems] == required

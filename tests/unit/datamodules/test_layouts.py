@@ -309,6 +309,19 @@ def flat_rows() -> Iterator[dict[str, Any]]:
                 }
 
 
+def test_questions_without_ids_have_the_line_of_their_article(tmp_path: Path) -> None:
+    """They are not looked for: each search would go through the rest of the file."""
+    question = {"question": "수도는?", "answers": [{"text": "서울", "answer_start": 0}]}
+    known = {"title": "a", "paragraphs": [{"context": "서울", "qas": [{"id": "q1", **question}]}]}
+    other = {"title": "b", "paragraphs": [{"context": "서울", "qas": [question, question]}]}
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"data": [known, other]}, indent=1), encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    places = [row.line for row in READERS["squad"].file_rows(str(path))]
+    starts = [number for number, line in enumerate(lines, 1) if line == "  {"]
+    assert places == [lines.index('       "id": "q1",') + 1, starts[1], starts[1]]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "saved"])
 def test_questions_of_the_hub(tmp_path: Path, name: str) -> None:
     rows, file = list(flat_rows()), tmp_path / name
