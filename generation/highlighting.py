@@ -7,17 +7,59 @@ section 3). All removals of a batch are encoded and scored together, like length
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from config.templates import Template
+from config.templates import Variable
 from datamodules.encoding.tokens import make_encoder
 from metrics.calibration import Floats
 
 WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class VariableWords:
+    """The words of a source that stand where a template has its variables; those of the template itself are left out.
+
+    Blanks of the template are any white space, as tokenizers fold it. Where a text of the template is not there, the
+    source was cut: what stands before it goes on to the end.
+
+    Args:
+        parts: of the template (`config.templates.Template.parts`); none = every word.
+        only: the variable whose words are wanted; "" = all.
+    """
+
+    parts: tuple[str | Variable, ...] = ()
+    only: str = ""
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Begin and end of every word."""
+        spans, end = [], len(text)
+        parts = self.parts or (Variable(""),)
+        names: list[str] = []  # of the variables whose text ends at `end`
+        for number, part in reversed(list(enumerate(parts))):
+            if isinstance(part, Variable):
+                names.append(part.name)
+                continue
+            place = _place(part, text, end, first=number == 0)
+            if place:
+                spans.append((names, place[1], end))
+                names, end = [], place[0]
+        spans.append((names, 0, end))
+        wanted = [(begin, end) for names, begin, end in reversed(spans) if names and self.only in ("", *names)]
+        return [word.span() for begin, end in wanted for word in WORD.finditer(text, begin, end)]
+
+
+def _place(literal: str, text: str, end: int, first: bool) -> tuple[int, int] | None:
+    """Where the words of a literal stand before `end`, at the beginning or for the last time; None if nowhere."""
+    words = re.compile(r"\s*" * first + r"\s+".join(map(re.escape, literal.split())))
+    found = [words.match(text, 0, end)] if first else deque(words.finditer(text, 0, end), maxlen=1)
+    return found[0].span() if literal.split() and found and found[0] else None
 
 
 class Highlighter:
@@ -25,13 +67,13 @@ class Highlighter:
 
     Args:
         tokenizer: sources are read back with it, so that the words are those that the model saw.
-        around: how many words at the beginning and at the end of a source are the template's, and are left out.
+        words: which words are looked at.
     """
 
-    def __init__(self, tokenizer: Any, around: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, tokenizer: Any, words: VariableWords) -> None:
         self.tokenizer = tokenizer
         self.encoder = make_encoder(tokenizer)
-        self.around = around
+        self.words = words
 
     def __call__(
         self,
@@ -51,14 +93,15 @@ class Highlighter:
         shorter: list[str] = []
         for source in sources:
             text = self.tokenizer.decode(source, skip_special_tokens=True)
-            found = list(WORD.finditer(text))
-            found = found[self.around[0] : len(found) - self.around[1]]
-            words.append([word.group() for word in found])
-            shorter += [_without(text, *word.span()) for word in found]
+            spans = self.words.find(text)
+            words.append([text[start:end] for start, end in spans])
+            shorter += [_without(text, *span) for span in spans]
         if not shorter:
             return [() for _ in sources]
-        tokens = self.encoder.encode(pa.array(shorter, pa.large_string()), 0, False)
-        left = iter(score([tokens.row(row) for row in range(len(shorter))]))
+        unique = {text: number for number, text in enumerate(dict.fromkeys(shorter))}
+        tokens = self.encoder.encode(pa.array(list(unique), pa.large_string()), 0, False)
+        found = score([tokens.row(row) for row in range(len(unique))])
+        left = iter([found[unique[text]] for text in shorter])
         return [
             tuple((word, float(shares[label] - next(left)[label])) for word in of_row)
             for of_row, label, shares in zip(words, labels, probabilities, strict=True)
@@ -66,14 +109,7 @@ class Highlighter:
 
 
 def _without(text: str, start: int, end: int) -> str:
-    """`text` without a word and the blank before it; without the blank behind it where it is the first."""
-    return text[: start - 1] + text[end:] if start else text[end + 1 :]
-
-
-def template_words(template: Template) -> tuple[int, int]:
-    """How many whole words a template puts before its first variable, and behind its last."""
-    parts = template.parts or ()
-    first, last = (part if isinstance(part, str) else "" for part in (parts[:1] or ("",)) + (parts[-1:] or ("",)))
-    before = len(first.split()) - bool(first and not first[-1].isspace())
-    behind = len(last.split()) - bool(last and not last[0].isspace())
-    return max(before, 0), max(behind, 0)
+    """`text` without a word and one blank beside it: the one before it, else the one behind it."""
+    if text[start - 1 : start].isspace():
+        return text[: start - 1] + text[end:]
+    return text[:start] + text[end + text[end : end + 1].isspace() :]

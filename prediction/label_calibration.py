@@ -18,7 +18,7 @@ from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import RowEncoder, evenly_spaced, report_lines
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding, ScorePredictor, label_log_probs
-from generation.highlighting import template_words
+from generation.highlighting import VariableWords
 from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
@@ -43,7 +43,7 @@ def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor, encode
     if labels is None or mode == "generate":
         return None
     template = Template(encoder.task.input_template, "-input_template")
-    highlight = template_words(template) if config.label.highlight else None
+    highlight = VariableWords(template.parts or ()) if config.label.highlight else None
     return LabelDecoding(mode, labels, highlight=highlight, limits=BatchLimits.of(config.decode))
 
 

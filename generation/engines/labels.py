@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
-from generation.highlighting import Highlighter
+from generation.highlighting import Highlighter, VariableWords
 from generation.label_scoring import LabelScorer
 from metrics.calibration import Floats, LabelCalibration
 from postprocessors.labels import LabelMap
@@ -25,14 +25,14 @@ from utils.padding import pad_sources
 class LabelDecoding:
     """How labels are predicted; `mode` is constrained or score, as in -label_decoding.
 
-    `calibration` is that of the mode score, and so is `highlight`: the words of the template around a source
-    (`generation.highlighting.template_words`), None where no words are asked for; `limits` are those of a batch.
+    `calibration` is that of the mode score, and so is `highlight`: the words of a source that are looked at, None where
+    none are asked for; `limits` are those of a batch.
     """
 
     mode: str
     labels: LabelMap
     calibration: LabelCalibration = field(default_factory=LabelCalibration)
-    highlight: tuple[int, int] | None = None
+    highlight: VariableWords | None = None
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(128))
 
     def describe(self) -> list[Any]:

@@ -18,7 +18,7 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
 from generation.engines.pytorch import TorchEngine
-from generation.highlighting import template_words
+from generation.highlighting import VariableWords
 from generation.label_scoring import LabelScorer
 from metrics.calibration import LabelCalibration, log_mean_probability, softmax
 from metrics.probabilities import with_probabilities
@@ -55,7 +55,7 @@ def test_words_lose_what_one_pass_a_word_says() -> None:
     texts = ["Q: " + " ".join(dict.fromkeys(three)) for three in zip(*[iter(words(12, seed=4))] * 3, strict=True)]
     found = []
     for rows in (1, 64):
-        decoding = LabelDecoding("score", LABELS, highlight=(1, 0), limits=BatchLimits(rows))
+        decoding = LabelDecoding("score", LABELS, highlight=words_of("Q: {{ source }}"), limits=BatchLimits(rows))
         found.append(ScorePredictor(*load(), decoding, ONE)(range(4), sources(texts)))
     for text, one, many in zip(texts, *found, strict=True):
         spoken = text.split()[1:]
@@ -70,15 +70,30 @@ def test_words_lose_what_one_pass_a_word_says() -> None:
     assert silent.words == ()
 
 
-def test_words_of_a_template_are_those_around_the_variables() -> None:
-    for source, around in (
-        ("{{ source }}", (0, 0)),
-        ("review of a film: {{ source }}\n", (4, 0)),
-        ("리뷰:{{ source }} (끝)", (0, 1)),
-        ("a {{ x }} b {{ y }} c d", (1, 2)),
-        ("{% if a %}x{% endif %} {{ a }}", (0, 0)),
-    ):
-        assert template_words(Template(source)) == around, source
+def words_of(template: str, only: str = "") -> VariableWords:
+    return VariableWords(Template(template).parts or (), only)
+
+
+PROMPT = "###입력: {{ review }}\n###키워드: {{ keyword }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "only", "text", "expected"),
+    [
+        ("{{ source }}", "", " good film ", "good film"),
+        ("review of a film: {{ source }}\n", "", "review of a film: review of a film: good", "review of a film: good"),
+        ("리뷰:{{ source }} (끝)", "", "리뷰:좋아 요 (끝)", "좋아 요"),
+        ("a {{ x }} b {{ y }} c d", "", "a 1 2 b 3 c d", "1 2 3"),
+        ("{{ x }} {{ y }}", "y", "1 2", "1 2"),
+        ("{% if a %}x{% endif %} {{ a }}", "", "x 1", "x 1"),
+        (PROMPT, "", "###입력: 배송 빠름 ###키워드: 배송", "배송 빠름 배송"),
+        (PROMPT, "review", "###입력: ###키워드: 빠름\n###키워드: 배송", "###키워드: 빠름"),
+        (PROMPT, "review", "###입력: 배송 빠", "배송 빠"),
+    ],
+)
+def test_words_are_those_that_stand_for_the_variables(template: str, only: str, text: str, expected: str) -> None:
+    spans = words_of(template, only).find(text)
+    assert " ".join(text[start:end] for start, end in spans) == expected
 
 
 def test_a_prediction_is_the_likeliest_label_with_its_own_score() -> None:
