@@ -193,6 +193,11 @@ class DecodeFlags:
         needs={"engine=ctranslate2": "-engine torch has -float_precision"},
     )
 
+    @classmethod
+    def likeliest(cls, count: int) -> DecodeFlags:
+        """A search for that many outputs by their probability, whatever their length."""
+        return cls(beam_size=count, num_return=count, length_penalty=0.0)
+
     @property
     def width(self) -> int:
         """Outputs of a row that are under way together: its beams or its samples."""
@@ -230,6 +235,15 @@ class LabelFlags:
         metavar="PATH[:N]",
         needs=PROBABILITIES,
         excludes={"label_temperature": "one fits the temperature, the other gives it", **ALL_ROWS},
+        decides=False,
+    )
+    thresholds: str = flag(
+        "",
+        "Score, where rows may have several labels: labelled rows, like -valid_data, on which the threshold of every"
+        " label is fitted that gives the best F1; empty = 0.5 for all.",
+        metavar="PATH[:N]",
+        needs=PROBABILITIES,
+        excludes={"test_data=-": "thresholds are fitted before the rows of a file; a line is judged by 0.5"},
         decides=False,
     )
     label_temperature: float = flag(

@@ -91,6 +91,29 @@ def fit_temperature(scores: Any, targets: Any) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
+def fit_threshold(probabilities: Any, truth: Any) -> float | None:
+    """The threshold of one label at which "as probable or more" has the largest F1 on labelled rows.
+
+    It lies halfway between two probabilities of these rows, so that last digits decide nothing; of equal F1 the highest
+    one is taken. None where no row that has the label holds it for possible: there is nothing to fit.
+
+    Args:
+        probabilities: (rows,) of the label.
+        truth: (rows,) whether the row has it.
+    """
+    values, right = np.asarray(probabilities, dtype=np.float64), np.asarray(truth, dtype=bool)
+    order = np.argsort(-values, kind="stable")
+    values, right = values[order], right[order]
+    ends = np.flatnonzero(np.append(values[:-1] > values[1:], True) & (values > 0))  # the last row of each value
+    hits = right.cumsum()[ends]
+    if not hits.any():
+        return None
+    f1 = 2 * hits / (ends + 1 + right.sum())
+    best = ends[int(f1.argmax())]
+    below = values[best + 1] if best + 1 < len(values) else 0.0
+    return float((values[best] + below) / 2)
+
+
 class ProbabilityScores:
     """How well class probabilities fit the references; rows are added in parts, memory does not grow with them."""
 

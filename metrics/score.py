@@ -147,7 +147,7 @@ def _with_values(
         postprocessor=postprocessor,
         correction=correction,
         max_distance=max_distance,
-        **_correction_counts(counted, label_of, postprocessor),
+        **_correction_counts(counted, label_of, postprocessor, chosen=correction == CHOSEN),
         **tables,
     )
 
@@ -182,10 +182,14 @@ def _most_frequent(texts: Sequence[str]) -> tuple[int, dict[str, int]]:
 
 
 def _correction_counts(
-    counted: Mapping[str, int], label_of: Mapping[str, str | None], postprocessor: Postprocessor
+    counted: Mapping[str, int], label_of: Mapping[str, str | None], postprocessor: Postprocessor, chosen: bool
 ) -> dict[str, Any]:
-    """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`, from counts of predictions."""
-    changed = Counter({text: count for text, count in counted.items() if postprocessor.value(text) is None})
+    """The fields `invalid_outputs`, `corrections` and `corrected_counts` of `Scores`, from counts of predictions.
+
+    What was `chosen` among the labels is never invalid, though there may be none of them.
+    """
+    invalid_texts = () if chosen else [text for text in counted if postprocessor.value(text) is None]
+    changed = Counter({text: counted[text] for text in invalid_texts})
     counts: Counter[str | None] = Counter()
     for text, count in counted.items():
         label = label_of[text]

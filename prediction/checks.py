@@ -12,7 +12,7 @@ from checkpoints.model_paths import EXPORTS, check_model_paths, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect
 from config.flags import STANDARD_INPUT
-from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig
+from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from postprocessors.base import FREE_TEXT, Postprocessor
@@ -24,6 +24,9 @@ from utils.errors import raise_if_any
 from utils.files import is_too_long, lies_in, same_file
 from utils.tables import counted
 
+FITTED_ON = ("calibrate", "thresholds")  # flags of labelled rows
+OF_ONE_LABEL = ["label_prior", "calibrate", "label_temperature", "highlight"]
+OF_SEVERAL = ["thresholds"]
 OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
     r"\.(csv|json|parquet|arrow|feather|xlsx?|ods|ya?ml|xml|html|md|gz|bz2|xz|zst|zip|pkl|npy|pt|safetensors|db|sqlite)"
 )
@@ -76,8 +79,8 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
 def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     """Problems of the files to write: what is there already, or cannot be written."""
     output, model = config.output, config.model
-    calibrate = data_file(config.label.calibrate)
-    inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, calibrate=calibrate)
+    fitting = {name: data_file(getattr(config.label, name)) for name in FITTED_ON}
+    inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, **fitting)
     inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
     inputs += [("-model", path) for path in _local_models(model.model)]
     going_on = bool(output.save_output) and has_parts(Path(output.save_output))
@@ -194,18 +197,19 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
 
     The name of a built-in task may mean the checkpoint's own, whose labels are not known yet.
     """
-    mode = config.label.label_decoding
+    label = config.label
     if task is not None and (task.label_map is not None or task.name != config.model.task):
-        problems.extend(label_problems(mode, task.label_map or task.output or FREE_TEXT))
-    if mode == "score" and len(config.model.model) > 1:
+        problems.extend(label_problems(label, task.label_map or task.output or FREE_TEXT))
+    if label.label_decoding == "score" and len(config.model.model) > 1:
         problems.append("-label_decoding score takes one -model; several decode together with constrained")
-    if config.label.calibrate:
-        problems.extend(check_data_paths("-calibrate", (config.label.calibrate,)))
+    for name in FITTED_ON:
+        if getattr(label, name):
+            problems.extend(check_data_paths(f"-{name}", (getattr(label, name),)))
 
 
-def label_problems(mode: str, postprocessor: Postprocessor) -> list[str]:
-    """What stands against predicting the rows of a task by `-label_decoding mode`."""
-    labels = allowed_labels(postprocessor)
+def label_problems(flags: LabelFlags, postprocessor: Postprocessor) -> list[str]:
+    """What stands against predicting the rows of a task by these flags."""
+    mode, labels = flags.label_decoding, allowed_labels(postprocessor)
     if mode != "generate" and isinstance(postprocessor, Number) and postprocessor.longest_texts and labels is None:
         written = f"{postprocessor.describe()} with {counted(postprocessor.decimals, 'decimal')}"
         return [f"-label_decoding {mode}: of {written} there are none, or more than {MOST_CHOICES:,}"]
@@ -215,17 +219,18 @@ def label_problems(mode: str, postprocessor: Postprocessor) -> list[str]:
         ]
     if mode == "score" and not isinstance(postprocessor, LabelMap):
         return [f"-label_decoding score is for labels, and these are {postprocessor.describe()}; use constrained"]
-    if mode == "score" and labels is not None and labels.separator:
-        return [
-            f"-label_decoding score gives one label a row, and these rows may have several, joined by"
-            f" {labels.separator!r}; use constrained"
-        ]
-    return []
+    if mode != "score" or labels is None:
+        return []
+    names, told = OF_SEVERAL, "rows that may have several labels, and these have one"
+    if labels.separator:
+        names, told = OF_ONE_LABEL, f"rows of one label, and these may have several, joined by {labels.separator!r}"
+    given = [f"-{name}" for name in names if getattr(flags, name) != getattr(LabelFlags, name)]
+    return [f"{', '.join(given)}: for {told}"] if given else []
 
 
-def check_labels(mode: str, postprocessor: Postprocessor) -> None:
+def check_labels(flags: LabelFlags, postprocessor: Postprocessor) -> None:
     """Raises `UserError` with the problems of `label_problems`."""
-    raise_if_any(label_problems(mode, postprocessor))
+    raise_if_any(label_problems(flags, postprocessor))
 
 
 def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:

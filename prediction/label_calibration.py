@@ -1,4 +1,4 @@
-"""How labels are predicted, before the first row: what the flags ask for, the prior, and the temperature."""
+"""How labels are predicted, before the first row: what the flags ask for, prior, temperature, and thresholds."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
 from datamodules.splits import RowEncoder, evenly_spaced, report_lines
 from generation.batch_limits import BatchLimits
-from generation.engines.labels import LabelDecoding, ScorePredictor, label_log_probs
+from generation.engines.labels import THRESHOLD, LabelDecoding, ScorePredictor, SetPredictor, label_log_probs
 from generation.highlighting import VariableWords
 from metrics.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     LabelCalibration,
     fit_temperature,
+    fit_threshold,
     log_mean_probability,
 )
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from utils.devices import Devices
-from utils.errors import UserError
+from utils.errors import UserError, shortened
+from utils.tables import counted
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
 DOMAIN_ROWS = 1000
@@ -44,7 +46,8 @@ def asked_decoding(config: InferenceConfig, postprocessor: Postprocessor, encode
         return None
     template = Template(encoder.task.input_template, "-input_template")
     highlight = VariableWords(template.parts or ()) if config.label.highlight else None
-    return LabelDecoding(mode, labels, highlight=highlight, limits=BatchLimits.of(config.decode))
+    thresholds = (THRESHOLD,) * len(labels.texts) if labels.separator and mode == "score" else ()
+    return LabelDecoding(mode, labels, highlight=highlight, limits=BatchLimits.of(config.decode), thresholds=thresholds)
 
 
 def label_decoding(
@@ -58,29 +61,70 @@ def label_decoding(
 ) -> LabelDecoding | None:
     """What the workers are told about labels; None for plain generation.
 
-    A prior and a temperature are found here, once, on the first device, so that all workers use the same numbers.
+    What is fitted is found here, once, on the first device, so that all workers use the same numbers.
 
     Args:
         split: the rows to predict; the prior of the domain is taken from them.
         say: prints lines for the user.
 
     Raises:
-        UserError: -calibrate without a reference; a template that no content-free text can be put in.
+        UserError: -calibrate or -thresholds without a reference; a template that no content-free text can be put in.
     """
     flags = config.label
     decoding = asked_decoding(config, postprocessor, encoder)
     if decoding is None or decoding.mode == "constrained":
         return decoding
-    calibration = LabelCalibration(temperature=flags.label_temperature)
-    if flags.label_prior != "none" or flags.calibrate:
+    decoding = replace(decoding, calibration=LabelCalibration(temperature=flags.label_temperature))
+    if flags.label_prior != "none" or flags.calibrate or flags.thresholds:
         model, tokenizer = load()
-        predictor = ScorePredictor(model, tokenizer, decoding, devices)
-        calibration = _calibrated(config, decoding.labels, predictor, encoder, split, say)
-        del model, predictor
+        if decoding.labels.separator:
+            sets = SetPredictor(model, tokenizer, decoding, devices)
+            decoding = replace(decoding, thresholds=_fitted_thresholds(flags.thresholds, sets, encoder, say))
+            del sets
+        else:
+            predictor = ScorePredictor(model, tokenizer, decoding, devices)
+            decoding = replace(
+                decoding, calibration=_calibrated(config, decoding.labels, predictor, encoder, split, say)
+            )
+            del predictor
+        del model
         gc.collect()
         if devices.accelerator == "cuda":
             torch.cuda.empty_cache()
-    return replace(decoding, calibration=calibration)
+    return decoding
+
+
+def _labelled_rows(
+    flag: str, path: str, encoder: RowEncoder, say: Callable[..., None]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Token ids and references of the rows of `path` that have a reference."""
+    rows = encoder.encode(flag, (path,), keep_all=True)
+    say(*report_lines(flag, rows.report))
+    known = [(row, reference) for row in range(len(rows)) if (reference := rows.reference(row)) is not None]
+    if not known:
+        raise UserError(f"{flag} {path}: no row has a label; give a labelled validation file")
+    return [rows.source_ids(row) for row, _ in known], [reference for _, reference in known]
+
+
+def _fitted_thresholds(
+    path: str, predictor: SetPredictor, encoder: RowEncoder, say: Callable[..., None]
+) -> tuple[float, ...]:
+    """The threshold of every label, `THRESHOLD` where the rows cannot tell."""
+    sources, references = _labelled_rows("-thresholds", path, encoder, say)
+    shares = np.array([found.label_probabilities for found in predictor(range(len(sources)), sources)])
+    values = [predictor.labels.value(reference) or () for reference in references]
+    thresholds, told, missing = [], [], []
+    for label, text in enumerate(predictor.labels.texts):
+        truth = np.array([text in value for value in values])
+        fitted = fit_threshold(shares[:, label], truth)
+        thresholds.append(THRESHOLD if fitted is None else fitted)
+        told += [] if fitted is None else [f"{text} {fitted:.4g}"]
+        why = "not probable in any row that has it" if truth.any() else "no row has it"
+        missing += [f"{text} ({why})"] if fitted is None else []
+    say(f"-thresholds: fitted on {counted(len(sources), 'labelled row')}: {shortened(told) or 'none'}")
+    if missing:
+        say(f"-thresholds: nothing to fit, so {THRESHOLD:g}, for {shortened(missing)}")
+    return tuple(thresholds)
 
 
 def _calibrated(
@@ -102,17 +146,12 @@ def _calibrated(
         of = f"{len(sources):,} content-free inputs" if contextual else f"{len(sources):,} rows of the input"
         say(f"-label_prior {flags.label_prior}: mean probabilities of {of}: {shown}")
     if flags.calibrate:
-        rows = encoder.encode("-calibrate", (flags.calibrate,), keep_all=True)
-        say(*report_lines("-calibrate", rows.report))
-        known = [(row, reference) for row in range(len(rows)) if (reference := rows.reference(row)) is not None]
-        if not known:
-            raise UserError(f"-calibrate {flags.calibrate}: no row has a label; give a labelled validation file")
-        sources = [rows.source_ids(row) for row, _ in known]
+        sources, references = _labelled_rows("-calibrate", flags.calibrate, encoder, say)
         number = {text: label for label, text in enumerate(labels.texts)}
-        targets = [number[reference] for _, reference in known]
+        targets = [number[reference] for reference in references]
         scores = calibration.scores(label_log_probs(predictor, sources, limits))
         calibration = replace(calibration, temperature=fit_temperature(scores, targets))
-        say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(known):,} labelled rows")
+        say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(sources):,} labelled rows")
         say(*_outside_the_range(calibration.temperature))
     return calibration
 

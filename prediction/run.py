@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
-from metrics.calibration import LabelCalibration
 from metrics.probabilities import with_probabilities
 from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
@@ -58,6 +59,26 @@ from utils.files import run_error, write_json
 from utils.tables import counted
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Rows with a prediction each, and how these came about."""
+
+    ready: Ready
+    split: EncodedSplit
+    decoding: LabelDecoding | None
+    predictions: Sequence[Prediction]
+
+    @property
+    def references(self) -> Sequence[str | None]:
+        """The reference of every row, None where there is none; as `texts` read one by one."""
+        return LazySequence(len(self.split), self.split.reference)
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The prediction of every row, not corrected."""
+        return LazySequence(len(self.split), lambda row: self.predictions[row].text)
+
+
 def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
     """Predict the rows of files."""
     ready = prepare(config, given, temporary)
@@ -69,14 +90,21 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
     escapes, headers = config.data.tsv_escapes, split.report.headers
     groups = groups_of(config.output.group_by, paths, ready.task.layout, headers, escapes)
+    with predicted(ready, split) as found:
+        finish(found, records, groups)
+
+
+@contextmanager
+def predicted(ready: Ready, split: EncodedSplit) -> Iterator[Predicted]:
+    """A prediction for each row of `split`. When the block ends without an error, the finished parts go."""
     decoding = find_label_decoding(ready, split)
     engine = make_engine(ready, decoding, first_sources(split))
-    limits, kept = BatchLimits.of(config.decode), bool(config.output.save_output)
+    limits, kept = BatchLimits.of(ready.config.decode), bool(ready.config.output.save_output)
     with parts_of(ready, split, decoding) as parts:
         with telling_what_is_kept(split, limits, parts, kept):
             predictions = predict(engine, split, limits, ready.devices, parts)
         with predictions:
-            finish(ready, split, predictions, decoding.calibration if decoding else None, records, groups)
+            yield Predicted(ready, split, decoding, predictions)
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
@@ -143,30 +171,21 @@ def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, 
         raise RunError(f"{error}; {words()}" if kept else str(error)) from error
 
 
-def finish(
-    ready: Ready,
-    split: EncodedSplit,
-    predictions: Sequence[Prediction],
-    calibration: LabelCalibration | None = None,
-    records: InputRecords | None = None,
-    groups: Groups | None = None,
-) -> None:
+def finish(found: Predicted, records: InputRecords | None = None, groups: Groups | None = None) -> None:
     """Write the predictions and references that were asked for; then score them, print, and write the report.
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
+    ready, split, predictions, references = found.ready, found.split, found.predictions, found.references
     config, postprocessor = ready.config, ready.postprocessor
     output, data = config.output, config.data
-    scored = config.label.label_decoding == "score"
-    texts = LazySequence(len(split), lambda row: predictions[row].text)
-    references = LazySequence(len(split), split.reference)
     for name in filter(None, (output.save_output, output.save_label, output.save_report)):
         with run_error(Path(name)):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
     if output.save_output:
         kept = records.rows(split.report.headers, data.tsv_escapes) if records else None
         rows = output_rows(predictions, split, answer_of(postprocessor, output), kept)
-        shown = postprocessor.texts if scored else ()
+        shown = postprocessor.texts if config.label.label_decoding == "score" else ()
         ids = label_ids(postprocessor)
         form = OutputForm(
             data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids, config.label.highlight
@@ -177,29 +196,38 @@ def finish(
         lines = plain_lines((text or "" for text in references), data.tsv_escapes)
         write_lines(Path(output.save_label), lines, output.overwrite)
         tell(f"references written to {output.save_label}")
-    limit = largest_distance(output)
-    correction = output.label_correction if config.label.label_decoding == "generate" else CHOSEN
-    options: dict[str, Any] = {"correction": correction, "max_distance": limit, "names": ready.task.metrics}
-
-    def scored_as(wanted: Sequence[str | None], found: Sequence[str]) -> Scores:
-        return score(wanted, found, postprocessor, **options)
-
-    scores = scored_as(references, texts)
-    settings = to_dict(config)
-    if scored and calibration:
-        shares = (prediction.label_probabilities for prediction in predictions)
-        scores = with_probabilities(scores, references, shares)
-        settings["label_calibration"] = calibration_settings(calibration, postprocessor)
-    tell(*report_text(scores, outputs_of(split, predictions, postprocessor)).splitlines())
-    report = report_dict(scores, settings)
+    scores, report = scored(found)
     if groups:
-        by_group = groups.scores(references, texts, scored_as)
+        by_group = groups.scores(references, found.texts, scorer(ready))
         tell(*groups.lines(by_group))
         report["groups"] = group_dict(by_group)
     if output.confidence and scores.scored_rows:
-        confidence = confidence_of(output.confidence, scores, references, texts, postprocessor)
+        confidence = confidence_of(output.confidence, scores, references, found.texts, postprocessor)
         tell(*confidence.lines())
         report["confidence"] = confidence.to_dict()
     if output.save_report:
         write_json(Path(output.save_report), report, output.overwrite)
         tell(f"report written to {output.save_report}")
+
+
+def scorer(ready: Ready) -> Callable[[Sequence[str | None], Sequence[str]], Scores]:
+    """What scores predictions against references, as the flags ask for."""
+    output = ready.config.output
+    correction = output.label_correction if ready.config.label.label_decoding == "generate" else CHOSEN
+    options: dict[str, Any] = {"correction": correction, "max_distance": largest_distance(output)}
+    return partial(score, postprocessor=ready.postprocessor, names=ready.task.metrics, **options)
+
+
+def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
+    """The scores, which are told, and the report of them."""
+    ready, decoding = found.ready, found.decoding
+    postprocessor, settings = ready.postprocessor, to_dict(ready.config)
+    scores = scorer(ready)(found.references, found.texts)
+    if decoding and decoding.mode == "score" and decoding.labels.separator:
+        settings["label_thresholds"] = dict(zip(postprocessor.texts, decoding.thresholds, strict=True))
+    elif decoding and decoding.mode == "score":
+        shares = (prediction.label_probabilities for prediction in found.predictions)
+        scores = with_probabilities(scores, found.references, shares)
+        settings["label_calibration"] = calibration_settings(decoding.calibration, postprocessor)
+    tell(*report_text(scores, outputs_of(found.split, found.predictions, postprocessor)).splitlines())
+    return scores, report_dict(scores, settings)

@@ -73,7 +73,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         check_same_texts(models, [key for key in OF_ROWS if key not in given])
     task = with_metrics(resolve_prediction_task(config, state), config.output.metrics)
     postprocessor = task.postprocessor
-    check_labels(config.label.label_decoding, postprocessor)
+    check_labels(config.label, postprocessor)
     config = with_trained_settings(config, given, state)
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from config.inference_flags import DecodeFlags
 from generation.batch_limits import BatchLimits
+from generation.decoder import Decoder
 from generation.engines.base import Prediction
 from generation.highlighting import Highlighter, VariableWords
 from generation.label_scoring import LabelScorer
-from metrics.calibration import Floats, LabelCalibration
+from metrics.calibration import Floats, LabelCalibration, softmax
 from postprocessors.labels import LabelMap
 from utils.devices import Devices
 from utils.errors import errors_at
 from utils.padding import pad_sources
+
+SETS = 32  # of labels that are looked at for a row: with up to 5 labels all there are
+BEAMS_AT_ONCE = 2**11  # of all rows together
+THRESHOLD = 0.5  # of a label's probability, where none is fitted
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class LabelDecoding:
     """How labels are predicted; `mode` is constrained or score, as in -label_decoding.
 
     `calibration` is that of the mode score, and so is `highlight`: the words of a source that are looked at, None where
-    none are asked for; `limits` are those of a batch.
+    none are asked for; `limits` are those of a batch. `thresholds` are those of the labels, of rows that may have
+    several.
     """
 
     mode: str
@@ -34,13 +41,15 @@ class LabelDecoding:
     calibration: LabelCalibration = field(default_factory=LabelCalibration)
     highlight: VariableWords | None = None
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(128))
+    thresholds: tuple[float, ...] = ()
 
     def describe(self) -> list[Any]:
         """Everything that decides what is predicted, as JSON values.
 
-        Prior and temperature have four significant digits: other numbers of threads round their last ones otherwise.
+        Numbers that are fitted have four significant digits: other numbers of threads round their last ones otherwise.
         """
-        numbers = [f"{number:.4g}" for number in (*self.calibration.log_prior, self.calibration.temperature)]
+        calibration = (*self.calibration.log_prior, self.calibration.temperature)
+        numbers = [f"{number:.4g}" for number in (*calibration, *self.thresholds)]
         return [self.mode, list(self.labels.texts), self.labels.separator, numbers]
 
 
@@ -52,8 +61,9 @@ class ScoreEngine:
     decoding: LabelDecoding
     devices: Devices
 
-    def __call__(self, device: torch.device) -> ScorePredictor:
-        return ScorePredictor(*self.model(), self.decoding, self.devices, device.index or 0)
+    def __call__(self, device: torch.device) -> ScorePredictor | SetPredictor:
+        kind = SetPredictor if self.decoding.labels.separator else ScorePredictor
+        return kind(*self.model(), self.decoding, self.devices, device.index or 0)
 
 
 class ScorePredictor:
@@ -113,3 +123,53 @@ def label_log_probs(predictor: ScorePredictor, sources: Sequence[np.ndarray], li
     for rows in limits.cut(np.array([len(source) for source in sources])):
         found[rows] = predictor.log_probs([sources[row] for row in rows])
     return found
+
+
+class SetPredictor:
+    """A `BatchPredictor` of the labels that are as probable as their threshold, of rows that may have several.
+
+    The probability of a label is its share in those of the `SETS` likeliest sets of labels, found by constrained beam
+    search. Label probabilities do not sum to 1. The score of a prediction is log P(set | source) of the likeliest set.
+
+    Raises:
+        UserError: labels that the model cannot write.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: LabelDecoding,
+        devices: Devices,
+        rank: int = 0,
+    ) -> None:
+        self.devices = devices
+        self.device = devices.device(rank)
+        self.labels = decoding.labels
+        self.limits = replace(decoding.limits, rows=min(decoding.limits.rows, BEAMS_AT_ONCE // SETS))
+        self.thresholds = decoding.thresholds
+        self.pad_token_id = tokenizer.pad_token_id
+        count = min(SETS, 2 ** len(self.labels.texts) - 1)
+        with errors_at("-label_decoding score"):
+            self.decoder = Decoder(model.to(self.device).eval(), tokenizer, DecodeFlags.likeliest(count), self.labels)
+
+    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
+        found: dict[int, Prediction] = {}
+        for rows in self.limits.cut(np.array([len(source) for source in sources])):
+            predictions = self._predictions([sources[row] for row in rows])
+            found.update(zip(rows.tolist(), predictions, strict=True))
+        return [found[row] for row in range(len(sources))]
+
+    def _predictions(self, sources: Sequence[np.ndarray]) -> list[Prediction]:
+        with self.devices.autocast():
+            found = self.decoder.decode(*pad_sources(sources, self.pad_token_id, self.device))
+        predictions = []
+        for sets in found:
+            shares = dict.fromkeys(self.labels.texts, 0.0)
+            for labels, share in zip(sets, softmax(np.array([labels.score for labels in sets])), strict=True):
+                for text in self.labels.value(labels.text) or ():
+                    shares[text] += float(share)
+            likely = [text for text, least in zip(shares, self.thresholds, strict=True) if shares[text] >= least]
+            text = self.labels.separator.join(likely)
+            predictions.append(Prediction(text, sets[0].score, label_probabilities=tuple(shares.values())))
+        return predictions

@@ -13,6 +13,7 @@ from metrics.calibration import (
     LabelCalibration,
     ProbabilityScores,
     fit_temperature,
+    fit_threshold,
     log_mean_probability,
     softmax,
 )
@@ -125,3 +126,24 @@ def test_impossible_references_stay_finite_and_no_row_has_no_figures() -> None:
         "brier_score": 2.0,
         "negative_log_likelihood": pytest.approx(708.4, abs=0.1),
     }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_threshold_has_the_largest_f1_that_there_is(seed: int) -> None:
+    """As scikit-learn computes it at every probability that a row has; values repeat."""
+    from sklearn.metrics import f1_score
+
+    draw = np.random.default_rng(seed)
+    shares, truth = draw.integers(0, 12, 40) / 10, draw.random(40) < 0.4
+    found = fit_threshold(shares, truth)
+    assert found is not None
+    assert found not in shares
+    best = max(f1_score(truth, shares >= share) for share in set(shares) - {0})
+    assert f1_score(truth, shares >= found) == best
+
+
+def test_a_threshold_needs_a_row_that_has_the_label_and_a_probability_in_it() -> None:
+    assert fit_threshold([0.9, 0.2], [False, False]) is None
+    assert fit_threshold([0.9, 0.0], [False, True]) is None
+    assert fit_threshold([0.9, 0.5, 0.1], [True, False, False]) == pytest.approx(0.7)
+    assert fit_threshold([0.4], [True]) == pytest.approx(0.2)

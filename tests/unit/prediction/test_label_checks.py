@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.flags import TrainConfig
-from config.inference_flags import LABEL_DECODINGS, InferenceConfig
+from config.inference_flags import LABEL_DECODINGS, InferenceConfig, LabelFlags
 from config.parser import parse_flags, to_dict
 from postprocessors.labels import LabelMap
 from postprocessors.numbers import Number
@@ -53,11 +53,21 @@ MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
             " probabilities",
         ],
     ),
-    "several labels have no probability": (
-        ("-label_map", "0=a,1=b", "-label_separator", ", ", "-label_decoding", "score"),
+    "one label's flags for several": (
+        (
+            *("-label_map", "0=a,1=b", "-label_separator", ", ", "-label_decoding", "score"),
+            *("-label_prior", "domain", "-highlight", "-save_output", "out.jsonl", "-thresholds", "missing.tsv"),
+        ),
         [
-            "-label_decoding score gives one label a row, and these rows may have several, joined by ', ';"
-            " use constrained"
+            "-label_prior, -highlight: for rows of one label, and these may have several, joined by ', '",
+            "-thresholds: missing.tsv: no such file",
+        ],
+    ),
+    "thresholds of one label": (
+        ("-label_map", "0=a,1=b", "-label_decoding", "score", "-thresholds", "rows.tsv"),
+        [
+            "-thresholds: for rows that may have several labels, and these have one",
+            "-thresholds: rows.tsv: no such file",
         ],
     ),
     "a separator of letters": (
@@ -83,8 +93,8 @@ def test_mistakes(tmp_path: Path, name: str) -> None:
 
 def test_any_label_decoding_goes_with_a_label_map() -> None:
     labels = LabelMap.parse("0=a,1=b")
-    assert [label_problems(mode, labels) for mode in LABEL_DECODINGS] == [[], [], []]
-    assert label_problems("constrained", labels.joined_by(", ")) == []
+    assert [label_problems(LabelFlags(mode), labels) for mode in LABEL_DECODINGS] == [[], [], []]
+    assert [label_problems(LabelFlags(mode), labels.joined_by(", ")) for mode in LABEL_DECODINGS] == [[], [], []]
 
 
 def test_numbers_with_bounds_are_constrained_and_not_scored() -> None:
@@ -93,11 +103,11 @@ def test_numbers_with_bounds_are_constrained_and_not_scored() -> None:
     assert numbers.choices == ("0.0", "0.1", "0.2", "0.3")
     assert Number(-0.26, 0.25, 1).choices == ("-0.2", "-0.1", "0.0", "0.1", "0.2")
     assert Number(1).choices == Number(0, 10**6).choices == ()
-    assert label_problems("constrained", numbers) == []
+    assert label_problems(LabelFlags("constrained"), numbers) == []
     told = "-label_decoding score is for labels, and these are numbers from 0 to 0.3; use constrained"
-    assert label_problems("score", numbers) == [told]
-    assert len(label_problems("constrained", Number(1))) == 1
-    assert label_problems("constrained", Number(0, 5, 5)) == [
+    assert label_problems(LabelFlags("score"), numbers) == [told]
+    assert len(label_problems(LabelFlags("constrained"), Number(1))) == 1
+    assert label_problems(LabelFlags("constrained"), Number(0, 5, 5)) == [
         "-label_decoding constrained: of numbers from 0 to 5 with 5 decimals there are none, or more than 10,000"
     ]
 

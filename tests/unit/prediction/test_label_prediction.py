@@ -16,11 +16,11 @@ from config.templates import Template
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
-from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, label_log_probs
+from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor, SetPredictor, label_log_probs
 from generation.engines.pytorch import TorchEngine
 from generation.highlighting import VariableWords
 from generation.label_scoring import LabelScorer
-from metrics.calibration import LabelCalibration, log_mean_probability, softmax
+from metrics.calibration import LabelCalibration, fit_threshold, log_mean_probability, softmax
 from metrics.probabilities import with_probabilities
 from metrics.report import calibration_settings
 from metrics.score import score
@@ -128,6 +128,21 @@ def test_constrained_search_finds_the_most_probable_label() -> None:
     assert {output.text for output in joined} <= {"a", "c", "a|c"}
 
 
+def test_a_label_has_the_share_of_the_sets_that_hold_it() -> None:
+    """Two labels have three sets, and all of them are looked at; thresholds decide what is predicted."""
+    labels, texts = label_map("ac", "|"), words(9, seed=4)
+    log_probs = LabelScorer(*load(), ["a", "c", "a|c"])(*encoded(texts)).double().numpy()
+    shares = softmax(log_probs) @ np.array([[1, 0], [0, 1], [1, 1]])
+    decoding = LabelDecoding("score", labels, limits=BatchLimits(4), thresholds=(float(np.median(shares[:, 0])), 1.1))
+    found = ScoreEngine(load, decoding, ONE)(CPU)(range(9), sources(texts))
+    np.testing.assert_allclose([one.label_probabilities for one in found], shares, atol=1e-5)
+    assert [one.score for one in found] == pytest.approx(log_probs.max(1).tolist(), abs=1e-4)
+    assert sorted(one.text for one in found) == [""] * 4 + ["a"] * 5
+    scores = score(["a"] * 9, [one.text for one in found], labels, correction="chosen", names=["subset_accuracy"])
+    assert scores.metrics["subset_accuracy"] == 5 / 9
+    assert (scores.invalid_outputs, scores.per_class[0]["recall"]) == (0, 5 / 9)
+
+
 def test_batches_by_length_come_back_in_order() -> None:
     texts = words(23, seed=9)
     whole = label_log_probs(predictor(), sources(texts), BatchLimits(23))
@@ -153,18 +168,21 @@ def test_labels_that_the_model_cannot_take_are_a_user_s_mistake() -> None:
 def prepared(tmp_path: Path) -> Callable[..., tuple[LabelDecoding | None, list[str]]]:
     """`prepared(flag=value, ...)`: what `label_decoding` gives for 5 rows to predict, and what it tells."""
 
-    def get(template: str = "{{ source }}", valid: str = "", **flags: Any) -> tuple[LabelDecoding | None, list[str]]:
+    def get(
+        template: str = "{{ source }}", valid: str = "", thresholds: str = "", separator: str = "", **flags: Any
+    ) -> tuple[LabelDecoding | None, list[str]]:
         (tmp_path / "rows.tsv").write_text("abc\t0\ncab\t1\na\t\nfgh\t2\nhh\t1\n")
-        (tmp_path / "valid.tsv").write_text(valid)
-        if valid:
-            flags["calibrate"] = str(tmp_path / "valid.tsv")
+        (tmp_path / "valid.tsv").write_text(valid or thresholds)
+        flags |= {"calibrate": str(tmp_path / "valid.tsv")} if valid else {}
+        flags |= {"thresholds": str(tmp_path / "valid.tsv")} if thresholds else {}
+        labels = LABELS.joined_by(separator)
         data = DataFlags(test_data=(str(tmp_path / "rows.tsv"),), header="false")
-        task = Task("t", "", input_template=template, label_map=LABELS)
+        task = Task("t", "", input_template=template, label_map=labels)
         encoder = RowEncoder(data, LengthFlags(), task, TOKENIZER, 0, tmp_path)
         split, _ = prediction_split(encoder)
         config = InferenceConfig(data=data, label=LabelFlags(**flags))
         lines: list[str] = []
-        return label_decoding(config, LABELS, load, encoder, split, ONE, lambda *told: lines.extend(told)), lines
+        return label_decoding(config, labels, load, encoder, split, ONE, lambda *told: lines.extend(told)), lines
 
     return get
 
@@ -205,6 +223,28 @@ def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
     assert lines[-1] == f"-calibrate: temperature {decoding.calibration.temperature:.6g}, fitted on 4 labelled rows"
     with pytest.raises(UserError, match="no row has a label; give a labelled validation file"):
         prepared(label_decoding="score", valid="ab\t\n")
+
+
+def test_thresholds_are_fitted_label_by_label(prepared: Any) -> None:
+    """The rows say nothing about `c`, which keeps 0.5."""
+    plain, lines = prepared(label_decoding="score", separator="|")
+    assert (plain.thresholds, lines) == ((0.5, 0.5, 0.5), [])
+    decoding, lines = prepared(label_decoding="score", separator="|", thresholds="abc\t0\ncab\t1|0\na\t\nfgh\t1\n")
+    shares = np.array([one.label_probabilities for one in sets_of(plain, ["abc", "cab", "fgh"])])
+    fitted = [fit_threshold(shares[:, 0], [True, True, False]), fit_threshold(shares[:, 1], [False, True, True])]
+    assert decoding.thresholds == pytest.approx((*fitted, 0.5))
+    assert lines[-2:] == [
+        f"-thresholds: fitted on 3 labelled rows: a {fitted[0]:.4g}, ab {fitted[1]:.4g}",
+        "-thresholds: nothing to fit, so 0.5, for c (no row has it)",
+    ]
+    assert plain.describe()[:3] == decoding.describe()[:3] == ["score", ["a", "ab", "c"], "|"]
+    assert plain.describe() != decoding.describe()
+    with pytest.raises(UserError, match=r"-thresholds .*: no row has a label; give a labelled validation file"):
+        prepared(label_decoding="score", separator="|", thresholds="ab\t\n")
+
+
+def sets_of(decoding: LabelDecoding, texts: list[str]) -> list[Prediction]:
+    return SetPredictor(*load(), decoding, ONE)(range(len(texts)), sources(texts))
 
 
 def test_the_domain_is_a_thousand_rows_all_over_the_input(tmp_path: Path) -> None:
