@@ -49,6 +49,7 @@ IF_SET = (
     "layout",
     "references",
     "placeholders",
+    "passage",
     "postprocessor",
 )  # keys that older checkpoints do not know
 
@@ -84,10 +85,11 @@ class Task:
     A column is a name or a number counted from 1. `layout` is the word of a reader for files that are no table, "" by
     the file's ending. `references` is the template of the text that predictions are scored against, "" for the target.
     `placeholders` are values that mean that a column has no text: rows where a column of the source holds one, or is
-    empty, do not train. `output` is what the texts stand for where neither free text nor a label map; task files call
-    it `postprocessor`. `hub_dataset` (`name` or `name:config`) is read when no `-train_data` is given; "" means that
-    the task needs files. `valid_proportion` is the share of the training rows used for validation when no validation
-    data are given. Raises `UserError` with every problem found.
+    empty, do not train. `passage` is the variable whose text -doc_stride cuts into windows, "" for none. `output` is
+    what the texts stand for where neither free text nor a label map; task files call it `postprocessor`. `hub_dataset`
+    (`name` or `name:config`) is read when no `-train_data` is given; "" means that the task needs files.
+    `valid_proportion` is the share of the training rows used for validation when no validation data are given. Raises
+    `UserError` with every problem found.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Task:
     layout: str = ""
     references: str = ""
     placeholders: tuple[str, ...] = ()
+    passage: str = ""
     output: Postprocessor | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +134,8 @@ class Task:
                 for key, value in (("postprocessor", self.output), ("references", self.references))
                 if value
             ]
+        if self.passage and self.kind != "answers":
+            problems.append(f"task {self.name}: passage {self.passage!r} needs postprocessor: answers")
         if self.layout and self.layout not in LAYOUTS:
             known = f"{closest(self.layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}"
             problems.append(f"task {self.name}: unknown layout {self.layout!r}{known}")

@@ -101,6 +101,15 @@ class LengthFlags:
         resume="fixed",
         trained=True,
     )
+    doc_stride: int = free(
+        0,
+        "Overlap in tokens of the windows into which the passage of a source longer than -max_seq_length is split, for"
+        " tasks with a passage such as squad; 0 = the source is cut.",
+        minimum=0,
+        excludes=LINES,
+        resume="fixed",
+        trained=True,
+    )
     max_target_length: int = free(
         0,
         "Longest target in tokens, special tokens included; 0 = the task's, else the model's own limit.",

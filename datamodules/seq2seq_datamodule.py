@@ -148,7 +148,8 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         """The validation plan: every row once, longest first."""
         if self.valid is None:
             raise RuntimeError("there is no validation split")
-        return evaluation_plan(self.valid.source_lengths, self.valid.target_lengths, self.batch_options, world_size)
+        rows = self.valid.learnable()
+        return evaluation_plan(rows.source_lengths, rows.target_lengths, self.batch_options, world_size)
 
     # ---- loaders
 
@@ -172,7 +173,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         """Batches of the validation rows of this rank; none without a validation split."""
         if self.valid is None:
             return []
-        batches = MicroBatches(self.valid, self.pad_token_id, self.batch_options.pad_to_multiple_of)
+        batches = MicroBatches(self.valid.learnable(), self.pad_token_id, self.batch_options.pad_to_multiple_of)
         batches.follow(self.validation_plan(self._world_size), self._rank)
         return self._loader(batches, lambda: 0)
 

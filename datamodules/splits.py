@@ -78,6 +78,7 @@ class RowEncoder:
             max_target_length=_tighter(self.lengths.max_target_length or task.max_target_length, target_limit),
             truncate=self.lengths.do_truncate,
             references=task.references,
+            doc_stride=self.lengths.doc_stride,
         )
         return encode_rows(flag, paths, task, read, encode, self.tokenizer, self.cache_dir)
 
@@ -98,28 +99,29 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS) -> Sp
     whole = encoder.encode("-train_data", train_paths, keep_all=False)
     lines = report_lines("-train_data", whole.report)
     valid_share = validation_share(data, task)
-    train_rows, valid_rows, test_rows = split_rows(len(whole), valid_share, data.test_data_proportions)
-    train = _fitting(whole, train_rows)
+    train_rows, valid_rows, test_rows = split_rows(whole.num_rows, valid_share, data.test_data_proportions)
+    train = _fitting(whole, train_rows, learnable=True)
     if not len(train):
         raise UserError("-train_data: no training row is left after the validation and test rows were set apart")
     labels = LabelledRows.of(train, postprocessor)
     if flags.train_rows:
-        train = train.subset(chosen_rows(len(train), flags.train_rows, labels, flags.balance_labels))
+        chosen = chosen_rows(train.num_rows, flags.train_rows, labels, flags.balance_labels)
+        train = train.subset(train.windows_of(chosen))
         labels = LabelledRows.of(train, postprocessor)
     valid = _fitting(whole, valid_rows) if valid_share else None
     if data.valid_data:
         other = encoder.encode("-valid_data", data.valid_data, keep_all=False)
         lines += report_lines("-valid_data", other.report)
-        valid = _fitting(other, np.arange(len(other)))
-    if valid is not None and not len(valid):
+        valid = _fitting(other, np.arange(other.num_rows))
+    if valid is not None and not len(valid.learnable()):
         raise UserError("the validation split has no row; give -valid_data or a larger -valid_data_proportions")
-    test = whole.subset(test_rows) if data.test_data_proportions else None
+    test = whole.subset(whole.windows_of(test_rows)) if data.test_data_proportions else None
     test_paths = data.test_data or hub_test_rows(data, task)
     if test_paths and not data.test_data_proportions:
         test = encoder.encode("-test_data", test_paths, keep_all=True)
         lines += report_lines("-test_data", test.report)
-    counts = [counted(len(train), "training row")]
-    counts += [counted(len(split), f"{name} row") for name, split in (("validation", valid), ("test", test)) if split]
+    uses = (("training", train), ("validation", valid), ("test", test))
+    counts = [_counted_rows(use, split) for use, split in uses if split]
     of_labels = [*label_lines("training", labels)]
     if valid:
         of_labels += label_lines("validation", LabelledRows.of(valid, postprocessor))
@@ -134,8 +136,8 @@ def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]
     data = encoder.data
     if not data.test_data and data.test_data_proportions:
         whole = encoder.encode("-train_data", data.train_data or (encoder.task.hub_dataset,), keep_all=False)
-        _, _, rows = split_rows(len(whole), 0.0, data.test_data_proportions)
-        return whole.subset(rows), (
+        _, _, rows = split_rows(whole.num_rows, 0.0, data.test_data_proportions)
+        return whole.subset(whole.windows_of(rows)), (
             *_not_read(data, "-train_data"),
             *report_lines("-train_data", whole.report),
             f"{len(rows):,} of them are the test rows",
@@ -178,9 +180,20 @@ def evenly_spaced(rows: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, rows - 1, min(rows, count)).round().astype(np.int64))
 
 
-def _fitting(split: EncodedSplit, rows: np.ndarray) -> EncodedSplit:
-    """Those of `rows` that are within the length limits (all of them when longer rows are cut)."""
-    return split.subset(rows[~split.too_long[rows]])
+def _fitting(split: EncodedSplit, rows: np.ndarray, learnable: bool = False) -> EncodedSplit:
+    """Those of `rows` that are within the length limits (all of them when longer rows are cut).
+
+    Args:
+        learnable: windows without a target are left out.
+    """
+    windows = split.windows_of(rows)
+    fitting = ~split.too_long[windows]
+    return split.subset(windows[fitting & (split.target_lengths[windows] > 0) if learnable else fitting])
+
+
+def _counted_rows(use: str, split: EncodedSplit) -> str:
+    of_rows = "" if split.unit == "row" else f" of {counted(split.num_rows, 'row')}"
+    return counted(len(split), f"{use} {split.unit}") + of_rows
 
 
 def report_lines(flag: str, report: EncodeReport) -> list[str]:
@@ -192,6 +205,7 @@ def report_lines(flag: str, report: EncodeReport) -> list[str]:
     cut = (
         ("truncated_sources", report.truncated_sources, "sources truncated"),
         ("truncated_targets", report.truncated_targets, "targets truncated"),
+        ("windowed", report.windowed, f"sources too long, cut into {report.windows:,} windows"),
         ("discarded", report.discarded, "rows over a length limit discarded (kept for testing)"),
     )
     for key, count, words in cut:

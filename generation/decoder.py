@@ -43,11 +43,15 @@ LONGEST_TEXT = 512  # tokens of a prediction unless the flags say otherwise
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An output: its text, its log-probability over length ** length_penalty, and whether the length limit cut it."""
+    """An output: its text, its log-probability over length ** length_penalty, and whether the length limit cut it.
+
+    `probability` is its share among the outputs of a row's windows, see prediction/windows.py; None elsewhere.
+    """
 
     text: str
     score: float
     cut: bool = False
+    probability: float | None = None
 
 
 def generation_config(

@@ -44,6 +44,7 @@ class OutputForm:
     records: bool = False  # whether the input's own records are written, a JSON value each
     label_ids: Mapping[str, str] = field(default_factory=dict)  # of label texts; empty where there are none
     words: bool = False  # whether the words of the source are written, with what the label loses without each
+    probabilities: bool = False  # whether the outputs of a row have some, see prediction/windows.py
 
 
 def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
@@ -103,8 +104,14 @@ def _record(row: OutputRow, form: OutputForm) -> dict[str, Any]:
 
 def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
     more: dict[str, Any] = {}
+    if form.probabilities:
+        more["probability"] = prediction.nbest[0].probability
     if form.nbest:
-        more["nbest"] = [{"prediction": output.text, "score": output.score} for output in prediction.nbest]
+        more["nbest"] = [
+            {"prediction": output.text, "score": output.score}
+            | ({"probability": output.probability} if form.probabilities else {})
+            for output in prediction.nbest
+        ]
     if form.labels:
         more["label_probabilities"] = dict(zip(form.labels, prediction.label_probabilities or (), strict=True))
     if form.words:
@@ -115,7 +122,13 @@ def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
 
 
 def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
-    there = {"nbest": form.nbest, "label_probabilities": form.labels, "highlight": form.words, "words": form.words}
+    there = {
+        "probability": form.probabilities,
+        "nbest": form.nbest,
+        "label_probabilities": form.labels,
+        "highlight": form.words,
+        "words": form.words,
+    }
     more = [name for name, wanted in there.items() if wanted]
     ending = ["input"] if form.records else []
     yield "\t".join((*COLUMNS, *more, *ending))

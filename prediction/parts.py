@@ -81,19 +81,25 @@ def write_part(folder: Path, chunk: int, rows: Sequence[int], predictions: Seque
 def _line(row: int, prediction: Prediction) -> str:
     values: list[Any] = [int(row), prediction.text]
     if prediction.score is not None:
-        values.append(_rounded(prediction.score))
-        values.append([[output.text, _rounded(output.score)] for output in prediction.nbest])
+        values.append(rounded(prediction.score))
+        values.append([[output.text, rounded(output.score)] for output in prediction.nbest])
         if prediction.label_probabilities is not None:
-            values.append([float(f"{value:.{PROBABILITY_DIGITS}g}") for value in prediction.label_probabilities])
+            values.append([*map(significant, prediction.label_probabilities)])
         if prediction.words is not None:
-            values.append([[word, _rounded(loss)] for word, loss in prediction.words])
+            values.append([[word, rounded(loss)] for word, loss in prediction.words])
     if prediction.cut:
         values.append(True)
     return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
 
 
-def _rounded(value: float) -> float:
-    return round(value, SCORE_DIGITS)
+def rounded(score: float) -> float:
+    """A score as it is written."""
+    return round(score, SCORE_DIGITS)
+
+
+def significant(probability: float) -> float:
+    """A probability as it is written."""
+    return float(f"{probability:.{PROBABILITY_DIGITS}g}")
 
 
 def _parsed(line: bytes) -> tuple[int, Prediction]:

@@ -64,14 +64,16 @@ def predict(engine: Engine, split: EncodedSplit, limits: BatchLimits, devices: D
     for path in torn:
         tell(f"{path} was torn and is made again")
     if finished:
-        tell(f"{job.chunks.count(finished):,} of {len(split):,} rows were finished before, in {folder}")
+        done = job.chunks.count(finished)
+        tell(f"{done:,} of {len(split):,} {split.unit}s were finished before, in {folder}")
     if len(finished) < len(job.chunks):
         if devices.count == 1:
             _work(0, engine, job)
         else:
             _work_together(engine, job)
     rows, seconds = len(split) - job.chunks.count(finished), time.monotonic() - began
-    tell(f"{counted(rows, 'row')} predicted in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.1f} rows/s")
+    speed = f"{rows / max(seconds, 1e-9):,.1f} {split.unit}s/s"
+    tell(f"{counted(rows, split.unit)} predicted in {seconds:.1f} s, {speed}")
     return Parts(folder, job.chunks)
 
 
@@ -206,7 +208,9 @@ class _Progress:
     def __init__(self, job: PredictionJob, enabled: bool) -> None:
         self.job = job
         self.enabled = enabled
-        self.line = ProgressLine("[PREDICT]", len(job.split), done=self._finished(), unit="row", enabled=enabled)
+        self.line = ProgressLine(
+            "[PREDICT]", len(job.split), done=self._finished(), unit=job.split.unit, enabled=enabled
+        )
         self.told = time.monotonic()
 
     def _finished(self) -> int:

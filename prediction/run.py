@@ -52,6 +52,7 @@ from prediction.setup import (
     prepare,
 )
 from prediction.streaming import claim_standard_output, stream, waiting_lines
+from prediction.windows import by_row
 from utils.console import STANDARD_STREAMS, give_up_if_full, tell
 from utils.digests import tokenizer_digest
 from utils.errors import RunError, Terminated, raise_if_any
@@ -104,7 +105,10 @@ def predicted(ready: Ready, split: EncodedSplit) -> Iterator[Predicted]:
         with telling_what_is_kept(split, limits, parts, kept):
             predictions = predict(engine, split, limits, ready.devices, parts)
         with predictions:
-            yield Predicted(ready, split, decoding, predictions)
+            found: tuple[EncodedSplit, Sequence[Prediction]] = split, predictions
+            if ready.config.length.doc_stride:
+                found = by_row(*found, ready.postprocessor, ready.config.decode.num_return)
+            yield Predicted(ready, found[0], decoding, found[1])
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
@@ -159,7 +163,7 @@ def telling_what_is_kept(split: EncodedSplit, limits: BatchLimits, parts: Path, 
 
     def words() -> str:
         rows = finished_rows(split, limits, parts)
-        return f"{rows:,} of {len(split):,} rows are finished, in {parts}; the same command goes on from there"
+        return f"{rows:,} of {len(split):,} {split.unit}s are finished, in {parts}; the same command goes on from there"
 
     try:
         yield
@@ -188,7 +192,13 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
         shown = postprocessor.texts if config.label.label_decoding == "score" else ()
         ids = label_ids(postprocessor)
         form = OutputForm(
-            data.tsv_escapes, shown, config.decode.num_return > 1, kept is not None, ids, config.label.highlight
+            data.tsv_escapes,
+            shown,
+            config.decode.num_return > 1,
+            kept is not None,
+            ids,
+            config.label.highlight,
+            config.length.doc_stride > 0,
         )
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")

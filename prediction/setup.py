@@ -196,7 +196,7 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
         tell(
             f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
         )
-    with_scores = is_structured(ready.config.output.save_output)
+    with_scores = is_structured(ready.config.output.save_output) or ready.config.length.doc_stride > 0
     if decode.engine == "ctranslate2":
         return convert(models[0], decode, with_scores, examples, devices.device(0))
     if decoding is None:

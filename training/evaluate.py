@@ -20,6 +20,7 @@ from prediction.lazy_sequence import LazySequence
 from prediction.output import outputs_of
 from prediction.predict import predict
 from prediction.setup import with_length
+from prediction.windows import by_row
 from training.setup import Prepared
 from utils.devices import Devices
 from utils.files import write_json
@@ -47,15 +48,17 @@ def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
     flags = with_length(flags, postprocessor, tokenizer, target_limit(model_config))
     limits = BatchLimits.of(flags)
-    engine = TorchEngine((model,), flags)
-    references = LazySequence(len(split), split.reference)
+    windows = config.length.doc_stride > 0
+    engine = TorchEngine((model,), flags, with_scores=windows)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
-        texts = LazySequence(len(split), lambda row: found[row].text)
+        rows, of_rows = by_row(split, found, postprocessor) if windows else (split, found)
+        references = LazySequence(len(rows), rows.reference)
+        texts = LazySequence(len(rows), lambda row: of_rows[row].text)
         scores = score(references, texts, postprocessor, names=task.metrics)
-        report = report_text(scores, outputs_of(split, found, postprocessor)).splitlines()
+        report = report_text(scores, outputs_of(rows, of_rows, postprocessor)).splitlines()
     write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
     return [
-        f"test split ({len(split):,} rows, greedy, {best}):",
+        f"test split ({split.num_rows:,} rows, greedy, {best}):",
         *report,
         f"written to {folder / TEST_REPORT}",
     ]

@@ -46,7 +46,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         "environment": environment(prepared.devices),
     }
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
-    generated = GeneratedValidation(config.run.valid_generate_rows, prepared.task.generated_metrics(config.run.monitor))
+    metrics = prepared.task.generated_metrics(config.run.monitor)
+    generated = GeneratedValidation(config.run.valid_generate_rows, metrics, config.length.doc_stride > 0)
     callbacks = [generated, RunLog(folder, config.run.log_every, total_steps), checkpointer]
     trainer = build_trainer(config, strategy, prepared.devices, plan, data.valid is not None, callbacks, resumed)
     resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)

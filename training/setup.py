@@ -88,7 +88,7 @@ def example_lines(config: TrainConfig, task: Task, resumed: SavedRun | None) -> 
         splits = training_splits(row_encoder(config, task, source, Path(cache)), config.task)
         lines = [*splits.lines]
         for row in evenly_spaced(len(splits.train), config.task.show_examples).tolist():
-            lines.append(f"training row {row + 1:,}")
+            lines.append(f"training {splits.train.unit} {row + 1:,}")
             for side, ids in (("source", splits.train.source_ids(row)), ("target", splits.train.target_ids(row))):
                 text = source.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
                 lines.append(f"  {side} of {counted(len(ids), 'token')}: {visible(text, LONGEST_EXAMPLE)}")

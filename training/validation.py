@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,8 +13,10 @@ from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import evenly_spaced
 from generation.decoder import Decoder
+from generation.engines.base import Prediction
 from metrics.score import score
 from models.seq2seq_module import Seq2SeqModule
+from prediction.windows import by_row
 from training.lightning_loop import data_module, ours
 from utils.padding import pad_sources
 
@@ -29,11 +32,13 @@ class GeneratedValidation(pl.Callback):
     Args:
         rows: how many validation rows are predicted, all ranks together; 0 = none.
         metric_names: of the generated rows.
+        has_windows: whether rows are several windows (-doc_stride), whose answers are put together.
     """
 
-    def __init__(self, rows: int, metric_names: tuple[str, ...]) -> None:
+    def __init__(self, rows: int, metric_names: tuple[str, ...], has_windows: bool = False) -> None:
         self.rows = rows
         self.metric_names = metric_names
+        self.has_windows = has_windows
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = data_module(trainer)
@@ -41,39 +46,44 @@ class GeneratedValidation(pl.Callback):
         if not self.rows or split is None:
             return
         module = ours(pl_module)
-        predicted = self._predict(trainer, module, split)
-        order = sorted(predicted)
-        references, predictions = [split.reference(row) for row in order], [predicted[row] for row in order]
-        shown = order[:SAMPLES]
+        found = self._predict(trainer, module, split)
+        windows = sorted(found)
+        rows = split.subset(np.array(windows))
+        outputs: Sequence[Prediction] = [found[window] for window in windows]
+        if self.has_windows:
+            rows, outputs = by_row(rows, outputs, data.postprocessor)
+        predictions = [output.text for output in outputs]
+        references = [rows.reference(row) for row in range(len(rows))]
         module.samples = [
-            (split.source_text(row), split.reference(row) or "", as_counted(predicted[row], corrected))
-            for row, corrected in zip(shown, data.correct(predictions[:SAMPLES]), strict=True)
+            (rows.source_text(row), references[row] or "", as_counted(predictions[row], corrected))
+            for row, corrected in enumerate(data.correct(predictions[:SAMPLES]))
         ]
         scores = score(references, predictions, data.postprocessor, names=self.metric_names)
         defined = {name: figure for name, figure in scores.metrics.items() if not math.isnan(figure)}
         module.validation.update(defined)
 
-    def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, str]:
-        """Row -> text of evenly spaced rows, shared out over the ranks; the same on every rank."""
-        rows = evenly_spaced(len(split), self.rows)
+    def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, Prediction]:
+        """Those of evenly spaced rows, of each of their windows, shared out over the ranks; the same on every rank."""
+        rows = split.windows_of(evenly_spaced(split.num_rows, self.rows))
         rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
         world_size = trainer.world_size
         mine = [int(row) for row in rows[trainer.global_rank :: world_size]]
         limit = int(split.target_lengths.max()) * 3 // 2 + 8
         decoder = Decoder(module.model, module.tokenizer, DecodeFlags(max_predict_length=limit))
-        predicted: dict[int, str] = {}
+        predicted: dict[int, Prediction] = {}
         for start in range(0, -(-len(rows) // world_size), ROWS_AT_ONCE):
             module.between_batches()
             chunk = mine[start : start + ROWS_AT_ONCE]
             if chunk:
                 sources = [split.source_ids(row) for row in chunk]
                 ids, mask = pad_sources(sources, module.tokenizer.pad_token_id, module.device)
-                predicted.update(zip(chunk, decoder(ids, mask), strict=True))
+                found = [best for best, *_ in decoder.decode(ids, mask, with_scores=self.has_windows)]
+                predicted |= {row: Prediction(best.text, best.score) for row, best in zip(chunk, found, strict=True)}
         if world_size == 1:
             return predicted
-        gathered: list[dict[int, str]] = [{} for _ in range(world_size)]
+        gathered: list[dict[int, Prediction]] = [{} for _ in range(world_size)]
         torch.distributed.all_gather_object(gathered, predicted)
-        return {row: text for part in gathered for row, text in part.items()}
+        return {row: output for part in gathered for row, output in part.items()}
 
 
 def as_counted(text: str, corrected: str | None) -> str:

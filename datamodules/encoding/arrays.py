@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +36,24 @@ class Tokens:
 
     def followed_by(self, other: Tokens) -> Tokens:
         """The rows of both."""
-        return Tokens(
-            np.concatenate((self.values, other.values)),
-            np.concatenate((self.offsets, other.offsets[1:] + self.offsets[-1])),
-            np.concatenate((self.full_lengths, other.full_lengths)),
-        )
+        return joined_tokens((self, other))
 
     def replaced(self, indices: np.ndarray, other: Tokens) -> Tokens:
         """The same rows, but those of `other` at `indices`."""
         order = np.arange(len(self))
         order[indices] = len(self) + np.arange(len(other))
         return self.followed_by(other).rows(order)
+
+
+def joined_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """The rows of all parts, one after the other."""
+    starts = np.cumsum([0, *(len(part.values) for part in parts[:-1])])
+    ends = [part.offsets[1:] + start for part, start in zip(parts, starts.tolist(), strict=True)]
+    return Tokens(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([parts[0].offsets[:1], *ends]),
+        np.concatenate([part.full_lengths for part in parts]),
+    )
 
 
 def gather_ranges(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,9 @@ from datamodules.encoding.arrays import Tokens, tokens_of_lists
 from datamodules.encoding.store import EncodedRows
 from datamodules.encoding.templates import label_codes, render
 from datamodules.encoding.tokens import TextEncoder, check_limit
+from datamodules.encoding.windows import LOST, PassageCutter, Windows
 from datamodules.readers.read import ReadOptions, RowChunk
-from datamodules.readers.rows import PLACES_KEPT, TEXT, blank_mask
+from datamodules.readers.rows import ANSWER_STARTS, PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
 from task_utils import Task, written_labels
 from utils.errors import UserError, raise_if_any
@@ -30,7 +31,7 @@ class EncodeOptions:
     """How rows become tokens. Limits are tokens with the special ones; 0 = none.
 
     A row over a limit is cut when `truncate`, else marked `too_long`. `references` is the template of the text that
-    predictions are scored against, "" for the target.
+    predictions are scored against, "" for the target. With `doc_stride` tokens a longer source is cut into windows.
     """
 
     input_template: str
@@ -40,6 +41,7 @@ class EncodeOptions:
     max_target_length: int
     truncate: bool
     references: str = ""
+    doc_stride: int = 0
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Counts:
     failed: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     lengths: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     missing_targets: int = 0
+    windows: int = 0  # of the rows that are several
     tokens: int = 0  # without the special ones
     unknown: int = 0  # of them
     unknown_texts: list[str] = field(default_factory=list)  # the first that hold any
@@ -79,7 +82,10 @@ class ChunkEncoder:
         self.target_template = Template(options.target_template, "-target_template")
         self.reference_template = Template(options.references, "references") if options.references else None
         of_target = self.target_variables - self.input_template.variables - {"source", "target"}
-        optional = tuple(sorted(of_target)) if read_options.keep_all else ()
+        templates = self.input_template, self.target_template
+        self.cutter = PassageCutter.of(task, templates, encoder, options.max_source_length, options.doc_stride)
+        self.answer_starts = frozenset({ANSWER_STARTS} if self.cutter and not read_options.keep_all else ())
+        optional = tuple(sorted(of_target if read_options.keep_all else self.answer_starts))
         self.read_options = replace(read_options, optional=optional, blank_targets=bool(options.references))
         self.placeholders = frozenset(task.placeholders)
         self.target_column = read_options.target_column or task.target_column
@@ -102,7 +108,7 @@ class ChunkEncoder:
     @property
     def needed(self) -> frozenset[str]:
         """Columns that the templates read."""
-        return self.input_template.variables | self.target_variables
+        return self.input_template.variables | self.target_variables | self.answer_starts
 
     def encoded_labels(self, texts: Sequence[str]) -> Labels:
         """Texts of labels, or of several joined; `UserError` for one that is too long."""
@@ -201,18 +207,31 @@ def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tup
     else:
         failures = {**_empty_texts(sources, targets, references, work), **failures}
     failures = {**unreadable, **failures, **_without_text(chunk, work)}
-    row_ids, lines = chunk.row_ids, chunk.lines
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)
         sources, targets, references = (texts.filter(pa.array(keep)) for texts in (sources, targets, references))
-        row_ids, lines = row_ids[keep], lines[keep]
+        chunk = chunk.kept(keep)
         codes = None if codes is None else codes[keep]
+    row_ids, lines = chunk.row_ids, chunk.lines
     source = work.encoder.encode(sources, work.options.max_source_length, False)
-    target = _target_tokens(targets, labels, codes, work)
     counts.missing_targets = references.null_count
+    if work.cutter:
+        windows = work.cutter.windows(chunk.columns, source, targets, references)
+        _count_windows(windows, chunk, work, counts)
+        source, targets, sources = windows.source, windows.targets, windows.of_first(sources)
+        references, row_ids, lines = references.take(windows.rows), row_ids[windows.rows], lines[windows.rows]
+    target = _target_tokens(targets, labels, codes, work)
     _count_unknown(source, target, sources, work, counts)
-    too_long = _judge_lengths(source, target, chunk.path, lines, work, counts)
+    too_long = _judge_lengths(source, target, chunk.path, lines, row_ids, work, counts)
     return EncodedRows(source, target, sources, references, row_ids, too_long), counts
+
+
+def _count_windows(windows: Windows, chunk: RowChunk, work: ChunkEncoder, counts: Counts) -> None:
+    if len(windows.cut):
+        counts.lengths["windowed"] = len(windows.cut), [chunk.place(row) for row in windows.cut[:PLACES_KEPT].tolist()]
+        counts.windows = len(windows.rows) - len(chunk) + len(windows.cut)
+    if len(windows.lost) and not work.read_options.keep_all:
+        _judge_failures(chunk, dict.fromkeys(windows.lost.tolist(), LOST), work, counts)
 
 
 def _empty_texts(sources: pa.Array, targets: pa.Array, references: pa.Array, work: ChunkEncoder) -> dict[int, str]:
@@ -287,19 +306,26 @@ def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: ChunkEncode
 
 
 def _judge_lengths(
-    source: Tokens, target: Tokens, path: str, lines: np.ndarray, work: ChunkEncoder, counts: Counts
+    source: Tokens,
+    target: Tokens,
+    path: str,
+    lines: np.ndarray,
+    row_ids: np.ndarray,
+    work: ChunkEncoder,
+    counts: Counts,
 ) -> np.ndarray:
-    """Count the rows over a limit; mask of those that are too long (only when truncation is off)."""
+    """Count the rows over a limit; mask of the windows of those that are too long (only when truncation is off)."""
 
     def add(kind: str, mask: np.ndarray) -> None:
         if mask.any():
-            places = [f"{path}:{lines[row]}" for row in np.flatnonzero(mask)[:PLACES_KEPT]]
-            counts.lengths[kind] = (int(mask.sum()), places)
+            rows, first = np.unique(row_ids[mask], return_index=True)
+            places = [f"{path}:{line}" for line in lines[mask][first][:PLACES_KEPT]]
+            counts.lengths[kind] = (len(rows), places)
 
     options = work.options
     long_source = (source.full_lengths > options.max_source_length) & (options.max_source_length > 0)
     long_target = (target.full_lengths > options.max_target_length) & (options.max_target_length > 0)
-    too_long = (long_source | long_target) & (not options.truncate)
+    too_long: np.ndarray = np.isin(row_ids, row_ids[long_source | long_target]) & (not options.truncate)
     if options.truncate or work.read_options.keep_all:
         add("truncated_sources", long_source)
         add("truncated_targets", long_target)

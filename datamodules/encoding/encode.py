@@ -25,7 +25,7 @@ from datamodules.encoding.chunks import (
     rendered_texts,
     unlearnable_labels,
 )
-from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, is_valid, write_rows
+from datamodules.encoding.store import EncodedRows, EncodedSplit, EncodeReport, is_valid, row_starts, write_rows
 from datamodules.encoding.tokens import make_encoder
 from datamodules.readers.paths import Contents, check_data_paths, parse_data_path
 from datamodules.readers.read import ReadOptions, RowChunk, RowReport, read_rows
@@ -38,7 +38,7 @@ from utils.escapes import printable
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
-FORMAT_VERSION = 6  # of the cache: raised whenever the same input would be encoded or stored in another way
+FORMAT_VERSION = 7  # of the cache: raised whenever the same input would be encoded or stored in another way
 
 
 def encode_rows(
@@ -99,12 +99,13 @@ def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
     }
     if work.options.label_map and work.options.label_map.separator:
         settings["label_separator"] = work.options.label_map.separator
-    del settings["read"]["blank_targets"], settings["encode"]["references"]
+    del settings["read"]["blank_targets"], settings["encode"]["references"], settings["encode"]["doc_stride"]
     for name, value in (
         ("layout", work.task.layout),
         ("postprocessor", postprocessor_dict(work.task.output) if work.task.output else None),
         ("references", work.options.references),
         ("placeholders", sorted(work.placeholders)),
+        ("windows", [work.options.doc_stride, sorted(work.cutter.variables)] if work.cutter else None),
     ):  # only where they are in use, so that rows of other tasks keep their keys
         settings |= {name: value} if value else {}
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20).hexdigest()
@@ -144,7 +145,8 @@ def _encoded(paths: Sequence[str], work: ChunkEncoder, report: EncodeReport, wor
         report.missing_targets += counts.missing_targets
         report.tokens, report.unknown_tokens = report.tokens + counts.tokens, report.unknown_tokens + counts.unknown
         unknown_texts += counts.unknown_texts[: PLACES_KEPT - len(unknown_texts)]
-        report.rows_kept += len(rows.row_ids)
+        report.rows_kept += len(row_starts(rows.row_ids))
+        report.windows += counts.windows
         yield rows
     report.rows_read = row_report.rows_read
     report.malformed = {reason: [count, places] for reason, (count, places) in row_report.malformed.items()}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.encoding.arrays import Tokens
+from datamodules.encoding.arrays import Tokens, gather_ranges
 
 _COLUMNS = ("source_ids", "target_ids", "source_text", "reference", "row_id", "too_long")
 
@@ -33,6 +33,8 @@ class EncodeReport:
     truncated_sources: int = 0
     truncated_targets: int = 0
     discarded: int = 0
+    windowed: int = 0  # rows that are several windows
+    windows: int = 0  # of these rows
     missing_targets: int = 0  # rows kept without a reference
     escapes_seen: int = 0
     tokens: int = 0  # without the special ones
@@ -54,7 +56,7 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """A chunk of encoded rows, ready to be written."""
+    """A chunk of encoded rows, ready to be written. The windows of a row follow one another, with its row id."""
 
     source: Tokens
     target: Tokens
@@ -140,7 +142,7 @@ class _Store:
                 return False
         longest = [int(lengths.max(initial=0)) for lengths in self.lengths]
         fits = all(not limit or length <= limit for limit, length in zip(limits, longest, strict=True))
-        ordered = bool((np.diff(self.row_ids, prepend=-1) > 0).all())
+        ordered = bool((np.diff(self.row_ids, prepend=0) >= 0).all())
         return fits and ordered and int(self.lengths[0].min(initial=1)) > 0
 
     def row_ids_of(self, side: int, row: int) -> np.ndarray:
@@ -194,7 +196,11 @@ def is_valid(path: Path, state: Mapping[str, Any], limits: Sequence[int], highes
     """
     try:
         store = _Store(str(path))
-        return _is_report(state) and state["rows_kept"] == len(store.row_ids) and store.is_valid(limits, highest_id)
+        if not _is_report(state):
+            return False
+        rows, windows = state["rows_kept"], state["windows"] - state["windowed"]
+        has_rows = (len(row_starts(store.row_ids)), len(store.row_ids)) == (rows, rows + windows)
+        return has_rows and store.is_valid(limits, highest_id)
     except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return False
 
@@ -212,8 +218,17 @@ def _is_report(state: Mapping[str, Any]) -> bool:
     return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists)
 
 
+def row_starts(row_ids: np.ndarray) -> np.ndarray:
+    """Where each row begins: the windows of one row follow one another."""
+    return np.flatnonzero(np.diff(row_ids, prepend=-1))
+
+
 class EncodedSplit:
     """Encoded rows of a split, memory-mapped; cheap to open, to make views of and to send to other processes.
+
+    With -doc_stride a row may be several windows (`datamodules.encoding.windows`): what stands here for each row then
+    does for each window. `source_text` is the whole row's for its first window and empty for the others; a window
+    without the answer may have no target.
 
     Per row: `source_lengths` and `target_lengths` (tokens with the special ones, int32), `row_ids` (file order over all
     inputs, int64; gaps where training skipped a malformed row), `too_long` (over a limit although truncation is off:
@@ -238,6 +253,26 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the input, however many windows they are."""
+        return len(row_starts(self.row_ids))
+
+    @property
+    def unit(self) -> str:
+        """The word for what stands here: `window` where a row is several, else `row`."""
+        return "row" if self.num_rows == len(self) else "window"
+
+    def windows_of(self, rows: np.ndarray) -> np.ndarray:
+        """The indices of all windows of some rows, numbers below `num_rows`; without windows the same numbers."""
+        bounds = np.append(row_starts(self.row_ids), len(self))
+        return gather_ranges(np.arange(len(self)), bounds[rows], np.diff(bounds)[rows])[0]
+
+    def learnable(self) -> EncodedSplit:
+        """A view of the rows and windows that have a target."""
+        has_target = self.target_lengths > 0
+        return self if has_target.all() else self.subset(np.flatnonzero(has_target))
 
     def subset(self, indices: np.ndarray) -> EncodedSplit:
         """A view of the rows at `indices`, in that order."""

@@ -15,6 +15,7 @@ from utils.errors import UserError
 TEXT = pa.large_string()
 PLACES_KEPT = 3
 MOST_REASONS = 20
+ANSWER_STARTS = "answer_starts"  # a column: where the right answers begin in the passage, a JSON list
 NO_HEADER = "no header"  # what was decided about a first line; else the names are told
 
 # The position of a reason is its code in `RawRows.problems`; 0 = none. Of two problems of a row the first found stays.
@@ -101,6 +102,11 @@ class RowChunk:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def kept(self, mask: np.ndarray) -> RowChunk:
+        """The rows where the mask is true."""
+        columns = {name: column.filter(pa.array(mask)) for name, column in self.columns.items()}
+        return RowChunk(self.path, columns, self.lines[mask], self.row_ids[mask])
 
     def place(self, index: int) -> str:
         """`file:line` of a row of the chunk."""
@@ -201,10 +207,8 @@ def finish_rows(raw: RawRows, options: ReadOptions, report: RowReport, first_id:
         elif column.null_count:
             columns[name] = pc.fill_null(column, "")
     keep = ~counted | (problems == KEPT)
-    if options.keep_all or keep.all():
-        return RowChunk(raw.path, columns, raw.lines, row_ids)
-    columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
-    return RowChunk(raw.path, columns, raw.lines[keep], row_ids[keep])
+    chunk = RowChunk(raw.path, columns, raw.lines, row_ids)
+    return chunk if options.keep_all or keep.all() else chunk.kept(keep)
 
 
 def _count_problems(raw: RawRows, counted: np.ndarray, options: ReadOptions, report: RowReport) -> None:

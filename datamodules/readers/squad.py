@@ -17,7 +17,7 @@ from datamodules.readers.csv_json import (
     starts_with,
     whole_text,
 )
-from datamodules.readers.rows import KEPT, REASONS, LayoutRow, stringified
+from datamodules.readers.rows import ANSWER_STARTS, KEPT, REASONS, LayoutRow, stringified
 from utils.errors import UserError, shortened
 
 EXPECTED = (
@@ -133,11 +133,12 @@ def _row(line: int, question: dict[str, Any]) -> LayoutRow:
     texts, wrong = stringified(list(columns.values()))
     values = dict(zip(columns, texts, strict=True))
     try:
-        golds = _golds(question)
+        golds, starts = _golds(question)
     except (TypeError, KeyError, AttributeError):
-        golds, wrong = None, [*wrong, len(wrong)]
+        golds, starts, wrong = None, [], [*wrong, len(wrong)]
     values["answer"] = None if golds is None else "".join(golds[:1])
     values["answers"] = None if golds is None else json.dumps(golds, ensure_ascii=False)
+    values[ANSWER_STARTS] = None if golds is None else json.dumps(starts)
     if wrong:
         problem = problem or "value is not text"
     elif any(gold not in (values["context"] or "") for gold in golds or ()):
@@ -145,17 +146,22 @@ def _row(line: int, question: dict[str, Any]) -> LayoutRow:
     return LayoutRow(line, values, problem, question)
 
 
-def _golds(question: Mapping[str, Any]) -> list[str] | None:
-    """The texts of all answers; none of a question that has no answer, None of one whose answers are not told.
+def _golds(question: Mapping[str, Any]) -> tuple[list[str] | None, list[int | None]]:
+    """The texts of all answers, and where they begin in the passage (None where that is not told).
+
+    There are none of a question that has no answer; None stands for those of one whose answers are not told.
 
     The hub's copy of KLUE has plausible answers, which are none, among those of impossible questions.
     """
     if question.get("is_impossible") is True:
-        return []
+        return [], []
     answers = question.get("answers")
     if answers is None:
-        return None
-    texts = answers["text"] if isinstance(answers, dict) else [answer["text"] for answer in answers]
+        return None, []
+    if isinstance(answers, dict):
+        texts, starts = answers["text"], answers.get("answer_start") or []
+    else:
+        texts, starts = ([answer["text"] for answer in answers], [answer.get("answer_start") for answer in answers])
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError
-    return list(texts)
+    return list(texts), [start if isinstance(start, int) else None for start in starts]
