@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tunes KEByT5-small on KorQuAD 1.0, and scores the dev questions.
+# Fine-tunes KEByT5-small on KorQuAD 1.0, long passages in windows, and scores the dev questions.
 # Set by the environment: MODEL, TRAIN_DATA, TEST_DATA, SAVE_PATH, GPUS; further flags go behind the script's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,4 +12,5 @@ needs_files "KorQuAD 1.0 is at https://korquad.github.io/KorQuad%201.0/: put its
 needs_environment
 python train.py -task korquad-v1 -train_data "$TRAIN_DATA" -valid_data_proportions 0.02 -test_data "$TEST_DATA" \
     -init_model "$MODEL" -save_path "$SAVE_PATH" -gpus "${GPUS:--1}" \
+    -max_seq_length 1024 -doc_stride 256 \
     -max_tokens 16000 -grad_acc 4 -max_epoch 3 -optim adafactor -learning_rate 1e-3 -lr_scheduler constant -warmup_steps 0.02 "$@"

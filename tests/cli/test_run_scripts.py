@@ -56,7 +56,7 @@ def squad(count: int) -> str:
     """The layout of SQuAD, KorQuAD and KLUE-MRC."""
     answers = [{"text": "서울", "answer_start": 4}]
     questions = [{"id": f"q{n}", "guid": f"q{n}", "question": f"수도 {n}?", "answers": answers} for n in range(count)]
-    paragraph = {"context": "수도는 서울이다.", "qas": questions}
+    paragraph = {"context": "수도는 서울이다." + " 아주 긴 글이다." * 20, "qas": questions}
     return json.dumps({"version": "1", "data": [{"title": "도시", "paragraphs": [paragraph]}]}, ensure_ascii=False)
 
 
@@ -172,8 +172,14 @@ def test_scripts_of_published_corpora(name: str, tmp_path: Path) -> None:
         (tmp_path / f"{split}.{ending}").write_text(content(count), encoding="utf-8")
     data = {"TRAIN_DATA": tmp_path / f"train.{ending}", "TEST_DATA": tmp_path / f"dev.{ending}", "GPUS": "0"}
     model = make_model(tmp_path / "model", "byt5")
-    result = script(name, "-max_epoch", "1", MODEL=model, SAVE_PATH=tmp_path / "run", **data)
-    assert "59 training rows, 1 validation row, 6 test rows\n" in result.out
+    windows = ["-max_seq_length", "320", "-doc_stride", "80"] if content is squad else []
+    result = script(name, "-max_epoch", "1", *windows, MODEL=model, SAVE_PATH=tmp_path / "run", **data)
+    counts = "59 training rows, 1 validation row, 6 test rows"
+    if name == "klue_mrc_train_test.sh":  # all windows train, those without the answer as unanswerable
+        counts = "295 training windows of 59 rows, 5 validation windows of 1 row, 30 test windows of 6 rows"
+    if name == "korquad_train_test.sh":
+        counts = "59 training rows, 2 validation windows of 1 row, 12 test windows of 6 rows"
+    assert f"{counts}\n" in result.out
     report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
     assert (report["scored_rows"], next(iter(report["metrics"]))) == (6, metric)
     if name == "train_klue_ner.sh":
