@@ -10,10 +10,12 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from metrics.labels import CountedRows
-from metrics.registry import POINTS, Figure, Metric, register
+from metrics.registry import NO_ANSWER, POINTS, Figure, Metric, register
+from metrics.score import Scores
 from postprocessors.answers import Answers
 from utils.tables import counted
 
@@ -144,6 +146,57 @@ def _mean(by_row: Callable[[CountedRows, Answers], list[float]]) -> Callable[[Co
     return compute
 
 
+def with_no_answer(
+    scores: Scores,
+    references: Sequence[str | None],
+    predictions: Sequence[str],
+    probabilities: Iterable[float],
+) -> Scores:
+    """`scores` with the figures of SQuAD 2.0 at the best threshold of the probability that there is no answer.
+
+    A question above the threshold counts as unanswered, whatever was predicted. Of equal figures the lowest threshold
+    is told, as the official scorer does.
+
+    Args:
+        probabilities: of each row.
+    """
+    answers = scores.postprocessor
+    assert isinstance(answers, Answers)
+    gains: dict[str, list[tuple[float, float]]] = {name: [] for name in BEST}
+    unanswerable = 0
+    for reference, prediction, probability in zip(references, predictions, probabilities, strict=True):
+        if reference is None:
+            continue
+        golds, answer = answers.golds(reference), answers.value(prediction)
+        unanswerable += not golds
+        for name, measure in BEST.items():
+            gains[name].append((probability, measure(answer, golds) if golds else -float(bool(answer))))
+    figures, details = {}, {}
+    for name, of_rows in gains.items():
+        figure, threshold = _best_threshold(of_rows, unanswerable)
+        figures[name] = 100 * figure / len(of_rows) if of_rows else math.nan
+        details[name] = f"unanswered above {threshold:g}"
+    return replace(scores, metrics=scores.metrics | figures, details={**scores.details, **details})
+
+
+def _best_threshold(gains: Sequence[tuple[float, float]], unanswered: int) -> tuple[float, float]:
+    """The largest sum of scores, and its threshold: questions are answered by rising probability of no answer."""
+    best = current = float(unanswered)
+    threshold = 0.0
+    for probability, gain in sorted(gains, key=lambda pair: pair[0]):
+        current += gain
+        if current > best:
+            best, threshold = current, probability
+    return best, threshold
+
+
+BEST: dict[str, AnswerScore] = {"squad_v2_best_em": squad_v2_em, "squad_v2_best_f1": squad_v2_f1}
+register(
+    *(
+        Metric(name, NO_ANSWER, f"{name[-2:].upper()} of SQuAD 2.0 at the best threshold of no answer", scale=POINTS)
+        for name in BEST
+    )
+)
 SCORES: dict[str, tuple[AnswerScore, bool, str]] = {
     "klue_em": (klue_em, True, "share of right answers (KLUE-MRC)"),
     "rouge_w": (rouge_w, True, "F1 of the longest common substring (KLUE-MRC)"),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 TEXTS = "texts"  # references and predictions as they stand
 LABELS = "labels"  # the labels that both stand for
 PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
+NO_ANSWER = "probabilities of no answer"  # those of the outputs of windows: -doc_stride
 TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
 
 FRACTION = "fraction"  # from 0 to 1

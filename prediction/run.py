@@ -21,10 +21,12 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
+from metrics.answers import with_no_answer
 from metrics.probabilities import with_probabilities
 from metrics.registry import missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, Scores, score
+from postprocessors.answers import Answers
 from postprocessors.base import said
 from prediction.confidence import confidence_of
 from prediction.groups import Groups, group_dict, groups_of
@@ -239,5 +241,8 @@ def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
         shares = (prediction.label_probabilities for prediction in found.predictions)
         scores = with_probabilities(scores, found.references, shares)
         settings["label_calibration"] = calibration_settings(decoding.calibration, postprocessor)
+    if ready.config.length.doc_stride and isinstance(postprocessor, Answers) and postprocessor.unanswerable:
+        unsure = (prediction.no_answer for prediction in found.predictions)
+        scores = with_no_answer(scores, found.references, found.texts, unsure)
     tell(*report_text(scores, outputs_of(found.split, found.predictions, postprocessor)).splitlines())
     return scores, report_dict(scores, settings)

@@ -62,4 +62,5 @@ def combined(windows: Sequence[Prediction], answers: Answers, most: int = 1) -> 
         Hypothesis(output.text, rounded(scores[answer]), output.cut, significant(np.exp(scores[answer] - total)))
         for answer, output in zip(ranked, best, strict=True)
     )
-    return Prediction(nbest[0].text, nbest[0].score, nbest, cut=nbest[0].cut)
+    no_answer = float(np.exp(scores[""] - total)) if "" in scores else 0.0
+    return Prediction(nbest[0].text, nbest[0].score, nbest, cut=nbest[0].cut, no_answer=no_answer)

@@ -18,7 +18,7 @@ class Prediction:
     `score` is the length-normalised log-probability of `text`, None when nobody asked for it; `nbest` the best outputs,
     best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map; `cut`
     says that `text` reached the length limit before its end; `words` are those of the source, each with what the
-    label's probability loses without it.
+    label's probability loses without it; `no_answer` is the probability that there is none, of the windows of a row.
     """
 
     text: str
@@ -27,6 +27,7 @@ class Prediction:
     label_probabilities: tuple[float, ...] | None = None
     cut: bool = False
     words: tuple[tuple[str, float], ...] | None = None
+    no_answer: float = 0.0
 
 
 class BatchPredictor(Protocol):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from metrics.answers import SCORES
+from metrics.answers import SCORES, with_no_answer
 from metrics.report import Outputs, report_text
 from metrics.score import score
 from postprocessors.answers import Answers, expected
@@ -92,6 +92,29 @@ def official(file, names):
 )
 def test_the_official_scorers(file, names):
     assert official(file, names) == []
+
+
+def test_squad_2_at_the_best_threshold():
+    checked = 0
+    for case in golden_cases("squad_v2"):
+        expected, probabilities = case["expected"], case.get("options", {}).get("no_answer_probabilities")
+        if probabilities:
+            checked += 1
+            references = [json.dumps(question["answers"]) for question in case["references"]]
+            scores = score(references, case["predictions"], Answers())
+            found = with_no_answer(scores, references, case["predictions"], probabilities)
+            for name, key in (("squad_v2_best_em", "best_exact"), ("squad_v2_best_f1", "best_f1")):
+                assert found.metrics[name] == pytest.approx(expected[key], rel=1e-9), case["id"]
+                assert found.details[name] == f"unanswered above {expected[f'{key}_thresh']:g}", case["id"]
+    assert checked > 10
+
+
+def test_sure_answers_count_and_unsure_ones_do_not():
+    references = ['["a"]', "[]", '["b"]', None]
+    scores = score(references, ["a", "b", "c", "d"], Answers())
+    found = with_no_answer(scores, references, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.0])
+    assert found.metrics["squad_v2_best_em"] == pytest.approx(200 / 3)
+    assert "squad_v2_best_em      66.67   unanswered above 0.1" in report_text(found)
 
 
 def test_the_report_splits_squad_2_as_its_scorer_does():
