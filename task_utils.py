@@ -44,14 +44,9 @@ __all__ = [
 ]
 
 LAYOUTS = ["conll", "squad"]  # and those that `datamodules.readers.layouts.register` adds
-IF_SET = (
-    "label_separator",
-    "layout",
-    "references",
-    "placeholders",
-    "passage",
-    "postprocessor",
-)  # keys that older checkpoints do not know
+LANGUAGES = ("source_language", "target_language")
+# Keys that older checkpoints do not know.
+IF_SET = ("label_separator", "layout", "references", "placeholders", "passage", "postprocessor", *LANGUAGES)
 
 LINE_WIDTH = 80  # of `task_table`
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
@@ -85,9 +80,10 @@ class Task:
     A column is a name or a number counted from 1. `layout` is the word of a reader for files that are no table, "" by
     the file's ending. `references` is the template of the text that predictions are scored against, "" for the target.
     `placeholders` are values that mean that a column has no text: rows where a column of the source holds one, or is
-    empty, do not train. `passage` is the variable whose text -doc_stride cuts into windows, "" for none. `output` is
-    what the texts stand for where neither free text nor a label map; task files call it `postprocessor`. `hub_dataset`
-    (`name` or `name:config`) is read when no `-train_data` is given; "" means that the task needs files.
+    empty, do not train. `passage` is the variable whose text -doc_stride cuts into windows, "" for none.
+    `source_language` and `target_language` are templates of the languages' codes, "" where no row says them. `output`
+    is what the texts stand for where neither free text nor a label map; task files call it `postprocessor`.
+    `hub_dataset` (`name` or `name:config`) is read when no `-train_data` is given; "" means that the task needs files.
     `valid_proportion` is the share of the training rows used for validation when no validation data are given. Raises
     `UserError` with every problem found.
     """
@@ -108,6 +104,8 @@ class Task:
     references: str = ""
     placeholders: tuple[str, ...] = ()
     passage: str = ""
+    source_language: str = ""
+    target_language: str = ""
     output: Postprocessor | None = None
 
     def __post_init__(self) -> None:
@@ -131,7 +129,11 @@ class Task:
         if self.label_map is not None:
             problems += [
                 f"task {self.name}: {key} does not go with a label_map; leave one of them out"
-                for key, value in (("postprocessor", self.output), ("references", self.references))
+                for key, value in (
+                    ("postprocessor", self.output),
+                    ("references", self.references),
+                    ("target_language", self.target_language),
+                )
                 if value
             ]
         if self.passage and self.kind != "answers":
@@ -315,7 +317,7 @@ def get_task(name_or_path: str) -> Task:
     problems: list[str] = []
     with errors_at(f"-task {name_or_path}"):
         task: Task | None = collect(problems, lambda: Task.from_dict({"name": Path(path).stem, **content}))
-        for key in ("input_template", "target_template", "references"):
+        for key in ("input_template", "target_template", "references", *LANGUAGES):
             collect(problems, partial(Template, str(content.get(key, "")), key))
         if task is None or problems:
             raise UserError(*problems)
@@ -354,9 +356,20 @@ def override_task(task: Task, data: DataFlags) -> Task:
         if value:
             changes[name] = int(value) if is_number else value
     task = replace(task, **changes)
-    Template(task.input_template, "-input_template")
+    read = Template(task.input_template, "-input_template").variables
+    for name in LANGUAGES:
+        value = getattr(data, name)
+        if value and (getattr(task, name) or name in read or Template(value, f"-{name}").variables):
+            task = replace(task, **{name: value})
     _ = task.postprocessor  # raises
     return task
+
+
+def fixed_languages(task: Task, data: DataFlags) -> tuple[str, str]:
+    """The languages of the source and the target that are those of all rows; empty where rows have their own."""
+    templates = (Template(getattr(task, name) or getattr(data, name), f"-{name}") for name in LANGUAGES)
+    source, target = ("" if template.variables else template.source for template in templates)
+    return source, target
 
 
 def named_metrics(names: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from config.flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
 from models.kernels.accelerate import accelerate
+from models.languages import with_languages
 from models.loading import (
     check_config_builds,
     config_from_dict,
@@ -27,14 +28,15 @@ from models.loading import (
     load_config,
 )
 from models.presets import TOKENIZER_KEY, read_config
-from models.tokenizers import fitting_tokenizer, load_tokenizer, with_languages
+from models.tokenizers import fitting_tokenizer, load_tokenizer
+from task_utils import LANGUAGES, Task, fixed_languages
 from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
 OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
-OF_ROWS = (*OF_TEXTS, "source_column", "target_column")
+OF_ROWS = (*OF_TEXTS, *LANGUAGES, "source_column", "target_column")
 
 
 @lru_cache(maxsize=8)
@@ -134,9 +136,7 @@ class InferenceModel:
         return load_tokenizer(name, flag, src_lang=self.source_language, tgt_lang=self.target_language)
 
 
-def inference_models(
-    names: Sequence[str], tokenizer_name: str = "", source_language: str = "", target_language: str = ""
-) -> tuple[InferenceModel, ...]:
+def inference_models(names: Sequence[str], tokenizer_name: str = "") -> tuple[InferenceModel, ...]:
     """The models of -model.
 
     Raises:
@@ -144,10 +144,7 @@ def inference_models(
     """
     tokenizer_path = model_path("-tokenizer", tokenizer_name) if tokenizer_name else ""
     paths = [model_path("-model", name) for name in names]
-    models = tuple(
-        InferenceModel(path, tokenizer_path, source_language, target_language, found=file_states(Path(path)))
-        for path in paths
-    )
+    models = tuple(InferenceModel(path, tokenizer_path, found=file_states(Path(path))) for path in paths)
     if len(models) > 1:
         first, *others = [tokenizer_digest(model.config_and_tokenizer()[1]) for model in models]
         raise_if_any(
@@ -190,10 +187,10 @@ class ModelSource:
     build: Callable[[int], PreTrainedModel]  # seed -> model, ready to train
 
 
-def model_source(config: TrainConfig, resumed: SavedModel | None) -> ModelSource:
+def model_source(config: TrainConfig, task: Task, resumed: SavedModel | None) -> ModelSource:
     """The model source that the flags name; problems of names, configs and vocabularies are raised here."""
-    flags, data = config.model, config.data
-    languages = {"src_lang": data.source_language, "tgt_lang": data.target_language}
+    flags = config.model
+    languages = dict(zip(("src_lang", "tgt_lang"), fixed_languages(task, config.data), strict=True))
     if resumed is not None:
         return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(resumed.build(), config))  # noqa: ARG005
     if flags.config_path:

@@ -80,10 +80,15 @@ class DataFlags:
     input_template: str = free("", "Jinja template of the source, e.g. 'review: {{ document }}'; empty = the task's.")
     target_template: str = free("", "Jinja template of the target, e.g. '{{ target }}'; empty = the task's.")
     source_language: str = flag(
-        "", "Language code of the source for mBART-like tokenizers, e.g. ko_KR; empty = none.", resume="if given"
+        "",
+        "Language code of the source, e.g. ko_KR, for tokenizers with language tokens and for templates; of columns:"
+        " '{{ src }}'; empty = the task's, else none.",
+        resume="kept",
     )
     target_language: str = flag(
-        "", "Language code of the target for mBART-like tokenizers, e.g. en_XX; empty = none.", resume="if given"
+        "",
+        "Language code of the target, like -source_language, e.g. en_XX; empty = the task's, else none.",
+        resume="kept",
     )
     cache_dir: str = free(
         "", "Folder of the encoded data; empty = <save_path>/cache (inference: a temporary folder).", excludes=LINES

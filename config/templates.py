@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from config.languages import language_name
 from utils.errors import UserError
 from utils.escapes import NO_UNICODE, is_unicode
 
@@ -42,7 +43,7 @@ class Template:
         if not is_unicode(source):
             raise UserError(f"{name} {source!r} {NO_UNICODE}")
         try:
-            self._template, tree, self._dotted = compiled(source)
+            self._template, tree, self._dotted = compiled(source, {language_name.__name__: language_name})
             used = find_undeclared_variables(tree)
             self.variables: frozenset[str] = frozenset(self._dotted.get(name, name) for name in used)
         except TemplateSyntaxError as error:

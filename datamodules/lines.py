@@ -8,6 +8,7 @@ import numpy as np
 
 from config.templates import Template
 from datamodules.encoding.arrays import Tokens
+from datamodules.encoding.languages import languages_of_lines
 from datamodules.encoding.templates import render
 from datamodules.encoding.tokens import check_limit, make_encoder
 from datamodules.readers.encodings import BYTE_ORDER_MARK
@@ -29,7 +30,8 @@ class LineEncoder:
     def __init__(self, encoder: RowEncoder) -> None:
         self.escapes = encoder.data.tsv_escapes
         self.template = Template(encoder.task.input_template, "-input_template")
-        others = sorted(self.template.variables - {"source"})
+        self.languages = languages_of_lines(encoder.task)
+        others = sorted(self.template.variables - {"source", *self.languages})
         if others:
             raise UserError(
                 f"-test_data -: a line of standard input is the source, and -input_template reads {', '.join(others)}"
@@ -86,7 +88,8 @@ class LineEncoder:
         return text
 
     def _encoded(self, texts: Sequence[str]) -> tuple[Tokens, dict[int, str]]:
-        rendered, failures = render(self.template, {"source": text_array(texts)}, len(texts))
+        codes = {name: text_array([code] * len(texts)) for name, code in self.languages.items()}
+        rendered, failures = render(self.template, {"source": text_array(texts), **codes}, len(texts))
         return self.tokens.encode(rendered, self.limit, False), failures
 
     def _count(self, what: str, number: int) -> None:

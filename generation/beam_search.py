@@ -43,9 +43,12 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a search needs besides the flags; `max_length` is in tokens and counts the end token."""
+    """What a search needs besides the flags; `max_length` is in tokens and counts the end token.
 
-    start_token: int
+    `start_token` is (sources,) where their outputs begin otherwise.
+    """
+
+    start_token: int | Tensor
     max_length: int  # at most that of the flags
     rules: ScoreRules
     flags: DecodeFlags
@@ -54,6 +57,13 @@ class SearchOptions:
     @property
     def end_token(self) -> int:
         return self.rules.end_token
+
+    def first_inputs(self, sources: int, device: torch.device) -> Tensor:
+        """The decoder inputs (sources, k, 1) of outputs that begin."""
+        shape = (sources, self.flags.width, 1)
+        if isinstance(self.start_token, int):
+            return torch.full(shape, self.start_token, device=device)
+        return self.start_token.view(-1, 1, 1).expand(shape).contiguous()
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
     scores[:, 0] = 0.0
     beams = _Beams(
         rows=torch.arange(count, device=device),
-        tokens=torch.full((count, width, 1), options.start_token, device=device),
+        tokens=options.first_inputs(count, device),
         scores=scores,
         done=torch.zeros(count, dtype=torch.bool, device=device),
         state=state,

@@ -6,6 +6,7 @@ made of plain linear layers (adapters, quantised, sharded), by `generate` of `tr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,12 @@ from generation.constraints import LabelTrie
 from generation.incremental.decoder import StepModel, start
 from generation.incremental.weights import compute_dtype, supports
 from generation.joined_labels import JoinedLabels
-from generation.logits_processors import ScoreRules
+from generation.logits_processors import ScoreRules, force_first
 from generation.sampling import sample
 from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
 from models.forward import decoder_start_token
+from models.languages import in_language, language_codes
 from models.special_tokens import encoded_target, example_target, fixed_first_token
 from postprocessors.labels import LabelMap
 
@@ -54,6 +56,27 @@ class Hypothesis:
     probability: float | None = None
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """How outputs begin: the first decoder input, and the token that must follow, None for any; (rows,) ids where the
+    rows differ."""
+
+    start_token: int | Tensor
+    first_token: int | Tensor | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Beginning:
+        """That of the targets of training in the language that the tokenizer is set to."""
+        return cls(decoder_start_token(model, example_target(tokenizer)), fixed_first_token(tokenizer))
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Beginning], device: torch.device) -> Beginning:
+        """Those of several rows together."""
+        starts, firsts = [row.start_token for row in rows], [row.first_token for row in rows]
+        first = None if firsts[0] is None else torch.tensor(firsts, device=device)
+        return cls(torch.tensor(starts, device=device), first)
+
+
 def generation_config(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -66,7 +89,7 @@ def generation_config(
     that decoding begins as training did. Outputs are as long as the model, and the others that decode with it, have
     positions for.
     """
-    target = example_target(tokenizer)
+    begin = Beginning.of(model, tokenizer)
     longest = longest_output(shared_target_limit(member.config for member in (model, *others)))
     wanted = flags.max_predict_length or LONGEST_TEXT
     return GenerationConfig(
@@ -81,10 +104,22 @@ def generation_config(
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=decoder_start_token(model, target),
-        forced_bos_token_id=fixed_first_token(tokenizer),
+        decoder_start_token_id=begin.start_token,
+        forced_bos_token_id=begin.first_token,
         use_cache=True,
     )
+
+
+class _FirstToken(LogitsProcessor):  # type: ignore[misc]
+    """Forces the first token of every row on its way through `generate`."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == 1:
+            force_first(scores, self.tokens)
+        return scores
 
 
 class _FiniteWatch(LogitsProcessor):  # type: ignore[misc]
@@ -139,10 +174,11 @@ class Decoder:
         if labels:
             self.allowed = self._allowed_texts(labels)
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
+        self._beginnings = {"": Beginning(self.config.decoder_start_token_id, self.config.forced_bos_token_id)}
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, languages: Sequence[str] = ()) -> list[str]:
         """The best text for each row of (batch, source_length) ids; raises as `decode` does."""
-        found = self.decode(input_ids, attention_mask, with_scores=self.flags.num_return > 1)
+        found = self.decode(input_ids, attention_mask, None, self.flags.num_return > 1, languages)
         return [outputs[0].text for outputs in found]
 
     def decode(
@@ -151,30 +187,46 @@ class Decoder:
         attention_mask: Tensor,
         row_ids: Sequence[int] | None = None,
         with_scores: bool = True,
+        languages: Sequence[str] = (),
     ) -> list[list[Hypothesis]]:
         """The `num_return` best outputs for each row of (batch, source_length) ids, best first.
 
         Fewer come back only where there are fewer labels. Samples depend on the options and on `row_ids`, by default
         the places in the batch. The scores of beam search are the `sequences_scores` of `transformers`; those of greedy
         search and of samples are the model's own, untouched by penalties and temperature; without `with_scores` they
-        may be 0.
+        may be 0. `languages` are the codes of the rows' own target languages; without them all begin as the tokenizer
+        is set.
 
         Raises:
             RunError: the model's scores are NaN or infinite.
         """
+        begin = self._beginning(languages, input_ids.device)
         if not self.own:
-            return self._generate(input_ids, attention_mask, with_scores)
+            return self._generate(input_ids, attention_mask, begin, with_scores)
         row_ids = range(len(input_ids)) if row_ids is None else row_ids
-        found = self._search(input_ids, attention_mask, row_ids, with_scores)
+        found = self._search(input_ids, attention_mask, begin, row_ids, with_scores)
         texts = iter(self._texts([output.ids for outputs in found for output in outputs]))
         end = self.config.eos_token_id
         return [
             [Hypothesis(next(texts), output.score, output.ids[-1:] != [end]) for output in outputs] for outputs in found
         ]
 
+    def _beginning(self, languages: Sequence[str], device: torch.device) -> Beginning:
+        if not any(languages) or not language_codes(self.tokenizer):
+            return self._beginnings[""]
+        for code in {*languages} - self._beginnings.keys():
+            with in_language(self.tokenizer, "tgt_lang", code) as tokenizer:
+                self._beginnings[code] = Beginning.of(self.model, tokenizer)
+        return Beginning.of_rows([self._beginnings[code] for code in languages], device)
+
     @torch.inference_mode()
     def _search(
-        self, input_ids: Tensor, attention_mask: Tensor, row_ids: Sequence[int], with_scores: bool
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        begin: Beginning,
+        row_ids: Sequence[int],
+        with_scores: bool,
     ) -> list[list[FoundTokens]]:
         flags = self.flags
         rules = ScoreRules(
@@ -182,10 +234,10 @@ class Decoder:
             repetition_penalty=flags.repetition_penalty,
             no_repeat_ngram_size=flags.no_repeat_ngram_size,
             min_length=flags.min_predict_length,
-            first_token=self.config.forced_bos_token_id,
+            first_token=begin.first_token,
         )
         search = SearchOptions(
-            start_token=self.config.decoder_start_token_id,
+            start_token=begin.start_token,
             max_length=self.config.max_new_tokens,
             rules=rules,
             flags=flags,
@@ -213,17 +265,25 @@ class Decoder:
         return self._step_models[dtype]
 
     @torch.inference_mode()
-    def _generate(self, input_ids: Tensor, attention_mask: Tensor, with_scores: bool) -> list[list[Hypothesis]]:
+    def _generate(
+        self, input_ids: Tensor, attention_mask: Tensor, begin: Beginning, with_scores: bool
+    ) -> list[list[Hypothesis]]:
         """The same by `generate`; leaves the model's own generation config as it was. Scores of 0 unless asked for."""
         own, watch = self.model.generation_config, _FiniteWatch(input_ids.device)
-        self.model.generation_config = self.config  # `generate` fills unset fields from it
+        config, processors = self.config, LogitsProcessorList([watch])
+        if isinstance(begin.start_token, Tensor):
+            config = copy.deepcopy(config)
+            config.decoder_start_token_id, config.forced_bos_token_id = begin.start_token.tolist(), None
+        if isinstance(begin.first_token, Tensor):
+            processors.insert(0, _FirstToken(begin.first_token))
+        self.model.generation_config = config  # `generate` fills unset fields from it
         beams = self.flags.beam_size > 1
         try:
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                generation_config=self.config,
-                logits_processor=LogitsProcessorList([watch]),
+                generation_config=config,
+                logits_processor=processors,
                 output_scores=with_scores and beams,  # both are kept for every step
                 output_logits=with_scores and not beams,
                 return_dict_in_generate=True,

@@ -16,13 +16,16 @@ BLOCKED = float("-inf")
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """The rules in force; lengths are in tokens and count the end token."""
+    """The rules in force; lengths are in tokens and count the end token.
+
+    `first_token` is (sources,) where those of the sources differ; a source has several rows one after the other.
+    """
 
     end_token: int
     repetition_penalty: float = 1.0  # 1 = off
     no_repeat_ngram_size: int = 0  # 0 = off
     min_length: int = 0
-    first_token: int | None = None
+    first_token: int | Tensor | None = None
 
     @property
     def active(self) -> bool:
@@ -40,9 +43,17 @@ class ScoreRules:
         if length < self.min_length:
             scores[:, self.end_token] = BLOCKED
         if length == 1 and self.first_token is not None:
-            scores.fill_(BLOCKED)
-            scores[:, self.first_token] = 0.0
+            force_first(scores, self.first_token)
         return scores
+
+
+def force_first(scores: Tensor, token: int | Tensor) -> None:
+    """Block all but the first token, of all rows or of those of each source."""
+    scores.fill_(BLOCKED)
+    if isinstance(token, int):
+        scores[:, token] = 0.0
+    else:
+        scores.scatter_(1, token.repeat_interleave(len(scores) // len(token)).unsqueeze(1), 0.0)
 
 
 def penalise_repetition(scores: Tensor, tokens: Tensor, penalty: float) -> None:

@@ -85,7 +85,7 @@ def sample(
     count, samples = len(row_ids), options.flags.width
     runs = _Runs(
         rows=torch.arange(count, device=device),
-        tokens=torch.full((count, samples, 1), options.start_token, device=device),
+        tokens=options.first_inputs(count, device),
         scores=torch.zeros(count, samples, device=device),
         lengths=torch.zeros(count, samples, dtype=torch.long, device=device),
         ended=torch.zeros(count, samples, dtype=torch.bool, device=device),

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
+from models.languages import with_languages
 from models.loading import is_dense
 from utils.errors import UserError, error_reason, first_line, shortened
 from utils.files import STATE_NAME
@@ -75,21 +76,6 @@ def _refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
                 raise ValueError(
                     f"the expression {expression.decode(errors='replace')[:60]} may never end on some text"
                 )
-
-
-def with_languages(tokenizer: PreTrainedTokenizerBase, **languages: str) -> PreTrainedTokenizerBase:
-    """`tokenizer` set to the codes `src_lang` and `tgt_lang`; empty ones leave it as it is."""
-    for name, code in languages.items():
-        if not code:
-            continue
-        flag = "-source_language" if name == "src_lang" else "-target_language"
-        if not hasattr(tokenizer, name):
-            raise UserError(f"{flag} {code}: this tokenizer has no language codes; leave the flag out")
-        if tokenizer.convert_tokens_to_ids(code) in (None, tokenizer.unk_token_id):
-            codes = [token for token in tokenizer.all_special_tokens if "_" in token][:60]
-            raise UserError(f"{flag} {code}: not a language code of this tokenizer; known: {', '.join(codes)}")
-        setattr(tokenizer, name, code)
-    return tokenizer
 
 
 def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

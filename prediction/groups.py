@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
+from datamodules.encoding.store import EncodedSplit
 from datamodules.readers.nested import MISSING, value_at
 from datamodules.readers.records import InputRecords
 from metrics.registry import METRICS
 from metrics.score import Scores
 from prediction.lazy_sequence import LazySequence
+from task_utils import LANGUAGES
 from utils.errors import UserError, shortened
 from utils.tables import counted, format_table, visible
 
@@ -48,6 +50,15 @@ class Groups:
                     f"-group_by {' '.join(columns)}: more than {MOST_GROUPS} different values; give columns with fewer"
                 )
         return cls(columns, rows)
+
+    @classmethod
+    def of_directions(cls, split: EncodedSplit) -> Groups | None:
+        """Those of rows translated in several directions, such as `ko_KR -> en_XX`; None where there are no two."""
+        rows: dict[str, list[int]] = {}
+        for row in range(len(split) if split.has_languages else 0):
+            codes = filter(None, (split.language(name, row) for name in LANGUAGES))
+            rows.setdefault(" -> ".join(codes), []).append(row)
+        return cls(("direction",), rows) if len(rows) > 1 else None
 
     def scores(
         self,

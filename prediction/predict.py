@@ -183,7 +183,7 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
                     f" {len(sources[0]):,} tokens: give a smaller -batch_size or -max_tokens, or fewer beams;"
                     " -overwrite throws away what is finished"
                 ):
-                    predictions += predictor(batch.tolist(), sources)
+                    predictions += predictor(batch.tolist(), sources, job.split.target_languages(batch))
                 progress.advance(len(predictions))
             write_part(job.folder, chunk, job.chunks.rows(chunk).tolist(), predictions)
         progress.end()

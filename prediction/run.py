@@ -93,6 +93,7 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
     tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
     escapes, headers = config.data.tsv_escapes, split.report.headers
     groups = groups_of(config.output.group_by, paths, ready.task.layout, headers, escapes)
+    groups = groups or Groups.of_directions(split)
     with predicted(ready, split) as found:
         finish(found, records, groups)
 

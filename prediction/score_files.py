@@ -22,7 +22,7 @@ from postprocessors.answers import expected
 from postprocessors.base import said
 from prediction.checks import check_outputs
 from prediction.confidence import confidence_of
-from prediction.groups import group_dict, groups_of
+from prediction.groups import Groups, group_dict, groups_of
 from prediction.lazy_sequence import LazySequence
 from task_utils import Task, get_task, override_task, with_metrics
 from utils.console import tell
@@ -43,6 +43,7 @@ class References:
     texts: Sequence[str | None]
     source_of: Callable[[int], str | None]
     headers: Mapping[str, str] | None = None  # as in `EncodeReport`; None for plain lines
+    directions: Groups | None = None  # of translation
 
 
 def check_scoring(config: InferenceConfig, given: frozenset[str], problems: list[str]) -> None:
@@ -104,7 +105,7 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
     def scored_as(wanted: Sequence[str | None], found: Sequence[str]) -> Scores:
         return score(wanted, found, processor, **options)
 
-    groups = None
+    groups = references.directions
     if output.group_by:
         if references.headers is None:
             raise UserError(f"-group_by: plain lines have no columns; give -references the data file, not {given}")
@@ -207,13 +208,14 @@ def read_references(config: InferenceConfig, task: Task, temporary: Path) -> Ref
         encoder = RowEncoder(data, LengthFlags(), task, ByT5Tokenizer(), 0, temporary)
         split = encoder.encode("-references", paths, keep_all=True)
         tell(*report_lines("-references", split.report))
-        return References(LazySequence(len(split), split.reference), split.source_text, split.report.headers)
-    texts: list[str | None] = []
+        texts, directions = LazySequence(len(split), split.reference), Groups.of_directions(split)
+        return References(texts, split.source_text, split.report.headers, directions)
+    lines: list[str | None] = []
     processor = task.postprocessor
     for place, line in _lines(paths[0], "-references"):
         text = unescape_cell(line)[0] if data.tsv_escapes else line
         if text and task.label_map is not None and processor.value(text) is None:
             raise UserError(f"{place}: {text[:100]!r} is no label of the task; labels: {processor.describe()}")
-        texts.append(text or None)
-    tell(f"-references {paths[0]}: {counted(len(texts), 'plain line')}")
-    return References(texts, lambda _: None)
+        lines.append(text or None)
+    tell(f"-references {paths[0]}: {counted(len(lines), 'plain line')}")
+    return References(lines, lambda _: None)

@@ -13,6 +13,7 @@ import numpy as np
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
 from config.parser import flag_groups
+from datamodules.encoding.languages import check_languages
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import RowEncoder
 from generation.decoder import GREEDY, LONGEST_TEXT
@@ -21,13 +22,14 @@ from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, conv
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from models.architectures import architecture, longest_output, overflowing
+from models.languages import language_codes
 from models.special_tokens import encoded_target
 from postprocessors.base import FreeText, Postprocessor
 from prediction.checks import check_labels
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
-from task_utils import Task, get_task, override_task, task_name, with_metrics
+from task_utils import Task, fixed_languages, get_task, override_task, task_name, with_metrics
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
 from utils.errors import UserError
@@ -60,7 +62,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             arithmetic that -engine ctranslate2 does not have, outputs longer than the model can write.
     """
     data = config.data
-    models = inference_models(config.model.model, config.model.tokenizer, data.source_language, data.target_language)
+    models = inference_models(config.model.model, config.model.tokenizer)
     tell(
         *(
             f"-model {name}: {model.name}"
@@ -72,11 +74,14 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     if task_name(config.model.task) in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
         check_same_texts(models, [key for key in OF_ROWS if key not in given])
     task = with_metrics(resolve_prediction_task(config, state), config.output.metrics)
+    source, target = fixed_languages(task, data)
+    models = tuple(replace(model, source_language=source, target_language=target) for model in models)
     postprocessor = task.postprocessor
     check_labels(config.label, postprocessor)
     config = with_trained_settings(config, given, state)
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
+    check_languages(task, data, tokenizer)
     devices = resolve_devices(
         config.device.gpus,
         config.device.cpu_processes,
@@ -84,6 +89,11 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         overflowing(model_config.model_type),
     )
     if config.decode.engine == "ctranslate2":
+        if task.target_language and language_codes(tokenizer):
+            raise UserError(
+                f"-engine ctranslate2 begins every output with the same language, and the rows of -target_language"
+                f" {task.target_language} have their own; use -engine torch"
+            )
         check_compute_type(config.decode.compute_type, devices.accelerator)
         check_convertible(model_config.model_type, f"-model {models[0].name}")
     use_threads(devices)

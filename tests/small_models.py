@@ -67,6 +67,27 @@ def kobart_tokenizer(folder: str | Path, corpus: Iterable[str] = KOREAN_CORPUS, 
     return _reloaded(PreTrainedTokenizerFast(tokenizer_object=core, **_BART_TOKENS), folder)
 
 
+def mbart_tokenizer(folder: str | Path) -> Any:
+    """A tokenizer of letters with the language tokens of mBART, saved in `folder`: `text </s> en_XX`."""
+    from transformers import MBartTokenizer
+
+    return _reloaded(MBartTokenizer(vocab=_letters()), folder)
+
+
+def nllb_tokenizer(folder: str | Path) -> Any:
+    """A tokenizer of letters with three language tokens of NLLB, saved in `folder`: `eng_Latn text </s>`."""
+    from transformers import NllbTokenizer
+
+    vocab = {piece: number for number, (piece, _) in enumerate(_letters())}
+    codes = ["eng_Latn", "kor_Hang", "deu_Latn"]
+    return _reloaded(NllbTokenizer(vocab=vocab, merges=[], extra_special_tokens=codes), folder)
+
+
+def _letters() -> list[tuple[str, float]]:
+    specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    return [*specials, ("▁", -2.0), *((letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz가나다라마바사")]
+
+
 _BART_TOKENS = {
     "bos_token": "<s>",
     "cls_token": "<s>",

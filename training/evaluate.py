@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from checkpoints.model_source import InferenceModel
@@ -16,6 +17,7 @@ from generation.engines.pytorch import TorchEngine
 from metrics.report import report_dict, report_text
 from metrics.score import score
 from models.architectures import target_limit
+from prediction.groups import Groups, group_dict
 from prediction.lazy_sequence import LazySequence
 from prediction.output import outputs_of
 from prediction.predict import predict
@@ -56,7 +58,12 @@ def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
         texts = LazySequence(len(rows), lambda row: of_rows[row].text)
         scores = score(references, texts, postprocessor, names=task.metrics)
         report = report_text(scores, outputs_of(rows, of_rows, postprocessor)).splitlines()
-    write_json(folder / TEST_REPORT, report_dict(scores, {"model": str(best), **asdict(flags)}))
+        content = report_dict(scores, {"model": str(best), **asdict(flags)})
+        if groups := Groups.of_directions(rows):
+            by_group = groups.scores(references, texts, partial(score, postprocessor=postprocessor, names=task.metrics))
+            report += groups.lines(by_group)
+            content["groups"] = group_dict(by_group)
+    write_json(folder / TEST_REPORT, content)
     return [
         f"test split ({split.num_rows:,} rows, greedy, {best}):",
         *report,

@@ -26,7 +26,7 @@ from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
 from models.optim import state_problem
-from task_utils import Task
+from task_utils import LANGUAGES, Task
 from training.lightning_loop import leaves_out_parameters
 from utils.devices import Devices
 from utils.differences import Difference, difference_table, differences_of
@@ -34,7 +34,7 @@ from utils.errors import UserError, raise_if_any
 from utils.tables import counted
 
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
-TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator")
+TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator", *LANGUAGES)
 VALIDATION_DATA = "validation data and encoding"
 PRECISION = "-float_precision"
 
@@ -92,7 +92,7 @@ def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list
     names = [
         spec.name
         for spec in flag_specs(type(config))
-        if spec.resume in ways or (spec.resume == "if given" and now[spec.name])
+        if spec.resume in ways or (spec.resume in ("if given", "kept") and now[spec.name])
     ]
     present = task.to_dict()
     return [
@@ -147,7 +147,7 @@ def kept_flags(resumed: SavedRun | None, config: TrainConfig) -> dict[str, Any]:
     flags = to_dict(config)
     if resumed is None:
         return flags
-    saved, model = saved_flags(resumed, config), flags_of("if given")
+    saved, model = saved_flags(resumed, config), flags_of("if given", "kept")
     return {name: value or (saved[name] if f"-{name}" in model else value) for name, value in flags.items()}
 
 

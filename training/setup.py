@@ -14,6 +14,7 @@ from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
 from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
+from datamodules.encoding.languages import check_languages
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, training_splits
 from models.architectures import overflowing, source_limit, target_limit
@@ -73,6 +74,7 @@ class Prepared:
 
 def row_encoder(config: TrainConfig, task: Task, source: ModelSource, cache: Path) -> RowEncoder:
     """What encodes the rows of a run for its model."""
+    check_languages(task, config.data, source.tokenizer)
     limits = source_limit(source.config), target_limit(source.config)
     return RowEncoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
 
@@ -83,7 +85,7 @@ def example_lines(config: TrainConfig, task: Task, resumed: SavedRun | None) -> 
     Raises:
         UserError: a tokenizer, data or a checkpoint that cannot be read.
     """
-    source = model_source(config, resumed.model if resumed else None)
+    source = model_source(config, task, resumed.model if resumed else None)
     with tempfile.TemporaryDirectory() as cache:
         splits = training_splits(row_encoder(config, task, source, Path(cache)), config.task)
         lines = [*splits.lines]
@@ -101,7 +103,7 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
-    source = model_source(config, resumed.model if resumed else None)
+    source = model_source(config, task, resumed.model if resumed else None)
     flags = config.device
     unsafe = overflowing(source.config.model_type)
     devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes)

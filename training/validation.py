@@ -77,7 +77,8 @@ class GeneratedValidation(pl.Callback):
             if chunk:
                 sources = [split.source_ids(row) for row in chunk]
                 ids, mask = pad_sources(sources, module.tokenizer.pad_token_id, module.device)
-                found = [best for best, *_ in decoder.decode(ids, mask, with_scores=self.has_windows)]
+                languages = split.target_languages(chunk)
+                found = [best for best, *_ in decoder.decode(ids, mask, None, self.has_windows, languages)]
                 predicted |= {row: Prediction(best.text, best.score) for row, best in zip(chunk, found, strict=True)}
         if world_size == 1:
             return predicted

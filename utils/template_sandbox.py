@@ -7,7 +7,7 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes, pass_context
@@ -29,16 +29,19 @@ _METHODS = """capitalize casefold count endswith find index isalnum isalpha isde
     startswith strip swapcase title upper"""
 
 
-def compiled(source: str) -> tuple[Template, nodes.Template, dict[str, str]]:
+def compiled(source: str, filters: Mapping[str, Callable[..., str]]) -> tuple[Template, nodes.Template, dict[str, str]]:
     """A template ready to render, its parsed form, and the dotted names of columns by the names they have in it.
+    `filters` are some of the caller's own, whose texts are short.
 
     `{{ a.b }}` and `{{ a['b'] }}` read the column `a.b`: the template has one name for it, and no object to look into.
     Raises `TemplateSyntaxError` with the line, also for what a template may not use, and `RecursionError`.
     """
     environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals.clear()  # every name is a column, `range` and `dict` too
+    environment.filters |= filters
     parsed = environment.parse(source)
-    bounded = _Bounded({name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"})
+    own = {name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"}
+    bounded = _Bounded(own, [*_FILTERS.split(), *filters])
     tree: nodes.Template = bounded.visit(parsed)
     tree.set_environment(environment)
     try:
@@ -132,10 +135,12 @@ class _Bounded(NodeTransformer):
 
     Args:
         own: names that the template sets itself.
+        filters: names of filters that it may use.
     """
 
-    def __init__(self, own: set[str]) -> None:
+    def __init__(self, own: set[str], filters: Sequence[str]) -> None:
         self.own = {*own, "loop", "self"}
+        self.filters = filters
         self.dotted: dict[str, str] = {}  # name in the tree -> dotted name of the column
         self.in_loop = False
         self.assignments = 0
@@ -167,8 +172,8 @@ class _Bounded(NodeTransformer):
         return nodes.Filter(node, _COUNTED, [], [], None, None, lineno=node.lineno)
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
-        if node.node is None or node.name not in _FILTERS.split():
-            known = ", ".join(_FILTERS.split())
+        if node.node is None or node.name not in self.filters:
+            known = ", ".join(self.filters)
             raise TemplateSyntaxError(f"filter {node.name!r} is not for templates; known: {known}", node.lineno)
         return super().generic_visit(node)
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from config.templates import Template
 from datamodules.encoding.arrays import Tokens, tokens_of_lists
+from datamodules.encoding.languages import RowLanguages
 from datamodules.encoding.store import EncodedRows
 from datamodules.encoding.templates import label_codes, render
 from datamodules.encoding.tokens import TextEncoder, check_limit
@@ -20,7 +21,7 @@ from datamodules.encoding.windows import LOST, PassageCutter, Windows
 from datamodules.readers.read import ReadOptions, RowChunk
 from datamodules.readers.rows import ANSWER_STARTS, PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
-from task_utils import Task, written_labels
+from task_utils import LANGUAGES, Task, written_labels
 from utils.errors import UserError, raise_if_any
 
 MOST_EXAMPLES = 20  # letters
@@ -81,10 +82,20 @@ class ChunkEncoder:
         self.input_template = Template(options.input_template, "-input_template")
         self.target_template = Template(options.target_template, "-target_template")
         self.reference_template = Template(options.references, "references") if options.references else None
+        of_texts = self.input_template.variables | self.target_variables
+        self.languages = RowLanguages(task, tokenizer, encoder)
+        self.needed = (of_texts - self.languages.templates.keys()) | self.languages.variables  # columns
         of_target = self.target_variables - self.input_template.variables - {"source", "target"}
+        of_target -= self.languages.templates.keys()
         templates = self.input_template, self.target_template
+        if options.doc_stride and self.languages.templates:
+            raise UserError(
+                f"-doc_stride {options.doc_stride}: rows with languages of their own are not cut into windows; leave one"
+                " of them out"
+            )
         self.cutter = PassageCutter.of(task, templates, encoder, options.max_source_length, options.doc_stride)
         self.answer_starts = frozenset({ANSWER_STARTS} if self.cutter and not read_options.keep_all else ())
+        self.needed |= self.answer_starts
         optional = tuple(sorted(of_target if read_options.keep_all else self.answer_starts))
         self.read_options = replace(read_options, optional=optional, blank_targets=bool(options.references))
         self.placeholders = frozenset(task.placeholders)
@@ -104,11 +115,6 @@ class ChunkEncoder:
         """Columns that the target and the reference are made of."""
         references = self.reference_template.variables if self.reference_template else frozenset()
         return self.target_template.variables | references
-
-    @property
-    def needed(self) -> frozenset[str]:
-        """Columns that the templates read."""
-        return self.input_template.variables | self.target_variables | self.answer_starts
 
     def encoded_labels(self, texts: Sequence[str]) -> Labels:
         """Texts of labels, or of several joined; `UserError` for one that is too long."""
@@ -154,28 +160,33 @@ Texts = tuple[pa.Array, dict[int, str]]  # of a template for every row, and why 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Texts of a chunk's rows; no targets where labels give them, no references where they are the targets."""
+    """Texts of a chunk's rows; no targets where labels give them, no references where they are the targets.
+
+    `languages` are the codes of the rows by the name of the side, for a side whose language the task gives.
+    """
 
     sources: Texts
+    languages: dict[str, pa.Array]
     targets: Texts | None = None
     references: Texts | None = None
 
 
 def rendered_texts(chunk: RowChunk, work: ChunkEncoder) -> Rendered:
     """The texts that the templates make; not in a thread, which no signal stops."""
-    columns, count = chunk.columns, len(chunk)
+    languages, count = work.languages.of_rows(chunk), len(chunk)
+    columns = {**chunk.columns, **languages}
     sources = render(work.input_template, columns, count)
     if work.labels:
-        return Rendered(sources)
+        return Rendered(sources, languages)
     if work.reference_template is None:
-        return Rendered(sources, render(work.target_template, columns, count))
+        return Rendered(sources, languages, render(work.target_template, columns, count))
     # A row has a target where it has a reference; an empty column of it is then a text like any other.
     own = {name: columns[name] for name in ("target", *work.read_options.optional)}
     texts = {name: _where(~blank_mask(column), column) for name, column in own.items()}
     references = render(work.reference_template, {**columns, **texts}, count)
     has_target = ~blank_mask(references[0])
     texts = {name: _where(has_target, pc.fill_null(column, "")) for name, column in own.items()}
-    return Rendered(sources, render(work.target_template, {**columns, **texts}, count), references)
+    return Rendered(sources, languages, render(work.target_template, {**columns, **texts}, count), references)
 
 
 def _where(mask: np.ndarray, column: pa.Array) -> pa.Array:
@@ -186,7 +197,7 @@ def _where(mask: np.ndarray, column: pa.Array) -> pa.Array:
 def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tuple[EncodedRows, Counts]:
     """The rows of a chunk that are kept, and what was counted; `rendered` is what `rendered_texts` gives."""
     counts = Counts()
-    sources, failures = rendered.sources
+    (sources, failures), languages = rendered.sources, rendered.languages
     labels, codes = work.labels, None
     if labels is not None and work.options.label_map is not None:
         texts, codes = label_codes(chunk, work.options.label_map, work.target_column)
@@ -210,20 +221,22 @@ def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tup
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)
         sources, targets, references = (texts.filter(pa.array(keep)) for texts in (sources, targets, references))
+        languages = {name: texts.filter(pa.array(keep)) for name, texts in languages.items()}
         chunk = chunk.kept(keep)
         codes = None if codes is None else codes[keep]
     row_ids, lines = chunk.row_ids, chunk.lines
-    source = work.encoder.encode(sources, work.options.max_source_length, False)
+    of_source, of_target = (languages.get(name) for name in LANGUAGES)
+    source = work.languages.encode(LANGUAGES[0], sources, of_source, work.options.max_source_length)
     counts.missing_targets = references.null_count
     if work.cutter:
         windows = work.cutter.windows(chunk.columns, source, targets, references)
         _count_windows(windows, chunk, work, counts)
         source, targets, sources = windows.source, windows.targets, windows.of_first(sources)
         references, row_ids, lines = references.take(windows.rows), row_ids[windows.rows], lines[windows.rows]
-    target = _target_tokens(targets, labels, codes, work)
+    target = _target_tokens(targets, labels, codes, of_target, work)
     _count_unknown(source, target, sources, work, counts)
     too_long = _judge_lengths(source, target, chunk.path, lines, row_ids, work, counts)
-    return EncodedRows(source, target, sources, references, row_ids, too_long), counts
+    return EncodedRows(source, target, sources, references, row_ids, too_long, languages), counts
 
 
 def _count_windows(windows: Windows, chunk: RowChunk, work: ChunkEncoder, counts: Counts) -> None:
@@ -265,13 +278,21 @@ def _without_text(chunk: RowChunk, work: ChunkEncoder) -> dict[int, str]:
     return reasons
 
 
-def _target_tokens(targets: pa.Array, labels: Labels | None, codes: np.ndarray | None, work: ChunkEncoder) -> Tokens:
+def _target_tokens(
+    targets: pa.Array,
+    labels: Labels | None,
+    codes: np.ndarray | None,
+    languages: pa.Array | None,
+    work: ChunkEncoder,
+) -> Tokens:
     if targets.null_count == len(targets):
         return tokens_of_lists([[]] * len(targets), [0] * len(targets), work.encoder.dtype)
     if labels is not None and codes is not None:
         tokens = labels.tokens
     else:
-        tokens = work.encoder.encode(targets.drop_null(), work.options.max_target_length, True)
+        languages = languages.filter(targets.is_valid()) if languages is not None else None
+        limit = work.options.max_target_length
+        tokens = work.languages.encode(LANGUAGES[1], targets.drop_null(), languages, limit)
         if targets.null_count == 0:
             return tokens
         there = np.asarray(targets.is_valid().to_numpy(zero_copy_only=False))

@@ -72,7 +72,8 @@ def encode_rows(
     def build(path: Path) -> dict[str, Any]:
         report = EncodeReport(notes=list(work.encoder.notes))
         try:
-            content = write_rows(path, _encoded(paths, work, report, workers), work.encoder.dtype)
+            rows = _encoded(paths, work, report, workers)
+            content = write_rows(path, rows, work.encoder.dtype, list(work.languages.templates))
         except UserError as error:
             contents.check_unchanged()  # what is wrong may be the change
             raise UserError(*map(printable, error.problems)) from None
@@ -106,6 +107,7 @@ def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
         ("references", work.options.references),
         ("placeholders", sorted(work.placeholders)),
         ("windows", [work.options.doc_stride, sorted(work.cutter.variables)] if work.cutter else None),
+        ("languages", {name: template.source for name, template in work.languages.templates.items()}),
     ):  # only where they are in use, so that rows of other tasks keep their keys
         settings |= {name: value} if value else {}
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20).hexdigest()

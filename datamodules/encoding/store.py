@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from datamodules.encoding.arrays import Tokens, gather_ranges
 
 _COLUMNS = ("source_ids", "target_ids", "source_text", "reference", "row_id", "too_long")
+_LANGUAGES = ("source_language", "target_language")  # further columns, of tasks that give rows a language
 
 
 @dataclass
@@ -56,7 +57,8 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """A chunk of encoded rows, ready to be written. The windows of a row follow one another, with its row id."""
+    """A chunk of encoded rows, ready to be written. The windows of a row follow one another, with its row id. Every
+    chunk has the same `languages`, by the name of the column."""
 
     source: Tokens
     target: Tokens
@@ -64,13 +66,18 @@ class EncodedRows:
     reference: pa.Array
     row_ids: np.ndarray
     too_long: np.ndarray
+    languages: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
-def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> str:
-    """Write the chunks, one record batch each, as an Arrow file; returns a digest of all token ids, row by row."""
+def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type, languages: Sequence[str] = ()) -> str:
+    """Write the chunks, one record batch each, as an Arrow file; returns a digest of all token ids, row by row.
+
+    `languages` are the names of those that the chunks have.
+    """
     ids = pa.large_list(pa.from_numpy_dtype(dtype))
     kinds = (ids, ids, pa.large_string(), pa.large_string(), pa.int64(), pa.uint8())
-    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    codes = [(name, pa.large_string()) for name in languages]
+    schema = pa.schema([*zip(_COLUMNS, kinds, strict=True), *codes])
     digest = _TokenDigest()
     with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for chunk in chunks:
@@ -84,6 +91,7 @@ def write_rows(path: Path, chunks: Iterable[EncodedRows], dtype: type) -> str:
                         chunk.reference,
                         pa.array(chunk.row_ids),
                         pa.array(chunk.too_long.astype(np.uint8)),
+                        *(chunk.languages[name] for name in languages),
                     ],
                     schema=schema,
                 )
@@ -102,6 +110,8 @@ class _TokenDigest:
             self.parts[2 * side].update(np.diff(tokens.offsets).astype("<i8").data)
             self.parts[2 * side + 1].update(tokens.values.astype("<i4").data)
         self.parts[4].update(chunk.too_long.astype(np.uint8).data)
+        for name, codes in chunk.languages.items():
+            self.parts[4].update("".join(f"{name} {code}\n" for code in codes.to_pylist()).encode())
 
     def value(self) -> str:
         return hashlib.blake2b(b"".join(part.digest() for part in self.parts), digest_size=20).hexdigest()
@@ -113,13 +123,15 @@ class _Store:
     def __init__(self, path: str) -> None:
         self.path = path
         reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
-        if tuple(reader.schema.names) != _COLUMNS:
+        names = tuple(reader.schema.names)
+        if names[: len(_COLUMNS)] != _COLUMNS or not {*names[len(_COLUMNS) :]} <= {*_LANGUAGES}:
             raise pa.ArrowInvalid(f"{path}: not a file of encoded rows")
         self.batches = batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.starts = [0]
         for batch in batches:
             self.starts.append(self.starts[-1] + len(batch))
         self.texts = [(batch.column(2), batch.column(3)) for batch in batches]
+        self.languages = {name: [batch.column(name) for batch in batches] for name in names[len(_COLUMNS) :]}
         self.ids = tuple([_flat(batch.column(side)) for batch in batches] for side in (0, 1))
         self.lengths = tuple(
             _concatenated([np.diff(offsets) for _, offsets in self.ids[side]], np.int32) for side in (0, 1)
@@ -136,9 +148,10 @@ class _Store:
                 low, high = pc.min_max(ids).as_py().values() if len(ids) else (0, 0)
                 if ids.type not in (pa.uint16(), pa.int32()) or ids.null_count or low < 0 or high > highest_id:
                     return False
-            if batch.schema.types[2:] != [pa.large_string(), pa.large_string(), pa.int64(), pa.uint8()]:
+            texts = [pa.large_string()] * len(self.languages)
+            if batch.schema.types[2:] != [pa.large_string(), pa.large_string(), pa.int64(), pa.uint8(), *texts]:
                 return False
-            if any(batch.column(number).null_count for number in (0, 1, 2, 4, 5)):
+            if any(column.null_count for number, column in enumerate(batch.columns) if number != 3):
                 return False
         longest = [int(lengths.max(initial=0)) for lengths in self.lengths]
         fits = all(not limit or length <= limit for limit, length in zip(limits, longest, strict=True))
@@ -157,6 +170,11 @@ class _Store:
         batch = bisect_right(self.starts, row) - 1
         text: str | None = self.texts[batch][side][row - self.starts[batch]].as_py()
         return text
+
+    def language_of(self, name: str, row: int) -> str:
+        """The code of a side's language; empty where the rows have none."""
+        batch = bisect_right(self.starts, row) - 1
+        return str(self.languages[name][batch][row - self.starts[batch]]) if name in self.languages else ""
 
     def text_digest(self) -> str:
         """A digest of all source texts and references, however they are cut into batches."""
@@ -297,6 +315,20 @@ class EncodedSplit:
         """Text that predictions are scored against, never cut: of the task's `references`, else the target after its
         template; None when the row has none."""
         return self._store.text_of(1, self._at(index))
+
+    @property
+    def has_languages(self) -> bool:
+        """Whether the task gives its rows a language, of the source or the target."""
+        return bool(self._store.languages)
+
+    def language(self, name: str, index: int) -> str:
+        """The code of a row's `source_language` or `target_language`; empty where the task gives its rows none."""
+        return self._store.language_of(name, self._at(index))
+
+    def target_languages(self, rows: Iterable[int]) -> list[str]:
+        """The codes of the target languages of these rows; none at all where the task gives its rows none."""
+        name = _LANGUAGES[1]
+        return [self.language(name, int(row)) for row in rows] if name in self._store.languages else []
 
     def reference_codes(self, texts: Sequence[str]) -> np.ndarray:
         """For every row the position of its reference among `texts`; -1 where it is none of them."""

@@ -33,5 +33,10 @@ class Prediction:
 class BatchPredictor(Protocol):
     """Predictions of a batch: what an engine gives."""
 
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
-        """One for each source (token ids); what is drawn at random depends on the row id, not on the batch."""
+    def __call__(
+        self, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """One for each source (token ids); what is drawn at random depends on the row id, not on the batch.
+
+        `languages` are the codes of the target languages, where rows have their own.
+        """

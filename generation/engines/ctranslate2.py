@@ -124,13 +124,15 @@ class CTranslate2Engine:
         except (RuntimeError, ValueError) as error:
             raise RunError(f"{folder}: the converted model cannot be loaded: {error}; delete the folder") from error
 
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+    def __call__(
+        self, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str] = ()
+    ) -> list[Prediction]:
         """One prediction for each of the encoded sources; the best output, and the `num_return` best if several.
 
         Raises:
             RunError: CTranslate2 gave up, e.g. for want of memory.
         """
-        del row_ids  # nothing is drawn
+        del row_ids, languages  # nothing is drawn, and all begin alike
         return self._predictions(sources, self.with_scores)
 
     def notes(self) -> list[str]:

@@ -101,7 +101,12 @@ class ScorePredictor:
         log_probs: Floats = scores.cpu().numpy().astype(np.float64)
         return log_probs
 
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
+    def __call__(
+        self,
+        row_ids: Sequence[int],  # noqa: ARG002 (nothing is drawn)
+        sources: Sequence[np.ndarray],
+        languages: Sequence[str] = (),  # noqa: ARG002 (labels have none)
+    ) -> list[Prediction]:
         log_probs = self.log_probs(sources)
         best = self.calibration.scores(log_probs).argmax(axis=1).tolist()
         probabilities = self.calibration.probabilities(log_probs)
@@ -153,7 +158,12 @@ class SetPredictor:
         with errors_at("-label_decoding score"):
             self.decoder = Decoder(model.to(self.device).eval(), tokenizer, DecodeFlags.likeliest(count), self.labels)
 
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:  # noqa: ARG002
+    def __call__(
+        self,
+        row_ids: Sequence[int],  # noqa: ARG002 (nothing is drawn)
+        sources: Sequence[np.ndarray],
+        languages: Sequence[str] = (),  # noqa: ARG002 (labels have none)
+    ) -> list[Prediction]:
         found: dict[int, Prediction] = {}
         for rows in self.limits.cut(np.array([len(source) for source in sources])):
             predictions = self._predictions([sources[row] for row in rows])

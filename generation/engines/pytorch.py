@@ -55,13 +55,15 @@ class _TorchPredictor:
     device: torch.device
     with_scores: bool
 
-    def __call__(self, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+    def __call__(
+        self, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str] = ()
+    ) -> list[Prediction]:
         ids, mask = pad_sources(sources, self.tokenizer.pad_token_id, self.device)
         several = self.decoder.flags.num_return > 1
         if not self.with_scores and not self.decoder.flags.do_sample:
-            outputs = self.decoder.decode(ids, mask, with_scores=several)
+            outputs = self.decoder.decode(ids, mask, with_scores=several, languages=languages)
             return [Prediction(found[0].text, cut=found[0].cut) for found in outputs]
-        outputs = self.decoder.decode(ids, mask, row_ids)
+        outputs = self.decoder.decode(ids, mask, row_ids, languages=languages)
         return [
             Prediction(found[0].text, found[0].score, tuple(found) if several else (), cut=found[0].cut)
             for found in outputs

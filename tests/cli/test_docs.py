@@ -70,11 +70,16 @@ def make_data(folder: Path) -> None:
         "reviews.tsv": ["document\tlabel\n", *reviews],
         **dict.fromkeys(("reviews.csv", "new_reviews.csv", "valid_reviews.csv"), scored),
         **dict(
-            zip(("reviews.yaml", "nli.yaml", "products.yaml"), blocks(text_of("docs/tasks.md"), "yaml"), strict=True)
+            zip(
+                ("reviews.yaml", "nli.yaml", "products.yaml", "pairs.yaml"),
+                blocks(text_of("docs/tasks.md"), "yaml"),
+                strict=True,
+            )
         ),
         "reviews-tagged.tsv": [f"{blocks(text_of('docs/tasks.md'), 'text')[0]}\n"] * 8,
         "questions.json": json.dumps({"data": [{"title": "회의", "paragraphs": [PARAGRAPH] * 4}]}),
         "nli.tsv": ["sentence1\tsentence2\tgold_label\n", *["비가 온다.\t날씨가 흐리다.\tneutral\n"] * 8],
+        "pairs.tsv": ["src\ttgt\ttext\ttranslation\n", *["ko\ten\t비\train\n", "en\tko\train\t비\n"] * 8],
         "moods.tsv": ["좋아!\tjoy\n", "무섭고 화난다\t2,1\n"] * 8,
         "new_moods.tsv": ["신난다\n", "싫다\n"],
         **dict.fromkeys(("data/nsmc/ratings_train.txt", "data/nsmc/ratings_test.txt"), rated),

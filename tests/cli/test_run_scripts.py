@@ -35,6 +35,7 @@ DP = (
     "## klue-dp-v1_train_{0}_wikitree\t나는 밥을 먹었다.\n1\t나는\t나 는\tNP+JX\t3\tNP_SBJ\n"
     "2\t밥을\t밥 을\tNNG+JKO\t3\tNP_OBJ\n3\t먹었다.\t먹 었 다 .\tVV+EP+EF+SF\t0\tVP\n\n"
 )
+PAIRS = ("source_language\ttarget_language\tsource\ttarget\n", "ko\ten\t비\train\n", "en\tko\train\t비\n")
 
 
 def nli(count: int) -> str:
@@ -66,6 +67,7 @@ TRAIN_STRUCTURED: dict[str, tuple[str, Callable[[int], str], str]] = {  # ending
     "train_klue_dp.sh": ("tsv", lambda count: "".join(map(DP.format, range(count))), "uas_macro_f1"),
     "klue_mrc_train_test.sh": ("json", squad, "klue_em"),
     "korquad_train_test.sh": ("json", squad, "korquad_em"),
+    "train_translation.sh": ("tsv", lambda count: PAIRS[0] + "".join(PAIRS[1:] * (count // 2)), "bleu"),
 }
 
 

@@ -23,7 +23,7 @@ from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
-RESUMES = {"fixed", "free", "process", "once", "if given", "batches", "optimizer", "measure", "generated rows"}
+RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
 
 
 def with_flags(config_class: type, group: str, group_class: type, **fields: Any) -> Any:

@@ -299,7 +299,7 @@ def test_scores_through_the_library_are_sums_of_log_probabilities(
     ids, mask = encoded(words(16, seed=4))
     options = DecodeFlags(beam_size=beams, num_return=beams, max_predict_length=LONGEST, length_penalty=penalty)
     own = Decoder(model, tokenizer, options)
-    found = own._search(ids, mask, range(16), with_scores=True)
+    found = own._search(ids, mask, own._beginning((), ids.device), range(16), with_scores=True)
     library = Decoder(adapted(model), tokenizer, options)
     assert library.config.forced_bos_token_id == (tokenizer.bos_token_id if first else None)
     scored = library.decode(ids, mask)

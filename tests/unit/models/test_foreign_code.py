@@ -24,6 +24,7 @@ from checkpoints.saved_run import SavedModel, read_model
 from config.flags import TrainConfig
 from models.loading import describe, from_config
 from models.tokenizers import pack_tokenizer
+from task_utils import get_task
 from tests.small_configs import config_of
 from utils.errors import UserError
 
@@ -116,7 +117,7 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
 def train_source(resumed: SavedModel | None = None, **model: str) -> Any:
     """What train.py does with the flags of the model."""
     config = TrainConfig()
-    source = model_source(replace(config, model=replace(config.model, **model)), resumed)
+    source = model_source(replace(config, model=replace(config.model, **model)), get_task("seq2seq"), resumed)
     return source.build(1)
 
 

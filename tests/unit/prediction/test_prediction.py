@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -60,7 +60,10 @@ class Echo:
         return partial(_echo, self)
 
 
-def _echo(engine: Echo, row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+def _echo(
+    engine: Echo, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str]
+) -> list[Prediction]:
+    assert not languages
     with open(engine.log, "a") as log:
         log.writelines(f"{row}\n" for row in row_ids)
     if engine.stops in row_ids:
@@ -269,7 +272,7 @@ def no_memory(_: torch.device) -> NoReturn:
 
 
 def no_memory_later(_: torch.device) -> Callable[..., list[Prediction]]:
-    def predictor(row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Prediction]:
+    def predictor(row_ids: Sequence[int], sources: Sequence[np.ndarray], *_: Any) -> list[Prediction]:
         return no_memory(torch.device("cpu")) if 4 in row_ids else [Prediction("a") for _ in sources]
 
     return predictor

@@ -86,7 +86,7 @@ def test_every_row_gets_one_prediction_in_order(tmp_path: Path) -> None:
     assert any(f"sources too long, cut into {sum(counts[1:])} windows" in line for line in lines)
 
     def engine(_: Any) -> Any:
-        def answers(row_ids: Any, sources: Any) -> list[Prediction]:  # noqa: ARG001
+        def answers(row_ids: Any, sources: Any, languages: Any) -> list[Prediction]:  # noqa: ARG001
             return [Prediction(f"a{split.row_ids[row]}", -1.0) for row in row_ids]
 
         return answers
