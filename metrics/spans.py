@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from metrics.labels import CountedRows
 from metrics.registry import POINTS, Figure, Metric, register
 from postprocessors.spans import Span, TaggedText, spans_of_tags, tags_of_spans
 from utils.tables import counted
+
+_PAIR = re.compile(r"<(.+?:[A-Z][A-Z])>")
 
 
 @dataclass
@@ -54,6 +57,41 @@ class SpanCounts:
         found = f1_by_class(self.characters)
         tags = ["O", *(f"{mark}-{kind}" for kind in self.types for mark in "BI")]
         return 100 * mean(found.get(tag, 1.0) for tag in tags)
+
+
+@dataclass
+class PairCounts:
+    """Pairs of an entity and its type in lines of text, wherever they stand, as the older tool counts them
+    (etri-crossmodal/llm-downstream-s2s, `tools/compute-metric-ner.py`): any two capitals are a type; an entity that is
+    found has the type of its last mark; each time that it is expected counts as found, so that F1 may exceed 1; a
+    prediction without any counts as one that is wrong."""
+
+    right: int = 0
+    expected: int = 0
+    given: int = 0
+
+    def add(self, reference: str, prediction: str, count: int) -> None:
+        """Take in a row that occurs `count` times."""
+        wanted, found = ([pair.rsplit(":", 1) for pair in _PAIR.findall(text)] for text in (reference, prediction))
+        types: dict[str, str] = dict(found)
+        self.right += count * sum(types.get(text) == kind for text, kind in wanted)
+        self.expected += count * len(wanted)
+        self.given += count * max(len(found), 1)
+
+    def f1(self) -> float:
+        """F1 as the tool computes it; NaN without an expected pair."""
+        if not self.expected:
+            return math.nan
+        precision, recall = self.right / self.given, self.right / self.expected
+        return 2 * precision * recall / (precision + recall + 1e-8)
+
+    @classmethod
+    def of(cls, rows: CountedRows, postprocessor: TaggedText) -> PairCounts:  # noqa: ARG003 (as metrics are called)
+        """Those of all rows."""
+        counts = cls()
+        for row in zip(rows.references, rows.predictions, rows.counts, strict=True):
+            counts.add(*row)
+        return counts
 
 
 def tags_without_spaces(text: str, spans: Sequence[Span]) -> list[str]:
@@ -100,6 +138,15 @@ def _figure(
 
 
 register(
+    Metric(
+        "pair_f1",
+        TaggedText.kind,
+        "F1 of pairs of a text and its type, wherever they stand, as the older tool counts them",
+        lambda rows, postprocessor: Figure(PairCounts.of(rows, postprocessor).f1()),
+        counts=PairCounts.of,
+        of_counts=PairCounts.f1,
+        default=False,
+    ),
     *(
         Metric(
             name,
@@ -122,5 +169,5 @@ register(
                 SpanCounts.entity_macro_f1,
             ),
         )
-    )
+    ),
 )

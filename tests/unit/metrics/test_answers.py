@@ -137,6 +137,9 @@ def test_answers_of_the_tools_klue_mrc():
         golds = [question["answers"] for question in case["references"]]
         found = figures(golds, case["expected"]["answers"], "klue_em", "rouge_w", unanswerable=NONE)
         klue = case["expected"]["klue"]
+        tool = Answers(NONE, two_lines=True)
+        read = [tool.value(text) for text in case["predictions"]]
+        assert read == ["" if answer.strip() == NONE else answer for answer in case["expected"]["answers"]]
         assert found == pytest.approx({"klue_em": klue["exact_match"], "rouge_w": klue["rouge_w"]}, rel=1e-9)
 
 
