@@ -35,7 +35,7 @@ def _reference(text: str, postprocessor: JsonValue) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """One text for equal values, whatever the order of keys; 1, 1.0 and true are three values."""
+    """One text for equal values, whatever the order of keys; 1 and true are two values."""
     return json.dumps(value, sort_keys=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ _CLOSING = {"{": "}", "[": "]"}
 
 @dataclass(frozen=True)
 class JsonValue:
-    """A JSON object or list. Two are equal whose values are: blanks and the order of keys do not count."""
+    """A JSON object or list. Two are equal whose values are: blanks, the order of keys and how a number is written
+    (1, 1.0, 1e0) do not count."""
 
     name = "JSON value"
     kind = "json"
@@ -26,7 +28,7 @@ class JsonValue:
     def value(self, text: str) -> Any | None:
         """The object or list that the whole text is; None where it is none, has a key twice, NaN or infinity."""
         try:
-            found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+            found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_number)
         except (ValueError, RecursionError):
             return None
         return found if isinstance(found, dict | list) else None
@@ -60,6 +62,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
     return found
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return int(number) if number.is_integer() else number
 
 
 def _refuse(constant: str) -> NoReturn:
