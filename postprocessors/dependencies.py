@@ -107,8 +107,11 @@ class Dependencies:
         arcs = self.arcs(reference)
         if any(arc == NO_ARC for arc in arcs) or not arcs:
             return "reference is no dependency line"
-        if not all(relation in self.number for _, relation in arcs):
-            return "reference has a relation that the task does not name"
+        unknown = [
+            f"{arc.relation} (word {place})" for place, arc in enumerate(arcs, 1) if arc.relation not in self.number
+        ]
+        if unknown:
+            return f"reference has a relation that the task does not name: {unknown[0]}"
         return "" if self.tree(reference) else "reference has a head beyond its last word"
 
     def describe(self) -> str:

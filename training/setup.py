@@ -92,7 +92,8 @@ def example_lines(config: TrainConfig, task: Task, resumed: SavedRun | None) -> 
         for row in evenly_spaced(len(splits.train), config.task.show_examples).tolist():
             lines.append(f"training {splits.train.unit} {row + 1:,}")
             for side, ids in (("source", splits.train.source_ids(row)), ("target", splits.train.target_ids(row))):
-                text = source.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+                shown = ids[: 4 * LONGEST_EXAMPLE].tolist()  # decoding all of a very long text takes minutes
+                text = source.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
                 lines.append(f"  {side} of {counted(len(ids), 'token')}: {visible(text, LONGEST_EXAMPLE)}")
     return lines
 

@@ -33,7 +33,9 @@ def read_mapping_file(flag: str, path: str) -> object:
     if path.endswith(".json"):
         try:
             return json.loads(text, object_pairs_hook=_unique_keys, parse_int=str, parse_float=str)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise _too_deep(flag, path, text) from None
+        except ValueError as error:
             raise UserError(f"{flag} {path}: {error}") from None
     import yaml
 
@@ -45,8 +47,17 @@ def read_mapping_file(flag: str, path: str) -> object:
         is_template = mark and "{{" in (*text.splitlines(), "")[mark.line]  # the end of the text is a line of its own
         quoted = '; YAML reads {{ as the start of a mapping: put a template in quotes, "{{ source }}"'
         raise UserError(f"{flag} {line}: {error.problem}{quoted if is_template else ''}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _too_deep(flag, path, text) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{flag} {path}: {error}") from None
+
+
+def _too_deep(flag: str, path: str, text: str) -> UserError:
+    """Names the line that opens most brackets; of several the one that is indented most."""
+    lines = text.splitlines()
+    depths = [(line.count("[") + line.count("{"), len(line) - len(line.lstrip())) for line in lines]
+    return UserError(f"{flag} {path}:{depths.index(max(depths)) + 1}: nested too deep for a file of this kind")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -284,7 +284,7 @@ def array_items(path: str, text: str, position: int, decoder: Decoder) -> Genera
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
             raise UserError(f"{path}:{line}: broken JSON in the array that starts here or later: {reason}") from None
         yield line, value, ""
         expected = ", or ]"

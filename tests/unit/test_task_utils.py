@@ -112,7 +112,7 @@ def test_wrong_label_map_flags_are_named(value, message):
         ("m.json", b'{"0": ', "Expecting value"),
         ("m.json", b"[]", "no entry"),
         ("m.json", b'"0=a"', "expected a mapping from id to text, or a list of texts"),
-        ("m.json", b"[" * 100_000, "recursion"),
+        ("m.json", b"[" * 100_000, "m.json:1: nested too deep"),
         ("m.yaml", b"0: a\n0: b\n", "key '0' occurs more than once"),
         ("m.yaml", b"0: a\n1: [", "m.yaml:2"),
         ("m.yaml", b"", "expected a mapping"),

@@ -76,7 +76,7 @@ def test_relations_are_capitals_named_once() -> None:
     [
         (LINE, ""),
         ("나는 밥을", "reference is no dependency line"),
-        (LINE.replace("NP_OBJ", "NP_AJT"), "reference has a relation that the task does not name"),
+        (LINE.replace("NP_OBJ", "NP_AJT"), "reference has a relation that the task does not name: NP_AJT (word 2)"),
         (LINE.replace("3, NP_OBJ", "4, NP_OBJ"), "reference has a head beyond its last word"),
     ],
 )
