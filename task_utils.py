@@ -22,6 +22,8 @@ from metrics.registry import (
     default_metrics,
     is_generated,
     metric_names,
+    metric_problems,
+    scored_names,
     takes_of,
 )
 from postprocessors.base import FREE_TEXT, Postprocessor
@@ -114,18 +116,7 @@ class Task:
             column = getattr(self, key)
             if column == "" or (isinstance(column, int) and column < 1):
                 problems.append(f"task {self.name}: {key} {column!r} is no column; give a name, or a number from 1")
-        for metric in self.metrics:
-            names = metric_names(TEXTS, LABELS, PROBABILITIES, *KINDS)
-            needed = METRICS[metric].takes if metric in names else ""
-            if not needed:
-                known = f"{closest(metric, names)}; known: {', '.join(names)}"
-                problems.append(f"task {self.name}: unknown metric {metric!r}{known}")
-            elif needed not in takes_of(self.kind):
-                needs = "a label_map" if needed in (LABELS, PROBABILITIES) else f"postprocessor: {needed}"
-                fitting = ", ".join(metric_names(*takes_of(self.kind)))
-                problems.append(
-                    f"task {self.name}: metric {metric!r} needs {needs}; of {self.kind} there are: {fitting}"
-                )
+        problems += metric_problems(f"task {self.name}", self.metrics, self.kind)
         if self.label_map is not None:
             problems += [
                 f"task {self.name}: {key} does not go with a label_map; leave one of them out"
@@ -226,12 +217,19 @@ class Task:
         values["output"] = values.pop("postprocessor", None)
         kind = (values["output"] or FREE_TEXT).kind if values.get("label_map") is None else LABELS
         if {"label_map", "postprocessor"} & state.keys() - read:
-            values.pop("metrics", None)  # whether they fit cannot be told
+            problems += metric_problems(place, values.pop("metrics", ()), _kind_named(state))
         defaults = {"name": "?", "description": "", "metrics": default_metrics(kind) or default_metrics(TEXTS)}
         task: Task | None = collect(problems, lambda: cls(**{**defaults, **values}))
         if task is None or problems:
             raise UserError(*problems)
         return task
+
+
+def _kind_named(state: Mapping[str, Any]) -> str:
+    """The kind of the outputs of a task whose label map or postprocessor cannot be read; empty where it is unknown."""
+    named = state.get("postprocessor")
+    kind = named.get("kind") if isinstance(named, Mapping) else named
+    return LABELS if state.get("label_map") else kind if isinstance(kind, str) and kind in KINDS else ""
 
 
 def _joined(label_map: LabelMap, separator: str, place: str) -> LabelMap:
@@ -375,7 +373,7 @@ def fixed_languages(task: Task, data: DataFlags) -> tuple[str, str]:
 def named_metrics(names: str) -> tuple[str, ...]:
     """The metrics of -metrics, names joined by commas; `UserError` for one that does not exist."""
     found = tuple(filter(None, (name.strip() for name in names.split(","))))
-    known = metric_names(TEXTS, LABELS, PROBABILITIES, *KINDS)
+    known = scored_names()
     raise_if_any(
         f"-metrics {name}: no such metric{closest(name, known)}; known: {', '.join(known)}"
         for name in found

@@ -12,10 +12,11 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError, closest, raise_if_any
+from utils.errors import UserError, closest, first_line, raise_if_any
 
 VARIABLE = "S2S_USER_CODE"  # the files, for the processes that a prediction starts
 
@@ -42,6 +43,22 @@ def import_user_code(paths: Sequence[str]) -> None:
 def import_inherited() -> None:
     """Import the files that the process which started this one was given."""
     import_user_code([path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path])
+
+
+@contextmanager
+def errors_of_user_code(what: str) -> Iterator[None]:
+    """Turn what the user's files raise inside into one line that `what` opens; other errors stay as they are.
+
+    Raises:
+        UserError: with the line of the user's file.
+    """
+    try:
+        yield
+    except Exception as error:
+        for path in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+            if (line := _line_of(error, Path(path), path)) != path:
+                raise UserError(f"{what}: -user_code {line}: {type(error).__name__}: {first_line(error)}") from error
+        raise
 
 
 def _path_problems(path: str) -> list[str]:

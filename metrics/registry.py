@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from utils.errors import closest
+
 # What a metric is computed from.
 TEXTS = "texts"  # references and predictions as they stand
 LABELS = "labels"  # the labels that both stand for
@@ -96,6 +98,26 @@ def takes_of(kind: str) -> tuple[str, ...]:
 def metric_names(*takes: str) -> tuple[str, ...]:
     """The names of all metrics that are computed from one of these, in this order."""
     return tuple(metric.name for kind in takes for metric in METRICS.values() if metric.takes == kind)
+
+
+def scored_names() -> tuple[str, ...]:
+    """The names of all metrics of outputs."""
+    takes = dict.fromkeys((TEXTS, LABELS, PROBABILITIES, *(metric.takes for metric in METRICS.values())))
+    return metric_names(*(kind for kind in takes if kind != TEACHER_FORCED))
+
+
+def metric_problems(place: str, metrics: Iterable[str], kind: str) -> list[str]:
+    """What is wrong with the metrics of a task whose outputs are of that kind; "" where it is not known."""
+    problems, names = [], scored_names()
+    for metric in metrics:
+        needed = METRICS[metric].takes if metric in names else ""
+        if not needed:
+            problems.append(f"{place}: unknown metric {metric!r}{closest(metric, names)}; known: {', '.join(names)}")
+        elif kind and needed not in takes_of(kind):
+            needs = "a label_map" if needed in (LABELS, PROBABILITIES) else f"postprocessor: {needed}"
+            fitting = ", ".join(metric_names(*takes_of(kind)))
+            problems.append(f"{place}: metric {metric!r} needs {needs}; of {kind} there are: {fitting}")
+    return problems
 
 
 def default_metrics(takes: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from config.user_code import errors_of_user_code
 from metrics.labels import CountedRows, label_tables
 from metrics.registry import METRICS, PROBABILITIES, TEXTS, default_metrics, metric_names, takes_of
 from metrics.text import text_metrics
@@ -135,7 +136,8 @@ def _with_values(
             if metric.takes == PROBABILITIES:
                 found[metric.name], details[metric.name] = math.nan, "needs -label_decoding score"
             if metric.takes == postprocessor.kind and metric.compute:
-                found[metric.name], how = metric.compute(*taken)
+                with errors_of_user_code(f"metric {metric.name}"):
+                    found[metric.name], how = metric.compute(*taken)
                 details |= {metric.how or metric.name: how} if how else {}
     return Scores(
         rows=len(predictions),

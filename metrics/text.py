@@ -13,6 +13,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Protocol
 
+from config.user_code import errors_of_user_code
 from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
 from postprocessors.answers import expected
 from postprocessors.base import FREE_TEXT, Postprocessor
@@ -216,10 +217,12 @@ def text_metrics(
     for metric in (METRICS[name] for name in wanted):
         if metric.takes == TEXTS:
             names.setdefault(metric.compute, []).append(metric.name)
-    parts: list[TextMetric] = [
-        compute(shared, (expected(postprocessor, text, "") for text in references if text is not None))
-        for compute, shared in names.items()
-    ]
+    parts: dict[str, TextMetric] = {}
+    for compute, shared in names.items():
+        with errors_of_user_code(f"metric {shared[0]}"):
+            parts[shared[0]] = compute(
+                shared, (expected(postprocessor, text, "") for text in references if text is not None)
+            )
     found: dict[str, float] = {}
     details: dict[str, str] = {}
     if not parts:
@@ -227,12 +230,14 @@ def text_metrics(
     rows = 0
     for block in scored_blocks(references, predictions, postprocessor):
         rows += len(block)
-        for part in parts:
-            part.add(block)
-    for part in parts if rows else ():
-        figures, how = part.result()
-        found.update(figures)
-        details.update(how)
+        for name, part in parts.items():
+            with errors_of_user_code(f"metric {name}"):
+                part.add(block)
+    for name, part in parts.items() if rows else ():
+        with errors_of_user_code(f"metric {name}"):
+            figures, how = part.result()
+            found.update(figures)
+            details.update(how)
     return {name: found[name] for name in wanted if name in found}, details
 
 

@@ -56,6 +56,7 @@ def _tried(folder: str) -> PreTrainedTokenizerBase:
     tokenizer: Any = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+        _forget_origin(tokenizer)
         _refuse_endless(tokenizer)
         tokenizer("a 가 1")
     except BaseException as error:
@@ -65,6 +66,15 @@ def _tried(folder: str) -> PreTrainedTokenizerBase:
             raise
         raise RuntimeError(f"a damaged tokenizer: {first_line(error)}") from error
     return tokenizer
+
+
+def _forget_origin(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leave out of tokenizer_config.json what says where it was loaded from: a run that was resumed writes the same."""
+    settings = tokenizer.init_kwargs
+    for name in ("is_local", "local_files_only"):
+        settings.pop(name, None)
+    if settings.get("additional_special_tokens", "") is None:
+        del settings["additional_special_tokens"]
 
 
 def _refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:

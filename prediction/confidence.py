@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from config.user_code import errors_of_user_code
 from metrics.confidence import DRAWS, Difference, DrawnFigures, Interval, differences, drawn_figures, intervals
 from metrics.registry import METRICS, TEXTS
 from metrics.score import Scores
@@ -103,9 +104,10 @@ def confidence_of(
         return drawn_figures(names, references, texts, postprocessor, scores.correction, scores.max_distance)
 
     try:
-        first = drawn(predictions)
-        found = intervals(first, scores.scored_rows, level)
-        compared = {} if second is None else differences(first, drawn(second), scores.scored_rows, level)
+        with errors_of_user_code(place):
+            first = drawn(predictions)
+            found = intervals(first, scores.scored_rows, level)
+            compared = {} if second is None else differences(first, drawn(second), scores.scored_rows, level)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from error
     return Confidence(level, scores.scored_rows, scores.metrics, found, compared)

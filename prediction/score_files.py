@@ -216,6 +216,8 @@ def read_references(config: InferenceConfig, task: Task, temporary: Path) -> Ref
         text = unescape_cell(line)[0] if data.tsv_escapes else line
         if text and task.label_map is not None and processor.value(text) is None:
             raise UserError(f"{place}: {text[:100]!r} is no label of the task; labels: {processor.describe()}")
+        if text and (problem := processor.reference_problem(text)):
+            raise UserError(f"{place}: {problem}: {text[:100]!r}")
         lines.append(text or None)
     tell(f"-references {paths[0]}: {counted(len(lines), 'plain line')}")
     return References(lines, lambda _: None)

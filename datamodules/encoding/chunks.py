@@ -21,6 +21,7 @@ from datamodules.encoding.windows import LOST, PassageCutter, Windows
 from datamodules.readers.read import ReadOptions, RowChunk
 from datamodules.readers.rows import ANSWER_STARTS, PLACES_KEPT, TEXT, blank_mask
 from postprocessors.labels import LabelMap
+from postprocessors.numbers import Number
 from task_utils import LANGUAGES, Task, written_labels
 from utils.errors import UserError, raise_if_any
 
@@ -90,8 +91,8 @@ class ChunkEncoder:
         templates = self.input_template, self.target_template
         if options.doc_stride and self.languages.templates:
             raise UserError(
-                f"-doc_stride {options.doc_stride}: rows with languages of their own are not cut into windows; leave one"
-                " of them out"
+                f"-doc_stride {options.doc_stride}: rows with languages of their own are not cut into windows; leave"
+                " one of them out"
             )
         self.cutter = PassageCutter.of(task, templates, encoder, options.max_source_length, options.doc_stride)
         self.answer_starts = frozenset({ANSWER_STARTS} if self.cutter and not read_options.keep_all else ())
@@ -218,6 +219,8 @@ def encode_chunk(chunk: RowChunk, rendered: Rendered, work: ChunkEncoder) -> tup
     else:
         failures = {**_empty_texts(sources, targets, references, work), **failures}
     failures = {**unreadable, **failures, **_without_text(chunk, work)}
+    outside = {row: reason for row, reason in _out_of_bounds(references, work).items() if row not in failures}
+    _count_failures(chunk, outside, work, counts)
     if failures:
         keep = _judge_failures(chunk, failures, work, counts)
         sources, targets, references = (texts.filter(pa.array(keep)) for texts in (sources, targets, references))
@@ -263,6 +266,16 @@ def _unreadable(references: pa.Array, work: ChunkEncoder) -> dict[int, str]:
     texts = enumerate(references.to_pylist())
     found = {row: work.task.output.reference_problem(text) for row, text in texts if (text or "").strip()}
     return {row: problem for row, problem in found.items() if problem}
+
+
+def _out_of_bounds(references: pa.Array, work: ChunkEncoder) -> dict[int, str]:
+    """The rows whose reference is a number outside the bounds of the task; they count as they stand."""
+    output = work.task.output
+    if not isinstance(output, Number):
+        return {}
+    reason = f"reference is not one of the {output.describe()}; the row is kept"
+    texts = enumerate(references.to_pylist())
+    return {row: reason for row, text in texts if text and output.is_outside(output.value(text))}
 
 
 def _without_text(chunk: RowChunk, work: ChunkEncoder) -> dict[int, str]:
@@ -316,14 +329,18 @@ def _count_unknown(source: Tokens, target: Tokens, sources: pa.Array, work: Chun
 
 def _judge_failures(chunk: RowChunk, failures: dict[int, str], work: ChunkEncoder, counts: Counts) -> np.ndarray:
     """Mask of the rows to keep: training drops a row that a template cannot render, prediction keeps it empty."""
+    _count_failures(chunk, failures, work, counts)
     keep = np.ones(len(chunk), dtype=bool)
+    keep[list(failures)] = work.read_options.keep_all
+    return keep
+
+
+def _count_failures(chunk: RowChunk, failures: dict[int, str], work: ChunkEncoder, counts: Counts) -> None:
     for index in sorted(failures):
         if work.read_options.strict:
-            raise UserError(f"{chunk.place(index)}: {failures[index]} (-strict_data)")
+            raise UserError(f"{chunk.place(index)}: {failures[index].partition(';')[0]} (-strict_data)")
         count, places = counts.failed.get(failures[index], (0, []))
         counts.failed[failures[index]] = (count + 1, [*places, chunk.place(index)][:PLACES_KEPT])
-        keep[index] = work.read_options.keep_all
-    return keep
 
 
 def _judge_lengths(

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from config.user_code import VARIABLE, import_inherited, import_user_code
+from metrics.registry import METRICS
+from metrics.score import score
 from utils.errors import UserError
 
 
@@ -53,3 +55,30 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, name: str, content: str | Non
     with pytest.raises(UserError) as refused:
         import_user_code([str(tmp_path / name)])
     assert refused.value.problems == (problem.format(tmp_path / name),)
+
+
+METRIC = """from metrics.registry import TEXTS, Metric, register
+
+
+class Broken:
+    def add(self, block):
+        pass
+
+    def result(self):
+        return {"broken": 1 / 0}, {}
+
+
+register(Metric("broken", TEXTS, "none", lambda *_: Broken(), default=False))
+"""
+
+
+def test_a_metric_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "broken_metric.py"
+    file.write_text(METRIC)
+    import_user_code([str(file)])
+    try:
+        with pytest.raises(UserError) as told:
+            score(["a"], ["b"], names=["broken"])
+    finally:
+        del METRICS["broken"]
+    assert told.value.problems == (f"metric broken: -user_code {file}:9: ZeroDivisionError: division by zero",)

@@ -196,6 +196,17 @@ def test_references_that_nothing_can_be_scored_against_are_counted(bench: Bench)
     assert len(bench.encode(file, task=Task("texts", ""))) == 3  # of the same columns, from another place in the cache
 
 
+def test_numbers_out_of_bounds_are_counted_and_kept(bench: Bench) -> None:
+    file = bench.file("a\t1.5\nb\t-1\nc\t7\n")
+    task = Task("sts", "", output=Number(0, 5))
+    split = bench.encode(file, task=task)
+    assert [split.reference(row) for row in range(len(split))] == ["1.5", "-1", "7"]
+    reason = "reference is not one of the numbers from 0 to 5"
+    assert split.report.malformed == {f"{reason}; the row is kept": [2, [f"{file}:2", f"{file}:3"]]}
+    told = bench.problem(file, task=task, read=ReadOptions(strict=True))
+    assert told == f"{file}:2: {reason} (-strict_data)"
+
+
 def test_placeholders_are_no_texts(bench: Bench) -> None:
     lines = ["x\ty\t0", " NS\ty\t1", "x\t\t0", "\ty\t1", "x\tNS.\t1"]
     file = bench.file("sentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")

@@ -113,7 +113,10 @@ def test_freezing_the_encoder_leaves_the_embedding_trained(name: str) -> None:
 
 
 def test_tokenizer_survives_the_checkpoint() -> None:
-    restored = unpack_tokenizer(pack_tokenizer(ByT5Tokenizer()))
+    packed = pack_tokenizer(load_tokenizer("bytes"))
+    restored = unpack_tokenizer(packed)
+    again = pack_tokenizer(restored)
+    assert {name: bytes(file) for name, file in again.items()} == {name: bytes(file) for name, file in packed.items()}
     assert restored("맛있다 <x>").input_ids == ByT5Tokenizer()("맛있다 <x>").input_ids
     with pytest.raises(UserError, match="outside its folder"):
         unpack_tokenizer({"../evil": torch.zeros(1, dtype=torch.uint8)})

@@ -161,7 +161,9 @@ def test_references_that_do_not_go_with_the_task() -> None:
     assert refused.value.problems == (
         "-references labels.txt:2: 'good' is no label of the task; labels: 0=negative, 1=positive",
     )
-    with pytest.raises(UserError, match=r"^-references plain\.txt: reference 'positive' is not a JSON list of answers"):
+    with pytest.raises(
+        UserError, match=r"^-references plain\.txt:1: reference is not a JSON list of answers: 'positive'$"
+    ):
         scored("-predictions", "out.txt", "-references", "plain.txt", "-task", "korquad-v1")
 
 
