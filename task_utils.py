@@ -23,8 +23,6 @@ from metrics.registry import (
     is_generated,
     metric_names,
     metric_problems,
-    scored_names,
-    takes_of,
 )
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
@@ -33,15 +31,16 @@ from utils.errors import UserError, closest, errors_at, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 __all__ = [
+    "FILES",
     "Task",
     "Template",
+    "file_paths",
     "get_task",
-    "named_metrics",
     "override_task",
+    "task_content",
     "task_name",
     "task_names",
     "task_table",
-    "with_metrics",
     "written_labels",
 ]
 
@@ -50,6 +49,7 @@ LANGUAGES = ("source_language", "target_language")
 # Keys that older checkpoints do not know.
 IF_SET = ("label_separator", "layout", "references", "placeholders", "passage", "postprocessor", *LANGUAGES)
 
+FILES = ("train_data", "valid_data", "test_data")  # keys that name files of rows; a `Task` itself has none
 LINE_WIDTH = 80  # of `task_table`
 BUILT_IN = Path(__file__).parent / "datamodules" / "tasks"
 
@@ -160,9 +160,12 @@ class Task:
         return metric_names(*dict.fromkeys((TEACHER_FORCED, TEXTS, self.kind)))
 
     def generated_metrics(self, monitor: str) -> tuple[str, ...]:
-        """The metrics of a validation's generated rows: `exact_match`, the task's, and `monitor`."""
+        """The metrics of a validation's generated rows: `exact_match`, the task's, and `monitor`, if it is one of this
+        task (`TASK/METRIC` names the task among several)."""
         named = (name for name in self.metrics if METRICS[name].takes != PROBABILITIES)
-        return tuple(dict.fromkeys(("exact_match", *named, *((monitor,) if is_generated(monitor) else ()))))
+        task, _, metric = monitor.rpartition("/")
+        monitored = task in ("", self.name) and metric in self.monitors and is_generated(metric)
+        return tuple(dict.fromkeys(("exact_match", *named, *((metric,) if monitored else ()))))
 
     def with_label_map(self, label_map: LabelMap) -> Task:
         """The same task with another label map; a task of other outputs gets the label metrics, one of labels keeps
@@ -213,7 +216,8 @@ class Task:
         if separator and values.get("label_map"):
             joined = collect(problems, lambda: _joined(values["label_map"], separator, place))
             values["label_map"] = joined or values["label_map"]
-        values.pop("aliases", None)  # of the built-in tasks alone
+        for key in ("aliases", *FILES):  # aliases are of the built-in tasks alone
+            values.pop(key, None)
         values["output"] = values.pop("postprocessor", None)
         kind = (values["output"] or FREE_TEXT).kind if values.get("label_map") is None else LABELS
         if {"label_map", "postprocessor"} & state.keys() - read:
@@ -243,6 +247,8 @@ def _field_value(key: str, value: object, place: str) -> object:
         return None if value in (None, "") else LabelMap._of(value, f"{place}: label_map")
     if key == "postprocessor":
         return None if value in (None, "") else postprocessor_of(value, f"{place}: postprocessor")
+    if key in FILES:
+        return file_paths(key, value, place)
     if key == "label_separator" and not isinstance(value, str):
         raise ValueError("must be text, for example ', '")
     if key in ("metrics", "aliases", "placeholders"):
@@ -266,10 +272,18 @@ def _field_value(key: str, value: object, place: str) -> object:
     return str(value)
 
 
+def file_paths(key: str, value: object, place: str) -> tuple[str, ...]:
+    """The paths of a key of `FILES`: one, or a list of them. Raises `UserError` when it is something else."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(path, str) and path.strip() for path in values):
+        raise UserError(f"{place}: {key} must be a path or a list of paths, not {value!r}")
+    return tuple(values)
+
+
 def task_keys() -> tuple[str, ...]:
     """The keys that a task file may have."""
     fields = (field.name for field in dataclasses.fields(Task) if field.name != "output")
-    return tuple(dict.fromkeys((*fields, *IF_SET, "aliases")))
+    return tuple(dict.fromkeys((*fields, *IF_SET, "aliases", *FILES)))
 
 
 def task_names() -> tuple[str, ...]:
@@ -281,7 +295,7 @@ def task_name(name: str) -> str:
     """The built-in task that `name` is another name of (key `aliases` of a task file), else `name` itself."""
     if not name or name in task_names() or name.endswith(FILE_SUFFIXES):
         return name
-    contents = ((task, _content(str(BUILT_IN / f"{task}.yaml"))) for task in task_names())
+    contents = ((task, task_content(str(BUILT_IN / f"{task}.yaml"))) for task in task_names())
     return next((task for task, content in contents if name in content.get("aliases", ())), name)
 
 
@@ -299,21 +313,21 @@ def task_table() -> list[str]:
     return lines
 
 
-def get_task(name_or_path: str) -> Task:
+def get_task(name_or_path: str, flag: str = "-task") -> Task:
     """The built-in task of that name, or the one that a .yaml/.yml/.json file describes (keys as in `Task`).
 
-    Raises `UserError` on an unknown name (with the list) and on every mistake in a file.
+    Raises `UserError`, which begins with `flag`, on an unknown name (with the list) and on every mistake in a file.
     """
     name, names = task_name(name_or_path), task_names()
     if name not in names and not name.endswith(FILE_SUFFIXES):
         raise UserError(
-            f"-task {name_or_path}: no such task{closest(name_or_path, names)}; known: {', '.join(names)}; "
+            f"{flag} {name_or_path}: no such task{closest(name_or_path, names)}; known: {', '.join(names)}; "
             "or a .yaml file that describes a task"
         )
     path = str(BUILT_IN / f"{name}.yaml") if name in names else name
-    content = _content(path)
+    content = task_content(path, flag)
     problems: list[str] = []
-    with errors_at(f"-task {name_or_path}"):
+    with errors_at(f"{flag} {name_or_path}"):
         task: Task | None = collect(problems, lambda: Task.from_dict({"name": Path(path).stem, **content}))
         for key in ("input_template", "target_template", "references", *LANGUAGES):
             collect(problems, partial(Template, str(content.get(key, "")), key))
@@ -324,11 +338,11 @@ def get_task(name_or_path: str) -> Task:
         return task
 
 
-def _content(path: str) -> dict[str, Any]:
-    """The keys and values of a task file."""
-    content = read_mapping_file("-task", path)
+def task_content(path: str, flag: str = "-task") -> dict[str, Any]:
+    """The keys and values of a task file, or of one that mixes tasks."""
+    content = read_mapping_file(flag, path)
     if not isinstance(content, dict):
-        raise UserError(f"-task {path}: expected a mapping with keys such as name, source_column, label_map")
+        raise UserError(f"{flag} {path}: expected a mapping with keys such as name, source_column, label_map")
     return content
 
 
@@ -368,27 +382,3 @@ def fixed_languages(task: Task, data: DataFlags) -> tuple[str, str]:
     templates = (Template(getattr(task, name) or getattr(data, name), f"-{name}") for name in LANGUAGES)
     source, target = ("" if template.variables else template.source for template in templates)
     return source, target
-
-
-def named_metrics(names: str) -> tuple[str, ...]:
-    """The metrics of -metrics, names joined by commas; `UserError` for one that does not exist."""
-    found = tuple(filter(None, (name.strip() for name in names.split(","))))
-    known = scored_names()
-    raise_if_any(
-        f"-metrics {name}: no such metric{closest(name, known)}; known: {', '.join(known)}"
-        for name in found
-        if name not in known
-    )
-    return found
-
-
-def with_metrics(task: Task, names: str) -> Task:
-    """The task with the metrics of -metrics besides its own; `UserError` for one that its outputs do not have."""
-    added, fitting = named_metrics(names), metric_names(*takes_of(task.kind))
-    raise_if_any(
-        f"-metrics {name}: is of {METRICS[name].takes}, and the outputs of task {task.name} are {task.kind}; of these"
-        f" there are: {', '.join(fitting)}"
-        for name in added
-        if name not in fitting
-    )
-    return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *added))))

@@ -16,13 +16,14 @@ from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
 from config.flags import TrainConfig
 from config.parser import information
 from config.user_code import import_user_code
-from task_utils import Task, task_table
+from datamodules.mixture import Mixture
+from task_utils import task_table
 from training.checks import check_train
 from training.process_watch import die_with_the_first
 from training.run_flags import parse_training_flags
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
-from utils.errors import NotFiniteError, UserError, raise_if_any
+from utils.errors import NotFiniteError, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
@@ -47,22 +48,20 @@ def main(argv: list[str]) -> int:
         say(*task_table())
         return 0
     import_user_code(config.task.user_code)
-    task = check_train(config, given, problems)
+    mixture = check_train(config, given, problems)
     raise_if_any(problems)
-    if task is None:
-        raise UserError("-task could not be resolved")
     say(*lines)
     if config.task.show_examples:
-        return show_examples(config, task)
+        return show_examples(config, mixture)
     stop = StopSignal(talk=is_first_process(), requeue=config.run.requeue)
     stop.watch_saves()
     if not is_first_process():
         stop.install()  # the first process decides when all of them stop, also while they start
     with run_lock(Path(config.run.save_path)) if is_first_process() else nullcontext():
-        return run(config, task, argv, stop)
+        return run(config, mixture, argv, stop)
 
 
-def show_examples(config: TrainConfig, task: Task) -> int:
+def show_examples(config: TrainConfig, mixture: Mixture) -> int:
     """Show some training rows; returns the exit code."""
     from utils.libraries import quiet_libraries
 
@@ -72,16 +71,16 @@ def show_examples(config: TrainConfig, task: Task) -> int:
     from training.strategies import STRATEGIES
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
-    say(*example_lines(config, task, resumed))
+    say(*example_lines(config, mixture, resumed))
     return 0
 
 
-def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> int:
+def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal) -> int:
     """Prepare, fit, and predict the test rows; returns the exit code."""
     from utils.libraries import quiet_libraries
 
     quiet_libraries(training=True)
-    from training.evaluate import report_test_split
+    from training.evaluate import report_test_splits
     from training.fit import fit
     from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest, with_seed
     from training.run import end_finished_run
@@ -94,20 +93,20 @@ def run(config: TrainConfig, task: Task, argv: list[str], stop: StopSignal) -> i
     config = with_seed(config, resumed)
     finished = ""
     if resumed:
-        check_same(flag_differences(resumed, config, task), config)
+        check_same(flag_differences(resumed, config, mixture.tasks), config)
         finished = finished_words(resumed, config)
         ended = finished or limit_words(resumed, config)
-        if ended and end_finished_run(config, task, resumed, ended, test_too=bool(finished)):
+        if ended and end_finished_run(config, mixture, resumed, ended, test_too=bool(finished)):
             return 0
     cache = Path(config.run.save_path) / CACHE_FOLDER
     try:
         with nothing_kept_on_user_error(cache) if is_first_process() else nullcontext():
-            prepared = prepare(config, task, resumed)
+            prepared = prepare(config, mixture, resumed)
         if not finished:
             fit(prepared, stop)
-        if is_first_process() and prepared.splits.test is not None:
+        if is_first_process() and any(part.test for part in prepared.parts):
             with stop.ending_at_once("the training is complete, the test rows are not scored"):
-                say(*report_test_split(prepared, prepared.splits.test))
+                say(*report_test_splits(prepared))
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
     except NotFiniteError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.saved_run import SavedRun
+from checkpoints.saved_run import TASKS_KEY, SavedRun
 from models.special_tokens import adds_no_end
 from utils.files import STATE_NAME, write_folder, write_json
 
@@ -20,7 +20,7 @@ The tokenizer of this model adds no end token. The model was trained on sources 
 
     inputs = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt")
 """
-DESCRIBED = ("task", "label_map", "flags")  # of a checkpoint's content, in the state as well
+DESCRIBED = ("task", "label_map", TASKS_KEY, "flags")  # of a checkpoint's content, in the state as well
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_export(
 
 def training_state(exported: Exported, description: Mapping[str, Any]) -> dict[str, Any]:
     """The content of training_state.json: where the training stood, and the `DESCRIBED` parts of the description."""
-    return {**asdict(exported), **{key: description[key] for key in DESCRIBED}}
+    return {**asdict(exported), **{key: description[key] for key in DESCRIBED if key in description}}
 
 
 def fill_folder(

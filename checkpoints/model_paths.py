@@ -10,6 +10,8 @@ from pathlib import Path
 from checkpoints.run_folder import CHECKPOINT_FOLDER
 from config.checks import collect
 from utils.errors import UserError
+from utils.files import STATE_NAME
+from utils.json_files import read_json
 
 EXPORTS = ("best", "last")  # of a run, the one that stands for it first
 _HUB_NAME = re.compile(r"(?=.{1,96}\Z)[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
@@ -28,7 +30,7 @@ def model_path(flag: str, name: str) -> str:
     if "://" in name:
         raise UserError(f"{place}: a file, a folder or a hub name is expected, not a URL")
     if os.path.isdir(Path(name) / CHECKPOINT_FOLDER):
-        found = [path for export in EXPORTS if os.path.isdir(path := os.path.join(name, export))]
+        found = _exports_of(name)
         if not found:
             raise UserError(f"{place}: this run has no best/ or last/ yet; give a .ckpt of {CHECKPOINT_FOLDER}/")
         return found[0]
@@ -38,6 +40,11 @@ def model_path(flag: str, name: str) -> str:
     if not os.path.exists(name) and (problem := _missing(name)):
         raise UserError(f"{place}: {problem}")
     return name
+
+
+def _exports_of(run: str) -> list[str]:
+    """The model folders of a run, the one that stands for it first."""
+    return [path for export in EXPORTS if os.path.isdir(path := os.path.join(run, export))]
 
 
 def _missing(name: str) -> str:
@@ -54,6 +61,16 @@ def _missing(name: str) -> str:
     if rest and os.path.isdir(first):
         return f"no such folder; {first} is a folder here, so that this is no OWNER/NAME of the hub"
     return ""
+
+
+def may_know_task(name: str, model: str) -> bool:
+    """Whether the model may have been trained on a task of that name, as far as that shows quickly: a .ckpt is not
+    opened, and of several tasks the one that is meant is found later."""
+    try:
+        state = read_json(Path(next(iter(_exports_of(model)), model)) / STATE_NAME)
+        return bool("tasks" in state or name == state["task"]["name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return model.endswith(".ckpt")
 
 
 def check_model_paths(problems: list[str], values: Mapping[str, str | Sequence[str]]) -> None:

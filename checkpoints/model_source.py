@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_paths import model_path
-from checkpoints.saved_run import SavedModel, check_state, read_model
+from checkpoints.saved_run import SavedModel, check_state, read_model, trained_tasks
 from config.flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
@@ -156,20 +156,32 @@ def inference_models(names: Sequence[str], tokenizer_name: str = "") -> tuple[In
     return models
 
 
-def check_same_texts(models: Sequence[InferenceModel], keys: Sequence[str] = OF_TEXTS) -> None:
+def check_same_texts(models: Sequence[InferenceModel], keys: Sequence[str] = OF_TEXTS, name: str = "") -> None:
     """Refuse models of ours that were trained on texts of another form.
 
     Args:
         keys: what must be the same of their tasks.
+        name: of the only task that is compared, of those that were trained on several.
     """
-    known = [(model, task) for model in models if (task := model.saved_state().get("task"))]
+    known = [(model, texts) for model in models if (texts := _texts(model.saved_state(), keys, name))]
     raise_if_any(
-        f"{model.flag} {model.name}: trained on other texts than {known[0][0].name}: {key} is {task.get(key)!r:.300},"
-        f" not {known[0][1].get(key)!r:.300}"
-        for model, task in known[1:]
-        for key in keys
-        if json.dumps(task.get(key)) != json.dumps(known[0][1].get(key))  # the order of labels counts
+        f"{model.flag} {model.name}: trained on other texts than {known[0][0].name}: {key} is {texts.get(key)!r:.300},"
+        f" not {value!r:.300}"
+        for model, texts in known[1:]
+        for key, value in known[0][1].items()
+        if json.dumps(texts.get(key)) != json.dumps(value)  # the order of labels counts
     )
+
+
+def _texts(state: Mapping[str, Any], keys: Sequence[str], name: str) -> dict[str, Any]:
+    """What the texts of a model are made of, by key; of several tasks, where none is named, by task as well."""
+    tasks = trained_tasks(state)
+    if len(tasks) == 1:
+        return {key: tasks[0].get(key) for key in keys}
+    if name:
+        return {key: task.get(key) for task in tasks if task["name"] == name for key in keys}
+    texts = {f"{key} of {task['name']}": task.get(key) for task in tasks for key in keys}
+    return {"tasks": [task["name"] for task in tasks], **texts} if tasks else {}
 
 
 def shared_limits(models: Sequence[InferenceModel]) -> tuple[int, int]:
@@ -187,10 +199,11 @@ class ModelSource:
     build: Callable[[int], PreTrainedModel]  # seed -> model, ready to train
 
 
-def model_source(config: TrainConfig, task: Task, resumed: SavedModel | None) -> ModelSource:
+def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel | None) -> ModelSource:
     """The model source that the flags name; problems of names, configs and vocabularies are raised here."""
     flags = config.model
-    languages = dict(zip(("src_lang", "tgt_lang"), fixed_languages(task, config.data), strict=True))
+    fixed = {fixed_languages(task, config.data) for task in tasks}  # of several, each row says its own
+    languages = dict(zip(("src_lang", "tgt_lang"), fixed.pop() if len(fixed) == 1 else ("", ""), strict=True))
     if resumed is not None:
         return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(resumed.build(), config))  # noqa: ARG005
     if flags.config_path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from models.tokenizers import unpack_tokenizer
 from task_utils import Task
 from utils.errors import UserError, error_reason, raise_if_any
 
+TASKS_KEY = "tasks"  # of a mixture, besides the first of them as `task`; not there in a run of one task
 LOG_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
 WEIGHTS = "model."  # opens the names of the model's parameters
 MOST = 1 << 53  # of anything that is counted
@@ -106,10 +107,9 @@ class SavedRun:
         return flags
 
     @property
-    def task(self) -> Mapping[str, Any]:
-        """The task, as `Task.to_dict` gave it."""
-        task: Mapping[str, Any] = self.model.state["task"]
-        return task
+    def tasks(self) -> Sequence[Mapping[str, Any]]:
+        """The tasks, as `Task.to_dict` gave them."""
+        return trained_tasks(self.model.state)
 
     def at(self, **position: Any) -> SavedRun:
         """The run at another position."""
@@ -185,6 +185,7 @@ def _model(checkpoint: Mapping[str, Any], place: str) -> SavedModel:
     refuse_wrong_entries(checkpoint, MODEL_ENTRIES, place)
     content, weights = checkpoint[CONTENT_KEY], checkpoint["state_dict"]
     state = {name: content.get(name) for name in ("task", "label_map")} | {"flags": content.get("flags", {})}
+    state |= {TASKS_KEY: content[TASKS_KEY]} if TASKS_KEY in content else {}
     check_state(state, place)
     return SavedModel(
         place=place,
@@ -199,6 +200,24 @@ def _only(view: type, entries: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: entries[field.name] for field in fields(view)}
 
 
+def trained_tasks(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The tasks that the state of a checkpoint or of a training_state.json names; none = a model that is not ours."""
+    tasks: Sequence[Mapping[str, Any]] = state.get(TASKS_KEY) or [state["task"]] if state.get("task") else []
+    return tasks
+
+
+def trained_task(state: Mapping[str, Any], name: str, place: str) -> Mapping[str, Any] | None:
+    """The task of that name in the state of a model, "" = its only one; None where there is no such.
+
+    Raises:
+        UserError: several tasks, and no name; `place` opens the message.
+    """
+    tasks = {str(task["name"]): task for task in trained_tasks(state)}
+    if len(tasks) > 1 and not name:
+        raise UserError(f"{place}: was trained on several tasks; give one as -task: {', '.join(tasks)}")
+    return tasks.get(name) if name else next(iter(tasks.values()), None)
+
+
 def check_state(state: Mapping[str, Any], place: str) -> None:
     """Refuse a task, label map or flags, of a checkpoint or a training_state.json, that are not what is taken of them.
 
@@ -210,6 +229,7 @@ def check_state(state: Mapping[str, Any], place: str) -> None:
         ("task", state.get("task"), (dict, type(None))),
         ("label_map", state.get("label_map"), (dict, type(None))),
         ("flags", flags, dict),
+        (TASKS_KEY, state.get(TASKS_KEY, []), list),
     ]
     for spec in (spec for group in flag_groups(TrainConfig).values() for spec in group if isinstance(flags, dict)):
         kinds = (list, tuple) if spec.repeat else (int, float, type(None)) if spec.kind is float else (spec.kind,)
@@ -220,9 +240,9 @@ def check_state(state: Mapping[str, Any], place: str) -> None:
         for name, value, kind in typed
         if not isinstance(value, kind) or (isinstance(value, int) and abs(value) > MOST)
     ]
-    if not problems and state.get("task"):
+    for task in () if problems else trained_tasks(state):
         try:
-            Task.from_dict(state["task"])
+            Task.from_dict(task)
         except (UserError, TypeError, AttributeError, ValueError, KeyError, RecursionError) as error:
             problems.append(f"{place} is damaged: {error_reason(error)}")
     raise_if_any(problems)

@@ -16,6 +16,8 @@ STANDARD_INPUT = "-"
 
 # What `excludes` of several flags share.
 ONE_OF_THEM = "give one of them"
+OF_ONE_TASK = ("task", "train_data", "valid_data", "test_data", "source_column", "target_column", "label_map")
+OF_ITS_TEXTS = ("label_separator", "input_template", "target_template")
 LINES = {"test_data=-": "a line is a source and nothing else, and is cut where it is too long; give a file of rows"}
 
 
@@ -141,6 +143,16 @@ class TrainTaskFlags:
     """Task"""
 
     task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
+    train_task: tuple[str, ...] = free(
+        (),
+        "Train on several tasks: each a task file that names the files of its rows, or a built-in task, with its share"
+        " of an epoch's rows, e.g. 0.3 (with none given every row comes once); may repeat. Or one YAML file that mixes"
+        " tasks.",
+        metavar="TASK[:RATE]",
+        excludes=dict.fromkeys(
+            (*OF_ONE_TASK, *OF_ITS_TEXTS), "each task has its own, in its file or in one that mixes tasks"
+        ),
+    )
     list_tasks: bool = free(False, "Show the built-in tasks, and do nothing else.", resume="once")
     show_examples: int = free(
         0,

@@ -83,23 +83,29 @@ def training_plan(
     seed: int,
     epoch: int,
     world_size: int,
+    drawn: IntArray | None = None,
 ) -> BatchPlan:
     """Plan one epoch of training: each row once, like lengths together, steps shuffled, the short step last.
 
     With `batch_size` an optimizer step is `batch_size * accumulate * world_size` rows: the same rows in the same
     order of steps however that product is split, so the arrangement of devices does not change the training. The
     number of steps is the same in each epoch. There is at least one row; seed and epoch are 0 or more.
+
+    Args:
+        drawn: the rows of this epoch, where it takes others than each once; only with `batch_size` does the number of
+            steps depend on how many they are, and not on which.
     """
     source, target = source_lengths.astype(np.int64), target_lengths.astype(np.int64)
     bits = np.random.PCG64([seed, epoch])
-    permuted = _random_order(bits, len(source))
+    rows = np.arange(len(source)) if drawn is None else drawn
+    permuted = rows[random_order(bits, len(rows))]
     order = permuted[np.argsort(_length_key(source[permuted], target[permuted]), kind="stable")]
 
     step_batches = options.accumulate * world_size
     draw = int(bits.random_raw())
     bounds, place, short, oversized = _cut_steps(source[order], target[order], options, world_size, draw)
     full = (len(bounds) - 1 - short) // step_batches
-    steps = _random_order(bits, full)
+    steps = random_order(bits, full)
     firsts = steps * step_batches + np.where(steps >= place, short, 0)
     numbers = np.concatenate(
         ((firsts[:, None] + np.arange(step_batches)).ravel(), place * step_batches + np.arange(short))
@@ -131,6 +137,11 @@ def evaluation_plan(
     last_wave = (len(bounds) - 1) // world_size * world_size
     bounds = np.concatenate((bounds[:last_wave], _split_to_multiple(bounds[last_wave:], world_size)))
     return _finish(rows, np.diff(bounds), source, target, 1, world_size, options.pad_to_multiple_of, oversized)
+
+
+def random_order(bits: np.random.PCG64, count: int) -> IntArray:
+    """Give a random permutation of `count` numbers that depends on the bit stream alone."""
+    return np.argsort(bits.random_raw(count), kind="stable").astype(np.int64)
 
 
 def _cut_steps(
@@ -234,11 +245,6 @@ def _even_bounds(rows: int, batches: int) -> IntArray:
     size, larger = divmod(rows, batches)
     numbers = np.arange(batches + 1)
     return numbers * size + np.minimum(numbers, larger)
-
-
-def _random_order(bits: np.random.PCG64, count: int) -> IntArray:
-    """Give a random permutation of `count` numbers that depends on the bit stream alone."""
-    return np.argsort(bits.random_raw(count), kind="stable").astype(np.int64)
 
 
 def _length_key(source: IntArray, target: IntArray) -> IntArray:

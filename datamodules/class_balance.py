@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.encoding.store import EncodedSplit
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap
-from utils.errors import UserError, errors_at, raise_if_any, shortened
+from utils.errors import UserError, closest, errors_at, raise_if_any, shortened
 from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
 
 BALANCED = "balanced"
@@ -79,8 +79,22 @@ def chosen_rows(count: int, wanted: int, labels: LabelledRows | None, balance: b
     return np.sort(np.concatenate([order[codes == code][:size] for code, size in enumerate(sizes)]))
 
 
-def class_weights(flag: str, labels: LabelledRows | None) -> dict[str, float]:
+def check_weighted_tasks(flag: str, names: Sequence[str]) -> None:
+    """Refuse a file of -class_weights that names another task than those of the run; other values are fine."""
+    if flag in ("", BALANCED):
+        return
+    raise_if_any(
+        f"-class_weights {flag}: {task!r} is no task of this run; known: {', '.join(names)}{closest(str(task), names)}"
+        for task in _file_content(flag)
+        if task not in names
+    )
+
+
+def class_weights(flag: str, labels: LabelledRows | None, task: str = "") -> dict[str, float]:
     """The weight of each label by its text, of the value of -class_weights; empty where that is.
+
+    Of several tasks, `task` is the name of this one: a file then holds weights by task. One that it does not name, or
+    that has no labels to balance, has none.
 
     `balanced` is rows / (labels that occur * rows of the label), as scikit-learn has it: the mean weight of a row is 1.
 
@@ -88,7 +102,8 @@ def class_weights(flag: str, labels: LabelledRows | None) -> dict[str, float]:
         UserError: a file that cannot be read or names another label, a weight that is no number or beyond
             `HEAVIEST`, a label without a weight; labels that are not one a row.
     """
-    if not flag:
+    content = {} if flag in ("", BALANCED) else _file_content(flag)
+    if not flag or (task and (labels is None if flag == BALANCED else task not in content)):
         return {}
     if labels is None:
         raise UserError("-class_weights: needs a task with one label a row (-label_map, or a -task with labels)")
@@ -96,14 +111,21 @@ def class_weights(flag: str, labels: LabelledRows | None) -> dict[str, float]:
         counts = {text: count for text, count in labels.counts.items() if count}
         total = sum(counts.values())
         return {text: total / (len(counts) * count) for text, count in counts.items()}
-    place = f"-class_weights {flag}"
-    if not flag.endswith(FILE_SUFFIXES):
-        raise UserError(f"{place}: give balanced, or a .yaml or .json file of label: weight")
-    content = read_mapping_file("-class_weights", flag)
+    weights = content[task] if task else content
+    if not isinstance(weights, dict):
+        raise UserError(f"-class_weights {flag}: {task}: expected a mapping from label to weight")
+    with errors_at(f"-class_weights {flag}"):
+        return _weights_of(weights, labels.label_map)
+
+
+def _file_content(path: str) -> dict[str, object]:
+    """Weights by label, or those by task."""
+    if not path.endswith(FILE_SUFFIXES):
+        raise UserError(f"-class_weights {path}: give balanced, or a .yaml or .json file of label: weight")
+    content = read_mapping_file("-class_weights", path)
     if not isinstance(content, dict):
-        raise UserError(f"{place}: expected a mapping from label to weight")
-    with errors_at(place):
-        return _weights_of(content, labels.label_map)
+        raise UserError(f"-class_weights {path}: expected a mapping from label to weight")
+    return content
 
 
 def _weights_of(content: Mapping[object, object], label_map: LabelMap) -> dict[str, float]:

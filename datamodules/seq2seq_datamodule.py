@@ -1,9 +1,8 @@
-"""The LightningDataModule: encoded splits, their batch plans, the label map, and the position of the run."""
+"""The LightningDataModule: the encoded rows of each task, their batch plans, and the position of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,13 @@ from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, train
 from datamodules.class_balance import LabelledRows, row_weights
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
-from postprocessors.base import Postprocessor
+from datamodules.sampling import JoinedRows, Sampling
+from datamodules.splits import Splits
 
-WEIGHTS = "weights of the labels"  # in the fingerprint; empty where all are 1
+# Names in the fingerprint.
+TRAINING_DATA, VALIDATION_DATA = "training data and encoding", "validation data and encoding"
+WEIGHTS = "weights of the labels"  # empty where all are 1
+TASKS = "tasks and rates"  # empty where there is one
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -28,7 +31,11 @@ class MicroBatches(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, split: EncodedSplit, pad_token_id: int, pad_to_multiple_of: int, weights: np.ndarray | None = None
+        self,
+        split: EncodedSplit | JoinedRows,
+        pad_token_id: int,
+        pad_to_multiple_of: int,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.split = split
         self.weights = weights
@@ -100,21 +107,22 @@ class _From:
 
 
 class Seq2SeqDataModule(pl.LightningDataModule):
-    """Training and validation batches of encoded splits; binds the postprocessor of the task.
+    """Training and validation batches of the tasks of a run: one, or several that are mixed.
+
+    A training batch takes rows of all of them, one of a validation those of a single task: there is a loader for each
+    that has validation rows, in the order of `validated`.
 
     Args:
-        train, valid: encoded rows; `valid` may be None.
-        class_weights: of the training rows of each label, by its text, in the loss; empty = all 1.
+        parts: the rows of each task.
+        sampling: what an epoch draws of the rows of each; None = every row once.
         batch_options: sizes on each device, for validation as well, and accumulation.
     """
 
     def __init__(
         self,
-        train: EncodedSplit,
-        valid: EncodedSplit | None,
+        parts: Sequence[Splits],
+        sampling: Sampling | None = None,
         *,
-        postprocessor: Postprocessor,
-        class_weights: Mapping[str, float] = MappingProxyType({}),
         pad_token_id: int,
         batch_options: BatchOptions,
         seed: int,
@@ -122,10 +130,11 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        self.train = train
-        self.valid = valid
-        self.postprocessor = postprocessor
-        self.class_weights = class_weights
+        self.parts = parts
+        self.train = JoinedRows([part.train for part in parts])
+        self.validated = [part for part in parts if part.valid is not None]
+        self.validation_rows = [part.valid.learnable() for part in parts if part.valid is not None]
+        self.sampling = sampling or Sampling(tuple(len(part.train) for part in parts))
         self.pad_token_id = pad_token_id
         self.batch_options = batch_options
         self.seed = seed
@@ -134,30 +143,22 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
         self._resumed: tuple[int, int] | None = None
 
-    def correct(self, predictions: Sequence[str], max_distance: int | None = None) -> list[str | None]:
-        """Each prediction as the nearest label, None beyond `max_distance` characters; free text as it is."""
-        return self.postprocessor.correct(predictions, max_distance)
-
     def plan(self, epoch: int, world_size: int) -> BatchPlan:
         """The training plan of one epoch."""
-        return training_plan(
-            self.train.source_lengths, self.train.target_lengths, self.batch_options, self.seed, epoch, world_size
-        )
+        lengths = self.train.source_lengths, self.train.target_lengths
+        drawn = self.sampling.rows(self.seed, epoch)
+        return training_plan(*lengths, self.batch_options, self.seed, epoch, world_size, drawn)
 
-    def validation_plan(self, world_size: int) -> BatchPlan:
-        """The validation plan: every row once, longest first."""
-        if self.valid is None:
-            raise RuntimeError("there is no validation split")
-        rows = self.valid.learnable()
+    def validation_plan(self, number: int, world_size: int) -> BatchPlan:
+        """The plan of the validation rows of a task, by its place in `validated`: every row once, longest first."""
+        rows = self.validation_rows[number]
         return evaluation_plan(rows.source_lengths, rows.target_lengths, self.batch_options, world_size)
 
     # ---- loaders
 
     def train_dataloader(self) -> PlanLoader:
         """Batches of the current epoch, from the resumed position on."""
-        labels = LabelledRows.of(self.train, self.postprocessor) if self.class_weights else None
-        weights = row_weights(labels, self.class_weights) if labels else None
-        batches = MicroBatches(self.train, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights)
+        batches = self._batches(self.train, self._row_weights())
         # The loop asks for the length before it iterates, and the length is the same in every epoch.
         batches.follow(self.plan(0, self._world_size), self._rank)
 
@@ -169,13 +170,29 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
         return self._loader(batches, begin)
 
-    def val_dataloader(self) -> PlanLoader | list[Any]:
-        """Batches of the validation rows of this rank; none without a validation split."""
-        if self.valid is None:
-            return []
-        batches = MicroBatches(self.valid.learnable(), self.pad_token_id, self.batch_options.pad_to_multiple_of)
-        batches.follow(self.validation_plan(self._world_size), self._rank)
-        return self._loader(batches, lambda: 0)
+    def _row_weights(self) -> np.ndarray | None:
+        """The weight of every training row in the loss; None = all 1."""
+        if not any(part.weights for part in self.parts):
+            return None
+        labels = [LabelledRows.of(part.train, part.postprocessor) if part.weights else None for part in self.parts]
+        return np.concatenate(
+            [
+                row_weights(rows, part.weights) if rows else np.ones(len(part.train))
+                for rows, part in zip(labels, self.parts, strict=True)
+            ]
+        )
+
+    def val_dataloader(self) -> list[PlanLoader]:
+        """Batches of the validation rows of this rank, a loader for each task that has some."""
+        loaders = []
+        for number, rows in enumerate(self.validation_rows):
+            batches = self._batches(rows)
+            batches.follow(self.validation_plan(number, self._world_size), self._rank)
+            loaders.append(self._loader(batches, lambda: 0))
+        return loaders
+
+    def _batches(self, split: EncodedSplit | JoinedRows, weights: np.ndarray | None = None) -> MicroBatches:
+        return MicroBatches(split, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights)
 
     def _loader(self, batches: MicroBatches, begin: Any) -> PlanLoader:
         return PlanLoader(batches, begin, num_workers=self.num_workers, pin_memory=self.pin_memory)
@@ -200,11 +217,16 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             precision: the arithmetic that -float_precision came to on this device, in Lightning's word.
         """
         options = self.batch_options
-        weights = ", ".join(f"{text}={weight}" for text, weight in self.class_weights.items())
+        weights = [f"{part.named(text)}={weight}" for part in self.parts for text, weight in part.weights.items()]
+        data: dict[str, Any] = {}
+        for part in self.parts:
+            of_task = f" of {part.name}" if part.name else ""
+            data[f"{TRAINING_DATA}{of_task}"] = part.train.fingerprint
+            data[f"training rows{of_task}"] = len(part.train)
+            data[f"{VALIDATION_DATA}{of_task}"] = part.valid.fingerprint if part.valid else "none"
         return {
-            "training data and encoding": self.train.fingerprint,
-            "training rows": len(self.train),
-            "validation data and encoding": self.valid.fingerprint if self.valid else "none",
+            **data,
+            TASKS: self.sampling.describe([part.name for part in self.parts]) if len(self.parts) > 1 else "",
             "-batch_size": options.batch_size,
             "-max_tokens": options.max_tokens,
             "-grad_acc": options.accumulate,
@@ -212,7 +234,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-seed": self.seed,
             "number of devices": world_size,
             "-float_precision": precision,
-            WEIGHTS: weights,
+            WEIGHTS: ", ".join(weights),
         }
 
     def state_dict(self) -> dict[str, Any]:

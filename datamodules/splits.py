@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from config.flags import DataFlags, LengthFlags, TrainTaskFlags
-from datamodules.class_balance import LabelledRows, chosen_rows, class_weights, label_lines
+from datamodules.class_balance import LabelledRows, check_weighted_tasks, chosen_rows, class_weights, label_lines
 from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
 from datamodules.readers.read import ReadOptions
+from postprocessors.base import Postprocessor
 from task_utils import Task
-from utils.errors import UserError, shortened
+from utils.errors import UserError, errors_at, shortened
 from utils.escapes import ESCAPES, printable
 from utils.tables import counted
 
@@ -26,13 +28,25 @@ SPLIT_SEED = 20260101  # of the proportions; not -seed, so that runs with other 
 
 @dataclass(frozen=True)
 class Splits:
-    """Encoded rows by use; a split that was not asked for is None."""
+    """The encoded rows of a task by use; a split that was not asked for is None."""
 
+    task: Task
     train: EncodedSplit
     valid: EncodedSplit | None
     test: EncodedSplit | None
     lines: tuple[str, ...]  # what to tell the user: counts, and what was skipped, cut or discarded
-    weights: Mapping[str, float] = field(default_factory=dict)  # of the rows of each label; empty = all 1
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the training rows of each label; empty = all 1
+    name: str = ""  # of the task, where the run has several
+    has_windows: bool = False  # rows may be several windows (-doc_stride), whose answers are put together
+
+    @cached_property
+    def postprocessor(self) -> Postprocessor:
+        """What the model's texts stand for."""
+        return self.task.postprocessor
+
+    def named(self, figure: str) -> str:
+        """A figure of this task by its name in the run: `TASK/FIGURE` where there are several."""
+        return f"{self.name}/{figure}" if self.name else figure
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,29 @@ def _tighter(wanted: int, limit: int) -> int:
     return min(wanted, limit) if wanted and limit else wanted or limit
 
 
-def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS) -> Splits:
-    """Train, validation and test rows of a `train.py` run.
+def task_splits(encoders: Sequence[RowEncoder], flags: TrainTaskFlags) -> tuple[Splits, ...]:
+    """The rows of every task of a `train.py` run, told by task where there are several.
+
+    Of these -class_weights and -balance_labels concern those with one label a row.
+
+    Raises:
+        UserError: what `training_splits` raises of any of them; a file of class weights that names no task.
+    """
+    if len(encoders) == 1:
+        return (training_splits(encoders[0], flags),)
+    check_weighted_tasks(flags.class_weights, [encoder.task.name for encoder in encoders])
+    found = []
+    for encoder in encoders:
+        with errors_at(f"-train_task {encoder.task.name}"):
+            found.append(training_splits(encoder, flags, encoder.task.name))
+    return tuple(found)
+
+
+def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name: str = "") -> Splits:
+    """Train, validation and test rows of a task.
+
+    Args:
+        name: of the task, where the run has several.
 
     Raises:
         UserError: no training row is left; and all that reading, encoding, choosing and weighing rows raise.
@@ -105,7 +140,8 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS) -> Sp
         raise UserError("-train_data: no training row is left after the validation and test rows were set apart")
     labels = LabelledRows.of(train, postprocessor)
     if flags.train_rows:
-        chosen = chosen_rows(train.num_rows, flags.train_rows, labels, flags.balance_labels)
+        balance = flags.balance_labels and not (name and labels is None)
+        chosen = chosen_rows(train.num_rows, flags.train_rows, labels, balance)
         train = train.subset(train.windows_of(chosen))
         labels = LabelledRows.of(train, postprocessor)
     valid = _fitting(whole, valid_rows) if valid_share else None
@@ -125,10 +161,13 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS) -> Sp
     of_labels = [*label_lines("training", labels)]
     if valid:
         of_labels += label_lines("validation", LabelledRows.of(valid, postprocessor))
-    weights = class_weights(flags.class_weights, labels)
+    weights = class_weights(flags.class_weights, labels, name)
     if weights:
         of_labels.append(f"-class_weights: {shortened([f'{text} {weight:.4g}' for text, weight in weights.items()])}")
-    return Splits(train, valid, test, (*lines, ", ".join(counts), *map(printable, of_labels)), weights)
+    told = (*lines, ", ".join(counts), *map(printable, of_labels))
+    if name:
+        told = tuple(f"{printable(name)}: {line}" for line in told)
+    return Splits(task, train, valid, test, told, weights, name, encoder.lengths.doc_stride > 0)
 
 
 def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]]:

@@ -126,11 +126,20 @@ def default_metrics(takes: str) -> tuple[str, ...]:
 
 
 def figure_texts(figures: Mapping[str, float]) -> dict[str, str]:
-    """The figures of a validation as they are shown, by name; of two that are always equal one."""
-    repeated = {METRICS[name].same_as for name in figures}
+    """The figures of a validation as they are shown, by name; of two that are the same one.
+
+    Their means over several tasks may differ, as not all of these have both.
+    """
+    pairs = ((METRICS[name].same_as, value) for name, value in figures.items())
+    repeated = {other for other, value in pairs if figures.get(other) == value}
     return {name: METRICS[name].text(value) for name, value in figures.items() if name not in repeated}
+
+
+def metric_of(figure: str) -> Metric:
+    """The metric of a figure of a validation: `METRIC`, or `TASK/METRIC` where several tasks are mixed."""
+    return METRICS[figure.rpartition("/")[2]]
 
 
 def is_generated(name: str) -> bool:
     """Whether a figure of a validation is of the generated rows, and not of the pass over all rows."""
-    return METRICS[name].takes != TEACHER_FORCED
+    return metric_of(name).takes != TEACHER_FORCED

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,6 +42,24 @@ class Totals:
     def padding_share(self) -> float:
         """Share of padding in all source and target positions, 0 to 1."""
         return 1.0 - self.tokens / max(self.padded_tokens, 1)
+
+
+def mixed_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a validation by name, from those of every task.
+
+    Those of the only task, whose name is "", keep their names. Of several, each stands there as `TASK/FIGURE`, and
+    `FIGURE` is their mean.
+    """
+    if "" in figures:
+        return dict(figures[""])
+    own = {f"{task}/{name}": value for task, values in figures.items() for name, value in values.items()}
+    return mean_figures(figures) | own
+
+
+def mean_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Each figure as the mean over the tasks that have it: NaN where it is undefined for one of them."""
+    names = dict.fromkeys(name for values in figures.values() for name in values)
+    return {name: fmean(values[name] for values in figures.values() if name in values) for name in names}
 
 
 class StepMeter:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.forward import decode_teacher_forced
 from models.loss import token_loss_and_correct, token_loss_sum
-from models.meter import StepMeter
+from models.meter import StepMeter, mixed_figures
 from models.optim import OptimSettings, build_optimizer, build_scheduler
 from utils.errors import NotFiniteError
 
@@ -27,6 +27,7 @@ class ModuleOptions:
     total_steps: int  # optimizer steps of the whole run
     accumulate: int  # micro-batches of an optimizer step on each rank
     log_every: int  # optimizer steps
+    validated: tuple[str, ...] = ("",)  # the tasks that have validation rows, in the order of their loaders
 
 
 def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
@@ -59,9 +60,10 @@ class Seq2SeqModule(pl.LightningModule):
         self.options = options
         self.grad_norm = grad_norm  # of the whole gradient, however the processes share it
         self.meter = StepMeter()
-        self.validation_meter = StepMeter()
+        self.validation_meters: list[StepMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
-        self.samples: list[tuple[str, str, str]] = []  # (source, reference, prediction) of the latest validation
+        # Some (source, reference, prediction) of the latest validation, by the name that they are shown under.
+        self.samples: dict[str, list[tuple[str, str, str]]] = {}
         self.step_learning_rate: float | None = None  # of the latest step; None = adafactor's own
         self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
@@ -135,20 +137,27 @@ class Seq2SeqModule(pl.LightningModule):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_meter = StepMeter()
+        self.validation_meters = [StepMeter() for _ in self.options.validated]
         self.raise_if_not_finite()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+    def validation_step(
+        self,
+        batch: dict[str, Any],
+        batch_idx: int,  # noqa: ARG002 (Lightning's signature)
+        dataloader_idx: int = 0,
+    ) -> None:
         self.between_batches()
         loss_sum, correct = self._loss_sum(batch, count_correct=True)
-        self.validation_meter.add_batch(batch, loss_sum, correct)
+        self.validation_meters[dataloader_idx].add_batch(batch, loss_sum, correct)
 
     def on_validation_epoch_end(self) -> None:
-        totals = self.validation_meter.totals(self.device, self.trainer.world_size)
-        self.validation = {
-            "val_loss": totals.loss_per_token,
-            "token_accuracy": totals.token_accuracy,
-        }
+        totals = [meter.totals(self.device, self.trainer.world_size) for meter in self.validation_meters]
+        self.validation = mixed_figures(
+            {
+                name: {"val_loss": of_task.loss_per_token, "token_accuracy": of_task.token_accuracy}
+                for name, of_task in zip(self.options.validated, totals, strict=True)
+            }
+        )
 
     # ---- health
 

@@ -6,21 +6,23 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from checkpoints.model_paths import EXPORTS, check_model_paths, model_path
+from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect
 from config.flags import STANDARD_INPUT
 from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
+from metrics.registry import METRICS, metric_names, scored_names, takes_of
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from postprocessors.numbers import MOST_CHOICES, Number
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
-from task_utils import Task, get_task, named_metrics, override_task
-from utils.errors import raise_if_any
+from task_utils import Task, get_task, override_task, task_name, task_names
+from utils.errors import closest, raise_if_any
 from utils.files import is_too_long, lies_in, same_file
 from utils.tables import counted
 
@@ -61,7 +63,9 @@ def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:
     """Problems of the rows to predict; gives the task of -task."""
     data = config.data
     task: Task | None = None
-    if config.model.task:
+    name = task_name(config.model.task)
+    own = name not in task_names() and any(may_know_task(name, model) for model in config.model.model)
+    if name and not own:
         task = collect(problems, lambda: override_task(get_task(config.model.task), data))
     hub = bool(task and task.hub_dataset) and not data.train_data
     if data.test_data_proportions and not (data.train_data or data.test_data or hub):
@@ -245,3 +249,27 @@ def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:
             f"-engine ctranslate2 ends the search of a row as soon as -beam_size {decode.beam_size} outputs have ended;"
             " ask for that with -early_stopping (-engine torch then gives the same texts), or give -beam_size 1"
         )
+
+
+def named_metrics(names: str) -> tuple[str, ...]:
+    """The metrics of -metrics, names joined by commas; `UserError` for one that does not exist."""
+    found = tuple(filter(None, (name.strip() for name in names.split(","))))
+    known = scored_names()
+    raise_if_any(
+        f"-metrics {name}: no such metric{closest(name, known)}; known: {', '.join(known)}"
+        for name in found
+        if name not in known
+    )
+    return found
+
+
+def with_metrics(task: Task, names: str) -> Task:
+    """The task with the metrics of -metrics besides its own; `UserError` for one that its outputs do not have."""
+    added, fitting = named_metrics(names), metric_names(*takes_of(task.kind))
+    raise_if_any(
+        f"-metrics {name}: is of {METRICS[name].takes}, and the outputs of task {task.name} are {task.kind}; of these"
+        f" there are: {', '.join(fitting)}"
+        for name in added
+        if name not in fitting
+    )
+    return replace(task, metrics=tuple(dict.fromkeys((*task.metrics, *added))))

@@ -20,11 +20,11 @@ from metrics.report import Outputs, report_dict, report_text
 from metrics.score import Scores, score
 from postprocessors.answers import expected
 from postprocessors.base import said
-from prediction.checks import check_outputs
+from prediction.checks import check_outputs, with_metrics
 from prediction.confidence import confidence_of
 from prediction.groups import Groups, group_dict, groups_of
 from prediction.lazy_sequence import LazySequence
-from task_utils import Task, get_task, override_task, with_metrics
+from task_utils import Task, get_task, override_task
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import unescape_cell

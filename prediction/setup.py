@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
+from checkpoints.saved_run import trained_task, trained_tasks
 from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
 from config.parser import flag_groups
 from datamodules.encoding.languages import check_languages
@@ -25,14 +26,15 @@ from models.architectures import architecture, longest_output, overflowing
 from models.languages import language_codes
 from models.special_tokens import encoded_target
 from postprocessors.base import FreeText, Postprocessor
-from prediction.checks import check_labels
+from prediction.checks import check_labels, with_metrics
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
-from task_utils import Task, fixed_languages, get_task, override_task, task_name, with_metrics
+from task_utils import Task, fixed_languages, get_task, override_task, task_name, task_names
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
-from utils.errors import UserError
+from utils.errors import UserError, closest
+from utils.mapping_files import FILE_SUFFIXES
 
 SLACK = 8  # tokens that an output may be longer than the longest text that a model should write
 
@@ -70,15 +72,17 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             if name != model.name
         )
     )
-    state = models[0].saved_state()
-    if task_name(config.model.task) in ("", (state.get("task") or {}).get("name")):  # the checkpoint's
-        check_same_texts(models, [key for key in OF_ROWS if key not in given])
-    task = with_metrics(resolve_prediction_task(config, state), config.output.metrics)
+    state, place, name = models[0].saved_state(), f"-model {models[0].name}", task_name(config.model.task)
+    if trained_task(state, name, place) or not name:  # the checkpoint's
+        check_same_texts(models, [key for key in OF_ROWS if key not in given], name)
+    task = with_metrics(resolve_prediction_task(config, state, place), config.output.metrics)
     source, target = fixed_languages(task, data)
     models = tuple(replace(model, source_language=source, target_language=target) for model in models)
     postprocessor = task.postprocessor
     check_labels(config.label, postprocessor)
     config = with_trained_settings(config, given, state)
+    if not task.passage and "doc_stride" not in given:  # it was for another task of the training
+        config = replace(config, length=replace(config.length, doc_stride=0))
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
     check_languages(task, data, tokenizer)
@@ -126,15 +130,22 @@ def with_length(decode: DecodeFlags, postprocessor: Postprocessor, tokenizer: An
     return replace(decode, max_predict_length=max(min(longest, limit), decode.min_predict_length))
 
 
-def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any]) -> Task:
+def resolve_prediction_task(config: InferenceConfig, state: Mapping[str, Any], place: str = "-model") -> Task:
     """The task of -task, else the checkpoint's, else seq2seq; the other flags override its parts.
 
-    The name of the checkpoint's own task means that task, with the templates and labels of the training.
+    The name of a task of the checkpoint's own means that task, with the templates and labels of the training.
+
+    Raises:
+        UserError: no such task; a checkpoint of several tasks and no -task, `place` opens the message.
     """
-    name, trained = task_name(config.model.task), state.get("task")
-    if trained and name in ("", trained.get("name")):
-        return override_task(Task.from_dict(trained), config.data)
-    return override_task(get_task(name or "seq2seq"), config.data)
+    name = task_name(config.model.task)
+    trained, tasks = trained_task(state, name, place), [str(task["name"]) for task in trained_tasks(state)]
+    if not trained and len(tasks) > 1 and name not in task_names() and not name.endswith(FILE_SUFFIXES):
+        raise UserError(
+            f"-task {name}: no such task{closest(name, tasks)}; {place} was trained on {', '.join(tasks)}; or a"
+            " built-in task, or a .yaml file that describes one"
+        )
+    return override_task(Task.from_dict(trained) if trained else get_task(name or "seq2seq"), config.data)
 
 
 def with_trained_settings(config: InferenceConfig, given: frozenset[str], state: Mapping[str, Any]) -> InferenceConfig:

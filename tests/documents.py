@@ -10,6 +10,7 @@ PAGES = (
     "README",
     "docs/data",
     "docs/tasks",
+    "docs/mixtures",
     "docs/training",
     "docs/resuming",
     "docs/inference",

@@ -74,7 +74,7 @@ def checkpoint(folder: Path, chance: random.Random) -> tuple[str, Callable[[], A
             model_source.InferenceModel(str(path))()
         finally:
             run = read_run(path)
-        flag_differences(run, config, get_task("seq2seq"))
+        flag_differences(run, config, [get_task("seq2seq")])
         finished_words(run, config)
         limit_words(run, config)
         model = model_source.model_source(config, get_task("seq2seq"), run.model).build(1)

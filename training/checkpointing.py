@@ -25,7 +25,7 @@ from checkpoints.model_folder import Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
 from config.flags import RunFlags
-from metrics.registry import METRICS, is_generated
+from metrics.registry import is_generated, metric_of
 from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
@@ -220,7 +220,7 @@ class Checkpointer(pl.Callback):
             self.best_step = step if better else self.best_step
             self.validations_without_gain = 0 if better else self.validations_without_gain + 1
             return better
-        sign = 1 if METRICS[self.flags.monitor].higher_is_better else -1
+        sign = 1 if metric_of(self.flags.monitor).higher_is_better else -1
         better = self.best_score is None or sign * score > sign * self.best_score
         if better:
             self.best_score, self.best_step = score, step
@@ -261,7 +261,7 @@ class Checkpointer(pl.Callback):
             figure, order = "", float(step)
             if validated.val_loss is not None:
                 figure, score = f"-val_loss{validated.val_loss:.4f}", pl_module.validation.get(self.flags.monitor)
-                sign = 1 if METRICS[self.flags.monitor].higher_is_better else -1
+                sign = 1 if metric_of(self.flags.monitor).higher_is_better else -1
                 order = -math.inf if score is None else sign * float(score)
             ending = "" if batches else "_endofepoch"
             due.append(DueCheckpoint("best", f"{stem}{figure}{ending}.ckpt", order))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TypeAlias
 
 from checkpoints.model_paths import check_model_paths
 from checkpoints.run_folder import (
@@ -24,26 +25,29 @@ from config.checks import check_combinations, check_devices, collect, highest_ra
 from config.flags import FREEZABLE, TrainConfig
 from config.parser import shown
 from datamodules.checks import DATA, check_data, local_inputs
+from datamodules.mixture import Mixture, mixture_of
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names, missing_packages
 from models.presets import read_config
-from task_utils import Task, get_task, override_task
 from utils.errors import closest
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.launch import is_first_process, started_by_launcher
 
+Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
-def check_train(config: TrainConfig, given: frozenset[str], problems: list[str]) -> Task | None:
-    """Every problem of a `train.py` command line, appended to `problems`; returns the resolved task."""
-    task: Task | None = collect(problems, lambda: override_task(get_task(config.task.task), config.data))
+
+def check_train(config: TrainConfig, given: frozenset[str], problems: list[str]) -> Mixture:
+    """Every problem of a `train.py` command line, appended to `problems`; returns the tasks, none if they have some."""
+    mixture: Mixture = collect(problems, lambda: mixture_of(config.task, config.data)) or Mixture(())
     value = config.run.resume_checkpoint
     of_run = f"{Path(config.run.save_path) / CONFIG_NAME}: " if value in ("last", "best", "auto") else ""
     check_data(config.data, problems, {name: of_run for name in DATA if name not in given})
-    if task and task.source_column == task.target_column:
-        problems.append(
-            f"-source_column and -target_column (or those of -task {task.name}) are both {task.source_column!r};"
-            " give two columns"
-        )
+    problems += [
+        f"-source_column and -target_column (or those of -task {task.name}) are both {task.source_column!r};"
+        " give two columns"
+        for task in mixture.tasks
+        if task.source_column == task.target_column
+    ]
     model, batch = config.model, config.batch
     no_run: list[str] = []
     candidates = collect(no_run, lambda: resume_candidates(config))
@@ -53,10 +57,16 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if model.config_path:
         collect(problems, lambda: read_config(model.config_path))
     check_model_paths(problems, {"-init_model": model.init_model, "-tokenizer": model.tokenizer})
-    if not config.data.train_data and not (task and task.hub_dataset) and not no_run:
+    given_rows = any(member.data.train_data or member.task.hub_dataset for member in mixture.members)
+    if not (given_rows or config.data.train_data or config.task.train_task or no_run):
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
     if "batch_size" in given and batch.max_tokens:
         problems.append("-batch_size and -max_tokens exclude each other; give one of them")
+    if batch.max_tokens and mixture.is_drawn:
+        problems.append(
+            f"-max_tokens {batch.max_tokens}: not with rates of -train_task: each epoch draws rows of other lengths,"
+            " and must have as many steps as the others; give -batch_size, or mix without rates and temperature"
+        )
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
     check_combinations(config, problems)
@@ -66,11 +76,11 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems.append("-num_nodes above 1 goes with GPUs; -gpus 0 and -cpu_processes are for one machine")
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
-    _check_monitor(config, task, problems)
+    _check_monitor(config, mixture, problems)
     if not config.task.show_examples:  # which writes nothing
-        _check_save_path(config, given, problems)
+        _check_save_path(config, given, _inputs(config, mixture), problems)
     _check_requeue(config, problems)
-    return task
+    return mixture
 
 
 def _check_optimization(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
@@ -92,17 +102,19 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
         problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")
 
 
-def _check_monitor(config: TrainConfig, task: Task | None, problems: list[str]) -> None:
-    run = config.run
-    choices = task.monitors if task else metric_names(TEACHER_FORCED, TEXTS, LABELS)
+def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -> None:
+    run, tasks = config.run, mixture.tasks
+    if not tasks and "/" in run.monitor:
+        return  # a figure of a task that has problems of its own
+    choices = mixture.monitors if tasks else metric_names(TEACHER_FORCED, TEXTS, LABELS)
     if run.monitor not in choices:
         known = f"one of {', '.join(choices)} expected{closest(run.monitor, choices)}"
         problems.append(f"-monitor {run.monitor}: {known}")
     elif is_generated(run.monitor) and run.valid_generate_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
-    problems += missing_packages({run.monitor: None, **dict.fromkeys(task.metrics if task else ())})
-    data = config.data
-    if task and not (data.valid_data or data.valid_data_proportions or task.valid_proportion):
+    named = [run.monitor.rpartition("/")[2], *(metric for task in tasks for metric in task.metrics)]
+    problems += missing_packages(dict.fromkeys(named))
+    if tasks and not any(member.validates for member in mixture.members):
         needing = {
             "monitor": run.monitor != TrainConfig().run.monitor,
             "early_stopping_patience": run.early_stopping_patience,
@@ -120,7 +132,7 @@ def _check_requeue(config: TrainConfig, problems: list[str]) -> None:
         problems.append("-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out")
 
 
-def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
+def _check_save_path(config: TrainConfig, given: frozenset[str], inputs: Inputs, problems: list[str]) -> None:
     run, folder = config.run, Path(config.run.save_path)
     if not run.save_path.strip():
         problems.extend(["-save_path is empty"] if "save_path" in given else [])
@@ -142,10 +154,12 @@ def _check_save_path(config: TrainConfig, given: frozenset[str], problems: list[
     if run.resume_checkpoint and run.overwrite:
         return
     if is_first_process() and candidates is not None:  # the other processes come when the run has begun
-        _check_present_run(config, folder, candidates[0] if candidates else None, problems)
+        _check_present_run(config, folder, candidates[0] if candidates else None, inputs, problems)
 
 
-def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, problems: list[str]) -> None:
+def _check_present_run(
+    config: TrainConfig, folder: Path, resumed: Path | None, inputs: Inputs, problems: list[str]
+) -> None:
     """Refuse to delete, replace or mix up what `folder` holds already."""
     foreign = foreign_names(folder)
     found = len(problems)
@@ -171,7 +185,10 @@ def _check_present_run(config: TrainConfig, folder: Path, resumed: Path | None, 
                 " choose another folder"
             )
     elif config.run.overwrite:
-        _check_overwritten_inputs(config, folder, problems)
+        deleted = [folder / name for name in OVERWRITTEN if os.path.lexists(folder / name)]
+        for flag, value in inputs:
+            if same_file(value, folder) or any(lies_in(value, place) for place in deleted):
+                problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
     elif holds_run(folder) and config.run.resume_checkpoint != "auto":
         problems.append(
             f"-save_path {folder}: already holds a run; continue it with -resume_checkpoint last, delete it with"
@@ -190,10 +207,10 @@ def _began_from(folder: Path, checkpoint: Path) -> bool:
     return bool(before) and os.path.realpath(before[0]) == os.path.realpath(checkpoint)
 
 
-def _check_overwritten_inputs(config: TrainConfig, folder: Path, problems: list[str]) -> None:
+def _inputs(config: TrainConfig, mixture: Mixture) -> Inputs:
     model = config.model
     others = {"init_model": model.init_model, "config_path": model.config_path, "tokenizer": model.tokenizer}
-    deleted = [folder / name for name in OVERWRITTEN if os.path.lexists(folder / name)]
-    for flag, value in local_inputs(config.data, task=config.task.task, **others):
-        if same_file(value, folder) or any(lies_in(value, place) for place in deleted):
-            problems.append(f"{flag} {value}: -overwrite would delete it with the run in -save_path {folder}")
+    data = [member.data for member in mixture.members] or [config.data]
+    found = [one for flags in data for one in local_inputs(flags, task=config.task.task, **others)]
+    tasks = [("-train_task", path) for value in config.task.train_task for path in (value, value.rpartition(":")[0])]
+    return [*dict.fromkeys(found), *((flag, path) for flag, path in tasks if os.path.exists(path))]

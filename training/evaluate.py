@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
 from config.flags import BatchFlags
 from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
+from datamodules.splits import Splits
 from generation.batch_limits import BatchLimits
 from generation.engines.pytorch import TorchEngine
+from metrics.registry import METRICS
 from metrics.report import report_dict, report_text
-from metrics.score import score
+from metrics.score import Scores, score
 from models.architectures import target_limit
+from models.meter import mean_figures
 from prediction.groups import Groups, group_dict
 from prediction.lazy_sequence import LazySequence
 from prediction.output import outputs_of
@@ -39,33 +45,49 @@ def prediction_rows(split: EncodedSplit, batch: BatchFlags) -> int:
     return min(max(1, batch.max_tokens // longest), DecodeFlags().batch_size)
 
 
-def report_test_split(prepared: Prepared, split: EncodedSplit) -> list[str]:
-    """Predict `split` with `best/` on one device; returns what to tell, and writes `test_report.json`."""
-    config, task, devices, postprocessor = prepared.config, prepared.task, prepared.devices, prepared.postprocessor
-    folder = Path(config.run.save_path)
-    best = folder / "best"
+def report_test_splits(prepared: Prepared) -> list[str]:
+    """Predict the test rows of every task with `best/` on one device; returns what to tell, and writes
+    `test_report.json`: the report of the only task, or those of several by task, and the means of their metrics."""
+    path = Path(prepared.config.run.save_path) / TEST_REPORT
+    lines: list[str] = []
+    reports, figures = {}, {}
+    for part in prepared.parts:
+        if part.test is not None:
+            scores, reports[part.name], told = _report(prepared, part, part.test)
+            figures[part.name] = scores.metrics
+            lines += told
+    content: Mapping[str, Any] = reports.get("", {})
+    if "" not in reports:
+        means = mean_figures(figures)
+        content = {"metrics": {name: None if isnan(mean) else mean for name, mean in means.items()}, "tasks": reports}
+        lines.append("mean over the tasks that have the metric:")
+        lines += [f"  {name:<18}  {METRICS[name].text(value):>7}" for name, value in means.items()]
+    write_json(path, content)
+    return [*lines, f"written to {path}"]
+
+
+def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scores, dict[str, Any], list[str]]:
+    """The scores of the test rows of a task, their report, and what to tell of it."""
+    config, devices, postprocessor = prepared.config, prepared.devices, part.postprocessor
+    best = Path(config.run.save_path) / "best"
     one_device = Devices(devices.accelerator, 1, 1, devices.precision)
     model = InferenceModel(str(best))
     model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
     flags = with_length(flags, postprocessor, tokenizer, target_limit(model_config))
     limits = BatchLimits.of(flags)
-    windows = config.length.doc_stride > 0
-    engine = TorchEngine((model,), flags, with_scores=windows)
+    engine = TorchEngine((model,), flags, with_scores=part.has_windows)
     with tempfile.TemporaryDirectory() as parts, predict(engine, split, limits, one_device, Path(parts)) as found:
-        rows, of_rows = by_row(split, found, postprocessor) if windows else (split, found)
+        rows, of_rows = by_row(split, found, postprocessor) if part.has_windows else (split, found)
         references = LazySequence(len(rows), rows.reference)
         texts = LazySequence(len(rows), lambda row: of_rows[row].text)
-        scores = score(references, texts, postprocessor, names=task.metrics)
+        scores = score(references, texts, postprocessor, names=part.task.metrics)
         report = report_text(scores, outputs_of(rows, of_rows, postprocessor)).splitlines()
         content = report_dict(scores, {"model": str(best), **asdict(flags)})
         if groups := Groups.of_directions(rows):
-            by_group = groups.scores(references, texts, partial(score, postprocessor=postprocessor, names=task.metrics))
+            scored_as = partial(score, postprocessor=postprocessor, names=part.task.metrics)
+            by_group = groups.scores(references, texts, scored_as)
             report += groups.lines(by_group)
             content["groups"] = group_dict(by_group)
-    write_json(folder / TEST_REPORT, content)
-    return [
-        f"test split ({split.num_rows:,} rows, greedy, {best}):",
-        *report,
-        f"written to {folder / TEST_REPORT}",
-    ]
+    place = f"{part.name}: " if part.name else ""
+    return scores, content, [f"{place}test split ({split.num_rows:,} rows, greedy, {best}):", *report]

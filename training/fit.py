@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from checkpoints.saved_run import TASKS_KEY
+from datamodules.splits import Splits
 from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
@@ -27,7 +31,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         RunError: a NaN, or the disk refused.
     """
     strategy = STRATEGIES[prepared.config.device.strategy]
-    config, resumed, postprocessor = prepared.config, prepared.resumed, prepared.postprocessor
+    config, resumed, parts = prepared.config, prepared.resumed, prepared.parts
     folder = Path(config.run.save_path)
     data = prepared.data_module()
     plan = data.plan(0, prepared.devices.world_size)
@@ -36,24 +40,25 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         adapted = adapt(resumed, prepared.differences, config, plan)
         resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
-    module = build_module(config, prepared.model, prepared.tokenizer, total_steps, strategy)
+    validated = tuple(part.name for part in data.validated)
+    module = build_module(config, prepared.model, prepared.tokenizer, total_steps, strategy, validated)
     description = {
-        "task": prepared.task.to_dict(),
-        "label_map": postprocessor.to_dict() if isinstance(postprocessor, LabelMap) else None,
+        **described_tasks(parts),
         "flags": kept_flags(resumed, config),
         "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
         "monitor": config.run.monitor,
         "environment": environment(prepared.devices),
     }
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
-    metrics = prepared.task.generated_metrics(config.run.monitor)
-    generated = GeneratedValidation(config.run.valid_generate_rows, metrics, config.length.doc_stride > 0)
-    callbacks = [generated, RunLog(folder, config.run.log_every, total_steps), checkpointer]
-    trainer = build_trainer(config, strategy, prepared.devices, plan, data.valid is not None, callbacks, resumed)
-    resolved = resolved_settings(config, prepared.task, prepared.devices, plan, prepared.model, total_steps)
+    metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
+    generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
+    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor)
+    callbacks = [generated, run_log, checkpointer]
+    trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed)
+    resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
-    say(*summary_lines(config, prepared.task, resolved, resumed, data.valid is not None))
+    say(*summary_lines(config, prepared.mixture, resolved, resumed, bool(validated)))
     stop.install()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
@@ -65,4 +70,15 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     finally:
         process_watch(trainer).switch_off()
         stop.talk = False  # no optimizer step is left to stop after
-    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices))
+    say(*closing_lines(folder, checkpointer, run_log, trainer.global_step, prepared.devices))
+
+
+def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:
+    """What a checkpoint says of the tasks: of several, the first stands there as `task`."""
+    postprocessor = parts[0].postprocessor if len(parts) == 1 else None
+    tasks = [part.task.to_dict() for part in parts]
+    return {
+        "task": tasks[0],
+        "label_map": postprocessor.to_dict() if isinstance(postprocessor, LabelMap) else None,
+        **({TASKS_KEY: tasks} if len(tasks) > 1 else {}),
+    }

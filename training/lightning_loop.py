@@ -44,7 +44,7 @@ def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 def has_validation(trainer: pl.Trainer) -> bool:
     """Whether the run has validation rows."""
-    return data_module(trainer).valid is not None
+    return bool(data_module(trainer).validated)
 
 
 def batches_done(trainer: pl.Trainer) -> int:

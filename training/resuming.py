@@ -21,7 +21,7 @@ from config.checks import highest_rate
 from config.flags import OptimFlags, TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
-from datamodules.seq2seq_datamodule import WEIGHTS
+from datamodules.seq2seq_datamodule import TASKS, VALIDATION_DATA, WEIGHTS
 from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
@@ -35,7 +35,6 @@ from utils.tables import counted
 
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator", *LANGUAGES)
-VALIDATION_DATA = "validation data and encoding"
 PRECISION = "-float_precision"
 
 
@@ -84,7 +83,7 @@ def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
     return replace(config, run=replace(config.run, seed=int(os.environ[SEED_VARIABLE])))
 
 
-def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list[Difference]:
+def flag_differences(resumed: SavedRun, config: TrainConfig, tasks: Sequence[Task]) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
     saved, now = (_with_rate(flags) for flags in (saved_flags(resumed, config), to_dict(config)))
     ways = ["fixed", "batches", "optimizer", "measure"]
@@ -94,11 +93,19 @@ def flag_differences(resumed: SavedRun, config: TrainConfig, task: Task) -> list
         for spec in flag_specs(type(config))
         if spec.resume in ways or (spec.resume in ("if given", "kept") and now[spec.name])
     ]
+    found = differences_of(saved, {name: now[name] for name in names}, "-")
+    if len(tasks) == len(resumed.tasks) == 1:
+        return [*found, *_task_differences(resumed.tasks[0], tasks[0])]
+    trained = {str(state["name"]): state for state in resumed.tasks}
+    if list(trained) != [task.name for task in tasks]:
+        return [*found, Difference("-train_task", ", ".join(trained), ", ".join(task.name for task in tasks))]
+    return [*found, *(one for task in tasks for one in _task_differences(trained[task.name], task, f"{task.name}: "))]
+
+
+def _task_differences(trained: Mapping[str, Any], task: Task, place: str = "") -> list[Difference]:
+    """What the texts of a task are made of and what it was trained with."""
     present = task.to_dict()
-    return [
-        *differences_of(saved, {name: now[name] for name in names}, "-"),
-        *differences_of(resumed.task, {name: present.get(name) for name in TASK_PARTS}, "-"),
-    ]
+    return differences_of(trained, {name: present.get(name) for name in TASK_PARTS}, f"-{place}")
 
 
 def _with_rate(flags: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +132,8 @@ def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[
     """
     saved = dict(resumed.position.fingerprint)
     saved.setdefault(PRECISION, fingerprint[PRECISION])  # checkpoints of the first releases do not say
-    saved.setdefault(WEIGHTS, "")
+    for name in (TASKS, WEIGHTS):  # later ones do not say what was not in use
+        saved.setdefault(name, "")
     return differences_of(saved, fingerprint)
 
 
@@ -234,7 +242,7 @@ def adapt(resumed: SavedRun, differences: Sequence[Difference], config: TrainCon
         run.model.tensors.optimizer = None
         lines.append("the optimizer begins with an empty state")
     lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
-    if names & {VALIDATION_DATA, *flags_of("measure", "generated rows")}:
+    if names & flags_of("measure", "generated rows") or any(name.startswith(VALIDATION_DATA) for name in names):
         run = replace(run, scores=replace(run.scores, best_score=None, best_step=0, validations_without_gain=0))
         lines.append("the best score so far is of another measure: the next validation begins anew")
     return Adapted(run, total_steps, lines)
@@ -267,7 +275,7 @@ def check_optimizer(
 def _other_plan(names: set[str]) -> bool:
     """Whether the micro-batches of an epoch are others, so that the saved position means nothing."""
     plan = flags_of("batches")
-    return any(name in plan or not name.startswith("-") for name in names - {VALIDATION_DATA})
+    return any(name in plan or not name.startswith(("-", VALIDATION_DATA)) for name in names)
 
 
 def _moved(run: SavedRun, plan: BatchPlan) -> tuple[SavedRun, str]:

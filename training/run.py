@@ -34,12 +34,13 @@ from config.checks import highest_rate
 from config.flags import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
+from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
 from models.optim import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
-from task_utils import Task
 from training.checkpointing import Checkpointer
+from training.run_log import RunLog, best_of_tasks
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
@@ -49,7 +50,7 @@ from utils.launch import is_first_process
 
 
 def resolved_settings(
-    config: TrainConfig, task: Task, devices: Devices, plan: BatchPlan, model: Any, total_steps: int
+    config: TrainConfig, mixture: Mixture, devices: Devices, plan: BatchPlan, model: Any, total_steps: int
 ) -> dict[str, Any]:
     """What the flags came to: the `resolved` part of config.json. Rates are per step, sizes in rows or tokens.
 
@@ -58,8 +59,10 @@ def resolved_settings(
     """
     optim = config.optim
     rate = highest_rate(optim)
+    first, *others = [task.to_dict() for task in mixture.tasks]
     return {
-        "task": task.to_dict(),
+        "task": first,
+        **({"tasks": [first, *others]} if others else {}),
         "model_type": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -79,7 +82,7 @@ def resolved_settings(
 
 
 def summary_lines(
-    config: TrainConfig, task: Task, resolved: Mapping[str, Any], resumed: SavedRun | None, validates: bool
+    config: TrainConfig, mixture: Mixture, resolved: Mapping[str, Any], resumed: SavedRun | None, validates: bool
 ) -> list[str]:
     """The resolved configuration in short, and where the run goes on.
 
@@ -98,7 +101,7 @@ def summary_lines(
         " (matrix products in TF32)" if resolved["accelerator"] == "cuda" and resolved["precision"] == "32-true" else ""
     )
     lines = [
-        f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}",
+        *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
         f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{tf32}",
@@ -183,17 +186,20 @@ def complete_finished_run(folder: Path, resumed: SavedRun) -> None:
         complete_exports(folder, resumed, finished=True)
 
 
-def end_finished_run(config: TrainConfig, task: Task, resumed: SavedRun, ended: str, test_too: bool) -> bool:
+def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, ended: str, test_too: bool) -> bool:
     """Say that the run has `ended`, tidy up, and tell whether nothing is left: no test rows to score either.
 
     Args:
         test_too: test rows that have no report yet are left.
     """
     say(ended)
-    folder, data = Path(config.run.save_path), config.data
+    folder = Path(config.run.save_path)
     if is_first_process():
         complete_finished_run(folder, resumed)
-    tested = data.test_data or data.test_data_proportions or hub_test_rows(data, task)
+    tested = any(
+        member.data.test_data or member.data.test_data_proportions or hub_test_rows(member.data, member.task)
+        for member in mixture.members
+    )
     if not test_too or not tested or (folder / TEST_REPORT).exists():
         return True
     if not (folder / "best").exists():
@@ -202,8 +208,9 @@ def end_finished_run(config: TrainConfig, task: Task, resumed: SavedRun, ended: 
     return False
 
 
-def closing_lines(folder: Path, checkpointer: Checkpointer, step: int, devices: Devices) -> list[str]:
-    """Where things lie, the best scores, and what the run took: time of this process, memory of the first one."""
+def closing_lines(folder: Path, checkpointer: Checkpointer, run_log: RunLog, step: int, devices: Devices) -> list[str]:
+    """Where things lie, the best scores, also of each of several tasks, and what the run took: time of this process,
+    memory of the first one."""
     best = "no validation rows: best/ is the last state"
     if checkpointer.best_score is not None:
         best = f"best {checkpointer.flags.monitor} {checkpointer.best_score:.4f} at step {checkpointer.best_step}"
@@ -211,6 +218,10 @@ def closing_lines(folder: Path, checkpointer: Checkpointer, step: int, devices: 
         best = f"{checkpointer.flags.monitor} was undefined in every validation: best/ is of the last one"
     return [
         f"trained to optimizer step {step}; {best}",
+        *(
+            f"  {task}: best {found['figure']} {found['value']:.4f} at step {found['global_step']}"
+            for task, found in best_of_tasks(run_log.validations, checkpointer.flags.monitor).items()
+        ),
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
         "the best of them, from the first:",
         *(f"  {name}" for _, name in reversed(checkpointer.kept.entries["best"])),

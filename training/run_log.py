@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
 from checkpoints.saved_run import LOG_KEY
-from metrics.registry import figure_texts
+from metrics.registry import figure_texts, metric_of
 from models.meter import Totals
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
@@ -32,8 +32,10 @@ KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are fi
 class RunLog(pl.Callback):
     """Reads the meters every `log_every` optimizer steps and writes what they say; the first rank writes."""
 
-    def __init__(self, folder: Path, log_every: int, total_steps: int) -> None:
+    def __init__(self, folder: Path, log_every: int, total_steps: int, monitor: str = "val_loss") -> None:
         self.folder = folder
+        self.monitor = monitor
+        self.validations: list[dict[str, Any]] = []  # their lines of metrics.jsonl
         self.total_steps = total_steps  # of the whole run
         self._began = time.monotonic()
         self._began_at = 0  # the optimizer step that this process began with
@@ -178,22 +180,27 @@ class RunLog(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        del trainer, pl_module, outputs, batch, dataloader_idx
+        del pl_module, outputs, batch
         if self.validation_progress is not None:
-            self.validation_progress.advance_to(batch_idx + 1)
+            before = sum(int(count) for count in trainer.num_val_batches[:dataloader_idx])  # of the tasks before
+            self.validation_progress.advance_to(before + batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = ours(pl_module)
         figures = module.validation
         if self.validation_progress is not None:
-            self.validation_progress.conclude(**figure_texts(figures))
+            (_, shown), *of_tasks = by_task(figures).items()
+            self.validation_progress.conclude(**figure_texts(shown))
             self.validation_progress = None
+            for task, own in of_tasks if trainer.is_global_zero else ():
+                tell(f"  {task}: {', '.join(f'{name}={text}' for name, text in figure_texts(own).items())}")
             self._say_time_left(trainer)
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)
-        if self.writer is not None and module.samples:
+        if self.writer is not None:
             with run_error(self.folder):
-                self.writer.add_text("valid/samples", samples_table(module.samples), step)
+                for name, samples in module.samples.items():
+                    self.writer.add_text(f"valid/{name}", samples_table(samples), step)
         self._close_epoch(trainer, figures)
         module.meter.reset()
 
@@ -227,6 +234,7 @@ class RunLog(pl.Callback):
             "learning_rate": step_rate(trainer, trainer.lightning_module),
             "rows": self._epoch_totals.rows,
             "seconds": round(seconds, 3),
+            **({"best": best} if (best := best_of_tasks(self.validations, self.monitor)) else {}),
         }
         self.epochs = [kept for kept in self.epochs if kept["epoch"] != number]
         self.epochs.append(entry)
@@ -238,6 +246,7 @@ class RunLog(pl.Callback):
         if not trainer.is_global_zero:
             return
         line = {"step": step, "epoch": trainer.current_epoch, "phase": phase, **figures}
+        self.validations += [line] if phase == "valid" else []
         with run_error(self.folder / STEP_LOG), open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._write_scalars(step, phase, figures)
@@ -255,6 +264,7 @@ class RunLog(pl.Callback):
         TensorBoard drops whole steps only, so that it is given anew what stays of a step whose validation goes.
         """
         lines = self._cut_logs(step, validation_pending)
+        self.validations = [line for line in lines if line.get("phase") == "valid"]
         first = step if validation_pending else step + 1
         threading.excepthook = _thread_failed
         self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=first)
@@ -325,6 +335,32 @@ def _stays(entry: Mapping[str, Any], step: int, validation_pending: bool) -> boo
     """Whether a line belongs to the run up to `step`, without the validation there if it is still to come."""
     last = step - 1 if validation_pending and entry.get("phase") == "valid" else step
     return bool(entry["step"] <= last)
+
+
+def by_task(figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The figures of each task by their own names, those without a task first, under ""."""
+    tasks: dict[str, dict[str, float]] = {"": {}}
+    for named, value in figures.items():
+        task, _, name = named.rpartition("/")
+        tasks.setdefault(task, {})[name] = value
+    return tasks
+
+
+def best_of_tasks(validations: Sequence[Mapping[str, Any]], monitor: str) -> dict[str, dict[str, Any]]:
+    """For each of several tasks the best value of the monitored figure, or of its loss where it has no such figure.
+
+    Args:
+        validations: their lines of metrics.jsonl.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    metric = metric_of(monitor)
+    figures = dict.fromkeys(name for line in validations for name in line if "/" in name)
+    for task in dict.fromkeys(name.rpartition("/")[0] for name in figures):
+        figure = metric.name if f"{task}/{metric.name}" in figures else "val_loss"
+        found = [(line[f"{task}/{figure}"], line["step"]) for line in validations if f"{task}/{figure}" in line]
+        chosen = (max if metric_of(figure).higher_is_better else min)(found, key=lambda entry: entry[0])
+        best[task] = {"figure": figure, "value": chosen[0], "global_step": chosen[1]}
+    return best
 
 
 def samples_table(samples: list[tuple[str, str, str]]) -> str:

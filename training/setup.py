@@ -15,11 +15,11 @@ from checkpoints.saved_run import SavedRun
 from config.flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
+from datamodules.mixture import Mixture
+from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
-from datamodules.splits import RowEncoder, Splits, evenly_spaced, training_splits
+from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.architectures import overflowing, source_limit, target_limit
-from postprocessors.base import Postprocessor
-from task_utils import Task
 from training.resuming import (
     changed_words,
     check_optimizer,
@@ -31,6 +31,7 @@ from training.resuming import (
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_threads
 from utils.differences import Difference
+from utils.escapes import printable
 from utils.tables import counted, visible
 
 LONGEST_EXAMPLE = 2000  # cells of a terminal
@@ -41,10 +42,10 @@ class Prepared:
     """What `fit` needs."""
 
     config: TrainConfig
-    task: Task
-    postprocessor: Postprocessor
+    mixture: Mixture
     devices: Devices
-    splits: Splits
+    parts: Sequence[Splits]  # the rows of each task
+    sampling: Sampling
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     resumed: SavedRun | None
@@ -60,10 +61,8 @@ class Prepared:
             pad_to_multiple_of=8 if on_gpu else 1,
         )
         return Seq2SeqDataModule(
-            self.splits.train,
-            self.splits.valid,
-            postprocessor=self.postprocessor,
-            class_weights=self.splits.weights,
+            self.parts,
+            self.sampling,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_options=options,
             seed=self.config.run.seed,
@@ -72,39 +71,46 @@ class Prepared:
         )
 
 
-def row_encoder(config: TrainConfig, task: Task, source: ModelSource, cache: Path) -> RowEncoder:
-    """What encodes the rows of a run for its model."""
-    check_languages(task, config.data, source.tokenizer)
+def encoded_parts(config: TrainConfig, mixture: Mixture, source: ModelSource, cache: Path) -> tuple[Splits, ...]:
+    """The rows of every task, encoded for the model."""
+    for task in mixture.tasks:
+        check_languages(task, config.data, source.tokenizer)
     limits = source_limit(source.config), target_limit(source.config)
-    return RowEncoder(config.data, config.length, task, source.tokenizer, limits[0], cache, limits[1])
+    windowed = [task for task in mixture.tasks if task.passage] or mixture.tasks  # -doc_stride is for these alone
+    encoders = []
+    for member in mixture.members:
+        length = config.length if member.task in windowed else replace(config.length, doc_stride=0)
+        encoders.append(RowEncoder(member.data, length, member.task, source.tokenizer, limits[0], cache, limits[1]))
+    return task_splits(encoders, config.task)
 
 
-def example_lines(config: TrainConfig, task: Task, resumed: SavedRun | None) -> list[str]:
-    """Some training rows, evenly spaced, as the model sees them: both sides decoded from their tokens.
+def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> list[str]:
+    """Some training rows of each task, evenly spaced, as the model sees them: both sides decoded from their tokens.
 
     Raises:
         UserError: a tokenizer, data or a checkpoint that cannot be read.
     """
-    source = model_source(config, task, resumed.model if resumed else None)
+    source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     with tempfile.TemporaryDirectory() as cache:
-        splits = training_splits(row_encoder(config, task, source, Path(cache)), config.task)
-        lines = [*splits.lines]
-        for row in evenly_spaced(len(splits.train), config.task.show_examples).tolist():
-            lines.append(f"training {splits.train.unit} {row + 1:,}")
-            for side, ids in (("source", splits.train.source_ids(row)), ("target", splits.train.target_ids(row))):
-                shown = ids[: 4 * LONGEST_EXAMPLE].tolist()  # decoding all of a very long text takes minutes
-                text = source.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
-                lines.append(f"  {side} of {counted(len(ids), 'token')}: {visible(text, LONGEST_EXAMPLE)}")
+        parts = encoded_parts(config, mixture, source, Path(cache))
+        lines = [line for part in parts for line in part.lines]
+        for part in parts:
+            for row in evenly_spaced(len(part.train), config.task.show_examples).tolist():
+                lines.append(f"{printable(part.name)}: training {part.train.unit} {row + 1:,}".removeprefix(": "))
+                for side, ids in (("source", part.train.source_ids(row)), ("target", part.train.target_ids(row))):
+                    shown = ids[: 4 * LONGEST_EXAMPLE].tolist()  # decoding all of a very long text takes minutes
+                    text = source.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+                    lines.append(f"  {side} of {counted(len(ids), 'token')}: {visible(text, LONGEST_EXAMPLE)}")
     return lines
 
 
-def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepared:
+def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
-    source = model_source(config, task, resumed.model if resumed else None)
+    source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     flags = config.device
     unsafe = overflowing(source.config.model_type)
     devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes)
@@ -112,13 +118,16 @@ def prepare(config: TrainConfig, task: Task, resumed: SavedRun | None) -> Prepar
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
-    splits = training_splits(row_encoder(config, task, source, cache), config.task)
-    say(*splits.lines)
+    parts = encoded_parts(config, mixture, source, cache)
+    say(*(line for part in parts for line in part.lines))
+    counts = [len(part.train) for part in parts]
+    sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
+    say(*sampling.lines([part.name for part in parts]))
     model = source.build(config.run.seed)
-    prepared = Prepared(config, task, task.postprocessor, devices, splits, source.tokenizer, model, resumed)
+    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed)
     if resumed is None:
         return prepared
-    differences = flag_differences(resumed, config, task)
+    differences = flag_differences(resumed, config, mixture.tasks)
     names = {difference.name for difference in differences}
     fingerprint = prepared.data_module().fingerprint(devices.world_size, devices.precision)
     differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]

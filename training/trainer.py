@@ -28,11 +28,13 @@ def build_module(
     tokenizer: PreTrainedTokenizerBase,
     total_steps: int,
     strategy: Replicated,
+    validated: tuple[str, ...] = ("",),
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
     Args:
         total_steps: optimizer steps of the whole run, for the schedule.
+        validated: the tasks that have validation rows, by name where there are several.
     """
     model.generation_config = generation_config(model, tokenizer)
     options = ModuleOptions(
@@ -40,6 +42,7 @@ def build_module(
         total_steps=total_steps,
         accumulate=config.batch.grad_acc,
         log_every=config.run.log_every,
+        validated=validated,
     )
     flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
     flags["learning_rate"] = highest_rate(config.optim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,10 +11,11 @@ import torch
 
 from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
-from datamodules.splits import evenly_spaced
+from datamodules.splits import Splits, evenly_spaced
 from generation.decoder import Decoder
 from generation.engines.base import Prediction
 from metrics.score import score
+from models.meter import mixed_figures
 from models.seq2seq_module import Seq2SeqModule
 from prediction.windows import by_row
 from training.lightning_loop import data_module, ours
@@ -30,39 +31,43 @@ class GeneratedValidation(pl.Callback):
     A figure that is undefined for these rows is left out.
 
     Args:
-        rows: how many validation rows are predicted, all ranks together; 0 = none.
-        metric_names: of the generated rows.
-        has_windows: whether rows are several windows (-doc_stride), whose answers are put together.
+        rows: how many validation rows of each task are predicted, all ranks together; 0 = none.
+        metric_names: of the generated rows, by the name of the task among several.
     """
 
-    def __init__(self, rows: int, metric_names: tuple[str, ...], has_windows: bool = False) -> None:
+    def __init__(self, rows: int, metric_names: Mapping[str, tuple[str, ...]]) -> None:
         self.rows = rows
         self.metric_names = metric_names
-        self.has_windows = has_windows
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = data_module(trainer)
-        split = data.valid
-        if not self.rows or split is None:
+        parts = data_module(trainer).validated
+        if not self.rows or not parts:
             return
         module = ours(pl_module)
-        found = self._predict(trainer, module, split)
+        figures = mixed_figures({part.name: self._score(trainer, module, part) for part in parts})
+        module.validation.update({name: figure for name, figure in figures.items() if not math.isnan(figure)})
+
+    def _score(self, trainer: pl.Trainer, module: Seq2SeqModule, part: Splits) -> Mapping[str, float]:
+        """The metrics of some validation rows of a task; keeps a few of them as samples."""
+        split, postprocessor = part.valid, part.postprocessor
+        assert split is not None
+        found = self._predict(trainer, module, split, part.has_windows)
         windows = sorted(found)
         rows = split.subset(np.array(windows))
         outputs: Sequence[Prediction] = [found[window] for window in windows]
-        if self.has_windows:
-            rows, outputs = by_row(rows, outputs, data.postprocessor)
+        if part.has_windows:
+            rows, outputs = by_row(rows, outputs, postprocessor)
         predictions = [output.text for output in outputs]
         references = [rows.reference(row) for row in range(len(rows))]
-        module.samples = [
+        module.samples[part.named("samples")] = [
             (rows.source_text(row), references[row] or "", as_counted(predictions[row], corrected))
-            for row, corrected in enumerate(data.correct(predictions[:SAMPLES]))
+            for row, corrected in enumerate(postprocessor.correct(predictions[:SAMPLES]))
         ]
-        scores = score(references, predictions, data.postprocessor, names=self.metric_names)
-        defined = {name: figure for name, figure in scores.metrics.items() if not math.isnan(figure)}
-        module.validation.update(defined)
+        return score(references, predictions, postprocessor, names=self.metric_names[part.name]).metrics
 
-    def _predict(self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit) -> dict[int, Prediction]:
+    def _predict(
+        self, trainer: pl.Trainer, module: Seq2SeqModule, split: EncodedSplit, with_scores: bool
+    ) -> dict[int, Prediction]:
         """Those of evenly spaced rows, of each of their windows, shared out over the ranks; the same on every rank."""
         rows = split.windows_of(evenly_spaced(split.num_rows, self.rows))
         rows = rows[np.argsort(-split.source_lengths[rows], kind="stable")]
@@ -78,7 +83,7 @@ class GeneratedValidation(pl.Callback):
                 sources = [split.source_ids(row) for row in chunk]
                 ids, mask = pad_sources(sources, module.tokenizer.pad_token_id, module.device)
                 languages = split.target_languages(chunk)
-                found = [best for best, *_ in decoder.decode(ids, mask, None, self.has_windows, languages)]
+                found = [best for best, *_ in decoder.decode(ids, mask, None, with_scores, languages)]
                 predicted |= {row: Prediction(best.text, best.score) for row, best in zip(chunk, found, strict=True)}
         if world_size == 1:
             return predicted

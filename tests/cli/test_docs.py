@@ -60,6 +60,7 @@ def make_data(folder: Path) -> None:
     reviews = [f"{text}\t{label}\n" for text, label in REVIEWS * 15]
     scored = ["review,score\n", *(f'"{text}",{label}\n' for text, label in REVIEWS * 15)]
     rated = ["id\tdocument\tlabel\n", *(f"{number}\t{review}" for number, review in enumerate(reviews))]
+    nli = ["sentence1\tsentence2\tgold_label\n", *["비가 온다.\t날씨가 흐리다.\tneutral\n"] * 8]
     files = {
         f"{SAMPLE}/train.tsv": train[:40],
         f"{SAMPLE}/valid.tsv": valid[:8],
@@ -76,9 +77,10 @@ def make_data(folder: Path) -> None:
                 strict=True,
             )
         ),
+        "mixture.yaml": blocks(text_of("docs/mixtures.md"), "yaml")[0],
         "reviews-tagged.tsv": [f"{blocks(text_of('docs/tasks.md'), 'text')[0]}\n"] * 8,
         "questions.json": json.dumps({"data": [{"title": "회의", "paragraphs": [PARAGRAPH] * 4}]}),
-        "nli.tsv": ["sentence1\tsentence2\tgold_label\n", *["비가 온다.\t날씨가 흐리다.\tneutral\n"] * 8],
+        **dict.fromkeys(("nli.tsv", "valid_nli.tsv"), nli),
         "pairs.tsv": ["src\ttgt\ttext\ttranslation\n", *["ko\ten\t비\train\n", "en\tko\train\t비\n"] * 8],
         "moods.tsv": ["좋아!\tjoy\n", "무섭고 화난다\t2,1\n"] * 8,
         "new_moods.tsv": ["신난다\n", "싫다\n"],

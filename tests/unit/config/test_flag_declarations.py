@@ -73,7 +73,7 @@ def test_a_resume_with_another_value_of_a_new_flag_is_refused() -> None:
     resumed = saved_run(state={"flags": to_dict(TrainConfig()), "task": task.to_dict()})
     for flags, found in (([], []), (["-colour", "1"], []), (["-depth", "2"], [Difference("-depth", 0, 2)])):
         config, _, _ = parse_flags(command, ["-save_path", "x", *flags])
-        assert flag_differences(resumed, config, task) == found
+        assert flag_differences(resumed, config, [task]) == found
 
 
 def test_a_new_flag_excludes_others_by_its_declaration() -> None:

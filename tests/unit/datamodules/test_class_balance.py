@@ -118,15 +118,7 @@ def test_balanced_weights_enter_the_loss_and_the_sum_of_the_step(tmp_path: Path,
     assert found.lines[-1] == "-class_weights: bad 5, good 0.5556"
     for batch_size, accumulate, world_size in ((16, 1, 1), (4, 2, 2)):
         options = BatchOptions(batch_size=batch_size, accumulate=accumulate)
-        module = Seq2SeqDataModule(
-            found.train,
-            None,
-            postprocessor=MAP,
-            class_weights=found.weights,
-            pad_token_id=0,
-            batch_options=options,
-            seed=1,
-        )
+        module = Seq2SeqDataModule([found], pad_token_id=0, batch_options=options, seed=1)
         plan = module.plan(0, world_size)
         labels = LabelledRows.of(found.train, MAP)
         assert labels is not None

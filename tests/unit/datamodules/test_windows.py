@@ -177,10 +177,8 @@ def test_all_windows_of_a_row_are_of_one_split(tmp_path: Path) -> None:
     few = training_splits(rows, TrainTaskFlags(train_rows=3)).train
     assert (few.num_rows, set(few.row_ids.tolist()) <= parts[0]) == (3, True)
     options = BatchOptions(batch_size=4)
-    module = Seq2SeqDataModule(
-        splits.train, splits.valid, postprocessor=rows.task.postprocessor, pad_token_id=0, batch_options=options, seed=1
-    )
-    assert len(module.validation_plan(1).rows) == len(splits.valid.learnable())  # others have nothing to lose
+    module = Seq2SeqDataModule([splits], pad_token_id=0, batch_options=options, seed=1)
+    assert len(module.validation_plan(0, 1).rows) == len(splits.valid.learnable())  # others have nothing to lose
 
 
 def test_a_question_that_leaves_no_room_is_cut_and_counted(tmp_path: Path) -> None:

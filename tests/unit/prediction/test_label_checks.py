@@ -118,5 +118,5 @@ def test_another_separator_is_another_run() -> None:
     several = one.with_label_map(LabelMap.parse("0=a,1=b").joined_by(", "))
     config = TrainConfig()
     saved = saved_run(state={"flags": to_dict(config), "task": one.to_dict()})
-    assert flag_differences(saved, config, one) == []
-    assert flag_differences(saved, config, several) == [Difference("-label_separator", None, ", ")]
+    assert flag_differences(saved, config, [one]) == []
+    assert flag_differences(saved, config, [several]) == [Difference("-label_separator", None, ", ")]

@@ -11,9 +11,10 @@ import pytest
 from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from generation.engines.base import Prediction
+from prediction.checks import with_metrics
 from prediction.output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from prediction.score_files import check_scoring, score_files
-from task_utils import get_task, with_metrics
+from task_utils import get_task
 from utils.errors import UserError
 
 SOURCES = ["가\t나", "다", "라", "마"]

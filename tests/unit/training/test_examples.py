@@ -21,10 +21,9 @@ def test_rows_are_shown_as_their_tokens_say_and_nothing_is_written(
     argv = ["-task", "nsmc-prompted", "-train_data", "t.tsv", "-config_path", "byt5-mini", "-max_seq_length", "40"]
     argv += ["-valid_data_proportions", "0.0", "-show_examples", "2"]
     config, given, problems = parse_flags(TrainConfig, argv)
-    task = check_train(config, given, problems)
+    mixture = check_train(config, given, problems)
     assert problems == []  # also without -save_path
-    assert task is not None
-    lines = example_lines(config, task, None)
+    lines = example_lines(config, mixture, None)
     first, last = lines.index("training row 1"), lines.index("training row 8")  # one of nine validates
     assert lines[first : first + 3] == [
         "training row 1",

@@ -39,7 +39,7 @@ def test_columns_of_differences_stand_below_each_other_whatever_the_letters() ->
 def test_scores_of_other_generated_rows_are_not_compared(monitor: str, expected: list[Difference]) -> None:
     saved = config_with(monitor=monitor, valid_generate_rows=10)
     resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
-    assert flag_differences(resumed, config_with(monitor=monitor, valid_generate_rows=200), TASK) == expected
+    assert flag_differences(resumed, config_with(monitor=monitor, valid_generate_rows=200), [TASK]) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_rate_in_force_is_compared(
         replace(TrainConfig(), optim=OptimFlags(optim=optim, learning_rate=rate)) for rate in (before, now)
     )
     resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
-    assert flag_differences(resumed, present, TASK) == expected
+    assert flag_differences(resumed, present, [TASK]) == expected
 
 
 def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:
