@@ -80,8 +80,8 @@ class PassageCutter:
         place, template = f"-doc_stride {stride}", templates[0]
         if not task.passage or not isinstance(task.output, Answers):
             raise UserError(
-                f"{place}: task {task.name} has no passage to cut; leave it out, or give a task file with the key"
-                " `passage`, as squad, korquad-v1 and klue-mrc have it"
+                f"{place}: task {task.name} has no passage to cut; give 0, or a task file with the key `passage`, as"
+                " squad, korquad-v1 and klue-mrc have it"
             )
         names = {task.passage, "source"} if task.source_column == task.passage else {task.passage}
         variables = frozenset(names & template.variables)
@@ -89,7 +89,7 @@ class PassageCutter:
             wanted = " or ".join(f"{{{{ {name} }}}}" for name in sorted(names))
             raise UserError(f"{place}: {template.name} {template.source!r} holds no {wanted}, the passage of the task")
         if not limit:
-            raise UserError(f"{place}: no source is too long for this model; give -max_seq_length, or leave it out")
+            raise UserError(f"{place}: no source is too long for this model; give 0, or a -max_seq_length")
         if stride > limit // 2:
             raise UserError(f"{place}: more than half of the longest source, {limit} tokens; at most {limit // 2}")
         return cls(variables, *templates, encoder, task.output, limit, stride)

@@ -191,9 +191,9 @@ def test_a_question_that_leaves_no_room_is_cut_and_counted(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("lengths", "change", "told"),
     [
-        (LENGTHS, {"passage": ""}, "task squad has no passage to cut; leave it out, or give a task file with the key"),
+        (LENGTHS, {"passage": ""}, "task squad has no passage to cut; give 0, or a task file with the key `passage`"),
         (LENGTHS, {"input_template": "{{ question }}"}, "'{{ question }}' holds no {{ context }} or {{ source }}, the"),
-        (LengthFlags(doc_stride=30), {}, "no source is too long for this model; give -max_seq_length, or leave it out"),
+        (LengthFlags(doc_stride=30), {}, "no source is too long for this model; give 0, or a -max_seq_length"),
         (LengthFlags(max_seq_length=59, doc_stride=30), {}, "more than half of the longest source, 59 tokens; at most"),
     ],
 )
