@@ -77,7 +77,7 @@ def checkpoint(folder: Path, chance: random.Random) -> tuple[str, Callable[[], A
         flag_differences(run, config, [get_task("seq2seq")])
         finished_words(run, config)
         limit_words(run, config)
-        model = model_source.model_source(config, get_task("seq2seq"), run.model).build(1)
+        model = model_source.model_source(config, [get_task("seq2seq")], run.model).build(1)
         check_optimizer(run, [], model, config.optim)
         loaded = DurableCheckpointIO(run).load_checkpoint(path)
         optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
@@ -128,7 +128,7 @@ def preset(folder: Path, chance: random.Random) -> tuple[str, Callable[[], Any]]
         read_config(str(path))
         config = TrainConfig()
         named = replace(config, model=replace(config.model, config_path=str(path), tokenizer="bytes"))
-        model_source.model_source(named, get_task("seq2seq"), None)
+        model_source.model_source(named, [get_task("seq2seq")], None)
 
     return told, use
 

@@ -117,7 +117,7 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
 def train_source(resumed: SavedModel | None = None, **model: str) -> Any:
     """What train.py does with the flags of the model."""
     config = TrainConfig()
-    source = model_source(replace(config, model=replace(config.model, **model)), get_task("seq2seq"), resumed)
+    source = model_source(replace(config, model=replace(config.model, **model)), [get_task("seq2seq")], resumed)
     return source.build(1)
 
 
