@@ -30,6 +30,7 @@ from prediction.checks import check_labels, with_metrics
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
+from prediction.windows import by_probability
 from task_utils import Task, fixed_languages, get_task, override_task, task_name, task_names
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
@@ -83,6 +84,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     config = with_trained_settings(config, given, state)
     if not task.passage and "doc_stride" not in given:  # it was for another task of the training
         config = replace(config, length=replace(config.length, doc_stride=0))
+    if config.length.doc_stride and "length_penalty" not in given:
+        config = replace(config, decode=by_probability(config.decode))
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
     check_languages(task, data, tokenizer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit, row_starts
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
@@ -13,6 +15,11 @@ from postprocessors.answers import Answers
 from postprocessors.base import Postprocessor
 from prediction.lazy_sequence import LazySequence
 from prediction.parts import rounded, significant
+
+
+def by_probability(decode: DecodeFlags) -> DecodeFlags:
+    """The flags with whole log-probabilities as scores: others would favour long answers over an empty one."""
+    return replace(decode, length_penalty=0.0)
 
 
 def by_row(
@@ -37,10 +44,11 @@ def by_row(
 def combined(windows: Sequence[Prediction], answers: Answers, most: int = 1) -> Prediction:
     """The `most` best outputs of all windows of a row.
 
-    An answer weighs the sum of exp(score) over the windows that give it, as passages are marginalised in RAG (Lewis et
-    al. 2020, section 2.1). That there is none weighs the least that it weighs in any window, and nothing where a window
-    has not found it, as for the spans of BERT on SQuAD 2.0 (Devlin et al. 2019, section 4.3): one window is enough to
-    answer. Where the task has no text for it, an empty output counts for nothing beside an answer.
+    An answer weighs the sum of its probabilities, exp(score), in the windows that give it, as passages are marginalised
+    in RAG (Lewis et al. 2020, section 2.1). That there is none weighs the least that it weighs in any window, and
+    nothing where a window has not found it, as for the spans of BERT on SQuAD 2.0 (Devlin et al. 2019, section 4.3):
+    one window is enough to answer. Where the task has no text for it, an empty output counts for nothing beside an
+    answer.
 
     Scores are logarithms of these weights, probabilities their shares among all outputs of the row.
     """

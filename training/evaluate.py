@@ -28,7 +28,7 @@ from prediction.lazy_sequence import LazySequence
 from prediction.output import outputs_of
 from prediction.predict import predict
 from prediction.setup import with_length
-from prediction.windows import by_row
+from prediction.windows import by_probability, by_row
 from training.setup import Prepared
 from utils.devices import Devices
 from utils.files import write_json
@@ -74,6 +74,7 @@ def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scor
     model = InferenceModel(str(best))
     model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
+    flags = by_probability(flags) if part.has_windows else flags
     flags = with_length(flags, postprocessor, tokenizer, target_limit(model_config))
     limits = BatchLimits.of(flags)
     engine = TorchEngine((model,), flags, with_scores=part.has_windows)

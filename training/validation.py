@@ -17,7 +17,7 @@ from generation.engines.base import Prediction
 from metrics.score import score
 from models.meter import mixed_figures
 from models.seq2seq_module import Seq2SeqModule
-from prediction.windows import by_row
+from prediction.windows import by_probability, by_row
 from training.lightning_loop import data_module, ours
 from utils.padding import pad_sources
 
@@ -74,7 +74,8 @@ class GeneratedValidation(pl.Callback):
         world_size = trainer.world_size
         mine = [int(row) for row in rows[trainer.global_rank :: world_size]]
         limit = int(split.target_lengths.max()) * 3 // 2 + 8
-        decoder = Decoder(module.model, module.tokenizer, DecodeFlags(max_predict_length=limit))
+        flags = DecodeFlags(max_predict_length=limit)
+        decoder = Decoder(module.model, module.tokenizer, by_probability(flags) if with_scores else flags)
         predicted: dict[int, Prediction] = {}
         for start in range(0, -(-len(rows) // world_size), ROWS_AT_ONCE):
             module.between_batches()

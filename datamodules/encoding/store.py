@@ -245,8 +245,8 @@ class EncodedSplit:
     """Encoded rows of a split, memory-mapped; cheap to open, to make views of and to send to other processes.
 
     With -doc_stride a row may be several windows (`datamodules.encoding.windows`): what stands here for each row then
-    does for each window. `source_text` is the whole row's for its first window and empty for the others; a window
-    without the answer may have no target.
+    does for each window. `source_text` is the whole row's for its first window and empty for the others; the
+    windows of a row have no target where the answer is in none of them.
 
     Per row: `source_lengths` and `target_lengths` (tokens with the special ones, int32), `row_ids` (file order over all
     inputs, int64; gaps where training skipped a malformed row), `too_long` (over a limit although truncation is off:

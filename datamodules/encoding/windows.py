@@ -99,7 +99,9 @@ class PassageCutter:
     ) -> Windows:
         """The windows of all rows of a chunk.
 
-        A row that is too long even with a short piece of its passage stays as it is, cut at the limit.
+        A row that is too long even with a short piece of its passage stays as it is, cut at the limit. Windows without
+        an answer are those of an unanswerable question (a no-answer option, Clark and Gardner 2018, section 3.2): where
+        the task has no text for that, their target is empty. One that is null is not learnt.
 
         Args:
             columns: the variables of the templates.
@@ -122,8 +124,10 @@ class PassageCutter:
             if golds and not any(found):
                 lost.append(row)
                 golds = None
-            texts = [None if golds is None else _filled(self.target_template, values, {"target": t}) for t in found]
-            target_parts.append(pa.array([text if text and text.strip() else None for text in texts], TEXT))
+            texts = [
+                None if golds is None else _filled(self.target_template, values, {"target": gold}) for gold in found
+            ]
+            target_parts.append(pa.array(texts, TEXT))
         rows = np.repeat(np.arange(len(source)), counts)
         order = rows.copy()
         of_cut = counts[rows] > 1

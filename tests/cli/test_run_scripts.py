@@ -177,10 +177,10 @@ def test_scripts_of_published_corpora(name: str, tmp_path: Path) -> None:
     windows = ["-max_seq_length", "320", "-doc_stride", "80"] if content is squad else []
     result = script(name, "-max_epoch", "1", *windows, MODEL=model, SAVE_PATH=tmp_path / "run", **data)
     counts = "59 training rows, 1 validation row, 6 test rows"
-    if name == "klue_mrc_train_test.sh":  # all windows train, those without the answer as unanswerable
+    if name == "klue_mrc_train_test.sh":  # its prompt takes half of a window
         counts = "295 training windows of 59 rows, 5 validation windows of 1 row, 30 test windows of 6 rows"
     if name == "korquad_train_test.sh":
-        counts = "59 training rows, 2 validation windows of 1 row, 12 test windows of 6 rows"
+        counts = "118 training windows of 59 rows, 2 validation windows of 1 row, 12 test windows of 6 rows"
     assert f"{counts}\n" in result.out
     report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
     assert (report["scored_rows"], next(iter(report["metrics"]))) == (6, metric)
