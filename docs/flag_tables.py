@@ -19,6 +19,7 @@ from typing import get_type_hints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from config.analyze_flags import AnalyzeConfig  # noqa: E402
 from config.export_flags import ExportConfig  # noqa: E402
 from config.flags import TrainConfig  # noqa: E402
 from config.inference_flags import InferenceConfig  # noqa: E402
@@ -35,9 +36,11 @@ DOCUMENTS = (  # file, language, tables
     ("docs/flags.ko.md", "ko", FLAG_TABLES),
     ("docs/export.md", "en", ("export",)),
     ("docs/export.ko.md", "ko", ("export",)),
+    ("docs/reviews.md", "en", ("analyze",)),
+    ("docs/reviews.ko.md", "ko", ("analyze",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -69,6 +72,7 @@ KOREAN_TITLES = {
     "Decoding": "디코딩",
     "Labels": "라벨",
     "Export": "내보내기",
+    "Review analysis": "리뷰 분석",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -104,7 +108,8 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 
 def all_tables(language: str) -> dict[str, str]:
-    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, and `presets`."""
+    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, and
+    `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -113,6 +118,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("both", TrainConfig, groups[0] & groups[1]),
         ("inference", InferenceConfig, groups[1] - groups[0]),
         ("export", ExportConfig, groups[2]),
+        ("analyze", AnalyzeConfig, groups[3] - groups[1]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):

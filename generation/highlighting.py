@@ -40,7 +40,7 @@ class VariableWords:
     def find(self, text: str) -> list[tuple[int, int]]:
         """Begin and end of every word."""
         spans, end = [], len(text)
-        parts = self.parts or (Variable(""),)
+        parts = self.parts or (Variable(self.only),)
         names: list[str] = []  # of the variables whose text ends at `end`
         for number, part in reversed(list(enumerate(parts))):
             if isinstance(part, Variable):

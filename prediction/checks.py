@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from utils.files import is_too_long, lies_in, same_file
 from utils.tables import counted
 
 FITTED_ON = ("calibrate", "thresholds")  # flags of labelled rows
+OUTPUTS = ("save_output", "save_label", "save_report")
 OF_ONE_LABEL = ["label_prior", "calibrate", "label_temperature", "highlight"]
 OF_SEVERAL = ["thresholds"]
 OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
@@ -86,21 +87,8 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     fitting = {name: data_file(getattr(config.label, name)) for name in FITTED_ON}
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, **fitting)
     inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
-    inputs += [("-model", path) for path in _local_models(model.model)]
-    going_on = bool(output.save_output) and has_parts(Path(output.save_output))
-    parts = f"{output.save_output}{PARTS_SUFFIX}"
-    seen: dict[str, str] = {}
-    for name in ("save_output", "save_label", "save_report"):
-        value = getattr(output, name)
-        if value:
-            same = seen.setdefault(os.path.realpath(value), f"-{name}")
-            problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
-            problem = problem or _ending_problem(name, value)
-            if not problem and name != "save_output" and output.save_output and lies_in(value, parts):
-                problem = f"{parts} is for the finished parts of -save_output; choose another place"
-            if not problem and os.path.lexists(value) and not output.overwrite and not going_on:
-                problem = "exists; -overwrite replaces it"
-            problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+    inputs += local_models("-model", model.model)
+    check_files({name: getattr(output, name) for name in OUTPUTS}, inputs, output.overwrite, problems)
     if config.label.highlight and not is_structured(output.save_output):
         problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
     if STANDARD_INPUT not in config.data.test_data and not config.scoring.score_only:
@@ -109,17 +97,37 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
                 _check_records(flag, config, problems)
 
 
+def check_files(
+    outputs: Mapping[str, str], inputs: list[tuple[str, str]], overwrite: bool, problems: list[str]
+) -> None:
+    """Problems of the files that flags (without their dash) name, `save_output` the one with parts beside it."""
+    output = outputs["save_output"]
+    going_on = bool(output) and has_parts(Path(output))
+    parts = f"{output}{PARTS_SUFFIX}"
+    seen: dict[str, str] = {}
+    for name, value in outputs.items():
+        if value:
+            same = seen.setdefault(os.path.realpath(value), f"-{name}")
+            problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
+            problem = problem or (_ending_problem(name, value) if name in OUTPUTS else "")
+            if not problem and name != "save_output" and output and lies_in(value, parts):
+                problem = f"{parts} is for the finished parts of -save_output; choose another place"
+            if not problem and os.path.lexists(value) and not overwrite and not going_on:
+                problem = "exists; -overwrite replaces it"
+            problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+
+
 def _scored_files(config: InferenceConfig, name: str) -> list[str]:
     """The files on this machine that -predictions or -references names, whatever their ending."""
     values = getattr(config.scoring, name)
     return [path for path in (*values, *map(data_file, values)) if os.path.exists(path)]
 
 
-def _local_models(names: Sequence[str]) -> list[str]:
-    """The files and folders on this machine that -model stands for."""
-    unseen: list[str] = []  # `check_inference` has them already
-    paths = [collect(unseen, lambda name=name: model_path("-model", name)) for name in names]  # type: ignore[misc]
-    return [path for path in paths if path and os.path.exists(path)]
+def local_models(flag: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The files and folders on this machine that a flag like -model stands for, with the flag."""
+    unseen: list[str] = []  # `check_model_paths` tells them
+    paths = [collect(unseen, lambda name=name: model_path(flag, name)) for name in names]  # type: ignore[misc]
+    return [(flag, path) for path in paths if path and os.path.exists(path)]
 
 
 def _check_records(flag: str, config: InferenceConfig, problems: list[str]) -> None:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,15 @@ def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None
 
 
 @contextmanager
-def predicted(ready: Ready, split: EncodedSplit) -> Iterator[Predicted]:
-    """A prediction for each row of `split`. When the block ends without an error, the finished parts go."""
+def predicted(ready: Ready, split: EncodedSplit, words_of: str = "") -> Iterator[Predicted]:
+    """A prediction for each row of `split`. When the block ends without an error, the finished parts go.
+
+    Args:
+        words_of: the variable of the input template whose words -highlight looks at; "" = all.
+    """
     decoding = find_label_decoding(ready, split)
+    if decoding and decoding.highlight:
+        decoding = replace(decoding, highlight=replace(decoding.highlight, only=words_of))
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(ready.config.decode), bool(ready.config.output.save_output)
     with parts_of(ready, split, decoding) as parts:

@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from checkpoints.saved_run import trained_task, trained_tasks
-from config.inference_flags import DecodeFlags, InferenceConfig, OutputFlags
+from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags, OutputFlags
 from config.parser import flag_groups
 from datamodules.encoding.languages import check_languages
 from datamodules.encoding.store import EncodedSplit
@@ -52,6 +52,12 @@ class Ready:
     encoder: RowEncoder
     model_type: str
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
+
+    def predicting(self, label: LabelFlags, **columns: Any) -> Ready:
+        """The same with other flags of labels, which were checked, and other columns."""
+        data = replace(self.config.data, **columns)
+        config = replace(self.config, label=label, data=data)
+        return replace(self, config=config, encoder=replace(self.encoder, data=data))
 
 
 def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> Ready:

@@ -6,7 +6,7 @@ needs_files() {
     local where=$1 name missing=()
     shift
     for name in "$@"; do
-        if [[ ${!name} =~ \.(txt|tsv|json)$ && ! -e ${!name} ]]; then missing+=("$name=${!name}"); fi
+        if [[ ${!name} =~ \.(txt|tsv|jsonl?)$ && ! -e ${!name} ]]; then missing+=("$name=${!name}"); fi
     done
     if [ ${#missing[@]} -gt 0 ]; then
         echo "error: no such file: ${missing[*]}; $where, or set $*" >&2

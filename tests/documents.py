@@ -14,6 +14,7 @@ PAGES = (
     "docs/training",
     "docs/resuming",
     "docs/inference",
+    "docs/reviews",
     "docs/metrics",
     "docs/export",
     "docs/run-files",

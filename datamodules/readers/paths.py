@@ -23,6 +23,7 @@ SPLITS = {
     "-valid_data": ("validation", "valid", "val", "dev"),
     "-test_data": ("test",),
     "-calibrate": ("validation", "valid", "val", "dev"),
+    "-thresholds": ("validation", "valid", "val", "dev"),
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 _SHARD = re.compile(r":\d+\Z")

@@ -20,7 +20,7 @@ from tests.cli.forked import ForkedCommands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
-SCRIPTS = ("train.py", "inference.py", "export.py")
+SCRIPTS = ("train.py", "inference.py", "export.py", "analyze.py")
 
 
 @dataclass(frozen=True)

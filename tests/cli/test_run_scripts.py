@@ -108,7 +108,7 @@ def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 def test_every_script_is_tested_here() -> None:
     names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
     others = {"nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh", "evaluate_klue_ner.sh"}
-    assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, "bench_ko.sh"}
+    assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, "bench_ko.sh", "train_review_analysis.sh"}
 
 
 @pytest.mark.parametrize("name", TRAIN_NSMC)
@@ -190,6 +190,23 @@ def test_scripts_of_published_corpora(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "dev.references.txt").read_text(encoding="utf-8") == "<김하늘:PS> 최고\n" * 6
         again = json.loads((tmp_path / "dev.report.json").read_text(encoding="utf-8"))
         assert again["metrics"] == report["metrics"]
+
+
+def test_review_analysis_trains_both_steps_and_analyses(tmp_path: Path) -> None:
+    keywords = [{"text": "싸고 좋아요", "labels": "가격", "sentiments": "긍정"}, {"text": "그냥", "labels": "없음"}]
+    sentiments = [{"review": "싸고 좋아요", "keyword": "가격", "sentiment": "긍정"}] * 2
+    data: dict[str, str | Path] = {"LABELS": "1=가격,0=없음", "GPUS": "0"}
+    for name, rows in (("KEYWORD_DATA", keywords), ("VALID_DATA", keywords), ("SENTIMENT_DATA", sentiments)):
+        data[name] = tmp_path / f"{name}.jsonl"
+        lines = [f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows * 6]
+        data[name].write_text("".join(lines), encoding="utf-8")
+    model, out = make_model(tmp_path / "model", "byt5"), tmp_path / "run"
+    flags = ("-max_epoch", "1")
+    script("train_review_analysis.sh", *flags, MODEL=model, SAVE_PATH=out, TEST_DATA=data["VALID_DATA"], **data)
+    assert len((out / "analyses.jsonl").read_text(encoding="utf-8").splitlines()) == 12
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in report["keywords"]["per_class"]] == ["가격", "없음"]
+    assert (out / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoints.run_folder import RUN_NAMES
+from config.analyze_flags import AnalyzeConfig
 from config.export_flags import ExportConfig
 from config.flags import TrainConfig
 from config.inference_flags import InferenceConfig
@@ -18,7 +19,12 @@ from metrics.registry import METRICS
 from task_utils import task_keys, task_names
 from tests.documents import DOCUMENTS, LANGUAGES, PAGES, ROOT, RUN, SHOWN, blocks, commands, text_of
 
-COMMANDS = {"train.py": TrainConfig, "inference.py": InferenceConfig, "export.py": ExportConfig}
+COMMANDS = {
+    "train.py": TrainConfig,
+    "inference.py": InferenceConfig,
+    "export.py": ExportConfig,
+    "analyze.py": AnalyzeConfig,
+}
 OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda", "git", "cd", "tensorboard", "cat", "iconv"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]+))?\)")

@@ -29,6 +29,7 @@ FLOORS = {
     "train": 9,
     "inference": 9,
     "export": 9,
+    "analyze": 9,
 }
 COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
 NO_PRODUCT = ("tests", "benchmarks", "docs", "samples")

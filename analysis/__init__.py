@@ -1,0 +1,1 @@
+"""Reviews: their keywords, sentiments, and the words that decide them. Imports generation and the floors below."""

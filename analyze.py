@@ -1,0 +1,119 @@
+"""Analyse reviews: flags -> keywords of each review -> sentiment of each keyword, with its words -> write -> score.
+
+Two predictions, one behind the other, each on one or several GPUs or CPU processes; a command that was stopped goes on
+where it was. `-h` lists the flags.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
+
+from checkpoints.model_paths import check_model_paths
+from config.analyze_flags import AnalyzeConfig, AnalyzeFlags
+from config.checks import check_devices
+from config.inference_flags import LabelFlags
+from config.parser import information, parse_flags
+from config.user_code import import_user_code
+from datamodules.checks import data_file
+from datamodules.readers.paths import check_data_paths
+from prediction.checks import check_files, local_models
+from utils.console import run_command, tell
+from utils.errors import raise_if_any
+from utils.files import write_json
+from utils.tables import counted
+
+USAGE = """\
+usage: python analyze.py -keyword_model MODEL -sentiment_model MODEL -data FILE -save_output FILE.jsonl [flags]
+
+  python analyze.py -keyword_model runs/keywords -sentiment_model runs/sentiments -data reviews.jsonl \\
+      -thresholds valid.jsonl -save_output analysed.jsonl -save_report report.json -save_page page.html
+"""
+
+
+def main(argv: list[str]) -> int:
+    if told := information(AnalyzeConfig, USAGE, argv):
+        print(told)
+        return 0
+    config, given, problems = parse_flags(AnalyzeConfig, argv)
+    import_user_code(config.review.user_code)
+    check(config.review, problems)
+    check_devices(config.device.gpus, config.device.cpu_processes, problems)
+    raise_if_any(problems)
+    from utils.libraries import fix_sums, quiet_libraries
+
+    fix_sums()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        analyze(config, given, Path(temporary))
+    return 0
+
+
+def check(flags: AnalyzeFlags, problems: list[str]) -> None:
+    """Problems of the models, the data and the files to write, appended to `problems`."""
+    models = {"-keyword_model": flags.keyword_model, "-sentiment_model": flags.sentiment_model}
+    check_model_paths(problems, models)
+    data = [("-data", value) for value in flags.data] + [("-thresholds", flags.thresholds)] * bool(flags.thresholds)
+    for flag, value in data:
+        problems += check_data_paths(flag, (value,))
+    inputs = [(flag, data_file(value)) for flag, value in data]
+    for flag, value in models.items():
+        inputs += local_models(flag, (value,))
+    outputs = {name: getattr(flags, name) for name in ("save_output", "save_report", "save_page")}
+    check_files(outputs, inputs, flags.overwrite, problems)
+    for name, ending in (("save_output", ".jsonl"), ("save_page", ".html")):
+        if outputs[name] and not outputs[name].lower().endswith(ending):
+            problems.append(f"-{name} {outputs[name]}: give a file that ends in {ending}")
+
+
+def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> None:
+    """Predict keywords, then sentiments; write both together, and score them."""
+    from analysis.page import Examples
+    from analysis.reviews import PairScores, Reviews, analyses, save_analyses, write_pairs
+    from analysis.stages import SENTIMENT, Stages, keyword_config, sentiment_config
+    from datamodules.splits import report_lines
+    from prediction.run import predicted, scored
+    from prediction.setup import prepare
+
+    flags, pairs = config.review, temporary / "pairs.jsonl"
+    first = prepare(keyword_config(config), given, temporary)
+    second = prepare(sentiment_config(config, pairs), given, temporary)
+    stages = Stages.of(flags, first.task, second.task)
+    first = first.predicting(LabelFlags("score", thresholds=flags.thresholds))
+    columns = {"source_column": stages.review_column, "target_column": SENTIMENT}
+    second = second.predicting(LabelFlags("score", highlight=True), **columns)
+    split = first.encoder.encode("-data", flags.data, keep_all=True)
+    tell(*report_lines("-data", split.report))
+    reviews = Reviews(flags, stages, first.config.data.tsv_escapes)
+    reviews.check()
+    with ExitStack() as opened:
+        found = opened.enter_context(predicted(first, split))
+        judged = None
+        if count := write_pairs(pairs, reviews, found.predictions, stages):
+            of_pairs = second.encoder.encode("keywords found", (str(pairs),), keep_all=True)
+            tell(*report_lines("keywords found", of_pairs.report))
+            judged = opened.enter_context(predicted(second, of_pairs, words_of=stages.review_column))
+        examples, both = Examples(flags.page_examples), PairScores()
+        rows = analyses(reviews, found.predictions, judged.predictions if judged else (), stages)
+        save_analyses(Path(flags.save_output), examples.seen(both.seen(rows)), flags.overwrite)
+        tell(f"{counted(len(split), 'review')} with {counted(count, 'keyword')} written to {flags.save_output}")
+        tell("", "keywords of the reviews")
+        report = {"keywords": scored(found)[1]}
+        if judged:
+            tell("", "sentiments of the keywords found")
+            report["sentiments"] = scored(judged)[1]
+        tell("", *both.lines())
+        if flags.save_report:
+            write_json(Path(flags.save_report), {**report, "pairs": both.to_dict()}, flags.overwrite)
+            tell(f"report written to {flags.save_report}")
+        if flags.save_page:
+            examples.save(Path(flags.save_page), flags.overwrite)
+            tell(f"page written to {flags.save_page}")
+
+
+if __name__ == "__main__":
+    run_command(main)
