@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.tiny import write_mixture
 from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire, start
 
 CASES = {
@@ -23,20 +24,21 @@ CASES = {
         "num_workers": 2,
     },
     "t5, adafactor, two processes": {"model": "t5-untied", "optim": "adafactor", "grad_acc": 1, "cpu_processes": 2},
-    "bart, adam, two processes, accumulation, loaders": {
+    "three tasks with class weights, bart, adam, accumulation": {
+        "class_weights": "balanced",
         "model": "bart",
         "optim": "adam",
         "grad_acc": 4,
-        "num_workers": 2,
-        "cpu_processes": 2,
     },
 }
 KILLS = 3
 
 
 def flags_of(folder: Path, letters: Path, name: str, case: dict[str, Any]) -> dict[str, Any]:
-    """100 rows under the flags of a case."""
+    """About 100 rows under the flags of a case."""
     data = {"train_data": f"{letters / 'train.tsv'}:2", "valid_data": letters / "valid.tsv"}
+    if "class_weights" in case:
+        data = {"train_data": None, "train_task": write_mixture(folder)}
     return run_flags(folder, name, **{**data, **case})
 
 

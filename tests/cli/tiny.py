@@ -43,6 +43,28 @@ def write_tsv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] =
     return path
 
 
+def write_mixture(folder: Path, rows: int = 40) -> Path:
+    """A file that mixes three tasks at rates: the first letter, whether there is an `a` (rarely none), and how many
+    letters there are; each has training, validation and test rows."""
+    targets = {
+        "letter": (lambda word: word[0], ""),
+        "has": (lambda word: str(int("a" in word)), "label_map: {0: no, 1: yes}\n"),
+        "length": (lambda word: str(len(word)), "postprocessor: {kind: numbers, lowest: 1, highest: 4, decimals: 0}\n"),
+    }
+    entries = []
+    for number, (name, (target, output)) in enumerate(targets.items()):
+        splits = {"train": rows - 10 * number, "valid": 12, "test": 9}
+        for seed, (split, count) in enumerate(splits.items()):
+            words = [word for word, _ in letter_rows(count, 10 * number + seed)]
+            write_tsv(folder / f"{name}-{split}.tsv", [(word, target(word)) for word in words])
+        files = "".join(f"{split}_data: {name}-{split}.tsv\n" for split in splits)
+        content = f"source_column: source\ntarget_column: target\ninput_template: '{name}: {{{{ source }}}}'\n"
+        (folder / f"{name}.yaml").write_text(content + output + files, encoding="utf-8")
+        entries.append(f"- {{task: {name}.yaml, rate: {number + 1}}}\n")
+    (folder / "mixture.yaml").write_text("tasks:\n" + "".join(entries), encoding="utf-8")
+    return folder / "mixture.yaml"
+
+
 def flag_list(flags: dict[str, Any]) -> list[str]:
     """`{"batch_size": 8}` as `["-batch_size", "8"]`; a value None is left out."""
     return [token for name, value in flags.items() if value is not None for token in (f"-{name}", str(value))]

@@ -6,21 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.cli.tiny import write_mixture
 from tests.small_configs import config_of
 
 SCRIPT = Path(__file__).with_name("gradient_run.py")
 ROWS = 40  # two full steps of 16 rows and a short one of 8: an uneven number of target tokens in each micro-batch
 
 
-def gradients(tmp_path: Path, name: str, config: Path, data: Path, *flags: str) -> list[dict[str, torch.Tensor]]:
+def gradients(tmp_path: Path, name: str, config: Path, data: list[str], *flags: str) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path / name
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), "-train_data", str(data), "-config_path", str(config), "-gpus", "0"]
+    command = [sys.executable, str(SCRIPT), *data, "-config_path", str(config), "-gpus", "0"]
     command += ["-save_path", str(folder / "run"), "-max_epoch", "1", "-learning_rate", "1e-9"]
     command += ["-lr_scheduler", "constant", *flags]
     environment = {**os.environ, "GRADIENT_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
@@ -29,13 +31,25 @@ def gradients(tmp_path: Path, name: str, config: Path, data: Path, *flags: str) 
     return [torch.load(folder / f"step{step}.pt", weights_only=True) for step in range(3)]
 
 
-@pytest.mark.parametrize("architecture", ["t5-untied", "bart"])
-def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(architecture: str, tmp_path: Path) -> None:
+def one_task(folder: Path) -> list[str]:
+    rows = ("가" * (1 + row % 7) + f"{row}\t" + "x" * (1 + row % 5) for row in range(ROWS))
+    (folder / "data.tsv").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return ["-train_data", str(folder / "data.tsv")]
+
+
+def three_tasks(folder: Path) -> list[str]:
+    """39 rows an epoch, drawn at rates; those of one task have weights."""
+    mixture = write_mixture(folder, 23)
+    return ["-train_task", str(mixture), "-class_weights", "balanced", "-valid_generate_rows", "0"]
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("t5-untied", one_task), ("bart", three_tasks)])
+def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
+    architecture: str, task: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(config_of(architecture)))
-    data = tmp_path / "data.tsv"
-    rows = ("가" * (1 + row % 7) + f"{row}\t" + "x" * (1 + row % 5) for row in range(ROWS))
-    data.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    data = task(tmp_path)
     big = gradients(tmp_path, "big", config, data, "-batch_size", "16")
     accumulated = gradients(tmp_path, "accumulated", config, data, "-batch_size", "4", "-grad_acc", "4")
     both = gradients(tmp_path, "both", config, data, "-batch_size", "4", "-grad_acc", "2", "-cpu_processes", "2")

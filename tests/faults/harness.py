@@ -35,7 +35,7 @@ class Killed:
     events: list[int] = field(default_factory=list)  # at which each attempt was killed
 
 
-def run_flags(folder: Path, name: str, model: str, train_data: str | Path, **flags: Any) -> dict[str, Any]:
+def run_flags(folder: Path, name: str, model: str, train_data: str | Path | None, **flags: Any) -> dict[str, Any]:
     """A run `name` in `folder`: 25 batches in each of two epochs, two validations in each, saved at every second step.
 
     `model` is one of `tests.small_configs.CONFIGS`; dropout is on.
