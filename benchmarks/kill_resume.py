@@ -28,28 +28,35 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.cli.command import ROOT, environment
-from tests.cli.tiny import flag_list, letter_rows, write_tsv
+from tests.cli.tiny import flag_list, letter_rows, write_mixture, write_tsv
 from tests.faults.harness import Killed, assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire
 
 SAMPLE = ROOT / "samples" / "text_normalization"
-Case = tuple[str, str, int, int, int, bool]  # model, optimizer, accumulation, ranks, loader processes, validation rows
+# Model, optimizer, accumulation, ranks, loader processes, and the data: with or without validation rows, or a mixture
+# of three tasks with class weights.
+Case = tuple[str, str, int, int, int, bool | str]
+MIXTURE = "mixture"
 CASES: list[Case] = [
     *itertools.product(("t5-untied", "bart"), ("adam", "adafactor"), (1, 4), (1, 2), (0, 2), (True,)),
     ("t5-untied", "adam", 4, 1, 0, False),
     ("bart", "adafactor", 1, 2, 2, False),
+    ("bart", "adam", 2, 1, 0, MIXTURE),
+    ("t5-untied", "adafactor", 4, 2, 2, MIXTURE),
 ]
 KILLS_OF_A_RUN = 6
 
 
 def case_flags(folder: Path, case: Case, name: str) -> dict[str, Any]:
     """100 rows under the flags of a case."""
-    model, optimizer, accumulate, ranks, workers, validates = case
+    model, optimizer, accumulate, ranks, workers, data = case
+    mixture = {"train_task": write_mixture(folder), "class_weights": "balanced"} if data == MIXTURE else {}
     return run_flags(
         folder,
         name,
         model,
-        folder / "train.tsv",
-        valid_data=folder / "valid.tsv" if validates else None,
+        None if mixture else folder / "train.tsv",
+        **mixture,
+        valid_data=folder / "valid.tsv" if data is True else None,
         optim=optimizer,
         grad_acc=accumulate,
         num_workers=workers,
@@ -61,7 +68,7 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     """How many kills there were, and how many of the runs under fire ended bit for bit as the others."""
     draw = random.Random(options.seed)
     done, runs, identical, failures = 0, 0, 0, []
-    cases = CASES.copy()
+    cases = [case for case in CASES if not options.mixture or case[-1] == MIXTURE]
     draw.shuffle(cases)
     for case in itertools.cycle(cases):
         if done >= options.kills:
@@ -226,6 +233,7 @@ def main() -> None:
     parts = {"kills": kills, "stop": stop, "save": save, "start": start}
     parser.add_argument("-part", choices=sorted(parts), default="kills")
     parser.add_argument("-kills", type=int, default=100)
+    parser.add_argument("-mixture", action="store_true", help="only the cases of several tasks")
     parser.add_argument("-repeats", type=int, default=5)
     parser.add_argument("-batch", type=int, default=10_000, help="where in the epoch -part start resumes")
     parser.add_argument("-data", default="", help="NSMC's ratings_train.txt, for -part start")

@@ -108,7 +108,8 @@ def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 def test_every_script_is_tested_here() -> None:
     names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
     others = {"nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh", "evaluate_klue_ner.sh"}
-    assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, "bench_ko.sh", "train_review_analysis.sh"}
+    several = {"bench_ko.sh", "train_review_analysis.sh", "train_klue_mixture.sh"}
+    assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, *several}
 
 
 @pytest.mark.parametrize("name", TRAIN_NSMC)
@@ -207,6 +208,25 @@ def test_review_analysis_trains_both_steps_and_analyses(tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert [row["label"] for row in report["keywords"]["per_class"]] == ["가격", "없음"]
     assert (out / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_one_model_of_three_tasks(tmp_path: Path) -> None:
+    """The mixture of the recipe, beside data of its own."""
+    mixture = tmp_path / "recipes" / "klue_mixture.yaml"
+    mixture.parent.mkdir()
+    shutil.copy(ROOT / "run_scripts" / "klue_mixture.yaml", mixture)
+    (tmp_path / "data" / "klue").mkdir(parents=True)
+    for name, (ending, content, _) in TRAIN_STRUCTURED.items():
+        task = name.removeprefix("train_").removesuffix(".sh").replace("_", "-")
+        for split, count in (("train", 50), ("dev", 4)):
+            file = tmp_path / "data" / "klue" / f"{task}-v1.1_{split}.{ending}"
+            file.write_text(content(count), encoding="utf-8")
+    flags = {"MODEL": make_model(tmp_path / "model", "byt5"), "SAVE_PATH": tmp_path / "run", "GPUS": "0"}
+    result = script("train_klue_mixture.sh", "-max_epoch", "1", TRAIN_TASK=mixture, **flags)
+    assert "klue-dp: 49 training rows, 1 validation row, 4 test rows\n" in result.out
+    report = json.loads((tmp_path / "run" / "test_report.json").read_text(encoding="utf-8"))
+    first = {task: next(iter(part["metrics"])) for task, part in report["tasks"].items()}
+    assert first == {"klue-nli": "accuracy", "klue-ner": "entity_macro_f1", "klue-dp": "uas_macro_f1"}
 
 
 def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> None:
