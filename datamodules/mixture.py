@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ class Mixture:
         """
         if not self.is_drawn:
             return ()
-        weights = [member.rate or 0.0 for member in self.members]
+        logs = [log(member.rate or 1.0) for member in self.members]
         if self.temperature is not None:
-            weights = [count ** (1 / self.temperature) for count in rows]
+            logs = [log(count) / self.temperature for count in rows]
+        weights = [exp(value - max(logs)) for value in logs]  # no rate, however large, is beyond a float
         return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -88,7 +90,6 @@ def mixture_of(flags: TrainTaskFlags, data: DataFlags) -> Mixture:
         task = override_task(get_task(flags.task), data)
         return Mixture((Member(task, data if data.train_data else _with_files(data, _files_of(flags.task))),))
     problems: list[str] = []
-    mixture: Mixture | None = None
     if len(flags.train_task) == 1 and _is_mixture(flags.train_task[0]):
         mixture = _read_mixture(flags.train_task[0], data, problems)
     else:

@@ -8,7 +8,6 @@ resume needs neither counters nor a random state.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,14 +35,6 @@ class JoinedRows:
 
     def __len__(self) -> int:
         return self.starts[-1]
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the token ids of all splits; of a single one its own."""
-        if len(self.splits) == 1:
-            return self.splits[0].fingerprint
-        joined = "".join(split.fingerprint for split in self.splits)
-        return hashlib.blake2b(joined.encode(), digest_size=20).hexdigest()
 
     def source_ids(self, index: int) -> np.ndarray:
         """Token ids of the source of a row."""

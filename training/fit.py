@@ -70,7 +70,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     finally:
         process_watch(trainer).switch_off()
         stop.talk = False  # no optimizer step is left to stop after
-    say(*closing_lines(folder, checkpointer, run_log, trainer.global_step, prepared.devices))
+    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, run_log.best_of_tasks()))
 
 
 def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ from generation.decoder import generation_config
 from models.optim import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
 from training.checkpointing import Checkpointer
-from training.run_log import RunLog, best_of_tasks
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
@@ -208,9 +208,18 @@ def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, e
     return False
 
 
-def closing_lines(folder: Path, checkpointer: Checkpointer, run_log: RunLog, step: int, devices: Devices) -> list[str]:
-    """Where things lie, the best scores, also of each of several tasks, and what the run took: time of this process,
-    memory of the first one."""
+def closing_lines(
+    folder: Path,
+    checkpointer: Checkpointer,
+    step: int,
+    devices: Devices,
+    of_tasks: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[str]:
+    """Where things lie, the best scores, and what the run took: time of this process, memory of the first one.
+
+    Args:
+        of_tasks: the best figure of each of several tasks.
+    """
     best = "no validation rows: best/ is the last state"
     if checkpointer.best_score is not None:
         best = f"best {checkpointer.flags.monitor} {checkpointer.best_score:.4f} at step {checkpointer.best_step}"
@@ -220,7 +229,7 @@ def closing_lines(folder: Path, checkpointer: Checkpointer, run_log: RunLog, ste
         f"trained to optimizer step {step}; {best}",
         *(
             f"  {task}: best {found['figure']} {found['value']:.4f} at step {found['global_step']}"
-            for task, found in best_of_tasks(run_log.validations, checkpointer.flags.monitor).items()
+            for task, found in of_tasks.items()
         ),
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
         "the best of them, from the first:",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -234,11 +234,24 @@ class RunLog(pl.Callback):
             "learning_rate": step_rate(trainer, trainer.lightning_module),
             "rows": self._epoch_totals.rows,
             "seconds": round(seconds, 3),
-            **({"best": best} if (best := best_of_tasks(self.validations, self.monitor)) else {}),
+            **({"best": best} if (best := self.best_of_tasks()) else {}),
         }
         self.epochs = [kept for kept in self.epochs if kept["epoch"] != number]
         self.epochs.append(entry)
         write_json(self.folder / EPOCH_LOG, self.epochs)
+
+    def best_of_tasks(self) -> dict[str, dict[str, Any]]:
+        """For each of several tasks the best value of the monitored figure, or of its loss where it has no such."""
+        best: dict[str, dict[str, Any]] = {}
+        metric, lines = metric_of(self.monitor), self.validations
+        figures = dict.fromkeys(name for line in lines for name in line if "/" in name)
+        for task in dict.fromkeys(name.rpartition("/")[0] for name in figures):
+            name = metric.name if f"{task}/{metric.name}" in figures else "val_loss"
+            figure = f"{task}/{name}"
+            pick = max if metric_of(name).higher_is_better else min
+            line = pick((line for line in lines if figure in line), key=lambda line: line[figure])
+            best[task] = {"figure": name, "value": line[figure], "global_step": line["step"]}
+        return best
 
     # ---- files
 
@@ -344,23 +357,6 @@ def by_task(figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
         task, _, name = named.rpartition("/")
         tasks.setdefault(task, {})[name] = value
     return tasks
-
-
-def best_of_tasks(validations: Sequence[Mapping[str, Any]], monitor: str) -> dict[str, dict[str, Any]]:
-    """For each of several tasks the best value of the monitored figure, or of its loss where it has no such figure.
-
-    Args:
-        validations: their lines of metrics.jsonl.
-    """
-    best: dict[str, dict[str, Any]] = {}
-    metric = metric_of(monitor)
-    figures = dict.fromkeys(name for line in validations for name in line if "/" in name)
-    for task in dict.fromkeys(name.rpartition("/")[0] for name in figures):
-        figure = metric.name if f"{task}/{metric.name}" in figures else "val_loss"
-        found = [(line[f"{task}/{figure}"], line["step"]) for line in validations if f"{task}/{figure}" in line]
-        chosen = (max if metric_of(figure).higher_is_better else min)(found, key=lambda entry: entry[0])
-        best[task] = {"figure": figure, "value": chosen[0], "global_step": chosen[1]}
-    return best
 
 
 def samples_table(samples: list[tuple[str, str, str]]) -> str:

@@ -62,6 +62,7 @@ def test_one_task_takes_the_files_of_its_own_file_unless_some_are_given() -> Non
     [
         (("tasks/a.yaml", "klue-ynat"), ()),
         (("tasks/a.yaml:1", "klue-ynat:3"), (0.25, 0.75)),
+        (("tasks/a.yaml:1e308", "klue-ynat:1e308"), (0.5, 0.5)),
         (("tasks/a.yaml:0.3", "klue-ynat", "klue-sts"), (0.3, 0.35, 0.35)),
     ],
 )
@@ -72,7 +73,7 @@ def test_rates_are_shares_of_one(values: tuple[str, ...], rates: tuple[float, ..
 
 def test_a_temperature_makes_rates_of_sizes(place: Path) -> None:
     path = place / "mix.yaml"
-    for temperature, rates in (("1", (0.1, 0.9)), ("2", (0.25, 0.75)), ("1e9", (0.5, 0.5))):
+    for temperature, rates in (("1", (0.1, 0.9)), ("2", (0.25, 0.75)), ("1e9", (0.5, 0.5)), ("1e-9", (0, 1))):
         path.write_text(f"tasks: [tasks/a.yaml, klue-ynat]\ntemperature: {temperature}\n")
         assert mixed(str(path)).rates([10, 90]) == pytest.approx(rates)
 
