@@ -183,7 +183,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     from generation.engines.base import Prediction
     from postprocessors.labels import LabelMap
     from prediction import run
-    from prediction.run import finish
+    from prediction.run import Predicted, finish
     from prediction.setup import Ready
     from task_utils import get_task
     from utils.devices import Devices
@@ -200,7 +200,7 @@ def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypa
     devices = Devices("cpu", 1, 1, "32-true")
     ready = Ready(config, (), task, LabelMap.parse("0=no,1=yes"), devices, encoder, "t5", 0)
     with pytest.raises(MemoryError):
-        finish(ready, prediction_split(encoder)[0], [Prediction("noo"), Prediction("yes")])
+        finish(Predicted(ready, prediction_split(encoder)[0], None, [Prediction("noo"), Prediction("yes")]))
     assert (tmp_path / "save_output").read_text() == "no\nyes\n"
     assert (tmp_path / "save_label").read_text() == "no\nyes\n"
     assert not (tmp_path / "save_report").exists()
