@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from metrics.f1 import mean
-from metrics.registry import METRICS, NATS, POINTS, PROBABILITIES, TEACHER_FORCED, Metric, register
+from metrics.registry import METRICS, NATS, POINTS, PROBABILITIES, REFERENCES, TEACHER_FORCED, Metric, register
 from metrics.score import Scores
 from utils.tables import counted
 
 ROWS_AT_ONCE = 10_000
 AUPRC = "klue_re_auprc"
+PERPLEXITY = "perplexity"
 
 register(
     Metric(
@@ -31,6 +32,14 @@ register(
         "token_accuracy",
         TEACHER_FORCED,
         "share of the reference's tokens that are the likeliest, given those before them",
+    ),
+    Metric(
+        PERPLEXITY,
+        REFERENCES,
+        "exp of the mean cross-entropy of the references' tokens under the model",
+        higher_is_better=False,
+        scale=NATS,
+        default=False,
     ),
     Metric("expected_calibration_error", PROBABILITIES, "0 to 1, 15 bins of equal width", higher_is_better=False),
     Metric("brier_score", PROBABILITIES, "0 to 2, sum over the labels", higher_is_better=False),

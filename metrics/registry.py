@@ -21,6 +21,8 @@ PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
 NO_ANSWER = "probabilities of no answer"  # those of the outputs of windows: -doc_stride
 TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
 
+REFERENCES = "references"  # the model's pass over references, where -metrics of inference.py asks for it
+
 FRACTION = "fraction"  # from 0 to 1
 POINTS = "points"  # from 0 to 100
 NATS = "nats"
@@ -103,7 +105,7 @@ def metric_names(*takes: str) -> tuple[str, ...]:
 def scored_names() -> tuple[str, ...]:
     """The names of all metrics of outputs."""
     takes = dict.fromkeys((TEXTS, LABELS, PROBABILITIES, *(metric.takes for metric in METRICS.values())))
-    return metric_names(*(kind for kind in takes if kind != TEACHER_FORCED))
+    return metric_names(*(kind for kind in takes if kind not in (TEACHER_FORCED, REFERENCES)))
 
 
 def metric_problems(place: str, metrics: Iterable[str], kind: str) -> list[str]:

@@ -6,12 +6,12 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.user_code import errors_of_user_code
 from metrics.labels import CountedRows, label_tables
-from metrics.registry import METRICS, PROBABILITIES, TEXTS, default_metrics, metric_names, takes_of
+from metrics.registry import METRICS, PROBABILITIES, TEXTS, Figure, default_metrics, metric_names, takes_of
 from metrics.text import text_metrics
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap
@@ -152,6 +152,12 @@ def _with_values(
         **_correction_counts(counted, label_of, postprocessor, chosen=correction == CHOSEN),
         **tables,
     )
+
+
+def with_figure(scores: Scores, name: str, figure: Figure) -> Scores:
+    """`scores` with one more metric."""
+    metrics, details = {**scores.metrics, name: figure.value}, {**scores.details, name: figure.detail}
+    return replace(scores, metrics=metrics, details=details)
 
 
 def correct(

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.forward import decode_teacher_forced
-from models.loss import token_loss_and_correct, token_loss_sum
+from models.loss import batch_loss
 from models.meter import StepMeter, mixed_figures
 from models.optim import OptimSettings, build_optimizer, build_scheduler
 from utils.errors import NotFiniteError
@@ -93,14 +92,9 @@ class Seq2SeqModule(pl.LightningModule):
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
-        labels = batch["labels"]
         smoothing = self.optim.label_smoothing if self.training else 0.0
-        output = decode_teacher_forced(self.model, batch["input_ids"], batch["attention_mask"], labels)
-        details = {"target_index": batch["target_index"], "bias": output.bias, "scale": output.scale}
-        details["token_weights"] = batch.get("token_weights")
-        if count_correct:
-            return token_loss_and_correct(output.hidden, output.weight, labels, label_smoothing=smoothing, **details)
-        return token_loss_sum(output.hidden, output.weight, labels, label_smoothing=smoothing, **details), None
+        loss_sum, correct = batch_loss(self.model, batch, smoothing, count_correct)
+        return loss_sum, correct if count_correct else None
 
     def configure_gradient_clipping(
         self,

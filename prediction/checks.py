@@ -16,7 +16,8 @@ from config.flags import STANDARD_INPUT
 from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
-from metrics.registry import METRICS, metric_names, scored_names, takes_of
+from metrics.probabilities import PERPLEXITY
+from metrics.registry import METRICS, REFERENCES, metric_names, scored_names, takes_of
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from postprocessors.numbers import MOST_CHOICES, Number
@@ -45,7 +46,10 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     check_outputs(config, problems)
     check_combinations(config, problems)
     _check_decoding(config, problems)
-    collect(problems, lambda: named_metrics(config.output.metrics))
+    named = collect(problems, lambda: named_metrics(config.output.metrics)) or ()
+    if PERPLEXITY in named and (len(config.model.model) > 1 or config.length.doc_stride):
+        one = "-doc_stride: a window has no reference" if config.length.doc_stride else "several -model: give one"
+        problems.append(f"-metrics {PERPLEXITY}: not with {one}")
     check_label_flags(config, task, problems)
     check_model_paths(problems, {"-model": config.model.model, "-tokenizer": config.model.tokenizer})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
@@ -262,7 +266,7 @@ def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:
 def named_metrics(names: str) -> tuple[str, ...]:
     """The metrics of -metrics, names joined by commas; `UserError` for one that does not exist."""
     found = tuple(filter(None, (name.strip() for name in names.split(","))))
-    known = scored_names()
+    known = (*scored_names(), *metric_names(REFERENCES))
     raise_if_any(
         f"-metrics {name}: no such metric{closest(name, known)}; known: {', '.join(known)}"
         for name in found
@@ -272,8 +276,10 @@ def named_metrics(names: str) -> tuple[str, ...]:
 
 
 def with_metrics(task: Task, names: str) -> Task:
-    """The task with the metrics of -metrics besides its own; `UserError` for one that its outputs do not have."""
-    added, fitting = named_metrics(names), metric_names(*takes_of(task.kind))
+    """The task with the metrics of -metrics besides its own, but those of references, which need no outputs;
+    `UserError` for one that its outputs do not have."""
+    fitting = metric_names(*takes_of(task.kind))
+    added = [name for name in named_metrics(names) if METRICS[name].takes != REFERENCES]
     raise_if_any(
         f"-metrics {name}: is of {METRICS[name].takes}, and the outputs of task {task.name} are {task.kind}; of these"
         f" there are: {', '.join(fitting)}"

@@ -21,13 +21,15 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
+from generation.perplexity import perplexity
 from metrics.answers import with_no_answer
-from metrics.probabilities import with_probabilities
-from metrics.registry import missing_packages
+from metrics.probabilities import PERPLEXITY, with_probabilities
+from metrics.registry import Figure, missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
-from metrics.score import CHOSEN, Scores, score
+from metrics.score import CHOSEN, Scores, score, with_figure
 from postprocessors.answers import Answers
 from postprocessors.base import said
+from prediction.checks import named_metrics
 from prediction.confidence import confidence_of
 from prediction.groups import Groups, group_dict, groups_of
 from prediction.label_calibration import asked_decoding
@@ -237,6 +239,14 @@ def scorer(ready: Ready) -> Callable[[Sequence[str | None], Sequence[str]], Scor
     return partial(score, postprocessor=ready.postprocessor, names=ready.task.metrics, **options)
 
 
+def reference_perplexity(ready: Ready, split: EncodedSplit) -> Figure:
+    """The perplexity of the references, on the first device."""
+    model, tokenizer = ready.models[0]()
+    device = ready.devices.device(0)
+    with ready.devices.autocast():
+        return perplexity(model.to(device), split, tokenizer.pad_token_id, ready.config.decode.batch_size, device)
+
+
 def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
     """The scores, which are told, and the report of them."""
     ready, decoding = found.ready, found.decoding
@@ -251,5 +261,7 @@ def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
     if ready.config.length.doc_stride and isinstance(postprocessor, Answers) and postprocessor.unanswerable:
         unsure = (prediction.no_answer for prediction in found.predictions)
         scores = with_no_answer(scores, found.references, found.texts, unsure)
+    if PERPLEXITY in named_metrics(ready.config.output.metrics):
+        scores = with_figure(scores, PERPLEXITY, reference_perplexity(ready, found.split))
     tell(*report_text(scores, outputs_of(found.split, found.predictions, postprocessor)).splitlines())
     return scores, report_dict(scores, settings)

@@ -15,12 +15,13 @@ from config.parser import flag_groups, to_dict
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.paths import check_data_paths
 from datamodules.splits import RowEncoder, report_lines
+from metrics.probabilities import PERPLEXITY
 from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import Scores, score
 from postprocessors.answers import expected
 from postprocessors.base import said
-from prediction.checks import check_outputs, with_metrics
+from prediction.checks import check_outputs, named_metrics, with_metrics
 from prediction.confidence import confidence_of
 from prediction.groups import Groups, group_dict, groups_of
 from prediction.lazy_sequence import LazySequence
@@ -74,6 +75,8 @@ def scored_task(config: InferenceConfig) -> Task:
     Raises:
         UserError: no such task, flags that do not go with it, or a metric that does not or lacks a package.
     """
+    if PERPLEXITY in named_metrics(config.output.metrics):
+        raise UserError(f"-metrics {PERPLEXITY}: not with -score_only: it is computed by the model, which is not there")
     task = with_metrics(override_task(get_task(config.model.task or "seq2seq"), config.data), config.output.metrics)
     raise_if_any(missing_packages(task.metrics))
     return task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,18 @@ def outputs(folder: Path, name: str = "") -> list[str | Path]:
 
 
 # ---- free text
+
+
+def test_the_perplexity_of_references_is_that_of_the_validation(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    best, report = copy_run / "run" / "best", tmp_path / "report.json"
+    flags = ("-test_data", letters / "valid.tsv", "-batch_size", 16, "-metrics", "perplexity", "-save_report", report)
+    infer_ok("-model", best, *flags)
+    loss = read_json(best / "training_state.json")["validation"]["val_loss"]
+    assert read_json(report)["metrics"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-9)
+    files = ("-predictions", letters / "valid.tsv", "-references", letters / "valid.tsv", "-metrics", "perplexity")
+    refused = infer("-score_only", *files)
+    told = "-metrics perplexity: not with -score_only: it is computed by the model, which is not there"
+    assert (refused.code, refused.errors) == (2, [told])
 
 
 def test_predictions_references_and_report_of_best(copy_run: Path, letters: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from postprocessors.labels import LabelMap
 from postprocessors.spans import TaggedText, tags_of_spans
 from task_utils import BUILT_IN, Task, Template, get_task, task_name, task_names, task_table
 from tests.official_scorers import FOLDER, golden_cases
+from utils.errors import UserError
 
 MOST_LINES = 25  # of a task file
 
@@ -264,3 +266,28 @@ def test_every_sentence_of_klue_is_read_back_from_its_target(name: str, rows: in
             assert tree == tuple((int(head), relation) for *_, head, relation in tokens)
         read += 1
     assert read == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            "{postprocessor: {kind: numbers, lowest: x}, metrics: [acuracy, squad_em, pearson]}",
+            ["postprocessor: lowest must be", "unknown metric 'acuracy'", "metric 'squad_em' needs postprocessor: ans"],
+        ),
+        (
+            "{label_map: {a: [b]}, metrics: [acuracy, pearson, accuracy]}",
+            [
+                "label_map: the text of label 'a'",
+                "unknown metric 'acuracy'",
+                "metric 'pearson' needs",
+            ],
+        ),
+        ("{postprocessor: spanns, metrics: [acuracy, pearson]}", ["unknown kind 'spanns'", "unknown metric 'acuracy'"]),
+    ],
+)
+def test_metrics_are_checked_beside_outputs_that_cannot_be_read(tmp_path: Path, content: str, told: list[str]) -> None:
+    (tmp_path / "t.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        get_task(str(tmp_path / "t.yaml"))
+    assert [words in problem for words, problem in zip(told, caught.value.problems, strict=True)] == [True] * len(told)
