@@ -84,8 +84,9 @@ class _Finished:
 
     @classmethod
     def none(cls, sources: int, beams: int, device: torch.device) -> _Finished:
-        empty = torch.zeros(sources, beams, dtype=torch.long, device=device)
-        return cls(torch.full((sources, beams), NEVER, device=device), empty, empty.unsqueeze(2))
+        lengths = torch.zeros(sources, beams, dtype=torch.long, device=device)
+        tokens = torch.zeros(sources, beams, 1, dtype=torch.long, device=device)
+        return cls(torch.full((sources, beams), NEVER, device=device), lengths, tokens)
 
     def add(self, rows: Tensor, scores: Tensor, tokens: Tensor) -> None:
         """Let outputs of scores (rows, k) and tokens (rows, k, length) compete for the places of their sources."""

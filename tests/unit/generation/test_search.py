@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
 from config.inference_flags import DecodeFlags
-from generation.beam_search import SearchOptions, beam_search
+from generation.beam_search import FoundTokens, SearchOptions, _Finished, beam_search
 from generation.decoder import Decoder, Hypothesis
 from generation.incremental.decoder import BeamCache, StepModel
 from generation.incremental.weights import supports
@@ -357,3 +357,10 @@ def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:
         Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(), others=[other])
     with pytest.raises(ValueError, match=r"need the same start token; theirs are \[0, 1\]"):
         Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(), others=[half_trained("mbart")])
+
+
+def test_an_output_that_ends_at_once_has_a_length_of_its_own() -> None:
+    """Where the end token is another than 1, as BART's, an empty output was taken for a cut one."""
+    finished = _Finished.none(1, 1, torch.device("cpu"))
+    finished.add(torch.tensor([0]), torch.tensor([[-1.0]]), torch.tensor([[[2]]]))
+    assert finished.outputs(0) == [FoundTokens([2], -1.0)]
