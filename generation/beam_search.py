@@ -22,6 +22,7 @@ from config.inference_flags import DecodeFlags
 from generation.constraints import ROOT, TokenGraph
 from generation.incremental.decoder import COLUMNS_TO_COME
 from generation.logits_processors import ScoreRules
+from generation.passage_spans import SpanGraph
 from generation.topk import best_scores, log_normaliser, require_finite
 
 COMPACT_EVERY = COLUMNS_TO_COME  # steps
@@ -52,7 +53,7 @@ class SearchOptions:
     max_length: int  # at most that of the flags
     rules: ScoreRules
     flags: DecodeFlags
-    labels: TokenGraph | None = None
+    labels: TokenGraph | SpanGraph | None = None
 
     @property
     def end_token(self) -> int:
@@ -163,7 +164,7 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
         broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     if options.labels is not None:
-        beams.nodes = torch.full((count, width), ROOT, device=device)
+        beams.nodes = options.labels.roots(count, width)
     results: list[list[FoundTokens]] = [[] for _ in range(count)]
     since_compacted = 0
     for step in range(options.max_length):
@@ -236,7 +237,7 @@ def _continuations(
     flat = log_probs.add_(running.scores.unsqueeze(2)).view(sources, -1)
     scores, index = best_scores(flat, min(2 * beams, flat.shape[1]))
     parents, tokens = index // choices, index % choices
-    nodes = torch.full_like(tokens, ROOT)
+    nodes = torch.full_like(tokens, ROOT) if options.labels is None else running.nodes.gather(1, parents)
     if labels is not None:
         nodes = targets.view(sources, -1).gather(1, index)
         tokens = allowed.view(sources, -1).gather(1, index)

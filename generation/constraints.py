@@ -52,6 +52,10 @@ class TokenGraph:
         branches = self.starts[nodes].unsqueeze(-1) + place.minimum(counts - 1)
         return self.tokens[branches], self.targets[branches], place < counts
 
+    def roots(self, count: int, width: int) -> Tensor:
+        """(count, width) the nodes where outputs begin."""
+        return torch.full((count, width), ROOT, device=self.tokens.device)
+
     def to(self, device: torch.device) -> TokenGraph:
         """Move the tensors to `device`; returns the graph itself."""
         self.tokens, self.targets, self.starts, self.counts = (

@@ -24,11 +24,12 @@ from transformers import (
 
 from config.inference_flags import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
-from generation.constraints import LabelTrie
+from generation.constraints import LabelTrie, TokenGraph
 from generation.incremental.decoder import StepModel, start
 from generation.incremental.weights import compute_dtype, supports
 from generation.joined_labels import JoinedLabels
 from generation.logits_processors import ScoreRules, force_first
+from generation.passage_spans import PassageRule, PassageSpans, SpanGraph
 from generation.sampling import sample
 from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
@@ -139,6 +140,7 @@ class Decoder:
     Args:
         labels: of which the texts are; no other text comes out, and `max_length` is that of the longest.
         others: models with the same tokenizer whose log-probabilities are averaged with those of `model`.
+        passage: where a source holds the passage of which an output must be a part; excludes what labels exclude.
 
     Raises:
         ValueError: labels, sampling or others for an architecture that only `generate` can decode; labels together with
@@ -154,6 +156,7 @@ class Decoder:
         flags: DecodeFlags,
         labels: LabelMap | None = None,
         others: Sequence[PreTrainedModel] = (),
+        passage: PassageRule | None = None,
     ) -> None:
         self.models = [model, *others]
         self.model = model
@@ -162,7 +165,7 @@ class Decoder:
         self.config = generation_config(model, tokenizer, flags, others)
         self.own = all(supports(member) for member in self.models)
         self.allowed: LabelTrie | JoinedLabels | None = None
-        if not self.own and (labels or flags.do_sample or others):
+        if not self.own and (labels or passage or flags.do_sample or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
             raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
         sizes = [member.config.vocab_size for member in self.models]
@@ -171,8 +174,11 @@ class Decoder:
         starts = [decoder_start_token(member, example_target(tokenizer)) for member in self.models]
         if len(set(starts)) > 1:
             raise ValueError(f"models that decode together need the same start token; theirs are {starts}")
+        if (labels or passage) and (flags.has_rules or flags.do_sample):
+            raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
         if labels:
             self.allowed = self._allowed_texts(labels)
+        self.spans = PassageSpans(tokenizer, passage, label_encoder(tokenizer)) if passage else None
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
         self._beginnings = {"": Beginning(self.config.decoder_start_token_id, self.config.forced_bos_token_id)}
 
@@ -241,14 +247,20 @@ class Decoder:
             max_length=self.config.max_new_tokens,
             rules=rules,
             flags=flags,
-            labels=None if self.allowed is None else self.allowed.graph.to(input_ids.device),
+            labels=self._graph(input_ids),
         )
         device = input_ids.device
         state = start(self.step_models(), input_ids, attention_mask, flags.width)
-        if flags.beam_size > 1 or self.allowed is not None:
+        if flags.beam_size > 1 or search.labels is not None:
             found = beam_search(state, len(input_ids), search, device)
             return [outputs[: flags.num_return] for outputs in found]
         return sample(state, list(row_ids), search, device, with_scores)
+
+    def _graph(self, input_ids: Tensor) -> TokenGraph | SpanGraph | None:
+        """What may follow, of labels for all rows, of passages for each."""
+        if self.spans is not None:
+            return self.spans.graph(input_ids.tolist(), input_ids.device)
+        return None if self.allowed is None else self.allowed.graph.to(input_ids.device)
 
     def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Of outputs (a fixed first token and the end token included)."""
@@ -309,8 +321,6 @@ class Decoder:
         return (total / written.sum(1) ** self.flags.length_penalty).tolist()  # type: ignore[no-any-return]
 
     def _allowed_texts(self, labels: LabelMap) -> LabelTrie | JoinedLabels:
-        if self.flags.has_rules or self.flags.do_sample:
-            raise ValueError("labels exclude no_repeat_ngram_size, min_length, repetition_penalty and sampling")
         allowed = allowed_texts(self.tokenizer, labels)
         longest = allowed.graph.longest
         self.config.max_new_tokens = longest + (self.config.forced_bos_token_id is not None)

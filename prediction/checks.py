@@ -18,6 +18,7 @@ from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from metrics.probabilities import PERPLEXITY
 from metrics.registry import METRICS, REFERENCES, metric_names, scored_names, takes_of
+from postprocessors.answers import Answers
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from postprocessors.numbers import MOST_CHOICES, Number
@@ -226,6 +227,8 @@ def check_label_flags(config: InferenceConfig, task: Task | None, problems: list
 def label_problems(flags: LabelFlags, postprocessor: Postprocessor) -> list[str]:
     """What stands against predicting the rows of a task by these flags."""
     mode, labels = flags.label_decoding, allowed_labels(postprocessor)
+    if mode == "constrained" and isinstance(postprocessor, Answers):  # to spans of the passage
+        return []
     if mode != "generate" and isinstance(postprocessor, Number) and postprocessor.longest_texts and labels is None:
         written = f"{postprocessor.describe()} with {counted(postprocessor.decimals, 'decimal')}"
         return [f"-label_decoding {mode}: of {written} there are none, or more than {MOST_CHOICES:,}"]

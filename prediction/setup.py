@@ -22,6 +22,7 @@ from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
+from generation.passage_spans import PassageRule
 from models.architectures import architecture, longest_output, overflowing
 from models.languages import language_codes
 from models.special_tokens import encoded_target
@@ -230,7 +231,8 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
     if decode.engine == "ctranslate2":
         return convert(models[0], decode, with_scores, examples, devices.device(0))
     if decoding is None:
-        return TorchEngine(models, decode, with_scores)
+        constrained = ready.config.label.label_decoding == "constrained"
+        return TorchEngine(models, decode, with_scores, passage=PassageRule.of(ready.task) if constrained else None)
     if decoding.mode == "score":
         return ScoreEngine(models[0], decoding, devices)
     return TorchEngine(models, decode, with_scores, decoding.labels)

@@ -13,6 +13,7 @@ from checkpoints.model_source import InferenceModel
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.engines.base import BatchPredictor, Prediction
+from generation.passage_spans import PassageRule
 from models.architectures import own_search
 from postprocessors.labels import LabelMap
 from utils.console import tell
@@ -28,19 +29,22 @@ class TorchEngine:
         models: more than one decode together, with the mean of their log-probabilities.
         with_scores: predictions carry a score; the best outputs too when `flags.num_return` is above 1.
         labels: of which the texts are; None = free text.
+        passage: where the passage is of which the texts are parts; None = they need not be.
     """
 
     models: tuple[InferenceModel, ...]
     flags: DecodeFlags
     with_scores: bool = False
     labels: LabelMap | None = None
+    passage: PassageRule | None = None
 
     def __call__(self, device: torch.device) -> BatchPredictor:
         loaded = [model() for model in self.models]
         model, tokenizer = loaded[0]
         members = [member.to(device).eval() for member, _ in loaded]
-        with errors_at("-label_decoding constrained" if self.labels else f"-model {self.models[0].name}"):
-            decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:])
+        constrained = self.labels or self.passage
+        with errors_at("-label_decoding constrained" if constrained else f"-model {self.models[0].name}"):
+            decoder = Decoder(model, tokenizer, self.flags, self.labels, members[1:], self.passage)
         if not decoder.own and model.config.model_type in own_search() and not device.index:
             tell(
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
