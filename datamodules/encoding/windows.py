@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 LEAST_ROOM = 4  # a piece has room for at least this part (1/4) of the longest source
 LONGEST_WORD = 8  # a word is cut where it is longer than this part (1/8) of the room for a piece
+MOST_KNOWN = 1 << 16  # words whose tokens are kept in mind
 LOST = "the answer is in no window; the row does not train"
 WORD = re.compile(r"\s*\S+|\s+\Z")
 ZERO_WIDTH_JOINER = "\u200d"
@@ -65,6 +66,7 @@ class PassageCutter:
     answers: Answers
     limit: int
     stride: int
+    known: dict[str, int] = field(default_factory=dict, repr=False, compare=False)  # tokens of words met before
 
     @classmethod
     def of(
@@ -159,8 +161,15 @@ class PassageCutter:
         return self.encoder.encode(pa.array(texts, TEXT), self.limit, False)
 
     def _counts(self, texts: Sequence[str]) -> np.ndarray:
-        lengths = self.encoder.encode(pa.array(["", *texts], TEXT), 0, False).full_lengths
-        return np.asarray(lengths[1:] - lengths[0])
+        counts = {text: self.known.get(text, -1) for text in texts}
+        new = [text for text, count in counts.items() if count < 0]
+        lengths = self.encoder.encode(pa.array(["", *new], TEXT), 0, False).full_lengths
+        found = dict(zip(new, (lengths[1:] - lengths[0]).tolist(), strict=True))
+        if len(self.known) > MOST_KNOWN:
+            self.known.clear()  # other threads have what they need of it already
+        self.known.update(found)
+        counts |= found
+        return np.array([counts[text] for text in texts], dtype=np.int64)
 
 
 def _filled(template: Template, values: Mapping[str, str], own: Mapping[str, str]) -> str:
