@@ -1,7 +1,6 @@
 """Analyse reviews: flags -> keywords of each review -> sentiment of each keyword, with its words -> write -> score.
 
-Two predictions, one behind the other, each on one or several GPUs or CPU processes; a command that was stopped goes on
-where it was. `-h` lists the flags.
+Two predictions, one behind the other; a command that was stopped goes on where it was. `-h` lists the flags.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from datamodules.checks import data_file
 from datamodules.readers.paths import check_data_paths
 from prediction.checks import check_files, local_models
 from utils.console import run_command, tell
-from utils.errors import raise_if_any
+from utils.errors import errors_at, raise_if_any
 from utils.files import write_json
 from utils.tables import counted
 
@@ -74,18 +73,20 @@ def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> No
     """Predict keywords, then sentiments; write both together, and score them."""
     from analysis.page import Examples
     from analysis.reviews import PairScores, Reviews, analyses, save_analyses, write_pairs
-    from analysis.stages import SENTIMENT, Stages, keyword_config, sentiment_config
+    from analysis.stages import Stages, keyword_config, sentiment_config
     from datamodules.splits import report_lines
     from prediction.run import predicted, scored
     from prediction.setup import prepare
 
     flags, pairs = config.review, temporary / "pairs.jsonl"
-    first = prepare(keyword_config(config), given, temporary)
-    second = prepare(sentiment_config(config, pairs), given, temporary)
+    ready = []
+    for name, stage in (("keyword", keyword_config(config)), ("sentiment", sentiment_config(config, pairs))):
+        with errors_at(f"-{name}_model, -{name}_task"):
+            ready.append(prepare(stage, given, temporary))
+    first, second = ready
     stages = Stages.of(flags, first.task, second.task)
     first = first.predicting(LabelFlags("score", thresholds=flags.thresholds))
-    columns = {"source_column": stages.review_column, "target_column": SENTIMENT}
-    second = second.predicting(LabelFlags("score", highlight=True), **columns)
+    second = second.predicting(LabelFlags("score", highlight=True), **stages.columns)
     split = first.encoder.encode("-data", flags.data, keep_all=True)
     tell(*report_lines("-data", split.report))
     reviews = Reviews(flags, stages, first.config.data.tsv_escapes)
@@ -100,8 +101,8 @@ def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> No
         examples, both = Examples(flags.page_examples), PairScores()
         rows = analyses(reviews, found.predictions, judged.predictions if judged else (), stages)
         save_analyses(Path(flags.save_output), examples.seen(both.seen(rows)), flags.overwrite)
-        tell(f"{counted(len(split), 'review')} with {counted(count, 'keyword')} written to {flags.save_output}")
-        tell("", "keywords of the reviews")
+        tell(f"{counted(len(split), 'review')} with {counted(count, 'keyword')} written to {flags.save_output}", "")
+        tell("keywords of the reviews")
         report = {"keywords": scored(found)[1]}
         if judged:
             tell("", "sentiments of the keywords found")

@@ -63,6 +63,11 @@ class Stages:
         (keyword,) = (name for name in names if name != review)
         return cls(keyword_task, keywords, sentiments, review, keyword, flags.no_keyword)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the pairs, as flags of the data."""
+        return {"source_column": self.review_column, "target_column": SENTIMENT}
+
     def found(self, prediction: Prediction) -> Mapping[str, float]:
         """The keywords of a review with their probabilities, in the order of the label map."""
         labels = self.keywords.value(prediction.text) or ()
