@@ -15,6 +15,7 @@ from utils.files import run_error, write_file
 MOST_WORDS = 300  # shown of a review
 MOST_KEYWORDS = 20  # shown of a review
 MOST_LETTERS = 60  # of a word, a keyword or a label
+FULL_COLOUR = 0.1  # loss of probability from which a review's strongest word has the full colour
 WEAKEST = 0.02  # share of the strongest effect below which a word has no colour
 
 STYLE = """
@@ -112,7 +113,8 @@ def _article(analysis: Mapping[str, Any]) -> str:
 
 def _keyword(found: Mapping[str, Any], right: Mapping[str, str | None]) -> str:
     words = found["words"][:MOST_WORDS]
-    strongest = max((abs(word["loss"]) for word in found["words"]), default=0.0) or 1.0
+    strongest = max((abs(word["loss"]) for word in found["words"]), default=0.0)
+    strongest = max(strongest, FULL_COLOUR)
     losses = [word["loss"] for word in words]
     first = losses.index(max(losses)) if max(losses, default=0.0) > 0 else -1
     spans = " ".join(_word(word, strongest, number == first) for number, word in enumerate(words))

@@ -78,6 +78,7 @@ def test_words_have_the_colour_of_their_effect() -> None:
     assert "<small>(reference: <bdi>부정</bdi>)</small>" in content
     assert "<bdi>부정</bdi> 0.250 · <bdi>긍정</bdi> 0.750" in content
     assert 'class="for first"' not in page(analysis(0, [("늦", -0.1)]))
+    assert '<span class="for first" style="--effect:0.10"' in page(analysis(0, [("가", 0.01)]))  # a little is pale
 
 
 def test_the_strongest_reviews_are_shown_and_counted() -> None:
