@@ -79,6 +79,15 @@ def test_what_decodes_is_told_in_a_line(tmp_path: Path, told: Prepared) -> None:
     assert told("-model", t5, decoding=LabelDecoding("score", label_map("ab"))) == [f"{on}labels by score{rows}"]
 
 
+def test_windows_are_searched_by_probability(tmp_path: Path, told: Prepared) -> None:
+    """Divided by their length, the log-probabilities of long answers pass that of an empty one."""
+    windows = ("-model", folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5"), "-task", "squad")
+    windows += ("-max_seq_length", 64, "-doc_stride", 8, "-beam_size", 2)
+    assert ", -beam_size 2, -length_penalty 0.0, up to" in told(*windows)[0]
+    assert ", -beam_size 2, -length_penalty 0.5, up to" in told(*windows, "-length_penalty", 0.5)[0]
+    assert ", -beam_size 2, up to" in told(*windows, "-length_penalty", 1.0)[0]
+
+
 def test_generated_labels_are_little_longer_than_the_longest(tmp_path: Path, told: Prepared) -> None:
     t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
     told_of = "predicting on 1 x cpu, fp32, greedy, up to {} tokens; batches of 128 rows"
