@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,12 +48,18 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     check_combinations(config, problems)
     _check_decoding(config, problems)
     named = collect(problems, lambda: named_metrics(config.output.metrics)) or ()
-    if PERPLEXITY in named and (len(config.model.model) > 1 or config.length.doc_stride):
-        one = "-doc_stride: a window has no reference" if config.length.doc_stride else "several -model: give one"
-        problems.append(f"-metrics {PERPLEXITY}: not with {one}")
+    if PERPLEXITY in named and len(config.model.model) > 1:
+        problems.append(f"-metrics {PERPLEXITY}: not with several -model: give one")
+    problems += perplexity_problems(named, config.length.doc_stride)
     check_label_flags(config, task, problems)
     check_model_paths(problems, {"-model": config.model.model, "-tokenizer": config.model.tokenizer})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
+
+
+def perplexity_problems(metrics: Collection[str], doc_stride: int) -> list[str]:
+    """Why the perplexity of references cannot be had of windows."""
+    windows = f"-doc_stride {doc_stride}: a window has no reference; leave the metric out, or give -doc_stride 0"
+    return [f"-metrics {PERPLEXITY}: not with {windows}"] if doc_stride and PERPLEXITY in metrics else []
 
 
 def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:

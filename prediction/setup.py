@@ -27,7 +27,7 @@ from models.architectures import architecture, longest_output, overflowing
 from models.languages import language_codes
 from models.special_tokens import encoded_target
 from postprocessors.base import FreeText, Postprocessor
-from prediction.checks import check_labels, with_metrics
+from prediction.checks import check_labels, named_metrics, perplexity_problems, with_metrics
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
 from prediction.predict import Engine
@@ -35,7 +35,7 @@ from prediction.windows import by_probability
 from task_utils import Task, fixed_languages, get_task, override_task, task_name, task_names
 from utils.console import tell
 from utils.devices import Devices, resolve_devices, use_threads
-from utils.errors import UserError, closest
+from utils.errors import UserError, closest, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES
 
 SLACK = 8  # tokens that an output may be longer than the longest text that a model should write
@@ -93,6 +93,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         config = replace(config, length=replace(config.length, doc_stride=0))
     if config.length.doc_stride and "length_penalty" not in given:
         config = replace(config, decode=by_probability(config.decode))
+    raise_if_any(perplexity_problems(named_metrics(config.output.metrics), config.length.doc_stride))
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
     check_languages(task, data, tokenizer)

@@ -86,6 +86,8 @@ def test_windows_are_searched_by_probability(tmp_path: Path, told: Prepared) -> 
     assert ", -beam_size 2, -length_penalty 0.0, up to" in told(*windows)[0]
     assert ", -beam_size 2, -length_penalty 0.5, up to" in told(*windows, "-length_penalty", 0.5)[0]
     assert ", -beam_size 2, up to" in told(*windows, "-length_penalty", 1.0)[0]
+    with pytest.raises(UserError, match=r"^-metrics perplexity: not with -doc_stride 8: a window has no reference"):
+        told(*windows, "-metrics", "perplexity")  # also where -doc_stride comes from the training
 
 
 def test_generated_labels_are_little_longer_than_the_longest(tmp_path: Path, told: Prepared) -> None:
