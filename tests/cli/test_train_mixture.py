@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from checkpoints.model_source import InferenceModel, check_same_texts
+from deploy.export import saved_state
 from tests.cli.command import infer, infer_ok, train, train_ok
 from tests.cli.tiny import BART, json_lines, write_config, write_mixture
 
@@ -80,6 +82,14 @@ def test_a_prediction_picks_one_of_the_tasks(mixed: Path) -> None:
     output = mixed.parent / "numbers.txt"
     infer_ok("-model", file, "-task", "length", "-label_decoding", "constrained", "-save_output", output, *data)
     assert set(output.read_text(encoding="utf-8").split()) <= set("1234")
+
+
+@pytest.mark.parametrize("name", ["best", "saved_checkpoints/last.ckpt"])
+def test_an_export_knows_all_tasks(mixed: Path, name: str) -> None:
+    tasks = saved_state([str(mixed / name)], "-model")["tasks"]
+    assert [task["name"] for task in tasks] == list(TASKS)
+    assert tasks[1]["label_map"] == {"0": "no", "1": "yes"}
+    check_same_texts([InferenceModel(str(mixed / name)), InferenceModel(str(mixed / "last"))])
 
 
 def test_other_rates_or_tasks_are_no_resume(mixed: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,23 @@ def test_the_name_of_the_checkpoints_task_means_the_checkpoints_task() -> None:
     assert resolved("-task", "seq2seq", "-target_template", "={{ target }}").target_template == "={{ target }}"
     state = {"task": get_task("klue-nli").with_label_map(LabelMap.parse("0=a,1=b")).to_dict()}
     assert resolved("-task", "klue-nli-prompted") == resolved("-task", "klue-nli") == Task.from_dict(state["task"])
+
+
+def test_a_name_picks_one_of_several_trained_tasks() -> None:
+    first, second = get_task("nsmc-prompted"), replace(get_task("seq2seq"), name="own", input_template="> {{ source }}")
+    state = {"task": first.to_dict(), "tasks": [first.to_dict(), second.to_dict()]}
+
+    def resolved(*flags: str) -> Task:
+        config, _, _ = parse_flags(InferenceConfig, ["-model", "m", "-test_data", "rows.tsv", *flags])
+        return resolve_prediction_task(config, state, "-model m")
+
+    assert (resolved("-task", "own"), resolved("-task", "nsmc-prompted")) == (second, first)
+    assert resolved("-task", "klue-sts") == get_task("klue-sts")
+    with pytest.raises(
+        UserError, match=r"^-model m: was trained on several tasks; give one as -task: nsmc-prompted, own$"
+    ):
+        resolved()
+    with pytest.raises(
+        UserError, match=r"^-task on: no such task \(did you mean own\?\); -model m was trained on nsmc"
+    ):
+        resolved("-task", "on")
