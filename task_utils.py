@@ -140,6 +140,12 @@ class Task:
         raise_if_any(problems)
 
     @property
+    def passage_variables(self) -> frozenset[str]:
+        """The variables of templates that hold the passage; `source` as well where it is the source column."""
+        names = {self.passage, "source"} if self.passage == self.source_column else {self.passage}
+        return frozenset(names - {""})
+
+    @property
     def kind(self) -> str:
         """The kind of its outputs, as metrics take it."""
         return LABELS if self.label_map is not None else (self.output or FREE_TEXT).kind

@@ -23,6 +23,7 @@ from task_utils import Task
 from utils.errors import UserError
 
 UNKNOWN = b"\xff"  # what a special token is in a text: no byte of UTF-8
+LONGEST_TOKEN = 64  # bytes that a token at the beginning of a span may have
 _PREFIX = 3  # bytes by which the lengths of tokens are known
 
 # Row, places in its passage, tokens written of the text for no answer (BEGUN: of another; OPENED: a blank is written).
@@ -51,9 +52,8 @@ class PassageRule:
         if output.two_lines or target.variables != {"target"} or target.render({"target": "a b"}) != "a b":
             raise UserError(f"{place}: the target must be the answer alone, not {task.target_template!r}")
         template = Template(task.input_template, "-input_template")
-        names = {task.passage, *(["source"] if task.passage == task.source_column else [])}
         parts = template.parts or ()
-        found = [part for part in parts if isinstance(part, Variable) and part.name in names]
+        found = [part for part in parts if isinstance(part, Variable) and part.name in task.passage_variables]
         if len(found) != 1:
             named = f"{{{{ {task.passage} }}}}" if task.passage else "no passage (key `passage` of a task file)"
             raise UserError(f"{place}: {template.name} must hold the passage once and as it is; here it is {named}")
@@ -186,9 +186,6 @@ class SpanGraph:
         found = {token: (tuple(sorted(ends)), BEGUN) for token, ends in reached.items()}
         alone = self.spans.tokens.get(opening, []) if starts else []
         return found | {token: (tuple(starts), OPENED) for token in alone}
-
-
-LONGEST_TOKEN = 64  # bytes that a token at the beginning of a span may have
 
 
 def _may_end(text: bytes, place: int) -> bool:

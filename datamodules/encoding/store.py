@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.encoding.arrays import Tokens, gather_ranges
+from task_utils import LANGUAGES
 
+# Those of `LANGUAGES` follow where a task gives rows a language.
 _COLUMNS = ("source_ids", "target_ids", "source_text", "reference", "row_id", "too_long")
-_LANGUAGES = ("source_language", "target_language")  # further columns, of tasks that give rows a language
 
 
 @dataclass
@@ -124,7 +125,7 @@ class _Store:
         self.path = path
         reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         names = tuple(reader.schema.names)
-        if names[: len(_COLUMNS)] != _COLUMNS or not {*names[len(_COLUMNS) :]} <= {*_LANGUAGES}:
+        if names[: len(_COLUMNS)] != _COLUMNS or not {*names[len(_COLUMNS) :]} <= {*LANGUAGES}:
             raise pa.ArrowInvalid(f"{path}: not a file of encoded rows")
         self.batches = batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.starts = [0]
@@ -327,7 +328,7 @@ class EncodedSplit:
 
     def target_languages(self, rows: Iterable[int]) -> list[str]:
         """The codes of the target languages of these rows; none at all where the task gives its rows none."""
-        name = _LANGUAGES[1]
+        name = LANGUAGES[1]
         return [self.language(name, int(row)) for row in rows] if name in self._store.languages else []
 
     def reference_codes(self, texts: Sequence[str]) -> np.ndarray:

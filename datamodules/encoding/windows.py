@@ -85,10 +85,9 @@ class PassageCutter:
                 f"{place}: task {task.name} has no passage to cut; give 0, or a task file with the key `passage`, as"
                 " squad, korquad-v1 and klue-mrc have it"
             )
-        names = {task.passage, "source"} if task.source_column == task.passage else {task.passage}
-        variables = frozenset(names & template.variables)
+        variables = task.passage_variables & template.variables
         if not variables:
-            wanted = " or ".join(f"{{{{ {name} }}}}" for name in sorted(names))
+            wanted = " or ".join(f"{{{{ {name} }}}}" for name in sorted(task.passage_variables))
             raise UserError(f"{place}: {template.name} {template.source!r} holds no {wanted}, the passage of the task")
         if not limit:
             raise UserError(f"{place}: no source is too long for this model; give 0, or a -max_seq_length")
@@ -176,7 +175,7 @@ def _filled(template: Template, values: Mapping[str, str], own: Mapping[str, str
     """The text of a template; empty where it cannot be made of a piece, though it could of the whole row."""
     try:
         return template.render({**values, **own}).encode().decode()
-    except ValueError:
+    except ValueError:  # also of `encode`: half of a surrogate pair
         return ""
 
 
