@@ -85,8 +85,8 @@ def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> No
             ready.append(prepare(stage, given, temporary))
     first, second = ready
     stages = Stages.of(flags, first.task, second.task)
-    first = first.predicting(LabelFlags("score", thresholds=flags.thresholds))
-    second = second.predicting(LabelFlags("score", highlight=True), **stages.columns)
+    first = first.predicting(LabelFlags(label_decoding="score", thresholds=flags.thresholds))
+    second = second.predicting(LabelFlags(label_decoding="score", highlight=True), **stages.columns)
     split = first.encoder.encode("-data", flags.data, keep_all=True)
     tell(*report_lines("-data", split.report))
     reviews = Reviews(flags, stages, first.config.data.tsv_escapes)

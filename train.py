@@ -88,8 +88,7 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     from training.strategies import STRATEGIES
     from utils.files import nothing_kept_on_user_error
 
-    strategy = STRATEGIES[config.device.strategy]
-    resumed = read_newest(resume_candidates(config), strategy.load, say)
+    resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
     config = with_seed(config, resumed)
     finished = ""
     if resumed:

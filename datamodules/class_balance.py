@@ -84,7 +84,7 @@ def check_weighted_tasks(flag: str, names: Sequence[str]) -> None:
     if flag in ("", BALANCED):
         return
     raise_if_any(
-        f"-class_weights {flag}: {task!r} is no task of this run; known: {', '.join(names)}{closest(str(task), names)}"
+        f"-class_weights {flag}: {task!r} is no task of this run{closest(str(task), names)}; known: {', '.join(names)}"
         for task in _file_content(flag)
         if task not in names
     )

@@ -85,12 +85,13 @@ class Sampling:
 
     def lines(self, names: Sequence[str]) -> list[str]:
         """What to tell of an epoch that draws its rows, a line a task; none where it takes every row once."""
+        if not self.shares:
+            return []
         rows = sum(self.shares)
         return [
             f"{printable(name)}: {share:,} of the {rows:,} rows of an epoch ({share / rows:.1%}),"
             f" each of its {counted(count, 'row')} {share / count:.3g} times"
-            for name, share, count in zip(names, self.shares or [0] * len(names), self.counts, strict=True)
-            if share
+            for name, share, count in zip(names, self.shares, self.counts, strict=True)
         ]
 
     def rows(self, seed: int, epoch: int) -> IntArray | None:

@@ -21,7 +21,7 @@ from utils.tables import counted
 def perplexity(
     model: PreTrainedModel, split: EncodedSplit, pad_token_id: int, batch_size: int, device: torch.device
 ) -> Figure:
-    """exp of the mean cross-entropy of a target token under teacher forcing: of `val_loss` of a training on these rows.
+    """exp of the mean cross-entropy of a target token under teacher forcing: of the `val_loss` of these rows.
 
     Rows without a target are left out; NaN without any.
 

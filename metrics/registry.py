@@ -20,7 +20,6 @@ LABELS = "labels"  # the labels that both stand for
 PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
 NO_ANSWER = "probabilities of no answer"  # those of the outputs of windows: -doc_stride
 TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
-
 REFERENCES = "references"  # the model's pass over references, where -metrics of inference.py asks for it
 
 FRACTION = "fraction"  # from 0 to 1

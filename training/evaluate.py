@@ -82,11 +82,11 @@ def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scor
         rows, of_rows = by_row(split, found, postprocessor) if part.has_windows else (split, found)
         references = LazySequence(len(rows), rows.reference)
         texts = LazySequence(len(rows), lambda row: of_rows[row].text)
-        scores = score(references, texts, postprocessor, names=part.task.metrics)
+        scored_as = partial(score, postprocessor=postprocessor, names=part.task.metrics)
+        scores = scored_as(references, texts)
         report = report_text(scores, outputs_of(rows, of_rows, postprocessor)).splitlines()
         content = report_dict(scores, {"model": str(best), **asdict(flags)})
         if groups := Groups.of_directions(rows):
-            scored_as = partial(score, postprocessor=postprocessor, names=part.task.metrics)
             by_group = groups.scores(references, texts, scored_as)
             report += groups.lines(by_group)
             content["groups"] = group_dict(by_group)
