@@ -83,8 +83,8 @@ class DataFlags:
     target_template: str = free("", "Jinja template of the target, e.g. '{{ target }}'; empty = the task's.")
     source_language: str = flag(
         "",
-        "Language code of the source, e.g. ko_KR, for tokenizers with language tokens and for templates; of columns:"
-        " '{{ src }}'; empty = the task's, else none.",
+        "Language code of the source, e.g. ko_KR, or a template of it over columns, e.g. '{{ src }}'; for tokenizers"
+        " with language tokens and for other templates; empty = the task's, else none.",
         resume="kept",
     )
     target_language: str = flag(

@@ -216,8 +216,7 @@ class LabelFlags:
     label_decoding: str = flag(
         "generate",
         "How a task with labels is predicted: generate any text; constrained = search among the labels only,"
-        " of answers among the parts of the passage;"
-        " score = the probability of every label.",
+        " and for answers among the parts of the passage only; score = the probability of every label.",
         choices=LABEL_DECODINGS,
         excludes={"engine=ctranslate2": "it has no search among labels"},
     )
