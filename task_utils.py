@@ -28,7 +28,7 @@ from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.kinds import KINDS, postprocessor_dict, postprocessor_of
 from postprocessors.labels import LabelMap
 from utils.errors import UserError, closest, errors_at, raise_if_any
-from utils.mapping_files import FILE_SUFFIXES, read_mapping_file
+from utils.mapping_files import FILE_SUFFIXES, read_mapping_file, unknown_keys
 
 __all__ = [
     "FILES",
@@ -201,11 +201,7 @@ class Task:
         """
         place = f"task {state.get('name', '')}".rstrip()
         known = task_keys()
-        problems = [
-            f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
-            for key in state
-            if key not in known
-        ]
+        problems = unknown_keys(place, state, known)
         values: dict[str, Any] = {}
         for key in (key for key in known if key in state):
             try:

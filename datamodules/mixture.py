@@ -14,8 +14,8 @@ from config.checks import collect
 from config.flags import DataFlags, TrainTaskFlags
 from datamodules.readers.paths import check_data_paths, parse_data_path
 from task_utils import FILES, Task, file_paths, get_task, override_task, task_content
-from utils.errors import UserError, closest, raise_if_any
-from utils.mapping_files import FILE_SUFFIXES
+from utils.errors import UserError, raise_if_any
+from utils.mapping_files import FILE_SUFFIXES, unknown_keys
 
 FLAG = "-train_task"
 MIXTURE_KEYS = ("tasks", "temperature")
@@ -121,7 +121,7 @@ def _is_mixture(value: str) -> bool:
 def _read_mixture(path: str, data: DataFlags, problems: list[str]) -> Mixture:
     """The tasks of a mixture file, without those that `problems` are found in."""
     content, place = task_content(path, FLAG), f"{FLAG} {path}"
-    problems += _unknown_keys(place, content, MIXTURE_KEYS)
+    problems += unknown_keys(place, content, MIXTURE_KEYS)
     entries = content["tasks"]
     if not isinstance(entries, list) or not entries:
         problems.append(f"{place}: tasks must be a list of tasks, each with the keys {', '.join(ENTRY_KEYS)}")
@@ -134,7 +134,7 @@ def _read_mixture(path: str, data: DataFlags, problems: list[str]) -> Mixture:
             problems.append(f"{at}: key 'task' is missing; it names a built-in task or a file that describes one")
             continue
         found = len(problems)
-        problems += _unknown_keys(at, entry, ENTRY_KEYS)
+        problems += unknown_keys(at, entry, ENTRY_KEYS)
         member = collect(problems, lambda entry=entry, at=at: _entry(entry, at, Path(path).parent, data))  # type: ignore[misc]
         members += [member] if member and len(problems) == found else []
     temperature = None
@@ -174,14 +174,6 @@ def _positive(place: str, value: object) -> float:
     if not 0 < number < float("inf"):
         raise UserError(f"{place} {value}: a number above 0 expected")
     return number
-
-
-def _unknown_keys(place: str, content: Mapping[str, object], known: Sequence[str]) -> list[str]:
-    return [
-        f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
-        for key in content
-        if key not in known
-    ]
 
 
 def _files_of(name: str) -> dict[str, tuple[str, ...]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, closest
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 MOST_BYTES = 1 << 20  # of such a file: tens of thousands of labels, and seconds of the YAML parser
@@ -51,6 +52,15 @@ def read_mapping_file(flag: str, path: str) -> object:
         raise _too_deep(flag, path, text) from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{flag} {path}: {error}") from None
+
+
+def unknown_keys(place: str, keys: Iterable[object], known: Sequence[str]) -> list[str]:
+    """A problem for each of the keys that is not known."""
+    return [
+        f"{place}: unknown key {key!r}{closest(str(key), known)}; known: {', '.join(known)}"
+        for key in keys
+        if key not in known
+    ]
 
 
 def _too_deep(flag: str, path: str, text: str) -> UserError:
