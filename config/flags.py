@@ -10,7 +10,11 @@ OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 STRATEGIES = ("auto", "ddp")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
-PRECISIONS = ("32", "16", "bf16", "fp16")
+PRECISIONS = ("auto", "32", "tf32", "16", "bf16", "fp16")
+PRECISION_HELP = (
+    "Arithmetic: auto = bf16 on GPUs that have it, else 32; 32, tf32 (32 with the products of GPUs in TF32), 16 (= bf16"
+    " where the device has it), bf16, fp16 (not T5)."
+)
 FREEZABLE = ("embedding", "encoder", "decoder")
 STANDARD_INPUT = "-"
 
@@ -345,7 +349,10 @@ class TrainDeviceFlags:
     num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
     strategy: str = free("auto", "How devices share the work; auto = ddp on several, plain on one.", choices=STRATEGIES)
     float_precision: str = flag(
-        "32", "Arithmetic: 32, 16 (= bf16 where the device has it), bf16, fp16 (not T5).", choices=PRECISIONS
+        "auto",
+        PRECISION_HELP,
+        choices=PRECISIONS,
+        resume="arithmetic",  # what it comes to on the device is compared as well
     )
 
 

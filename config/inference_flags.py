@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import PRECISIONS, USER_CODE, DataFlags, LengthFlags
+from config.flags import PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
 from config.parser import flag, free
 
 LABEL_DECODINGS = ("generate", "constrained", "score")
@@ -275,8 +275,8 @@ class InferenceDeviceFlags:
     )
     cpu_processes: int = free(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)
     float_precision: str = flag(
-        "32",
-        "Arithmetic: 32, 16 (= bf16 where the device has it), bf16, fp16 (not T5).",
+        "auto",
+        PRECISION_HELP,
         choices=PRECISIONS,
         excludes={"engine=ctranslate2": "it has -compute_type"},
     )

@@ -116,6 +116,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         parts: the rows of each task.
         sampling: what an epoch draws of the rows of each; None = every row once.
         batch_options: sizes on each device, for validation as well, and accumulation.
+        precision: the value of -float_precision that names the arithmetic on this device.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         pad_token_id: int,
         batch_options: BatchOptions,
         seed: int,
+        precision: str = "32",
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -138,6 +140,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.pad_token_id = pad_token_id
         self.batch_options = batch_options
         self.seed = seed
+        self.precision = precision
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
@@ -210,12 +213,8 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         ended = done >= self._trainer.num_training_batches and not self.validation_pending
         return (epoch + 1, 0) if ended else (epoch, done)
 
-    def fingerprint(self, world_size: int, precision: str) -> dict[str, Any]:
-        """What must be equal for a resume to continue the same run, by the name a user knows.
-
-        Args:
-            precision: the arithmetic that -float_precision came to on this device, in Lightning's word.
-        """
+    def fingerprint(self, world_size: int) -> dict[str, Any]:
+        """What must be equal for a resume to continue the same run, by the name a user knows."""
         options = self.batch_options
         weights = [f"{part.named(text)}={weight}" for part in self.parts for text, weight in part.weights.items()]
         data: dict[str, Any] = {}
@@ -233,7 +232,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "padding to a multiple of (8 on GPUs, 1 on the CPU)": options.pad_to_multiple_of,
             "-seed": self.seed,
             "number of devices": world_size,
-            "-float_precision": precision,
+            "-float_precision": self.precision,
             WEIGHTS: ", ".join(weights),
         }
 
@@ -244,7 +243,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "batches": batches,
             "batches_per_epoch": int(self._trainer.num_training_batches),
             "validation_pending": self.validation_pending,
-            "fingerprint": self.fingerprint(self._world_size, str(self._trainer.precision)),
+            "fingerprint": self.fingerprint(self._world_size),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

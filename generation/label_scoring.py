@@ -25,7 +25,8 @@ from models.special_tokens import example_target, fixed_first_token
 
 QUERIES_AT_ONCE = 2**15  # of all sources together: bounds the memory of many or long labels
 MOST_NODES = 2**13  # of the tree of labels; who sees whom is a table of nodes x nodes
-LOGITS_AT_ONCE = 2**22  # 16 MB of fp32: what is looked at while it is still in the cache
+LOGITS_AT_ONCE = 2**22  # on a CPU: 16 MB of fp32, which are looked at while they are still in the cache
+LOGITS_AT_ONCE_ELSEWHERE = 2**28  # 1 GiB: a device is to be kept busy
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _pair_log_probs(fixed: _Pass, hidden: Tensor) -> Tensor:
     """
     vocabulary = fixed.model.vocabulary
     parts = []
-    rows = max(1, LOGITS_AT_ONCE // (vocabulary * hidden.shape[1]))
+    most = LOGITS_AT_ONCE if hidden.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
+    rows = max(1, most // (vocabulary * hidden.shape[1]))
     for start in range(0, len(hidden), rows):
         logits = fixed.model.logits(hidden[start : start + rows])
         normaliser = log_normaliser(logits.view(-1, vocabulary)).view(logits.shape[:2])

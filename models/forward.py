@@ -33,6 +33,7 @@ def decode_teacher_forced(
     """One pass over (batch, source_length) sources and (batch, target_length) labels padded with -100."""
     decoder_input_ids = shift_right(model, labels)
     row = architecture(model.config.model_type)
+    attention_mask = unread_mask(model.config, attention_mask)
     if row.like_t5:
         encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = model.decoder(
@@ -44,9 +45,24 @@ def decode_teacher_forced(
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
     if row.like_bart:
+        if attention_mask.dim() == 4:  # else the library makes a mask of ones, and reads it
+            length = labels.shape[1]
+            inputs["decoder_attention_mask"] = attention_mask.new_ones(1, 1, length, length).tril()
         hidden = model.model(**inputs, use_cache=False)[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=model.final_logits_bias)
     return _other_architecture(model, inputs)
+
+
+def unread_mask(config: Any, attention_mask: Tensor) -> Tensor:
+    """The (batch, source_length) mask in a form of which the library does not read the values on the host.
+
+    Of a mask of two dimensions it asks whether any token is masked, and the host waits for the device. One of four,
+    (batch, 1, 1, source_length) and boolean, is taken as it is. On the CPU nothing is waited for.
+    """
+    own = architecture(config.model_type).own_search
+    if attention_mask.device.type == "cpu" or not own or not config._attn_implementation.startswith("sdpa"):
+        return attention_mask
+    return attention_mask.bool()[:, None, None]
 
 
 def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> DecoderOutput:

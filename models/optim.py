@@ -58,7 +58,8 @@ def build_optimizer(
     if name == "adam":
         assert learning_rate is not None
         can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in decayed + undecayed)
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused and can_fuse)
+        # None and not False, with which torch takes parameter by parameter where it would take all at once.
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True if fused and can_fuse else None)
     if name == "adafactor":
         from transformers.optimization import Adafactor
 

@@ -28,7 +28,7 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
 from prediction.parts import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from utils.console import tell
-from utils.devices import Devices, use_threads
+from utils.devices import Devices, use_arithmetic, use_threads
 from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from utils.libraries import quiet_libraries
 from utils.progress import ProgressLine
@@ -162,8 +162,11 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
     """Predict chunk after chunk until none is left that nobody works on."""
     quiet_libraries()
     if job.devices.count > 1:
+        use_arithmetic(job.devices)
         use_threads(job.devices)
     device = job.devices.device(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for what asks for the current one: kernels that are compiled, events, graphs
     with _memory_errors(
         f"the model does not fit into the memory of {device}: a model larger than one GPU is out of scope"
     ):

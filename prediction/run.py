@@ -162,7 +162,7 @@ def parts_of(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None) 
         **deciding_flags(config),
         "labels": decoding.describe() if decoding else None,
         "device": ready.devices.accelerator,
-        "-float_precision": ready.devices.precision,
+        "-float_precision": ready.devices.arithmetic,
     }
     with open_parts(Path(config.output.save_output), identity, config.output.overwrite) as folder:
         yield folder

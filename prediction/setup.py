@@ -34,7 +34,7 @@ from prediction.predict import Engine
 from prediction.windows import by_probability
 from task_utils import Task, fixed_languages, get_task, override_task, task_name, task_names
 from utils.console import tell
-from utils.devices import Devices, resolve_devices, use_threads
+from utils.devices import Devices, resolve_devices, use_arithmetic, use_threads
 from utils.errors import UserError, closest, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES
 
@@ -111,6 +111,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             )
         check_compute_type(config.decode.compute_type, devices.accelerator)
         check_convertible(model_config.model_type, f"-model {models[0].name}")
+    use_arithmetic(devices)
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
     check_min_length(config.decode, target_limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -30,7 +30,6 @@ from prediction.predict import predict
 from prediction.setup import with_length
 from prediction.windows import by_probability, by_row
 from training.setup import Prepared
-from utils.devices import Devices
 from utils.files import write_json
 
 
@@ -70,7 +69,7 @@ def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scor
     """The scores of the test rows of a task, their report, and what to tell of it."""
     config, devices, postprocessor = prepared.config, prepared.devices, part.postprocessor
     best = Path(config.run.save_path) / "best"
-    one_device = Devices(devices.accelerator, 1, 1, devices.precision)
+    one_device = replace(devices, count=1, num_nodes=1)
     model = InferenceModel(str(best))
     model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))

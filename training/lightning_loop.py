@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def data_module(trainer: pl.Trainer) -> Seq2SeqDataModule:
     attached: Any = trainer  # its class declares no such attribute
     module: Seq2SeqDataModule = attached.datamodule
     return module
+
+
+def in_precision(trainer: pl.Trainer) -> AbstractContextManager[Any]:
+    """The context in which the training step computes; Lightning leaves it before a validation ends."""
+    return trainer.precision_plugin.forward_context()
 
 
 def at_step_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -28,7 +28,7 @@ from models.loading import OF_ANOTHER_KIND
 from models.optim import state_problem
 from task_utils import LANGUAGES, Task
 from training.lightning_loop import leaves_out_parameters
-from utils.devices import Devices
+from utils.devices import Devices, arithmetic_of
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
 from utils.tables import counted
@@ -36,6 +36,7 @@ from utils.tables import counted
 SEED_VARIABLE = "S2S_SEED"  # the seed drawn for -seed -1, for the processes that Lightning starts
 TASK_PARTS = ("input_template", "target_template", "label_map", "label_separator", *LANGUAGES)
 PRECISION = "-float_precision"
+SURE_ARITHMETIC = ("32", "bf16", "fp16")  # values that mean the same on every device
 
 
 def read_newest(
@@ -91,8 +92,11 @@ def flag_differences(resumed: SavedRun, config: TrainConfig, tasks: Sequence[Tas
     names = [
         spec.name
         for spec in flag_specs(type(config))
-        if spec.resume in ways or (spec.resume in ("if given", "kept") and now[spec.name])
+        if spec.resume in ways
+        or (spec.resume in ("if given", "kept") and now[spec.name])
+        or (spec.resume == "arithmetic" and now[spec.name] in SURE_ARITHMETIC)
     ]
+    saved["float_precision"] = arithmetic_of(resumed.position.fingerprint.get(PRECISION, saved["float_precision"]))
     found = differences_of(saved, {name: now[name] for name in names}, "-")
     if len(tasks) == len(resumed.tasks) == 1:
         return [*found, *_task_differences(resumed.tasks[0], tasks[0])]
@@ -131,7 +135,7 @@ def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[
         fingerprint: what the data module says of this run.
     """
     saved = dict(resumed.position.fingerprint)
-    saved.setdefault(PRECISION, fingerprint[PRECISION])  # checkpoints of the first releases do not say
+    saved[PRECISION] = arithmetic_of(saved.get(PRECISION, fingerprint[PRECISION]))  # the first releases do not say
     for name in (TASKS, WEIGHTS):  # later ones do not say what was not in use
         saved.setdefault(name, "")
     return differences_of(saved, fingerprint)

@@ -68,7 +68,7 @@ def resolved_settings(
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "accelerator": devices.accelerator,
         "devices": devices.world_size,
-        "precision": devices.precision,
+        "precision": devices.arithmetic,
         "threads": torch.get_num_threads(),
         "learning_rate": rate or "its own relative step",
         "lr_scheduler": None if rate is None else optim.lr_scheduler,
@@ -97,14 +97,11 @@ def summary_lines(
         cycles = f" in {optim.optim_cosanneal_restarts} cycles" if optim.lr_scheduler in ("cosanneal", "cyclic") else ""
         schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
     clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
-    tf32 = (
-        " (matrix products in TF32)" if resolved["accelerator"] == "cuda" and resolved["precision"] == "32-true" else ""
-    )
     lines = [
         *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
-        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{tf32}",
+        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}",
         f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
         f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
         f" padding {resolved['padding_share']:.1%}",

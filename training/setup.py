@@ -29,7 +29,7 @@ from training.resuming import (
     saved_threads,
 )
 from utils.console import say
-from utils.devices import Devices, check_launcher, resolve_devices, use_threads
+from utils.devices import Devices, check_launcher, resolve_devices, use_arithmetic, use_threads
 from utils.differences import Difference
 from utils.escapes import printable
 from utils.tables import counted, visible
@@ -66,6 +66,7 @@ class Prepared:
             pad_token_id=self.tokenizer.pad_token_id,
             batch_options=options,
             seed=self.config.run.seed,
+            precision=self.devices.arithmetic,
             num_workers=batch.num_workers,
             pin_memory=on_gpu,
         )
@@ -115,6 +116,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     unsafe = overflowing(source.config.model_type)
     devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes)
     check_launcher(devices)
+    use_arithmetic(devices)
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
@@ -129,7 +131,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
         return prepared
     differences = flag_differences(resumed, config, mixture.tasks)
     names = {difference.name for difference in differences}
-    fingerprint = prepared.data_module().fingerprint(devices.world_size, devices.precision)
+    fingerprint = prepared.data_module().fingerprint(devices.world_size)
     differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]
     check_same(differences, config)
     check_optimizer(resumed, differences, prepared.model, config.optim)

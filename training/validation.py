@@ -18,7 +18,7 @@ from metrics.score import score
 from models.meter import mixed_figures
 from models.seq2seq_module import Seq2SeqModule
 from prediction.windows import by_probability, by_row
-from training.lightning_loop import data_module, ours
+from training.lightning_loop import data_module, in_precision, ours
 from utils.padding import pad_sources
 
 ROWS_AT_ONCE = 32
@@ -84,7 +84,8 @@ class GeneratedValidation(pl.Callback):
                 sources = [split.source_ids(row) for row in chunk]
                 ids, mask = pad_sources(sources, module.tokenizer.pad_token_id, module.device)
                 languages = split.target_languages(chunk)
-                found = [best for best, *_ in decoder.decode(ids, mask, None, with_scores, languages)]
+                with in_precision(trainer):  # outside its loops Lightning computes in fp32
+                    found = [best for best, *_ in decoder.decode(ids, mask, None, with_scores, languages)]
                 predicted |= {row: Prediction(best.text, best.score) for row, best in zip(chunk, found, strict=True)}
         if world_size == 1:
             return predicted

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.launch import step_tasks
 
 WATCH_SECONDS = 0.5
+ARITHMETIC = {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # by Lightning's word
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Devices:
     count: int  # processes on this machine
     num_nodes: int
     precision: str
+    tf32: bool = False  # products of fp32 matrices on a GPU: ten bits of mantissa, twice the speed
 
     @property
     def world_size(self) -> int:
@@ -40,8 +42,12 @@ class Devices:
 
     def describe(self) -> str:
         """Devices and arithmetic in words: `2 x cuda, bf16`."""
-        arithmetic = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(self.precision, "fp32")
-        return f"{self.count} x {self.accelerator}, {arithmetic}"
+        return f"{self.count} x {self.accelerator}, {'fp32' if self.arithmetic == '32' else self.arithmetic}"
+
+    @property
+    def arithmetic(self) -> str:
+        """The value of -float_precision that names it: 32, tf32, bf16 or fp16."""
+        return "tf32" if self.tf32 else arithmetic_of(self.precision)
 
     def device(self, rank: int) -> torch.device:
         """The device of a process on this machine."""
@@ -50,6 +56,11 @@ class Devices:
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which a model computes in the precision that was asked for."""
         return torch.autocast(self.accelerator, self.autocast_dtype) if self.autocast_dtype else nullcontext()
+
+
+def arithmetic_of(precision: str) -> str:
+    """The value of -float_precision for Lightning's word, which checkpoints of older versions hold."""
+    return ARITHMETIC.get(precision, precision)
 
 
 def resolve_devices(
@@ -69,7 +80,19 @@ def resolve_devices(
     count = visible if gpus < 0 and not cpu_processes else max(gpus, 0)
     accelerator = "cuda" if count else "cpu"
     precision = _precision(float_precision, accelerator, overflowing)
-    return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision)
+    tf32 = float_precision == "tf32" and accelerator == "cuda"
+    return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision, tf32)
+
+
+def use_arithmetic(devices: Devices) -> None:
+    """Make this process compute as the flags say.
+
+    Products of fp32 matrices keep all their bits unless TF32 was asked for. cuDNN's attention is left out: it makes a
+    plan for every new shape, which costs 20 to 40 ms (every decoding step has one), and its backward pass with a mask
+    can give NaN (PyTorch issue 196678).
+    """
+    torch.set_float32_matmul_precision("high" if devices.tf32 else "highest")
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def check_launcher(devices: Devices) -> None:
@@ -100,9 +123,11 @@ def check_launcher(devices: Devices) -> None:
 
 
 def _precision(float_precision: str, accelerator: str, overflowing: str) -> str:
-    if float_precision == "32":
+    if float_precision in ("32", "tf32") or (float_precision == "auto" and accelerator == "cpu"):
         return "32-true"
     bf16 = accelerator == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if float_precision == "auto":
+        return "bf16-mixed" if bf16 else "32-true"
     if float_precision == "bf16" and not bf16:
         raise UserError("-float_precision bf16: this GPU has no bf16; use 32")
     if float_precision == "bf16" or (float_precision == "16" and bf16):

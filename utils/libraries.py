@@ -25,7 +25,6 @@ def quiet_libraries(training: bool = False) -> None:
     gc.disable()  # hundreds of thousands of objects that all stay are gone through again and again: a fifth of the time
     if training:
         import pytorch_lightning  # noqa: F401
-    import torch
     from transformers import PreTrainedModel  # noqa: F401 (its modules belong to what stays)
     from transformers.utils import logging as transformers_logging
 
@@ -41,7 +40,6 @@ def quiet_libraries(training: bool = False) -> None:
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    torch.set_float32_matmul_precision("high")
 
 
 def fix_sums() -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from generation.incremental.weights import Linear, Norm, decoder_weights, normed
+from models.forward import unread_mask
 
 # Steps that a fresh cache has room for, and one that was just compacted; a full cache is doubled.
 COLUMNS_AT_FIRST = 64
@@ -86,7 +87,7 @@ class StepModel:
             keys.append(key.transpose(2, 3).contiguous())
             values.append(value.contiguous())
         mask = None
-        if not bool(attention_mask.all()):
+        if encoded.device.type != "cpu" or not bool(attention_mask.all()):  # the host does not wait for a device
             mask = torch.zeros(attention_mask.shape, dtype=self.dtype, device=encoded.device)
             mask = mask.masked_fill_(attention_mask == 0, torch.finfo(self.dtype).min)[:, None, None]
         return Sources(keys, values, mask)
@@ -97,7 +98,8 @@ class StepModel:
         A CPU goes through a batch in parts, each only as wide as its longest source.
         """
         if input_ids.device.type != "cpu":
-            return self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # type: ignore[no-any-return]
+            mask = unread_mask(self.encoder.config, attention_mask)
+            return self.encoder(input_ids=input_ids, attention_mask=mask)[0]  # type: ignore[no-any-return]
         length = input_ids.shape[1]
         rows = max(1, TOKENS_AT_ONCE // length)
         parts = []

@@ -101,7 +101,7 @@ ORIGINAL_TRAIN = {
     "valid_check_interval": (1.0, "0.25", 0.25),
     "gpus": (-1, "0", 0),  # -1: all that are visible, else the CPU
     "strategy": ("auto", "ddp", "ddp"),
-    "float_precision": ("32", "16", "16"),
+    "float_precision": ("auto", "16", "16"),
     "tuning_method": ("finetune", "finetune", "finetune"),
     "gradient_checkpointing": (False, "1", True),
     "train_data": ([], "a.tsv", ["a.tsv"]),
@@ -125,7 +125,7 @@ ORIGINAL_INFERENCE = {
     "seed": (123456, "1", 1),
     "batch_size": (128, "1", 1),
     "gpus": (-1, "1", 1),
-    "float_precision": ("32", "16", "16"),
+    "float_precision": ("auto", "16", "16"),
     "beam_size": (1, "4", 4),
     "max_predict_length": (0, "128", 128),
 }

@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
+RESUMES |= {"arithmetic"}
 
 
 def with_flags(config_class: type, group: str, group_class: type, **fields: Any) -> Any:
@@ -40,7 +41,7 @@ def test_a_stopped_prediction_is_not_completed_with_another_value_of_a_new_flag(
 ) -> None:
     command = with_flags(InferenceConfig, "decode", DecodeFlags, depth=flag(0, "0 = off."), colour=free(0, "0 = off."))
     monkeypatch.setattr("prediction.run.tokenizer_digest", lambda _: "same")
-    devices = SimpleNamespace(accelerator="cpu", precision="32-true")
+    devices = SimpleNamespace(accelerator="cpu", arithmetic="32")
 
     class Rows(list[int]):
         fingerprint = "same"

@@ -216,8 +216,8 @@ def test_saved_state_continues_to_the_very_same_weights(name, rate, tmp_path):
 def test_adam_is_fused_and_can_be_unfused():
     model = nn.Linear(2, 2)
     assert build_optimizer(model, "adam", 1e-3, 0.0).defaults["fused"] is True
-    assert build_optimizer(model, "adam", 1e-3, 0.0, fused=False).defaults["fused"] is False
-    assert build_optimizer(nn.Linear(2, 2, device="meta"), "adam", 1e-3, 0.0).defaults["fused"] is False
+    assert build_optimizer(model, "adam", 1e-3, 0.0, fused=False).defaults["fused"] is None
+    assert build_optimizer(nn.Linear(2, 2, device="meta"), "adam", 1e-3, 0.0).defaults["fused"] is None
 
 
 def test_adafactor_sets_its_own_rate_unless_one_is_given():

@@ -1,0 +1,175 @@
+"""What is counted on the device: a training step, a validation batch, every way of decoding, label scores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from config.inference_flags import DecodeFlags
+from datamodules.collate import collate
+from generation.decoder import Decoder
+from generation.incremental.decoder import StepState
+from generation.label_scoring import LabelScorer
+from models.forward import decode_teacher_forced
+from models.kernels.accelerate import accelerate
+from models.loading import from_config
+from models.loss import token_loss_and_correct
+from models.meter import StepMeter
+from models.optim import build_optimizer
+from postprocessors.labels import LabelMap
+from tests.counting.device import DEVICE, Counts, counting, on_device
+from tests.small_configs import with_dropout
+from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
+
+PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "fp32": nullcontext,
+    "bf16": partial(torch.autocast, "cuda", torch.bfloat16),
+}
+LENGTH = 12
+RULES = DecodeFlags(max_predict_length=LENGTH, no_repeat_ngram_size=2, min_predict_length=3, repetition_penalty=1.2)
+LABELS, JOINED = label_map(("ab", "abc", "d", "ef")), label_map(("ab", "abc", "d"), ", ")
+DECODING: dict[str, tuple[DecodeFlags, LabelMap | None]] = {
+    "greedy": (DecodeFlags(max_predict_length=LENGTH), None),
+    "greedy with rules": (RULES, None),
+    "beam 4": (DecodeFlags(beam_size=4, max_predict_length=LENGTH), None),
+    "beam 4, 2 best, rules": (DecodeFlags(**{**vars(RULES), "beam_size": 4, "num_return": 2}), None),
+    "samples": (DecodeFlags(do_sample=True, num_return=3, top_k=5, top_p=0.9, max_predict_length=LENGTH), None),
+    "labels": (DecodeFlags(beam_size=2, max_predict_length=LENGTH), LABELS),
+    "joined labels": (DecodeFlags(beam_size=2, max_predict_length=LENGTH), JOINED),
+}
+OFTEN_USED = ("greedy", "beam 4")  # counted in bf16 too; the same steps are asked for in both
+
+
+def counts_of(name: str) -> dict[str, dict[str, Any]]:
+    """Precision -> job -> what was counted, of one architecture (`t5`, or `t5:12` with so many layers)."""
+    kind, _, layers = name.partition(":")
+    if layers:
+        return {precision: {"training": _training(kind, enter, int(layers))} for precision, enter in PRECISIONS.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for precision, enter in PRECISIONS.items():
+        jobs = {"training": _training(kind, enter), "validation": _validation(kind, enter)}
+        jobs |= {
+            job: _decoding(kind, enter, *how, precision == "fp32")
+            for job, how in DECODING.items()
+            if precision == "fp32" or job in OFTEN_USED
+        }
+        found[precision] = {**jobs, "label scores": _label_scores(kind, enter, precision == "fp32")}
+    return found
+
+
+def _told(counts: Counts, **more: Any) -> dict[str, Any]:
+    return {
+        "syncs": dict(counts.syncs),
+        "launches": counts.launches.total(),
+        "casts": counts.casts.total(),
+        "cast_elements": counts.cast_elements,
+        **more,
+    }
+
+
+def _batch() -> dict[str, Any]:
+    rows = [(_ids(word), _ids(word[:3])) for word in words(6, 1)]
+    return {**collate(rows, 0, 8), "num_rows": 6, "num_source_tokens": 30}
+
+
+def _ids(text: str) -> np.ndarray:
+    return np.array(TOKENIZER(text).input_ids)
+
+
+def _loss(model: PreTrainedModel, batch: dict[str, Any], count: bool) -> tuple[Tensor, Tensor]:
+    output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+    details = {"target_index": batch["target_index"], "bias": output.bias, "scale": output.scale}
+    return token_loss_and_correct(output.hidden, output.weight, batch["labels"], count_correct=count, **details)
+
+
+def _moved(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.to(DEVICE) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str, Any]:
+    """A step: forward, backward, norm and clipping of the gradient, AdamW."""
+    config = with_dropout(kind)
+    for key in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers") if layers else ():
+        config |= {key: layers} if key in config else {}
+    model = from_config(config, seed=1).train()
+    accelerate(model)
+    on_device(model)
+    optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
+    meter = StepMeter()
+    with counting() as counts:
+        batch = _moved(_batch())
+        counts.reset()
+        with enter():
+            loss, _ = _loss(model, batch, False)
+        meter.add_batch(batch, loss.detach())
+        loss.backward()
+        parameters = [part for part in model.parameters() if part.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    return _told(counts)
+
+
+def _validation(kind: str, enter: Callable[[], Any]) -> dict[str, Any]:
+    model = on_device(copy.deepcopy(half_trained(kind, 40)))
+    with counting() as counts, torch.no_grad():
+        batch = _moved(_batch())
+        counts.reset()
+        with enter():
+            loss, correct = _loss(model, batch, True)  # type: ignore[arg-type]
+        StepMeter().add_batch(batch, loss, correct)
+    return _told(counts)
+
+
+def _decoding(kind: str, enter: Callable[[], Any], flags: DecodeFlags, labels: Any, compare: bool) -> dict[str, Any]:
+    model = half_trained(kind, 40)
+    ids, mask = encoded(words(32, 1))
+    steps = 0
+    logits = StepState.logits
+
+    def counted(state: StepState, tokens: Tensor, step: int) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return logits(state, tokens, step)
+
+    with counting() as counts, enter():
+        decoder = Decoder(on_device(copy.deepcopy(model)), TOKENIZER, flags, labels)  # type: ignore[arg-type]
+        ids_there, mask_there = ids.to(DEVICE), mask.to(DEVICE)
+        decoder.step_models()
+        counts.reset()
+        StepState.logits = counted  # type: ignore[method-assign]
+        try:
+            found = decoder.decode(ids_there, mask_there)
+        finally:
+            StepState.logits = logits  # type: ignore[method-assign]
+    told = _told(counts, steps=steps)
+    if compare:
+        wanted = Decoder(model, TOKENIZER, flags, labels).decode(ids, mask)
+        told["as on the CPU"] = [[one.text for one in row] for row in found] == [
+            [one.text for one in row] for row in wanted
+        ]
+    return told
+
+
+def _label_scores(kind: str, enter: Callable[[], Any], compare: bool) -> dict[str, Any]:
+    model = half_trained(kind, 40)
+    ids, mask = encoded(words(32, 1))
+    with counting() as counts, enter():
+        scorer = LabelScorer(on_device(copy.deepcopy(model)), TOKENIZER, LABELS.texts)  # type: ignore[arg-type]
+        ids_there, mask_there = ids.to(DEVICE), mask.to(DEVICE)
+        scorer._pass(DEVICE)
+        counts.reset()
+        found = scorer(ids_there, mask_there)
+        told = _told(counts)
+        scores = found.cpu()
+    if compare:
+        wanted = LabelScorer(model, TOKENIZER, LABELS.texts)(ids, mask)
+        told["as on the CPU"] = bool((scores - wanted).abs().max() < 1e-5)
+    return told

@@ -1,0 +1,27 @@
+"""On a device that counts: no operation mixes devices, results are those of the CPU, waits of the host are pinned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = ("t5", "mt5", "umt5", "bart", "mbart")
+
+
+def test_what_a_gpu_would_be_asked_for() -> None:
+    """One process for all architectures: its start takes as long as the counting."""
+    command = [sys.executable, "-m", "tests.counting", *ARCHITECTURES]
+    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    jobs = {
+        (architecture, precision, job): counts
+        for architecture, precisions in found.items()
+        for precision, jobs in precisions.items()
+        for job, counts in jobs.items()
+    }
+    assert {job for job, counts in jobs.items() if counts.get("as on the CPU") is False} == set()
+    waiting = {job: counts["syncs"] for job, counts in jobs.items() if job[2] in ("training", "validation")}
+    assert {job: places for job, places in waiting.items() if places} == {}
+    assert len(waiting) == 2 * 2 * len(ARCHITECTURES)
