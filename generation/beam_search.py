@@ -27,6 +27,7 @@ from generation.topk import best_scores, log_normaliser, require_finite
 
 COMPACT_EVERY = COLUMNS_TO_COME  # steps
 COMPACT_SHARE = 0.25  # of the batch that may be done before it shrinks at once
+STEPS_UNSEEN = 4  # steps after which a device is asked what is done: the host waits for it
 NEVER = float("-inf")
 
 
@@ -39,7 +40,9 @@ class State(Protocol):
 
     def follow(self, parents: Tensor) -> None: ...
 
-    def keep(self, rows: Tensor) -> None: ...
+    def columns(self) -> Tensor: ...
+
+    def keep(self, rows: Tensor, columns: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,24 @@ class FoundTokens:
 
 
 @dataclass
-class _Finished:
-    """The k best finished outputs of every source: scores (B, k), -inf where a place is free, tokens (B, k, length)."""
+class Outputs:
+    """Outputs of B sources: scores (B, k), -inf where there is none, lengths (B, k) and tokens (B, k, length)."""
 
     scores: Tensor
     lengths: Tensor
     tokens: Tensor
 
     @classmethod
-    def none(cls, sources: int, beams: int, device: torch.device) -> _Finished:
-        lengths = torch.zeros(sources, beams, dtype=torch.long, device=device)
-        tokens = torch.zeros(sources, beams, 1, dtype=torch.long, device=device)
-        return cls(torch.full((sources, beams), NEVER, device=device), lengths, tokens)
+    def none(cls, sources: int, places: int, device: torch.device) -> Outputs:
+        """None as yet; there is room for `places` of each source."""
+        lengths = torch.zeros(sources, places, dtype=torch.long, device=device)
+        tokens = torch.zeros(sources, places, 1, dtype=torch.long, device=device)
+        return cls(torch.full((sources, places), NEVER, device=device), lengths, tokens)
 
     def add(self, rows: Tensor, scores: Tensor, tokens: Tensor) -> None:
         """Let outputs of scores (rows, k) and tokens (rows, k, length) compete for the places of their sources."""
-        places = scores.shape[1]
-        length = tokens.shape[2]
-        if self.tokens.shape[2] < length:
-            self.tokens = torch.nn.functional.pad(self.tokens, (0, 2 * length - self.tokens.shape[2]))
+        places, length = scores.shape[1], tokens.shape[2]
+        self._widen(length)
         tokens = torch.nn.functional.pad(tokens, (0, self.tokens.shape[2] - length))
         best, chosen = torch.cat((self.scores[rows], scores), 1).topk(places, 1)
         lengths = torch.cat((self.lengths[rows], torch.full_like(self.lengths[rows], length)), 1)
@@ -103,17 +105,33 @@ class _Finished:
         self.lengths[rows] = lengths.gather(1, chosen)
         self.tokens[rows] = all_tokens.gather(1, chosen.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
-    def select(self, rows: Tensor) -> _Finished:
-        return _Finished(self.scores[rows], self.lengths[rows], self.tokens[rows])
+    def put(self, rows: Tensor, others: Outputs) -> None:
+        """Take the outputs of other sources as those of `rows`."""
+        length = others.tokens.shape[2]
+        self._widen(length)
+        self.scores[rows], self.lengths[rows] = others.scores, others.lengths
+        self.tokens[rows, :, :length] = others.tokens
 
-    def outputs(self, row: int) -> list[FoundTokens]:
-        """The finished outputs of a source, best first."""
-        scores, lengths = self.scores[row].tolist(), self.lengths[row].tolist()
+    def select(self, rows: Tensor) -> Outputs:
+        """Those of the sources of these row numbers."""
+        return Outputs(self.scores[rows], self.lengths[rows], self.tokens[rows])
+
+    def read(self, most: int) -> list[list[FoundTokens]]:
+        """The first `most` outputs of every source, by one copy to the host: fp64 holds tokens and scores exactly."""
+        numbers = (self.scores.unsqueeze(2), self.lengths.unsqueeze(2), self.tokens)
+        rows: list[list[list[float]]] = torch.cat([part[:, :most].double() for part in numbers], 2).tolist()
         return [
-            FoundTokens(self.tokens[row, place, :length].tolist(), score)
-            for place, (score, length) in enumerate(zip(scores, lengths, strict=True))
-            if score > NEVER
+            [
+                FoundTokens([int(token) for token in tokens[: int(length)]], score)
+                for score, length, *tokens in outputs
+                if score > NEVER
+            ]
+            for outputs in rows
         ]
+
+    def _widen(self, length: int) -> None:
+        if self.tokens.shape[2] < length:
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, 2 * length - self.tokens.shape[2]))
 
 
 @dataclass
@@ -125,13 +143,13 @@ class _Beams:
     scores: Tensor
     done: Tensor  # (B,)
     state: State
-    finished: _Finished
+    finished: Outputs
     broken: Tensor  # whether a score was NaN, for a source that was not done
     nodes: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, and with the cache columns that are still seen."""
-        self.state.keep(rows)
+    def keep(self, rows: Tensor, columns: int) -> None:
+        """Go on with these rows only, and with the cache columns that one of them still sees."""
+        self.state.keep(rows, columns)
         if len(rows) == len(self.rows):
             return
         self.rows, self.tokens, self.scores, self.done = (
@@ -143,7 +161,7 @@ class _Beams:
 
 
 def beam_search(state: State, count: int, options: SearchOptions, device: torch.device) -> list[list[FoundTokens]]:
-    """For each of `count` sources its up to k best outputs, best first; k is the width of the flags.
+    """For each of `count` sources its up to `num_return` best outputs, best first.
 
     Fewer come back only where there are fewer label texts. Beams of a source that has just begun are the start token
     k times over, all but one at a log-probability of -inf.
@@ -160,31 +178,36 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
         scores=scores,
         done=torch.zeros(count, dtype=torch.bool, device=device),
         state=state,
-        finished=_Finished.none(count, width, device),
+        finished=Outputs.none(count, width, device),
         broken=torch.zeros((), dtype=torch.bool, device=device),
     )
     if options.labels is not None:
         beams.nodes = options.labels.roots(count, width)
-    results: list[list[FoundTokens]] = [[] for _ in range(count)]
-    since_compacted = 0
+    found = Outputs.none(count, width, device)
+    since_compacted, unseen = 0, 1 if device.type == "cpu" else STEPS_UNSEEN
     for step in range(options.max_length):
         _step(beams, step, options)
         since_compacted += 1
-        done = int(beams.done.sum())
-        if done == len(beams.rows):
+        if (step + 1) % unseen:
+            continue
+        going_on, columns = look(beams.done, state)
+        done = len(beams.rows) - len(going_on)
+        if not going_on:
             break
-        if since_compacted == COMPACT_EVERY or done > COMPACT_SHARE * len(beams.rows):
-            _collect(beams, beams.done, results)
-            beams.keep((~beams.done).nonzero().view(-1))
+        if since_compacted >= COMPACT_EVERY or done > COMPACT_SHARE * len(beams.rows):
+            found.put(beams.rows, beams.finished)
+            beams.keep(torch.tensor(going_on, device=device), columns)
             since_compacted = 0
     require_finite(beams.broken, state.dtype)
-    _collect(beams, torch.ones_like(beams.done), results)
-    return results
+    found.put(beams.rows, beams.finished)
+    return found.read(options.flags.num_return)
 
 
-def _collect(beams: _Beams, chosen: Tensor, results: list[list[FoundTokens]]) -> None:
-    for row in chosen.nonzero().view(-1).tolist():
-        results[int(beams.rows[row])] = beams.finished.outputs(row)
+def look(done: Tensor, state: State) -> tuple[list[int], int]:
+    """The rows that are not done (B,), and the most cache columns that one of them sees: waits for the device once."""
+    told = torch.stack((done.long(), state.columns())).tolist()
+    going_on = [row for row, is_done in enumerate(told[0]) if not is_done]
+    return going_on, max((told[1][row] for row in going_on), default=0)
 
 
 def _step(beams: _Beams, step: int, options: SearchOptions) -> None:
@@ -250,9 +273,12 @@ def _finish(
     """Hand over the ended ones of the k best continuations; the outputs of sources that are done stay as they are."""
     beams = options.flags.width
     ended = ended[:, :beams] & (scores[:, :beams] > NEVER) & ~running.done.unsqueeze(1)
-    rows = ended.any(1).nonzero().view(-1)
-    if not len(rows):
-        return
+    if scores.device.type == "cpu":
+        rows = ended.any(1).nonzero().view(-1)
+        if not len(rows):
+            return
+    else:  # all of them: the host would have to wait to know which
+        rows = torch.arange(len(ended), device=scores.device)
     sequences = _by_beam(running.tokens[rows, :, 1:], parents[rows, :beams])
     sequences = torch.cat((sequences, tokens[rows, :beams].unsqueeze(2)), 2)
     normalised = scores[rows, :beams] / sequences.shape[2] ** options.flags.length_penalty

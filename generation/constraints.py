@@ -26,7 +26,7 @@ class TokenGraph:
         tokens: (branches,) the token of each, ascending among those of a node.
         targets: (branches,) the node that it leads to. The end token leads to a last node, from which only the end
             token follows, for ever.
-        starts: (nodes,) the first branch of each node; `counts` (nodes,) how many it has.
+        starts: (nodes,) the first branch of each node; `counts` (nodes,) how many it has, `most` at most.
         longest: tokens of the longest text, the end token included.
     """
 
@@ -40,15 +40,16 @@ class TokenGraph:
         self.targets = torch.tensor([target for _, target in branches])
         self.counts = torch.tensor([len(node) for node in (*nodes, ended)])
         self.starts = self.counts.cumsum(0) - self.counts
+        self.most = int(self.counts.max())
 
     def choices(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What may follow nodes of any shape (...): tokens, the nodes they lead to, and which of them are there.
 
-        All three are (..., most): as wide as the node of most branches among these, the others filled up with copies.
-        Waits for the device.
+        All three are (..., most): as wide as the node of most branches among these, the others filled up with copies;
+        on a device, for which the host would have to wait, as wide as that of most branches of all.
         """
         counts = self.counts[nodes].unsqueeze(-1)
-        place = torch.arange(int(counts.max()), device=nodes.device)
+        place = torch.arange(int(counts.max()) if nodes.device.type == "cpu" else self.most, device=nodes.device)
         branches = self.starts[nodes].unsqueeze(-1) + place.minimum(counts - 1)
         return self.tokens[branches], self.targets[branches], place < counts
 

@@ -67,5 +67,4 @@ def block_ngrams(scores: Tensor, tokens: Tensor, size: int) -> None:
     windows = tokens.unfold(1, size, 1)  # (rows, length - size + 1, size)
     last = tokens[:, tokens.shape[1] - size + 1 :]
     repeated = (windows[..., :-1] == last.unsqueeze(1)).all(-1)
-    row, window = repeated.nonzero(as_tuple=True)
-    scores[row, windows[row, window, -1]] = BLOCKED
+    scores.scatter_reduce_(1, windows[..., -1], torch.where(repeated, BLOCKED, -BLOCKED).to(scores.dtype), "amin")

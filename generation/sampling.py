@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from config.inference_flags import DecodeFlags
-from generation.beam_search import COMPACT_EVERY, COMPACT_SHARE, FoundTokens, SearchOptions, State
+from generation.beam_search import (
+    COMPACT_EVERY,
+    COMPACT_SHARE,
+    STEPS_UNSEEN,
+    FoundTokens,
+    Outputs,
+    SearchOptions,
+    State,
+    look,
+)
 from generation.topk import best_scores, log_normaliser, require_finite
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the row ids of two seeds apart
@@ -59,12 +68,12 @@ class _Runs:
     state: State
     broken: Tensor  # whether the logit of a token that was taken was NaN or infinite
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor, columns: int) -> None:
         """Go on with these rows only."""
         self.rows, self.tokens, self.scores, self.lengths, self.ended = (
             part[rows] for part in (self.rows, self.tokens, self.scores, self.lengths, self.ended)
         )
-        self.state.keep(rows)
+        self.state.keep(rows, columns)
 
 
 def sample(
@@ -95,23 +104,25 @@ def sample(
     draws = None
     if options.flags.do_sample:
         draws = row_draws(row_ids, samples, options.max_length, options.flags.seed).to(device)
-    results: list[list[FoundTokens]] = [[] for _ in range(count)]
-    since_kept = 0
+    found = Outputs.none(count, samples, device)
+    since_kept, unseen = 0, 1 if device.type == "cpu" else STEPS_UNSEEN
     for step in range(options.max_length):
         chosen = None if draws is None else draws[runs.rows, :, step]
         _step(runs, step, options, chosen, with_scores)
         since_kept += 1
-        finished = runs.ended.all(1)
-        done = int(finished.sum())
-        if done == len(finished):
+        if (step + 1) % unseen:
+            continue
+        going_on, columns = look(runs.ended.all(1), state)
+        done = len(runs.rows) - len(going_on)
+        if not going_on:
             break
-        if done > COMPACT_SHARE * len(finished) or (done and since_kept >= COMPACT_EVERY):
-            _collect(runs, finished, options, results)
-            runs.keep((~finished).nonzero().view(-1))
+        if done > COMPACT_SHARE * len(runs.rows) or (done and since_kept >= COMPACT_EVERY):
+            _collect(runs, options, found)
+            runs.keep(torch.tensor(going_on, device=device), columns)
             since_kept = 0
     require_finite(runs.broken, state.dtype)
-    _collect(runs, torch.ones(len(runs.rows), dtype=torch.bool, device=device), options, results)
-    return results
+    _collect(runs, options, found)
+    return [sorted(outputs, key=lambda output: -output.score) for outputs in found.read(samples)]
 
 
 def _step(runs: _Runs, step: int, options: SearchOptions, draws: Tensor | None, with_scores: bool) -> None:
@@ -135,13 +146,7 @@ def _step(runs: _Runs, step: int, options: SearchOptions, draws: Tensor | None, 
     runs.ended = runs.ended | (tokens == options.end_token)
 
 
-def _collect(runs: _Runs, chosen: Tensor, options: SearchOptions, results: list[list[FoundTokens]]) -> None:
-    """Put the outputs of the chosen rows (B,) where their sources are."""
-    scores = (runs.scores / runs.lengths**options.flags.length_penalty).tolist()
-    lengths = runs.lengths.tolist()
-    for row in chosen.nonzero().view(-1).tolist():
-        outputs = [
-            FoundTokens(runs.tokens[row, place, 1 : length + 1].tolist(), score)
-            for place, (score, length) in enumerate(zip(scores[row], lengths[row], strict=True))
-        ]
-        results[int(runs.rows[row])] = sorted(outputs, key=lambda output: -output.score)
+def _collect(runs: _Runs, options: SearchOptions, found: Outputs) -> None:
+    """Put the outputs so far where those of their sources are."""
+    scores = runs.scores / runs.lengths**options.flags.length_penalty
+    found.put(runs.rows, Outputs(scores, runs.lengths, runs.tokens[:, :, 1:]))

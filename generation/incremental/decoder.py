@@ -238,11 +238,14 @@ class BeamCache:
         """Let beam j of a source see what its beam `parents[source, j]` saw."""
         self.visible = self.visible.gather(1, parents.unsqueeze(2).expand(-1, -1, self.used))
 
-    def compact(self, rows: Tensor) -> None:
-        """Keep the sources of these row numbers, and of their columns those that a beam still sees."""
+    def seen(self) -> Tensor:
+        """(B,) columns that a beam of each source still sees."""
+        return (self.visible == 0.0).any(1).sum(1)
+
+    def compact(self, rows: Tensor, count: int) -> None:
+        """Keep the sources of these row numbers, and of their columns those that a beam still sees, at most `count`."""
         visible, positions = self.visible[rows], self.positions[rows]
         seen = (visible == 0.0).any(1)
-        count = int(seen.sum(1).max())
         columns = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         self.visible = visible.gather(2, columns.unsqueeze(1).expand(-1, self.beams, -1))
         self.positions = positions.gather(1, columns)
@@ -277,11 +280,15 @@ class StepState:
         """Beam j of a source goes on from what its beam `parents[source, j]` has written."""
         self.cache.follow(parents)
 
-    def keep(self, rows: Tensor) -> None:
+    def columns(self) -> Tensor:
+        """(B,) cache columns that are still seen of each source."""
+        return self.cache.seen()
+
+    def keep(self, rows: Tensor, columns: int) -> None:
         """Go on with the sources of these row numbers, and only the cache columns that are still seen."""
         if len(rows) < len(self.cache.visible):
             self.sources = self.sources.select(rows)
-        self.cache.compact(rows)
+        self.cache.compact(rows, columns)
 
 
 def _picked(kept: Tensor, index: Tensor) -> Tensor:
@@ -319,9 +326,12 @@ class EnsembleState:
         for state in self.states:
             state.follow(parents)
 
-    def keep(self, rows: Tensor) -> None:
+    def columns(self) -> Tensor:
+        return self.states[0].columns()
+
+    def keep(self, rows: Tensor, columns: int) -> None:
         for state in self.states:
-            state.keep(rows)
+            state.keep(rows, columns)
 
 
 def start(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("t5", "mt5", "umt5", "bart", "mbart")
@@ -25,3 +26,13 @@ def test_what_a_gpu_would_be_asked_for() -> None:
     waiting = {job: counts["syncs"] for job, counts in jobs.items() if job[2] in ("training", "validation")}
     assert {job: places for job, places in waiting.items() if places} == {}
     assert len(waiting) == 2 * 2 * len(ARCHITECTURES)
+    decoding = {job: counts for job, counts in jobs.items() if "steps" in counts}
+    # One look in four steps, one copy of the outputs, and whether all scores were finite.
+    often = {job: counts["syncs"] for job, counts in decoding.items() if waits(counts) > counts["steps"] // 4 + 2}
+    assert often == {}
+    assert {waits(counts) for job, counts in jobs.items() if job[2] == "label scores"} == {1}
+
+
+def waits(counts: dict[str, Any]) -> int:
+    """How often the host waited for the device."""
+    return sum(counts["syncs"].values())

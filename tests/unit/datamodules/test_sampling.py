@@ -114,11 +114,11 @@ def test_a_row_is_written_and_weighted_by_its_own_task(tmp_path: Path) -> None:
 
 def test_the_fingerprint_names_each_task_and_its_share(tmp_path: Path) -> None:
     parts = parts_of(tmp_path, class_weights="balanced")
-    print_of = module_of(parts, (0.2, 0.3, 0.5)).fingerprint(1, "32-true")
+    print_of = module_of(parts, (0.2, 0.3, 0.5)).fingerprint(1)
     assert print_of["tasks and rates"] == "a 17, b 26, c 44"
     assert print_of["training rows of b"] == 30
     assert print_of["weights of the labels"] == f"c/no={7 / 12}, c/yes=3.5"
-    plain = module_of(parts, ()).fingerprint(1, "32-true")
+    plain = module_of(parts, ()).fingerprint(1)
     assert {name for name in plain if plain[name] != print_of[name]} == {"tasks and rates"}
     assert plain["tasks and rates"] == "a, b, c"
 

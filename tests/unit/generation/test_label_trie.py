@@ -86,7 +86,11 @@ class _Repeated:
     def follow(self, parents: torch.Tensor) -> None:
         pass
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def columns(self) -> torch.Tensor:
+        return torch.zeros(len(self.fixed), dtype=torch.long)
+
+    def keep(self, rows: torch.Tensor, columns: int) -> None:
+        del columns
         self.fixed = self.fixed[rows]
 
 
@@ -168,7 +172,7 @@ def test_a_fixed_first_token_stands_before_the_labels(tmp_path: object) -> None:
         start_token=0,
         max_length=5,
         rules=rules,
-        flags=DecodeFlags(beam_size=2),
+        flags=DecodeFlags(beam_size=2, num_return=2),
         labels=LabelTrie(["a", "b"], [[5, 6], [7]], END).graph,
     )
     with torch.inference_mode():

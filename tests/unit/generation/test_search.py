@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
 
 from config.inference_flags import DecodeFlags
-from generation.beam_search import FoundTokens, SearchOptions, _Finished, beam_search
+from generation.beam_search import FoundTokens, Outputs, SearchOptions, beam_search
 from generation.decoder import Decoder, Hypothesis
 from generation.incremental.decoder import BeamCache, StepModel
 from generation.incremental.weights import supports
@@ -238,7 +238,7 @@ def test_compaction_keeps_what_the_beams_see() -> None:
             value = torch.arange(2).view(1, 1, 2, 1) + 10.0 * step + 100.0 * torch.arange(3).view(3, 1, 1, 1)
             cache.extend(layer, torch.stack((value, -value)).expand(2, 3, 4, 2, 8))
         cache.follow(torch.tensor([[0, 0], [1, 0], [1, 1]]))
-    cache.compact(torch.tensor([0, 2]))
+    cache.compact(torch.tensor([0, 2]), int(cache.seen()[[0, 2]].max()))
     assert cache.used == 5
     assert cache.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert cache.layers[1][0, 0, 0, :5, 0].tolist() == [0, 10, 20, 30, 40]
@@ -361,6 +361,6 @@ def test_models_of_an_ensemble_need_the_same_vocabulary_and_start() -> None:
 
 def test_an_output_that_ends_at_once_has_a_length_of_its_own() -> None:
     """Where the end token is another than 1, as BART's, an empty output was taken for a cut one."""
-    finished = _Finished.none(1, 1, torch.device("cpu"))
+    finished = Outputs.none(1, 1, torch.device("cpu"))
     finished.add(torch.tensor([0]), torch.tensor([[-1.0]]), torch.tensor([[[2]]]))
-    assert finished.outputs(0) == [FoundTokens([2], -1.0)]
+    assert finished.read(1) == [[FoundTokens([2], -1.0)]]
