@@ -70,6 +70,10 @@ class BatchPlan:
         end = min((step + 1) * size, len(self.offsets) - 1)
         return self.rows[self.offsets[step * size] : self.offsets[end]]
 
+    def largest_batch(self, rank: int) -> int:
+        """Give the micro-batch of `rank` with the most padded tokens."""
+        return int(self.padded_tokens[rank :: self.world_size].argmax())
+
     def padding_share(self) -> float:
         """Give the share of padding in all tokens that the epoch computes, 0 to 1."""
         padded = int(self.padded_tokens.sum())

@@ -49,6 +49,12 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.plan = plan
         self.rank = rank
 
+    def largest(self) -> dict[str, Any]:
+        """The batch with the most padded tokens."""
+        if self.plan is None:
+            raise RuntimeError("follow(plan, rank) comes first")
+        return self[self.plan.largest_batch(self.rank)]
+
     def __len__(self) -> int:
         return self.plan.batches_per_rank if self.plan else 0
 
@@ -161,9 +167,8 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PlanLoader:
         """Batches of the current epoch, from the resumed position on."""
-        batches = self._batches(self.train, self._row_weights())
         # The loop asks for the length before it iterates, and the length is the same in every epoch.
-        batches.follow(self.plan(0, self._world_size), self._rank)
+        batches = self.first_batches()
 
         def begin() -> int:
             epoch = self._trainer.current_epoch
@@ -172,6 +177,12 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             return resumed[1] if resumed and resumed[0] == epoch else 0
 
         return self._loader(batches, begin)
+
+    def first_batches(self) -> MicroBatches:
+        """The training batches of the first epoch."""
+        batches = self._batches(self.train, self._row_weights())
+        batches.follow(self.plan(0, self._world_size), self._rank)
+        return batches
 
     def _row_weights(self) -> np.ndarray | None:
         """The weight of every training row in the loss; None = all 1."""

@@ -65,6 +65,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.samples: dict[str, list[tuple[str, str, str]]] = {}
         self.step_learning_rate: float | None = None  # of the latest step; None = adafactor's own
         self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
+        self.batch_shape = ""  # of the latest batch, in words
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
 
     # ---- training
@@ -90,8 +91,25 @@ class Seq2SeqModule(pl.LightningModule):
             rates = [group["lr"] for group in optimizer.param_groups]
             scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})  # saved again before any step
 
+    def try_batch(self, batch: dict[str, Any]) -> None:
+        """Go through a training step of `batch` and forget it: it needs the memory that training needs.
+
+        The optimizer's state is there from the first step on; until then as much memory stands for it.
+        """
+        optimizer: torch.optim.Optimizer = self.trainer.optimizers[0]
+        trained = [part for part in self.model.parameters() if part.requires_grad]
+        copies = 0 if optimizer.state or self.optim.optim == "adafactor" else 2  # two moments; adafactor factors them
+        state = [torch.empty_like(part) for part in trained for _ in range(copies)]
+        loss, _ = self._loss_sum(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        del state
+        optimizer.zero_grad()
+
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
+        rows, source_length = batch["input_ids"].shape
+        target_length = batch["labels"].shape[1]
+        self.batch_shape = f"{rows:,} rows x {source_length:,} source and {target_length:,} target tokens"
         smoothing = self.optim.label_smoothing if self.training else 0.0
         loss_sum, correct = batch_loss(self.model, batch, smoothing, count_correct)
         return loss_sum, correct if count_correct else None

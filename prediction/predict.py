@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 
 from config.user_code import import_inherited
@@ -28,7 +29,7 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
 from prediction.parts import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from utils.console import tell
-from utils.devices import Devices, use_arithmetic, use_threads
+from utils.devices import Devices, is_out_of_memory, use_arithmetic, use_threads
 from utils.errors import EXIT_RUN_ERROR, EXIT_USER_ERROR, RunError, UserError
 from utils.libraries import quiet_libraries
 from utils.progress import ProgressLine
@@ -177,19 +178,60 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
         Claims(job.folder, rank, job.devices.count) as claims,
         job.devices.autocast(),
     ):
+        work = _Fitting(predictor, job.split, device)
         for chunk in claims.open_chunks(job.chunks):
             predictions: list[Prediction] = []
             for batch in job.chunks.batches(chunk):
-                sources = [job.split.source_ids(row) for row in batch]
-                with _memory_errors(
-                    f"the memory of {device} is too small for a batch of {len(batch):,} rows of up to"
-                    f" {len(sources[0]):,} tokens: give a smaller -batch_size or -max_tokens, or fewer beams;"
-                    " -overwrite throws away what is finished"
-                ):
-                    predictions += predictor(batch.tolist(), sources, job.split.target_languages(batch))
+                predictions += work.predictions(batch)
                 progress.advance(len(predictions))
             write_part(job.folder, chunk, job.chunks.rows(chunk).tolist(), predictions)
         progress.end()
+
+
+@dataclass
+class _Fitting:
+    """Predicts batches in as many parts as the memory of the device asks for; `most` is in padded source tokens."""
+
+    predictor: BatchPredictor
+    split: EncodedSplit
+    device: torch.device
+    most: int = sys.maxsize
+
+    def predictions(self, batch: np.ndarray) -> list[Prediction]:
+        """One for each row, the longest of which comes first.
+
+        Raises:
+            RunError: the memory is too small for a single row.
+        """
+        width = max(1, int(self.split.source_lengths[batch[0]]))
+        found: list[Prediction] = []
+        while len(found) < len(batch):
+            rows = batch[len(found) : len(found) + max(1, self.most // width)]
+            with _memory_errors(
+                f"the memory of {self.device} is too small for a row of {width:,} tokens: give fewer beams, or a"
+                " smaller -max_seq_length or -max_predict_length; -overwrite throws away what is finished"
+            ):
+                part = self._tried(rows, width)
+            found += part or []
+        return found
+
+    def _tried(self, rows: np.ndarray, width: int) -> list[Prediction] | None:
+        """None where there was no memory: from now on batches are half as large."""
+        try:
+            sources = [self.split.source_ids(row) for row in rows]
+            return self.predictor(rows.tolist(), sources, self.split.target_languages(rows))
+        except Exception as error:
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+        if self.most == sys.maxsize:
+            tell(
+                f"the memory of {self.device} is too small for a batch of {len(rows):,} rows of up to {width:,} tokens:"
+                " batches are halved until they fit; a smaller -batch_size or -max_tokens does so from the start"
+            )
+        self.most = len(rows) // 2 * width
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
 
 @contextmanager
@@ -197,10 +239,8 @@ def _memory_errors(message: str) -> Iterator[None]:
     """Raise `RunError(message)` where a device has no more memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunError(message) from error
-    except RuntimeError as error:  # of the CPU there is no class of its own
-        if "allocate memory" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise RunError(message) from error
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 from checkpoints.saved_run import TASKS_KEY
+from config.flags import TrainConfig
 from datamodules.splits import Splits
+from models.seq2seq_module import Seq2SeqModule
 from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
+from training.lightning_loop import data_module, in_precision, ours
 from training.resuming import adapt, environment, kept_flags
 from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
 from training.run_log import RunLog
@@ -20,7 +26,46 @@ from training.strategies import STRATEGIES
 from training.trainer import build_module, build_trainer, process_watch
 from training.validation import GeneratedValidation
 from utils.console import say
+from utils.devices import is_out_of_memory
+from utils.errors import RunError
 from utils.launch import is_first_process
+
+
+class LargestBatchFirst(pl.Callback):
+    """Tries the largest batch of the first epoch before training begins: memory that lacks is seen at once.
+
+    Args:
+        on_cpu: there as well, where the system gives what memory it has and a trial costs more than it tells.
+    """
+
+    def __init__(self, on_cpu: bool = False) -> None:
+        self.on_cpu = on_cpu
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = ours(pl_module)
+        if self.on_cpu or module.device.type != "cpu":
+            batch = trainer.strategy.batch_to_device(data_module(trainer).first_batches().largest(), module.device)
+            with in_precision(trainer):
+                module.try_batch(batch)
+
+
+@contextmanager
+def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
+    """Raise `RunError` with the batch and what helps where the memory is too small."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        batch = config.batch
+        smaller = "a smaller -max_tokens" if batch.max_tokens else "-max_tokens in place of -batch_size"
+        halved = f"-batch_size {batch.batch_size // 2} with -grad_acc {batch.grad_acc * 2}"
+        ways = [smaller, *(() if batch.max_tokens or batch.batch_size < 2 else (f"{halved} (the same training)",))]
+        ways += [] if config.model.gradient_checkpointing else ["-gradient_checkpointing"]
+        raise RunError(
+            f"the memory of {module.device} is too small for a batch of {module.batch_shape}: give {', or '.join(ways)}"
+            "; the checkpoints that are there are whole"
+        ) from error
 
 
 def fit(prepared: Prepared, stop: StopSignal) -> None:
@@ -53,7 +98,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor)
-    callbacks = [generated, run_log, checkpointer]
+    callbacks = [LargestBatchFirst(), generated, run_log, checkpointer]
     trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed)
     resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():
@@ -61,7 +106,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     say(*summary_lines(config, prepared.mixture, resolved, resumed, bool(validated)))
     stop.install()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
+        with memory_errors(module, config):
+            trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
     except TrainingStopped:
         raise  # on every rank alike
     except BaseException as error:

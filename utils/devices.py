@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.launch import step_tasks
 
 WATCH_SECONDS = 0.5
+NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in messages of torch, CUDA, its libraries
 ARITHMETIC = {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # by Lightning's word
 
 
@@ -93,6 +94,13 @@ def use_arithmetic(devices: Devices) -> None:
     """
     torch.set_float32_matmul_precision("high" if devices.tf32 else "highest")
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left; for the CPU, and some libraries of a GPU, there is no class."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def check_launcher(devices: Devices) -> None:

@@ -1,9 +1,11 @@
-"""`train.py` as it is, which also saves the gradient of each optimizer step: run by test_gradients.py."""
+"""`train.py`, which saves the gradient of each optimizer step, and tries the largest batch first as on a GPU: run by
+test_gradients.py."""
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train
+from training import fit
 from training.checkpointing import Checkpointer
 from utils.console import run_command
 
@@ -24,6 +27,7 @@ def save_gradient(self: Checkpointer, trainer: Any, pl_module: Any, optimizer: A
 
 
 Checkpointer.on_before_optimizer_step = save_gradient  # type: ignore[method-assign]
+fit.LargestBatchFirst = partial(fit.LargestBatchFirst, on_cpu=True)  # type: ignore[misc,assignment]
 
 if __name__ == "__main__":
     run_command(train.main)

@@ -291,11 +291,31 @@ def test_a_device_without_memory_is_told_of_the_model_and_of_the_batch(split: En
     )
     with pytest.raises(RunError, match="the model does not fit into the memory of cpu"):
         predict(too_many_beams, split, PAIRS, ONE, parts)
-    with pytest.raises(
-        RunError, match=r"too small for a batch of 2 rows of up to 6 tokens: give a smaller -batch_size"
-    ):
+    with pytest.raises(RunError, match=r"too small for a row of 6 tokens: give fewer beams, or a smaller -max_seq"):
         predict(no_memory_later, split, PAIRS, ONE, parts)
     assert finished_rows(split, PAIRS, parts) == 4
+
+
+def test_batches_are_halved_until_they_fit_into_the_memory(
+    split: EncodedSplit, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[int] = []
+
+    def small_memory(_: torch.device) -> Callable[..., list[Prediction]]:
+        def predictor(row_ids: Sequence[int], sources: Sequence[np.ndarray], *_: Any) -> list[Prediction]:
+            tried.append(len(sources))
+            if len(sources) > 2:
+                no_memory(torch.device("cpu"))
+            return [Prediction(str(row)) for row in row_ids]
+
+        return predictor
+
+    found = predict(small_memory, split, BatchLimits(9), ONE, parts)
+    assert [one.text for one in found] == [str(row) for row in range(len(split))]
+    assert (tried[:2], max(tried[2:]), sum(tried[2:])) == ([9, 4], 2, len(split))
+    told = [line for line in capsys.readouterr().out.splitlines() if "memory" in line]
+    assert len(told) == 1
+    assert told[0].startswith("the memory of cpu is too small for a batch of 9 rows of up to")
 
 
 def test_a_killed_process_loses_its_chunk_only(
