@@ -32,9 +32,9 @@ h1 { font-size: 1.4rem; line-height: 1.3 }
 article { border-top: 1px solid var(--line); padding: .5rem 0 }
 h2 { font-size: .85rem; font-weight: normal; color: var(--quiet); margin: .5rem 0 0 }
 h3 { font-size: 1rem; margin: .5rem 0 0 }
-p { margin: .25rem 0; overflow-wrap: anywhere }
+p { margin: .25rem 0; overflow-wrap: anywhere; word-break: keep-all }
 small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal }
-span[style] { border-radius: .2rem; padding: 0 .15rem; -webkit-box-decoration-break: clone;
+span[style] { color: var(--ink); border-radius: .2rem; padding: 0 .15rem; -webkit-box-decoration-break: clone;
   box-decoration-break: clone }
 .for { background: rgb(var(--for) / calc(var(--effect) * .6)) }
 .against { background: rgb(var(--against) / calc(var(--effect) * .6)) }
