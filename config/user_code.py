@@ -34,7 +34,7 @@ def import_user_code(paths: Sequence[str]) -> None:
             sys.path.append(str(place.parent))  # at the end: it hides no module, and pickles find it in other processes
         try:
             importlib.import_module(place.stem)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"-user_code {_line_of(error, place, path)}: {type(error).__name__}: {error}") from error
     if paths:
         os.environ[VARIABLE] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
@@ -77,7 +77,7 @@ def _path_problems(path: str) -> list[str]:
     return []
 
 
-def _line_of(error: Exception, place: Path, path: str) -> str:
+def _line_of(error: BaseException, place: Path, path: str) -> str:
     """`file:line` of the user's own line that raised, as far as it is known."""
     if isinstance(error, SyntaxError) and error.filename == str(place):
         return f"{path}:{error.lineno}"

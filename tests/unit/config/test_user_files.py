@@ -45,6 +45,7 @@ def test_files_are_imported_once_and_by_the_processes_that_are_started(tmp_path:
         ("json.py", "", "-user_code {}: a module named json is there already; choose another name"),
         ("my-own.py", "", "-user_code {}: the name must be one that Python can import: letters, digits and _"),
         ("raises_it.py", "\n\nint('x')\n", "-user_code {}:3: ValueError: invalid literal for int() with base 10: 'x'"),
+        ("leaves_it.py", "import sys\nsys.exit(3)\n", "-user_code {}:2: SystemExit: 3"),
         ("half_typed.py", "\ndef f(\n", "-user_code {}:2: SyntaxError: '(' was never closed (half_typed.py, line 2)"),
         ("no_such_file.py", None, "-user_code {}: no such file"),
     ],
