@@ -107,10 +107,16 @@ def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -
     if not tasks and "/" in run.monitor:
         return  # a figure of a task that has problems of its own
     choices = mixture.monitors if tasks else metric_names(TEACHER_FORCED, TEXTS, LABELS)
-    if run.monitor not in choices:
-        of_task = f", or that of a task, such as {choices[-1]}" if "/" in choices[-1] else ""
+    of_task = run.monitor.rpartition("/")[0]
+    if of_task in [member.task.name for member in mixture.members if not member.validates]:
+        problems.append(
+            f"-monitor {run.monitor}: {of_task} has no validation rows; name their file by valid_data in its file, or"
+            " give -valid_data_proportions"
+        )
+    elif run.monitor not in choices:
+        own = f", or that of a task, such as {choices[-1]}" if "/" in choices[-1] else ""
         plain = ", ".join(name for name in choices if "/" not in name)
-        known = f"one of {plain} expected{of_task}{closest(run.monitor, choices)}"
+        known = f"one of {plain} expected{own}{closest(run.monitor, choices)}"
         problems.append(f"-monitor {run.monitor}: {known}")
     elif is_generated(run.monitor) and run.valid_generate_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")

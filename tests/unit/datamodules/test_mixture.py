@@ -137,8 +137,8 @@ def command_problems(*flags: str) -> list[str]:
     return problems
 
 
-@pytest.mark.usefixtures("place")
-def test_flags_of_one_task_and_figures_of_no_task_are_refused() -> None:
+def test_flags_of_one_task_and_figures_of_no_task_are_refused(place: Path) -> None:
+    (place / "tasks" / "c.yaml").write_text("train_data: a.tsv\n")
     assert command_problems("-monitor", "a/bleu") == command_problems("-monitor", "macro_f1") == []
     (rated,) = command_problems("-max_tokens", "100")
     assert rated == (
@@ -148,6 +148,11 @@ def test_flags_of_one_task_and_figures_of_no_task_are_refused() -> None:
     (unknown,) = command_problems("-monitor", "klue-ynat/acuracy")
     assert unknown.startswith("-monitor klue-ynat/acuracy: one of val_loss, token_accuracy, exact_match, ")
     assert unknown.endswith(" (did you mean klue-ynat/accuracy?)")
+    argv = ["-train_task", "tasks/c.yaml", "-valid_data_proportions", "0", "-monitor", "c/val_loss"]
+    assert command_problems(*argv) == [
+        "-monitor c/val_loss: c has no validation rows; name their file by valid_data in its file, or give"
+        " -valid_data_proportions"
+    ]
     words = "-train_task tasks/a.yaml:0.5 -train_task klue-ynat: not with"
     reason = "each task has its own, in its file or in one that mixes tasks"
     for flags in (["-train_data", "tasks/a.tsv"], ["-task", "klue-nli"], ["-input_template", "{{ x }}"]):
