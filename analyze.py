@@ -63,7 +63,7 @@ def check(flags: AnalyzeFlags, problems: list[str]) -> None:
     for flag, value in models.items():
         inputs += local_models(flag, (value,))
     outputs = {name: getattr(flags, name) for name in ("save_output", "save_report", "save_page")}
-    check_files(outputs, inputs, flags.overwrite, problems)
+    check_files(outputs, inputs, flags.overwrite, problems, [flags.sentiments_output])
     for name, ending in (("save_output", ".jsonl"), ("save_page", ".html")):
         if outputs[name] and not outputs[name].lower().endswith(ending):
             problems.append(f"-{name} {outputs[name]}: give a file that ends in {ending}")

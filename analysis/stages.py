@@ -85,8 +85,8 @@ def keyword_config(config: AnalyzeConfig) -> InferenceConfig:
 def sentiment_config(config: AnalyzeConfig, pairs: Path) -> InferenceConfig:
     """The prediction of the sentiments of `pairs`; its parts lie beside those of the keywords."""
     flags = config.review
-    output = f"{flags.save_output}.sentiments"
-    return _stage(config, flags.sentiment_model, flags.sentiment_task, DataFlags(test_data=(str(pairs),)), output)
+    data = DataFlags(test_data=(str(pairs),))
+    return _stage(config, flags.sentiment_model, flags.sentiment_task, data, flags.sentiments_output)
 
 
 def _stage(config: AnalyzeConfig, model: str, task: str, data: DataFlags, output: str) -> InferenceConfig:

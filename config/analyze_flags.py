@@ -67,6 +67,11 @@ class AnalyzeFlags:
     max_tokens: int = free(0, "Source tokens in a batch on each device, padding included; 0 = no limit.", minimum=0)
     user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
 
+    @property
+    def sentiments_output(self) -> str:
+        """The output of the second prediction: it is not written, and its finished parts lie beside it."""
+        return f"{self.save_output}.sentiments"
+
 
 @dataclasses.dataclass(frozen=True)
 class AnalyzeConfig:

@@ -109,19 +109,28 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
 
 
 def check_files(
-    outputs: Mapping[str, str], inputs: list[tuple[str, str]], overwrite: bool, problems: list[str]
+    outputs: Mapping[str, str],
+    inputs: list[tuple[str, str]],
+    overwrite: bool,
+    problems: list[str],
+    steps: Sequence[str] = (),
 ) -> None:
-    """Problems of the files that flags (without their dash) name, `save_output` the one with parts beside it."""
+    """Problems of the files that flags (without their dash) name, `save_output` the one with parts beside it.
+
+    Args:
+        steps: outputs of further predictions, whose parts lie beside them.
+    """
     output = outputs["save_output"]
     going_on = bool(output) and has_parts(Path(output))
-    parts = f"{output}{PARTS_SUFFIX}"
+    folders = [f"{path}{PARTS_SUFFIX}" for path in (output, *steps)] if output else []
     seen: dict[str, str] = {}
     for name, value in outputs.items():
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
             problem = problem or (_ending_problem(name, value) if name in OUTPUTS else "")
-            if not problem and name != "save_output" and output and lies_in(value, parts):
+            parts = next((folder for folder in folders if lies_in(value, folder)), "")
+            if not problem and name != "save_output" and parts:
                 problem = f"{parts} is for the finished parts of -save_output; choose another place"
             if not problem and os.path.lexists(value) and not overwrite and not going_on:
                 problem = "exists; -overwrite replaces it"

@@ -102,6 +102,10 @@ def test_mistakes_are_told_at_once(folder: Path, tmp_path: Path) -> None:
         f"-save_page {page}: is a file of -sentiment_model {folder / 'model'}; choose another place",
         f"-save_page {page}: give a file that ends in .html",
     ]
+    parts = tmp_path / "o.jsonl.sentiments.parts"
+    assert analyze(*command(folder, tmp_path / "o.jsonl", "-save_report", parts / "report.json")).errors == [
+        f"-save_report {parts}/report.json: {parts} is for the finished parts of -save_output; choose another place"
+    ]
     flags = command(folder, tmp_path / "o.jsonl", "-keyword_task", "nsmc-naive", "-review_column", "none")
     assert analyze(*flags).errors == [
         f"-keyword_model {folder / 'model'}: task nsmc-naive is no task of several labels a row; train it with -task"
