@@ -233,8 +233,25 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
     if decode.engine == "ctranslate2":
         return convert(models[0], decode, with_scores, examples, devices.device(0))
     if decoding is None:
-        constrained = ready.config.label.label_decoding == "constrained"
-        return TorchEngine(models, decode, with_scores, passage=PassageRule.of(ready.task) if constrained else None)
+        return TorchEngine(models, decode, with_scores, passage=passage_rule(ready))
     if decoding.mode == "score":
         return ScoreEngine(models[0], decoding, devices)
     return TorchEngine(models, decode, with_scores, decoding.labels)
+
+
+def passage_rule(ready: Ready) -> PassageRule | None:
+    """What keeps answers to the passage; None where nothing does.
+
+    Raises:
+        UserError: what `PassageRule.of` raises; outputs that end before the text for no answer does.
+    """
+    if ready.config.label.label_decoding != "constrained":
+        return None
+    rule, most = PassageRule.of(ready.task), ready.config.decode.max_predict_length
+    tokens = len(encoded_target(ready.encoder.tokenizer, rule.unanswerable)) if rule.unanswerable else 0
+    if tokens > most:
+        raise UserError(
+            f"-max_predict_length {most}: the text for no answer, {rule.unanswerable!r}, has {tokens} tokens with its"
+            " end; give at least that"
+        )
+    return rule

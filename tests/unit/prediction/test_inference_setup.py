@@ -51,6 +51,18 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prepared:
     return get
 
 
+def test_outputs_kept_to_the_passage_have_room_for_the_text_of_no_answer(tmp_path: Path, told: Prepared) -> None:
+    t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
+    flags = ("-model", t5, "-task", "squad", "-label_decoding", "constrained", "-max_predict_length")
+    told(*flags, 13)
+    with pytest.raises(UserError) as caught:
+        told(*flags, 12)
+    assert caught.value.problems == (
+        "-max_predict_length 12: the text for no answer, 'unanswerable', has 13 tokens with its end; give at least"
+        " that",
+    )
+
+
 def test_the_end_of_outputs_is_told_where_the_flag_says_more(tmp_path: Path, told: Prepared) -> None:
     bart = folder_of(from_config(config_of("bart"), seed=1), tmp_path / "bart")
     t5 = folder_of(from_config(config_of("t5"), seed=1), tmp_path / "t5")
