@@ -71,10 +71,10 @@ class Mixture:
         """
         if not self.is_drawn:
             return ()
-        logs = [log(member.rate or 1.0) for member in self.members]
+        logs, temperature = [log(member.rate or 1.0) for member in self.members], 1.0
         if self.temperature is not None:
-            logs = [log(count) / self.temperature for count in rows]
-        weights = [exp(value - max(logs)) for value in logs]  # no rate, however large, is beyond a float
+            logs, temperature = [log(count) for count in rows], self.temperature
+        weights = [exp((value - max(logs)) / temperature) for value in logs]  # none, however large, is beyond a float
         return tuple(weight / sum(weights) for weight in weights)
 
 

@@ -72,7 +72,8 @@ class Sampling:
             return cls(tuple(counts))
         shares = _whole_shares(sum(counts), rates)
         raise_if_any(
-            f"-train_task {name}: an epoch of {sum(counts):,} rows has none of it at rate {rate:.3g}; raise the rate"
+            f"-train_task {name}: an epoch of {sum(counts):,} rows has none of it at rate {rate:.3g}; raise the rate,"
+            " or the temperature"
             for name, share, rate in zip(names, shares, rates, strict=True)
             if not share
         )

@@ -73,7 +73,8 @@ def test_rates_are_shares_of_one(values: tuple[str, ...], rates: tuple[float, ..
 
 def test_a_temperature_makes_rates_of_sizes(place: Path) -> None:
     path = place / "mix.yaml"
-    for temperature, rates in (("1", (0.1, 0.9)), ("2", (0.25, 0.75)), ("1e9", (0.5, 0.5)), ("1e-9", (0, 1))):
+    of_sizes = (("1", (0.1, 0.9)), ("2", (0.25, 0.75)), ("1e9", (0.5, 0.5)), ("1e-9", (0, 1)), ("1e-320", (0, 1)))
+    for temperature, rates in of_sizes:
         path.write_text(f"tasks: [tasks/a.yaml, klue-ynat]\ntemperature: {temperature}\n")
         assert mixed(str(path)).rates([10, 90]) == pytest.approx(rates)
 

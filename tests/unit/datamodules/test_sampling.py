@@ -46,7 +46,8 @@ def test_without_rates_every_row_comes_once_and_no_task_is_left_out() -> None:
     assert Sampling.of(["a", "b"], [3, 4], ()).rows(1, 0) is None
     with pytest.raises(UserError) as refused:
         Sampling.of(["a", "b"], [3, 4], (0.999, 0.001))
-    assert str(refused.value) == "-train_task b: an epoch of 7 rows has none of it at rate 0.001; raise the rate"
+    told = "-train_task b: an epoch of 7 rows has none of it at rate 0.001; raise the rate, or the temperature"
+    assert str(refused.value) == told
 
 
 LABELS = LabelMap((("0", "no"), ("1", "yes")))
