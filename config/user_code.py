@@ -54,7 +54,7 @@ def errors_of_user_code(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         for path in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
             if (line := _line_of(error, Path(path), path)) != path:
                 raise UserError(f"{what}: -user_code {line}: {type(error).__name__}: {first_line(error)}") from error

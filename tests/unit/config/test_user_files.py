@@ -58,7 +58,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, name: str, content: str | Non
     assert refused.value.problems == (problem.format(tmp_path / name),)
 
 
-METRIC = """from metrics.registry import TEXTS, Metric, register
+METRIC = """import sys
+from metrics.registry import TEXTS, Metric, register
 
 
 class Broken:
@@ -73,13 +74,17 @@ register(Metric("broken", TEXTS, "none", lambda *_: Broken(), default=False))
 """
 
 
-def test_a_metric_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("figure", "problem"),
+    [("1 / 0", "ZeroDivisionError: division by zero"), ("sys.exit(3)", "SystemExit: 3")],
+)
+def test_a_metric_that_raises_is_named_with_its_line(tmp_path: Path, figure: str, problem: str) -> None:
     file = tmp_path / "broken_metric.py"
-    file.write_text(METRIC)
+    file.write_text(METRIC.replace("1 / 0", figure))
     import_user_code([str(file)])
     try:
         with pytest.raises(UserError) as told:
             score(["a"], ["b"], names=["broken"])
     finally:
         del METRICS["broken"]
-    assert told.value.problems == (f"metric broken: -user_code {file}:9: ZeroDivisionError: division by zero",)
+    assert told.value.problems == (f"metric broken: -user_code {file}:10: {problem}",)
