@@ -22,6 +22,7 @@ What its search does otherwise, seen in its sources (src/decoding.cc) and in out
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from utils.errors import RunError, UserError
 from utils.json_files import read_json
 from utils.padding import pad_sources
 
+CUDA_LIBRARY = "libcublas.so.12"
 PARITY_ROWS = 16
 PARITY_TEXTS = ("a", "1, 2, 3", "The quick brown fox.", "가나다 라마바")
 NO_LENGTH_PENALTY = 1e-12  # divides by 1.0; at 0 the search would end with the first beam that ends
@@ -70,7 +72,19 @@ def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
 
 
 def check_compute_type(compute_type: str, device: str, device_index: int = 0) -> None:
-    """Raise `UserError` for a value of -compute_type that the device (cpu or cuda) does not calculate with."""
+    """Raise `UserError` for a value of -compute_type that the device (cpu or cuda) does not calculate with.
+
+    On a GPU also where the library is missing that CTranslate2 is linked with; PyTorch brings that of a later CUDA.
+    """
+    if device == "cuda":
+        try:
+            ctypes.CDLL(CUDA_LIBRARY)
+        except OSError:
+            raise UserError(
+                f"-engine ctranslate2: {CUDA_LIBRARY} is not found, which it needs on a GPU: pip install"
+                " nvidia-cublas-cu12, and name the folder nvidia/cublas/lib of it in LD_LIBRARY_PATH; or give -gpus 0,"
+                " or -engine torch"
+            ) from None
     supported = supported_compute_types(device, device_index)
     if compute_type not in supported:
         raise UserError(f"-compute_type {compute_type}: not on this {device}, which has {', '.join(supported)}")

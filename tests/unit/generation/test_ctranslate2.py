@@ -141,6 +141,14 @@ def test_what_has_another_meaning_is_refused(folders: Any) -> None:
         check_convertible("pegasus", "-model X")
 
 
+def test_the_library_that_a_gpu_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "CUDA_LIBRARY", "libnothing.so.12")
+    with pytest.raises(
+        UserError, match=r"^-engine ctranslate2: libnothing\.so\.12 is not found, which it needs on a GPU"
+    ):
+        engines.check_compute_type("float16", "cuda")
+
+
 def test_a_wrong_conversion_is_found_by_the_first_rows(tmp_path: Path, folders: Any) -> None:
     model, options = half_trained("t5"), DecodeFlags(max_predict_length=20)
     decoder = Decoder(model, TOKENIZER, options)
