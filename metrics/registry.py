@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any, NamedTuple
 
-from utils.errors import closest
+from utils.errors import UserError, closest
 
 # What a metric is computed from.
 TEXTS = "texts"  # references and predictions as they stand
@@ -144,3 +145,10 @@ def metric_of(figure: str) -> Metric:
 def is_generated(name: str) -> bool:
     """Whether a figure of a validation is of the generated rows, and not of the pass over all rows."""
     return metric_of(name).takes != TEACHER_FORCED
+
+
+def number_of(name: str, figure: object) -> float:
+    """The figure of a metric; `UserError` for one of the user's that is no number."""
+    if not isinstance(figure, Real):
+        raise UserError(f"metric {name}: its figure is {figure!r:.100}, and not a number")
+    return figure  # type: ignore[return-value]

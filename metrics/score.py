@@ -11,10 +11,11 @@ from typing import Any
 
 from config.user_code import errors_of_user_code
 from metrics.labels import CountedRows, label_tables
-from metrics.registry import METRICS, PROBABILITIES, TEXTS, Figure, default_metrics, metric_names, takes_of
+from metrics.registry import METRICS, PROBABILITIES, TEXTS, Figure, default_metrics, metric_names, number_of, takes_of
 from metrics.text import text_metrics
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap
+from utils.errors import UserError
 
 CORRECTIONS = ("nearest", "none")
 CHOSEN = "chosen"  # a "correction" that is none: outputs were chosen among the labels
@@ -137,7 +138,10 @@ def _with_values(
                 found[metric.name], details[metric.name] = math.nan, "needs -label_decoding score"
             if metric.takes == postprocessor.kind and metric.compute:
                 with errors_of_user_code(f"metric {metric.name}"):
-                    found[metric.name], how = metric.compute(*taken)
+                    result: Any = metric.compute(*taken)
+                if not (isinstance(result, tuple) and len(result) == 2):
+                    raise UserError(f"metric {metric.name}: gives {result!r:.100}, and not a figure and words about it")
+                found[metric.name], how = number_of(metric.name, result[0]), result[1]
                 details |= {metric.how or metric.name: how} if how else {}
     return Scores(
         rows=len(predictions),

@@ -14,9 +14,10 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from config.user_code import errors_of_user_code
-from metrics.registry import METRICS, POINTS, TEXTS, Metric, register
+from metrics.registry import METRICS, POINTS, TEXTS, Metric, number_of, register
 from postprocessors.answers import expected
 from postprocessors.base import FREE_TEXT, Postprocessor
+from utils.errors import UserError
 
 MECAB = "mecab_ko"  # the module that sacrebleu's tokenizer ko-mecab needs
 BLOCK = 4096  # rows whose texts are in memory at once
@@ -235,9 +236,13 @@ def text_metrics(
                 part.add(block)
     for name, part in parts.items() if rows else ():
         with errors_of_user_code(f"metric {name}"):
-            figures, how = part.result()
-            found.update(figures)
-            details.update(how)
+            result: Any = part.result()
+        if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(one, dict) for one in result)):
+            wanted_form = "({name: figure}, {name: words})"
+            raise UserError(f"metric {name}: result() gives {result!r:.100}, and not {wanted_form}")
+        figures, how = result
+        found |= {figure: number_of(figure, value) for figure, value in figures.items()}
+        details.update(how)
     return {name: found[name] for name in wanted if name in found}, details
 
 

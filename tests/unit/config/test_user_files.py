@@ -75,6 +75,26 @@ register(Metric("broken", TEXTS, "none", lambda *_: Broken(), default=False))
 
 
 @pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        ("None", "result() gives None, and not ({name: figure}, {name: words})"),
+        ('{"broken": "x"}, {}', "its figure is 'x', and not a number"),
+    ],
+)
+def test_a_metric_that_gives_no_figure_is_named(tmp_path: Path, result: str, problem: str) -> None:
+    file = tmp_path / "shapeless_metric.py"
+    file.write_text(METRIC.replace('{"broken": 1 / 0}, {}', result))
+    import_user_code([str(file)])
+    try:
+        with pytest.raises(UserError) as told:
+            score(["a"], ["b"], names=["broken"])
+    finally:
+        del METRICS["broken"]
+        sys.modules.pop("shapeless_metric")
+    assert told.value.problems == (f"metric broken: {problem}",)
+
+
+@pytest.mark.parametrize(
     ("figure", "problem"),
     [("1 / 0", "ZeroDivisionError: division by zero"), ("sys.exit(3)", "SystemExit: 3")],
 )
