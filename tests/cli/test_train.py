@@ -83,7 +83,7 @@ def test_resolved_configuration_is_saved(copy_run: Path, letters: Path) -> None:
     config = read_json(copy_run / "run" / "config.json")
     assert config["train_data"] == [str(letters / "train.tsv")]
     assert (config["batch_size"], config["learning_rate"], config["max_epoch"]) == (16, 0.004, 6)
-    assert (config["grad_acc"], config["seed"], config["float_precision"]) == (1, 123456, "32")
+    assert (config["grad_acc"], config["seed"], config["float_precision"]) == (1, 123456, "auto")
 
 
 def test_logs_of_steps_and_epochs(copy_run: Path) -> None:
@@ -212,7 +212,7 @@ def test_proportions_token_budget_and_bf16(label_run: Path) -> None:
     out = (label_run / "stdout.txt").read_text(encoding="utf-8")
     assert "144 training rows, 16 validation rows, 40 test rows\n" in out
     assert "labels: 0=부정, 1=긍정\n" in out
-    assert "devices 1 x cpu, precision bf16-mixed\n" in out
+    assert "devices 1 x cpu, precision bf16\n" in out
     assert re.search(
         r"^batches of 200 padded tokens x 2 accumulated x 1 devices, \d+ optimizer steps an epoch", out, re.M
     )

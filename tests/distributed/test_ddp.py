@@ -62,7 +62,7 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
 
 def test_saved_and_told_once(two_processes: Path) -> None:
     out = (two_processes / "stdout.txt").read_text(encoding="utf-8")
-    assert out.count("devices 2 x cpu, precision 32-true\n") == 1
+    assert out.count("devices 2 x cpu, precision 32\n") == 1
     assert out.count("100 training rows, 40 validation rows\n") == 1
     assert out.count("trained to optimizer step 20; ") == 1
     assert "batches of 5 rows x 1 accumulated x 2 devices, 10 optimizer steps an epoch, 20 in all" in out
