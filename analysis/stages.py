@@ -32,7 +32,7 @@ class Stages:
     @classmethod
     def of(cls, flags: AnalyzeFlags, keyword_task: Task, sentiment_task: Task) -> Stages:
         """Raises `UserError` with every problem: labels that are not there, or of another kind, and a template of other
-        columns than a review and a keyword."""
+        columns than a review and a keyword, or one column for two things."""
         keywords, sentiments = keyword_task.postprocessor, sentiment_task.postprocessor
         of_keywords = f"-keyword_model {flags.keyword_model}: task {keyword_task.name}"
         of_sentiments = f"-sentiment_model {flags.sentiment_model}: task {sentiment_task.name}"
@@ -57,6 +57,8 @@ class Stages:
                 f"{of_sentiments} reads {', '.join(names) or 'no column'} ({template.source!r}); it must read two"
                 " columns, the review and the keyword"
             )
+        if (same := keyword_task.target_column) in (keyword_task.source_column, flags.sentiment_column):
+            problems.append(f"-keyword_column {same}: is the column of the reviews or sentiments; name another one")
         if problems or not isinstance(keywords, LabelMap) or not isinstance(sentiments, LabelMap):
             raise UserError(*problems)
         review = next((name for name in names if name in ("source", sentiment_task.source_column)), names[0])

@@ -42,7 +42,7 @@ class State(Protocol):
 
     def columns(self) -> Tensor: ...
 
-    def keep(self, rows: Tensor, columns: int) -> None: ...
+    def keep(self, rows: Tensor, columns: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _Beams:
     broken: Tensor  # whether a score was NaN, for a source that was not done
     nodes: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def keep(self, rows: Tensor, columns: int) -> None:
+    def keep(self, rows: Tensor, columns: int | None) -> None:
         """Go on with these rows only, and with the cache columns that one of them still sees."""
         self.state.keep(rows, columns)
         if len(rows) == len(self.rows):
@@ -203,8 +203,13 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
     return found.read(options.flags.num_return)
 
 
-def look(done: Tensor, state: State) -> tuple[list[int], int]:
-    """The rows that are not done (B,), and the most cache columns that one of them sees: waits for the device once."""
+def look(done: Tensor, state: State) -> tuple[list[int], int | None]:
+    """The rows that are not done (B,), and the most cache columns that one of them sees: waits for the device once.
+
+    No columns on a CPU, where they can be counted when they are asked for.
+    """
+    if done.device.type == "cpu":
+        return (~done).nonzero().view(-1).tolist(), None
     told = torch.stack((done.long(), state.columns())).tolist()
     going_on = [row for row, is_done in enumerate(told[0]) if not is_done]
     return going_on, max((told[1][row] for row in going_on), default=0)

@@ -68,7 +68,7 @@ class _Runs:
     state: State
     broken: Tensor  # whether the logit of a token that was taken was NaN or infinite
 
-    def keep(self, rows: Tensor, columns: int) -> None:
+    def keep(self, rows: Tensor, columns: int | None) -> None:
         """Go on with these rows only."""
         self.rows, self.tokens, self.scores, self.lengths, self.ended = (
             part[rows] for part in (self.rows, self.tokens, self.scores, self.lengths, self.ended)

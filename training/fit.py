@@ -57,6 +57,8 @@ def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        if not module.batch_shape:
+            raise RunError(f"the model does not fit into the memory of {module.device}") from error
         batch = config.batch
         smaller = "a smaller -max_tokens" if batch.max_tokens else "-max_tokens in place of -batch_size"
         halved = f"-batch_size {batch.batch_size // 2} with -grad_acc {batch.grad_acc * 2}"

@@ -242,10 +242,15 @@ class BeamCache:
         """(B,) columns that a beam of each source still sees."""
         return (self.visible == 0.0).any(1).sum(1)
 
-    def compact(self, rows: Tensor, count: int) -> None:
-        """Keep the sources of these row numbers, and of their columns those that a beam still sees, at most `count`."""
+    def compact(self, rows: Tensor, count: int | None = None) -> None:
+        """Keep the sources of these row numbers, and of their columns those that a beam still sees.
+
+        Args:
+            count: the most of a source; None = they are counted, and the host waits.
+        """
         visible, positions = self.visible[rows], self.positions[rows]
         seen = (visible == 0.0).any(1)
+        count = int(seen.sum(1).max()) if count is None else count
         columns = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         self.visible = visible.gather(2, columns.unsqueeze(1).expand(-1, self.beams, -1))
         self.positions = positions.gather(1, columns)
@@ -284,7 +289,7 @@ class StepState:
         """(B,) cache columns that are still seen of each source."""
         return self.cache.seen()
 
-    def keep(self, rows: Tensor, columns: int) -> None:
+    def keep(self, rows: Tensor, columns: int | None) -> None:
         """Go on with the sources of these row numbers, and only the cache columns that are still seen."""
         if len(rows) < len(self.cache.visible):
             self.sources = self.sources.select(rows)
@@ -329,7 +334,7 @@ class EnsembleState:
     def columns(self) -> Tensor:
         return self.states[0].columns()
 
-    def keep(self, rows: Tensor, columns: int) -> None:
+    def keep(self, rows: Tensor, columns: int | None) -> None:
         for state in self.states:
             state.keep(rows, columns)
 

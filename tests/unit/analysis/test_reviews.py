@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def test_models_that_do_not_go_together_are_told_at_once() -> None:
         UserError, match=r"-no_keyword x: no label of -keyword_model: p=가격, d=배송, n=없음; a row may"
     ):
         Stages.of(flags(no_keyword="x"), KEYWORDS, SENTIMENTS)
+    with pytest.raises(UserError, match=r"^-keyword_column text: is the column of the reviews or sentiments; name"):
+        Stages.of(flags(), replace(KEYWORDS, source_column="text", target_column="text"), SENTIMENTS)
 
 
 def test_the_review_is_the_source_column_else_what_the_prompt_reads_first() -> None:

@@ -238,7 +238,7 @@ def test_compaction_keeps_what_the_beams_see() -> None:
             value = torch.arange(2).view(1, 1, 2, 1) + 10.0 * step + 100.0 * torch.arange(3).view(3, 1, 1, 1)
             cache.extend(layer, torch.stack((value, -value)).expand(2, 3, 4, 2, 8))
         cache.follow(torch.tensor([[0, 0], [1, 0], [1, 1]]))
-    cache.compact(torch.tensor([0, 2]), int(cache.seen()[[0, 2]].max()))
+    cache.compact(torch.tensor([0, 2]))
     assert cache.used == 5
     assert cache.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert cache.layers[1][0, 0, 0, :5, 0].tolist() == [0, 10, 20, 30, 40]

@@ -31,6 +31,13 @@ def test_a_batch_that_does_not_fit_is_told_with_what_helps(error: Exception) -> 
     assert str(caught.value) == f"{BEGINNING}{ways}, or -gradient_checkpointing{END}"
 
 
+def test_a_model_that_does_not_fit_is_told_before_any_batch() -> None:
+    module: Any = SimpleNamespace(device=torch.device("cuda", 0), batch_shape="")
+    with pytest.raises(RunError) as caught, memory_errors(module, TrainConfig()):
+        raise NO_MEMORY[0]
+    assert str(caught.value) == "the model does not fit into the memory of cuda:0"
+
+
 def test_only_what_is_not_in_use_is_advised() -> None:
     config = replace(
         TrainConfig(), batch=BatchFlags(max_tokens=4096), model=TrainModelFlags(gradient_checkpointing=True)
