@@ -61,7 +61,7 @@ def build_optimizer(
         # None and not False, with which torch takes parameter by parameter where it would take all at once.
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True if fused and can_fuse else None)
     if name == "adafactor":
-        from transformers.optimization import Adafactor
+        from models.adafactor import Adafactor
 
         automatic = learning_rate is None
         adafactor: Optimizer = Adafactor(

@@ -1,4 +1,4 @@
-"""What is counted on the device: a training step, a validation batch, every way of decoding, label scores."""
+"""What is counted on the device: steps of training and adafactor, a validation batch, all decoding, label scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from models.loss import token_loss_and_correct
 from models.meter import StepMeter
 from models.optim import build_optimizer
 from postprocessors.labels import LabelMap
-from tests.counting.device import DEVICE, Counts, counting, on_device
+from tests.counting.device import DEVICE, CountingTensor, Counts, counting, on_device
 from tests.small_configs import with_dropout
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
@@ -51,9 +51,12 @@ OFTEN_USED = ("greedy", "beam 4")  # counted in bf16 too; the same steps are ask
 def counts_of(name: str) -> dict[str, dict[str, Any]]:
     """Precision -> job -> what was counted, of one architecture (`t5`, or `t5:12` with so many layers)."""
     kind, _, layers = name.partition(":")
-    if layers:
-        return {precision: {"training": _training(kind, enter, int(layers))} for precision, enter in PRECISIONS.items()}
     found: dict[str, dict[str, Any]] = {}
+    if layers:
+        for precision, enter in PRECISIONS.items():
+            found[precision] = {"training": _training(kind, enter, int(layers))}
+        found["fp32"]["adafactor"] = _adafactor(kind, int(layers))
+        return found
     for precision, enter in PRECISIONS.items():
         jobs = {"training": _training(kind, enter), "validation": _validation(kind, enter)}
         jobs |= {
@@ -62,6 +65,7 @@ def counts_of(name: str) -> dict[str, dict[str, Any]]:
             if precision == "fp32" or job in OFTEN_USED
         }
         found[precision] = {**jobs, "label scores": _label_scores(kind, enter, precision == "fp32")}
+    found["fp32"] |= {"adafactor": _adafactor(kind)} if kind == "t5" else {}  # it knows shapes, no architectures
     return found
 
 
@@ -94,12 +98,16 @@ def _moved(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value.to(DEVICE) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str, Any]:
-    """A step: forward, backward, norm and clipping of the gradient, AdamW."""
+def _with_layers(kind: str, layers: int) -> PreTrainedModel:
     config = with_dropout(kind)
     for key in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers") if layers else ():
         config |= {key: layers} if key in config else {}
-    model = from_config(config, seed=1).train()
+    return from_config(config, seed=1)
+
+
+def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str, Any]:
+    """A step: forward, backward, norm and clipping of the gradient, AdamW."""
+    model = _with_layers(kind, layers).train()
     accelerate(model)
     on_device(model)
     optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
@@ -115,6 +123,22 @@ def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str,
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return _told(counts)
+
+
+def _adafactor(kind: str, layers: int = 0) -> dict[str, Any]:
+    """The second step of adafactor with its own rate and weight decay, and how many parameters it moves."""
+    models = _with_layers(kind, layers), on_device(_with_layers(kind, layers))
+    optimizers = [build_optimizer(model, "adafactor", None, 0.01) for model in models]
+    for step in range(2):
+        for of_cpu, of_device in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            of_cpu.grad = torch.randn(of_cpu.shape, generator=torch.Generator().manual_seed(step))
+            of_device.grad = CountingTensor(of_cpu.grad)
+        optimizers[0].step()
+        with counting() as counts:
+            optimizers[1].step()
+    pairs = list(zip(models[0].parameters(), models[1].parameters(), strict=True))
+    same = all(torch.allclose(one, other.detach().cpu(), rtol=1e-5, atol=1e-7) for one, other in pairs)
+    return _told(counts, parameters=len(pairs), **{"as on the CPU": same})
 
 
 def _validation(kind: str, enter: Callable[[], Any]) -> dict[str, Any]:

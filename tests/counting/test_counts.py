@@ -26,6 +26,9 @@ def test_what_a_gpu_would_be_asked_for() -> None:
     waiting = {job: counts["syncs"] for job, counts in jobs.items() if job[2] in ("training", "validation")}
     assert {job: places for job, places in waiting.items() if places} == {}
     assert len(waiting) == 2 * 2 * len(ARCHITECTURES)
+    adafactor = jobs["t5", "fp32", "adafactor"]
+    # Of six shapes, however many parameters there are of each: 12 layers have 199 launches as well, for 257.
+    assert (adafactor["syncs"], adafactor["launches"], adafactor["parameters"]) == ({}, 199, 47)
     decoding = {job: counts for job, counts in jobs.items() if "steps" in counts}
     # One look in four steps, one copy of the outputs, and whether all scores were finite.
     often = {job: counts["syncs"] for job, counts in decoding.items() if waits(counts) > counts["steps"] // 4 + 2}
