@@ -3,7 +3,7 @@
     python benchmarks/matmul_rate.py                                   # all cores, configs/byt5-mini.json
     python benchmarks/matmul_rate.py --config configs/bart-mini.json --threads 2 --rows 2880
 
-`rate()` and `training_flops()` are what the other benchmarks use for "share of the machine's matmul rate".
+`rate()` is what the other benchmarks use for "share of the machine's matmul rate".
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -32,34 +31,6 @@ def rate(m: int, k: int, n: int, dtype: torch.dtype = torch.float32, seconds: fl
                 torch.mm(a, b.t(), out=out)
             best = min(best, (time.perf_counter() - start) / repeats)
     return 2 * m * k * n / best / 1e9
-
-
-def training_flops(model: nn.Module, batch: int, source_length: int, target_length: int) -> float:
-    """Matmul FLOPs of one forward and backward pass of a T5 or BART on (padded) batches of these lengths.
-
-    Two FLOPs a multiply-add. Every weight of a linear layer costs 2 a token forward and 4 backward; keys and values of
-    cross-attention are counted on the source tokens. Attention costs 4 * inner * keys a query forward, twice that
-    backward. Embeddings, norms and the softmax are not counted.
-    """
-    on_source = on_target = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        cross_kv = any(part in name for part in ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj"))
-        cross_kv = cross_kv or "encoder_attn.v_proj" in name
-        if cross_kv or name.startswith(("encoder.", "model.encoder.")):
-            on_source += module.weight.numel()
-        else:
-            on_target += module.weight.numel()
-    config: Any = model.config
-    scores: int
-    t5 = hasattr(config, "d_kv")
-    inner = config.d_kv * config.num_heads if t5 else config.d_model
-    encoder_layers = config.num_layers if t5 else config.encoder_layers
-    decoder_layers = config.num_decoder_layers if t5 else config.decoder_layers
-    scores = encoder_layers * source_length**2 + decoder_layers * target_length * (target_length + source_length)
-    linear = 2 * (on_source * source_length + on_target * target_length)
-    return float(3 * batch * (linear + 4 * inner * scores))
 
 
 def shapes(config: dict[str, Any], rows: int) -> list[tuple[int, int, int]]:

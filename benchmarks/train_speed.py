@@ -105,7 +105,8 @@ def run_hf(options: argparse.Namespace, group_by_length: bool) -> dict[str, floa
 def run_ours(options: argparse.Namespace) -> dict[str, float]:
     """`train.py` itself, stopped after the same number of optimizer steps."""
     import train
-    from benchmarks.matmul_rate import rate, training_flops
+    from benchmarks.matmul_rate import rate
+    from models.flops import model_flops
     from training.checkpointing import Checkpointer
     from training.signals import TrainingStopped
 
@@ -118,7 +119,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, float]:
     def timed(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         plain(self, trainer, module, outputs, batch, batch_idx)
         rows, length = batch["input_ids"].shape
-        Clock.flops.append(training_flops(module.model, rows, length, batch["labels"].shape[1]))
+        Clock.flops.append(model_flops(module.model).training(rows, rows * length, batch["labels"].numel()))  # type: ignore[union-attr]
         Clock.times.append(time.perf_counter())
         if len(Clock.times) == options.steps + options.warm_up:
             raise TrainingStopped("timed", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -34,6 +35,11 @@ class Totals:
         return self.loss_sum / max(self.target_tokens, 1)
 
     @property
+    def tokens_per_second(self) -> float:
+        """Source and target tokens a second, over all ranks."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
     def token_accuracy(self) -> float:
         """Share of target tokens predicted right under teacher forcing, 0 to 1."""
         return self.correct_tokens / max(self.target_tokens, 1)
@@ -60,6 +66,13 @@ def mean_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     """Each figure as the mean over the tasks that have it: NaN where it is undefined for one of them."""
     names = dict.fromkeys(name for values in figures.values() for name in values)
     return {name: fmean(values[name] for values in figures.values() if name in values) for name in names}
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GB that tensors took on a GPU, or this process on the host; does not wait for the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes
 
 
 class StepMeter:

@@ -99,7 +99,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
-    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor)
+    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
     callbacks = [LargestBatchFirst(), generated, run_log, checkpointer]
     trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed)
     resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)
@@ -118,7 +118,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     finally:
         process_watch(trainer).switch_off()
         stop.talk = False  # no optimizer step is left to stop after
-    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, run_log.best_of_tasks()))
+    speed, of_tasks = run_log.speed(), run_log.best_of_tasks()
+    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
 
 
 def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ from datamodules.batching import BatchPlan
 from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
+from models.meter import peak_memory
 from models.optim import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
 from training.checkpointing import Checkpointer
@@ -210,11 +210,13 @@ def closing_lines(
     checkpointer: Checkpointer,
     step: int,
     devices: Devices,
+    speed: str,
     of_tasks: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
     """Where things lie, the best scores, and what the run took: time of this process, memory of the first one.
 
     Args:
+        speed: how fast this process trained, in words.
         of_tasks: the best figure of each of several tasks.
     """
     best = "no validation rows: best/ is the last state"
@@ -231,15 +233,14 @@ def closing_lines(
         f"model folders {folder / 'best'} and {folder / 'last'}, checkpoints in {folder / CHECKPOINT_FOLDER}",
         "the best of them, from the first:",
         *(f"  {name}" for _, name in reversed(checkpointer.kept.entries["best"])),
-        f"took {duration(time.monotonic() - PROCESS_BEGAN)}; {peak_memory(devices)}",
+        f"took {duration(time.monotonic() - PROCESS_BEGAN)}; {speed}; {memory_words(devices)}",
     ]
 
 
-def peak_memory(devices: Devices) -> str:
+def memory_words(devices: Devices) -> str:
     """The most memory that this process has held, in words."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if devices.accelerator == "cuda" else ""
-    return f"peak memory {kilobytes / 1e6:.1f} GB{gpu}"
+    gpu = f", {peak_memory(devices.device(0)):.1f} GB on the GPU" if devices.accelerator == "cuda" else ""
+    return f"peak memory {peak_memory(torch.device('cpu')):.1f} GB{gpu}"
 
 
 def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:

@@ -17,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
 from checkpoints.saved_run import LOG_KEY
 from metrics.registry import figure_texts, metric_of
-from models.meter import Totals
+from models.flops import Utilization
+from models.meter import Totals, peak_memory
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import at_step_boundary, batches_done, data_module, epoch_of, has_validation, ours
@@ -32,9 +33,14 @@ KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are fi
 class RunLog(pl.Callback):
     """Reads the meters every `log_every` optimizer steps and writes what they say; the first rank writes."""
 
-    def __init__(self, folder: Path, log_every: int, total_steps: int, monitor: str = "val_loss") -> None:
+    def __init__(
+        self, folder: Path, log_every: int, total_steps: int, monitor: str = "val_loss", arithmetic: str = "32"
+    ) -> None:
         self.folder = folder
         self.monitor = monitor
+        self.arithmetic = arithmetic  # a value of -float_precision
+        self.utilization: Utilization | None = None
+        self.totals = Totals()  # of what this process trained
         self.validations: list[dict[str, Any]] = []  # their lines of metrics.jsonl
         self.total_steps = total_steps  # of the whole run
         self._began = time.monotonic()
@@ -63,6 +69,7 @@ class RunLog(pl.Callback):
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
         module.meter.reset()
+        self.utilization = Utilization(module.model, self.arithmetic, trainer.world_size)
         self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()
         total = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
@@ -106,19 +113,34 @@ class RunLog(pl.Callback):
         norm = module.meter.gradient_norm
         module.meter.reset()
         self._epoch_totals += totals
+        self.totals += totals
         rate = step_rate(trainer, module)
         if self.progress is not None:
             self.progress.report(loss=f"{totals.loss_per_token:.4g}", lr=f"{rate:.2g}")
         figures = {
             "loss": totals.loss_per_token,
             "learning_rate": rate,
-            "tokens_per_second": totals.tokens / max(totals.seconds, 1e-9),
+            "tokens_per_second": totals.tokens_per_second,
             "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
             "padding_share": totals.padding_share,
+            **self._of_device(totals),
+            "peak_memory_gb": peak_memory(module.device),
         }
         if norm is not None:
             figures["gradient_norm"] = float(norm)
         self._write(trainer, step, "train", figures)
+
+    def _of_device(self, totals: Totals) -> dict[str, float]:
+        """The share of the GPU's matrix products that was used, where its peak is known."""
+        share = self.utilization.share(totals) if self.utilization else None
+        return {} if share is None else {"mfu": share}
+
+    def speed(self) -> str:
+        """How fast this process trained, in words."""
+        words = (
+            f"{self.totals.tokens_per_second:,.0f} tokens/s without padding, padding {self.totals.padding_share:.1%}"
+        )
+        return words + "".join(f", MFU {share:.1%}" for share in self._of_device(self.totals).values())
 
     # ---- checkpoints
 

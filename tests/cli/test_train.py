@@ -100,6 +100,7 @@ def test_logs_of_steps_and_epochs(copy_run: Path) -> None:
         "tokens_per_second",
         "rows_per_second",
         "padding_share",
+        "peak_memory_gb",
         "gradient_norm",
     ]
     assert lines[0]["learning_rate"] == pytest.approx(0.004 * (78 - 9) / (78 - 8))
@@ -163,6 +164,7 @@ def test_tensorboard_shows_the_curves_and_samples(copy_run: Path) -> None:
     events.Reload()
     tags = events.Tags()
     training = ["loss", "learning_rate", "tokens_per_second", "rows_per_second", "padding_share", "gradient_norm"]
+    training.append("peak_memory_gb")
     validation = ["val_loss", "token_accuracy", *GENERATED]
     assert sorted(tags["scalars"]) == sorted(
         [*(f"train/{name}" for name in training), *(f"valid/{name}" for name in validation)]
@@ -184,6 +186,9 @@ def test_plain_progress_lines_when_the_output_is_no_terminal(copy_run: Path) -> 
     assert "batches of 16 rows x 1 accumulated x 1 devices, 13 optimizer steps an epoch, 78 in all" in out
     assert "optimizer adam, learning rate 0.004, linear, warm-up of 8 steps, gradients clipped at 1\n" in out
     assert "trained to optimizer step 78; best exact_match 1.0000 at step 39\n" in out
+    assert re.search(
+        r"^took 0:0\d:\d\d; [\d,]+ tokens/s without padding, padding \d\.\d%; peak memory \d\.\d GB$", out, re.M
+    )
 
 
 # ---- the shared label run: label map, templates, -max_tokens, -grad_acc, bf16, validation rows by proportion

@@ -115,7 +115,7 @@ def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, le
     for number, state in mine["optimizer_states"][0]["state"].items():
         for name, value in state.items():
             assert torch.equal(value, reference["optimizer_states"][0]["state"][number][name])
-    clock = ("tokens_per_second", "rows_per_second")
+    clock = ("tokens_per_second", "rows_per_second", "peak_memory_gb")
     logs = [json_lines(folder / "metrics.jsonl") for folder in (tmp_path / "run", two_processes / "two")]
     for log in logs:
         for line in log:
@@ -141,7 +141,7 @@ def test_tasks_that_srun_started_are_the_processes(two_processes: Path, letters:
     assert command.startswith("  -train_data ")
     lines = [json_lines(folder / "metrics.jsonl")[0] for folder in (tmp_path / "run", two_processes / "two")]
     for line in lines:
-        for name in ("tokens_per_second", "rows_per_second"):
+        for name in ("tokens_per_second", "rows_per_second", "peak_memory_gb"):
             line.pop(name)
     assert lines[0] == lines[1]
     assert lines[0]["step"] == 3

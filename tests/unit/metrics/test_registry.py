@@ -77,7 +77,7 @@ def test_an_imaginary_metric_is_known_wherever_metrics_are_named(tmp_path):
 def test_a_figure_that_is_undefined_in_a_validation_ends_no_training(tmp_path):
     saved = checkpointer("pearson", tmp_path)
     saved.validation = {"val_loss": 0.5}
-    told = closing_lines(tmp_path, saved, 12, Devices("cpu", 1, 1, "32-true"))
+    told = closing_lines(tmp_path, saved, 12, Devices("cpu", 1, 1, "32-true"), "")
     assert told[0] == (
         "trained to optimizer step 12; pearson was undefined in every validation: best/ is of the last one"
     )
