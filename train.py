@@ -18,9 +18,8 @@ from config.parser import information
 from config.user_code import import_user_code
 from datamodules.mixture import Mixture
 from task_utils import task_table
-from training.checks import check_train
+from training.checks import check_train, parse_training_flags
 from training.process_watch import die_with_the_first
-from training.run_flags import parse_training_flags
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
 from utils.errors import NotFiniteError, raise_if_any

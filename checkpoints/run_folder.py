@@ -29,9 +29,12 @@ STEP_LOG = "metrics.jsonl"
 EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
 TEST_REPORT = "test_report.json"
+PROFILE_FOLDER = "profile"
+TRACE_NAME = "trace.json.gz"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
-OVERWRITTEN = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", STEP_LOG, EPOCH_LOG, TEST_REPORT, "lightning_logs")
+LOGS = (STEP_LOG, EPOCH_LOG, TEST_REPORT, "lightning_logs", PROFILE_FOLDER)
+OVERWRITTEN = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", *LOGS)
 RUN_NAMES = (*OVERWRITTEN, CACHE_FOLDER)  # -overwrite leaves the cache alone
 
 _CONVERSION = re.compile(r"(best|last)\.ctranslate2-\w+-[0-9a-f]{16}")
@@ -106,7 +109,7 @@ def misplaced(folder: Path) -> list[str]:
     for name in ("best", "last"):
         if os.path.islink(folder / name):
             problems.append(f"{name} is a link, and is swapped as a whole folder; put a folder there, or nothing")
-    for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs"):
+    for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs", PROFILE_FOLDER):
         if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
             problems.append(f"{name} is no folder, and the run needs one; move it away")
     for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, f"{CHECKPOINT_FOLDER}/{LAST_NAME}"):
@@ -178,7 +181,7 @@ def clean_leftovers(folder: Path) -> None:
 
     Files of anybody else, whatever their ending, stay.
     """
-    for name in ("best", "last"):
+    for name in ("best", "last", PROFILE_FOLDER):
         clean_folder_leftovers(folder / name)
     for name in (CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT):
         clean_temporary(folder / name)

@@ -334,6 +334,14 @@ class RunFlags:
         needs={"resume_checkpoint=auto": "the job runs this same command again"},
     )
     log_every: int = free(20, "Optimizer steps between log entries and printed lines.", minimum=1)
+    profile: int = free(
+        0,
+        "Optimizer steps, after the first five, that are traced into <save_path>/profile/; where their time went is"
+        " printed; 0 = off.",
+        minimum=0,
+        maximum=100,
+        resume="process",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

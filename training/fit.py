@@ -17,6 +17,7 @@ from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
 from training.lightning_loop import data_module, in_precision, ours
+from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
 from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
 from training.run_log import RunLog
@@ -101,7 +102,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
     callbacks = [LargestBatchFirst(), generated, run_log, checkpointer]
-    trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed)
+    profile = StepProfile(folder, config.run.profile) if config.run.profile and is_first_process() else None
+    trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed, profile)
     resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
@@ -110,8 +112,12 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     try:
         with memory_errors(module, config):
             trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
-    except TrainingStopped:
-        raise  # on every rank alike
+        if profile:
+            profile.end()
+    except TrainingStopped:  # on every rank alike
+        if profile:
+            profile.end()
+        raise
     except BaseException as error:
         process_watch(trainer).end_all(error)
         raise

@@ -17,6 +17,7 @@ from models.optim import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
+from training.profiling import StepProfile
 from training.strategies import Replicated, cluster_environment
 from utils.devices import Devices
 from utils.errors import UserError
@@ -57,6 +58,7 @@ def build_trainer(
     validates: bool,
     callbacks: list[pl.Callback],
     resumed: SavedRun | None,
+    profile: StepProfile | None = None,
 ) -> pl.Trainer:
     """Lightning's trainer with its own logging, checkpoints and samplers switched off: ours take their place.
 
@@ -88,6 +90,7 @@ def build_trainer(
         "default_root_dir": config.run.save_path,
         "plugins": [plugin for plugin in (DurableCheckpointIO(resumed), cluster_environment(devices)) if plugin],
         "callbacks": callbacks,
+        "profiler": profile,
     }
     trainer = pl.Trainer(**settings)
     if trainer.world_size != devices.world_size:

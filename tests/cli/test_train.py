@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -189,6 +190,25 @@ def test_plain_progress_lines_when_the_output_is_no_terminal(copy_run: Path) -> 
     assert re.search(
         r"^took 0:0\d:\d\d; [\d,]+ tokens/s without padding, padding \d\.\d%; peak memory \d\.\d GB$", out, re.M
     )
+
+
+def test_a_profile_shows_where_the_time_went_and_changes_nothing(copy_run: Path, letters: Path, tmp_path: Path) -> None:
+    """It ends with the run when that is stopped before."""
+    flags = read_json(copy_run / "run" / "config.json")
+    names = ("train_data", "config_path", "batch_size", "max_epoch", "learning_rate", "lr_scheduler", "warmup_steps")
+    flags = {name: flags[name] for name in names} | {"train_data": letters / "train.tsv", "log_every": 10}
+    flags |= {"save_path": tmp_path / "run", "max_steps": 10, "profile": 9}
+    out = train_ok(*flag_list(flags)).out.splitlines()
+    trace = tmp_path / "run" / "profile" / "trace.json.gz"
+    told = f"where the time of a step went, 5 steps after a warm-up of 5 (-profile 9 asked for more); {trace} is for"
+    at = next(number for number, line in enumerate(out) if line.startswith(told))
+    parts = ["data", "forward", "backward", "optimizer", "waiting", "other", "step"]
+    assert [line.split()[0] for line in out[at + 2 : at + 9]] == parts
+    with gzip.open(trace) as file:
+        names_of_trace = [entry.get("name") for entry in json.load(file)["traceEvents"]]
+    assert names_of_trace.count("step: forward") == 5
+    ours, plain = (json_lines(folder / "run" / "metrics.jsonl")[0] for folder in (tmp_path, copy_run))
+    assert (ours["step"], ours["loss"], ours["gradient_norm"]) == (10, plain["loss"], plain["gradient_norm"])
 
 
 # ---- the shared label run: label map, templates, -max_tokens, -grad_acc, bf16, validation rows by proportion

@@ -11,8 +11,7 @@ import pytest
 from checkpoints.run_folder import CONFIG_NAME
 from config.flags import TrainConfig
 from config.parser import parse_flags, to_dict
-from training.checks import check_train
-from training.run_flags import parse_training_flags
+from training.checks import check_train, parse_training_flags
 from utils.errors import UserError
 
 RUN = ["-train_data", "a b.tsv", "-train_data", "-c.tsv", "-config_path", "bart-mini", "-learning_rate", "3e-05"]
