@@ -19,6 +19,7 @@ class Architecture:
     plain_logits: bool = True  # product of hidden states and output embedding, plus a bias; test_architectures.py
     norm_first: bool = True  # in a layer; else after it
     relative_positions: bool = False  # and so no longest source or target
+    bias_in_each_layer: bool = False  # of T5's family: else the first layer's position bias is that of all
     overflows_in_fp16: bool = False
     tying_scales: bool = False  # `tie_word_embeddings` also switches the scaling of the decoder's output
     last_token_first: bool = False  # the first decoder input is the target's own last token
@@ -47,7 +48,7 @@ _T5 = Architecture(family="t5", relative_positions=True, overflows_in_fp16=True)
 ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "t5": replace(_T5, class_name="T5"),
     "mt5": replace(_T5, class_name="MT5"),
-    "umt5": replace(_T5, class_name="UMT5", tying_scales=True),
+    "umt5": replace(_T5, class_name="UMT5", bias_in_each_layer=True, tying_scales=True),
     "bart": Architecture(family="bart", class_name="Bart", norm_first=False),
     "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
     "longt5": replace(_T5, family=""),

@@ -1,8 +1,9 @@
-"""`accelerate(model)`: the same T5, mT5 or UMT5 with a cheaper training step on the CPU in fp32.
+"""`accelerate(model)`: the same T5, mT5, UMT5, BART or mBART with a cheaper training step.
 
-PyTorch has no CPU kernel for attention with dropout and a position bias that needs a gradient, draws a double for every
-element of a dropout mask, and `transformers` writes norm and GELU as many small operations. Everything else (CUDA,
-autocast, `torch.compile`) runs the original code. `benchmarks/train_speed.py` measures with and without.
+Everywhere, under autocast: weights and inputs are cast once (`casts`), T5's bias and mask merged once
+(`position_bias`). In fp32 on the CPU, T5's family: PyTorch has no kernel for attention with dropout and a position bias
+that needs a gradient, draws a double for every element of a dropout mask, and `transformers` writes norm and GELU as
+many small operations. `benchmarks/train_speed.py` measures with and without; `torch.compile` meets the original code.
 
 Parameters, state dict, config files, exports, hooks, copies and `isinstance` stay as they were, and results equal those
 of `transformers` up to rounding. Dropout has the same distribution but draws other numbers from the same generator, so
@@ -25,8 +26,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from models.architectures import architecture
+from models.kernels.casts import Block, FeedForward, GatedFeedForward
+from models.kernels.position_bias import SharesBias, is_merged_here, merged_mask
 
 ATTENTION = "sdpa_or_cpu"  # our attention's name among those of `transformers`
 MIN_DROPOUT = 1 / 64  # below this, and above 1 - it, a byte of randomness is too coarse: PyTorch's own dropout is used
@@ -96,13 +100,15 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
-    position_bias: Tensor | None = None,
+    position_bias: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What `AttentionInterface` asks for: (B, N, H, D). The bias is (1, H, N, M), the mask boolean."""
+    """What `AttentionInterface` asks for: (B, N, H, D). The bias is (1, H, N, M) or shared, the mask boolean."""
     ours = torch.is_grad_enabled() and _is_fast(query, dropout) and kwargs.get("cache") is None
     ours = ours and (position_bias is None or len(position_bias) == 1)
     if not ours or (attention_mask is not None and attention_mask.dtype != torch.bool):
+        if is_merged_here(query, attention_mask) and not torch.compiler.is_compiling():
+            attention_mask, position_bias = merged_mask(module, query, attention_mask, position_bias), None
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, position_bias=position_bias, **kwargs
         )
@@ -157,28 +163,46 @@ class _RmsNorm:
         return super().forward(hidden_states)  # type: ignore[misc,no-any-return]
 
 
-_SUBCLASSES: dict[type, type] = {}
+class _SharingBlock(SharesBias, Block):
+    """A block of T5."""
+
+
+_SUBCLASSES: dict[tuple[type, type], type] = {}
 
 
 def _subclass(base: type, mixin: type) -> type:
     """`mixin` before `base`, under the name of `base` (wrapping policies and exports go by it), made once."""
-    if base not in _SUBCLASSES:
-        _SUBCLASSES[base] = type(base.__name__, (mixin, base), {"__module__": base.__module__})
-    return _SUBCLASSES[base]
+    if issubclass(base, mixin):
+        return base
+    if (base, mixin) not in _SUBCLASSES:
+        _SUBCLASSES[base, mixin] = type(base.__name__, (mixin, base), {"__module__": base.__module__})
+    return _SUBCLASSES[base, mixin]
 
 
 def accelerate(model: nn.Module) -> None:
-    """Replace slow parts of a T5, mT5 or UMT5 in place; any other model is left alone."""
+    """Replace slow parts of a model of T5's or BART's family in place; any other model is left alone."""
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", "")
     row = architecture(model_type)
-    if not row.like_t5:
+    if not row.own_search:
         return
-    if config._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
     source = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    norm: type = getattr(source, f"{row.class_name}LayerNorm")
-    table: dict[type, type] = {norm: _RmsNorm, nn.Dropout: _Dropout, NewGELUActivation: _Gelu}
+    table: dict[type, type] = {}
+    if row.like_t5:
+        if config._attn_implementation == "sdpa":
+            model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+        mixins = {"LayerNorm": _RmsNorm, "DenseActDense": FeedForward, "DenseGatedActDense": GatedFeedForward}
+        table = {getattr(source, f"{row.class_name}{name}"): mixin for name, mixin in mixins.items()}
+        table |= {nn.Dropout: _Dropout, NewGELUActivation: _Gelu}
     for module in model.modules():
         if type(module) in table:
             module.__class__ = _subclass(type(module), table[type(module)])
+    shares_bias = row.like_t5 and not row.bias_in_each_layer and config._attn_implementation == ATTENTION
+    for block in blocks(model):
+        block.matrices = tuple(part for part in block.modules() if isinstance(part, nn.Linear))
+        block.__class__ = _subclass(type(block), _SharingBlock if shares_bias else Block)
+
+
+def blocks(model: nn.Module) -> list[Any]:
+    """The layers of encoder and decoder."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,9 +1,9 @@
 """Count what a device would do: `python -m tests.counting ARCHITECTURE...` prints one JSON object.
 
-Of each architecture of `tests.small_configs` (or a name with a number of layers, `t5:12`), in fp32 and bf16: a training
-step, a validation batch, every way of decoding a batch of 32 rows, label scores, and of t5 a step of adafactor, each
-with the host's waits (by place), kernel launches, casts, decoder steps, and whether the results are those of the CPU
-(in fp32).
+Of each architecture of `tests.small_configs`, in fp32 and bf16: a training step, a validation batch, every way of
+decoding a batch of 32 rows, label scores, and of t5 a step of adafactor, each with the host's waits (by place), kernel
+launches, casts, decoder steps, and whether the results are those of the CPU (in fp32). Of a name with layers,
+`t5:12+4`: a training step in bf16, and one of adafactor.
 
 A process of its own, since torch asks once, when it is imported, whether there is a device.
 """

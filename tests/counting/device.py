@@ -135,21 +135,63 @@ class _Functions(TorchFunctionMode):
         mask = None if attn_mask is None else (tuple(attn_mask.shape), attn_mask.dtype)
         call = {"query": tuple(query.shape), "key": tuple(key.shape), "dtype": query.dtype, "mask": mask}
         self.counts.attention.append({**call, "dropout": dropout_p, "causal": is_causal, "place": _place(), **options})
-        before = self.counts.launches.copy(), self.counts.casts.copy(), self.counts.cast_elements
-        with torch.autocast("cuda", enabled=False):
-            scores = torch.matmul(query.float(), key.float().transpose(-1, -2))
-            scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-            if is_causal:
-                seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-                scores = scores.masked_fill(~seen, float("-inf"))
-            if attn_mask is not None and attn_mask.dtype == torch.bool:
-                scores = scores.masked_fill(~attn_mask, float("-inf"))
-            elif attn_mask is not None:
-                scores = scores + attn_mask.float()
-            context = torch.matmul(scores.softmax(-1), value.float()).to(query.dtype)
-        self.counts.launches, self.counts.casts, self.counts.cast_elements = before
         self.counts.launches["attention"] += 1
-        return context
+        return _Attention.apply(query, key, value, attn_mask, is_causal, scale, self.counts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as one launch, and one more in the backward pass, whatever it is computed by."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        counts: Counts,
+    ) -> Tensor:
+        parts = [None if part is None else part.detach() for part in (query, key, value, mask)]
+        ctx.parts = [
+            part if part is None else part.requires_grad_(needed)
+            for part, needed in zip(parts, ctx.needs_input_grad, strict=False)
+        ]
+        ctx.counts = counts
+        with _uncounted(counts), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            ctx.context = _plain_attention(*ctx.parts, is_causal, scale)
+        return ctx.context.detach()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.counts.launches["attention backward"] += 1
+        wanted = [part for part in ctx.parts if part is not None and part.requires_grad]
+        with _uncounted(ctx.counts):
+            found = iter(torch.autograd.grad(ctx.context, wanted, gradients[0]))
+        return (*(next(found) if part is not None and part.requires_grad else None for part in ctx.parts), *(None,) * 3)
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> Tensor:
+    scores = torch.matmul(query.float(), key.float().transpose(-1, -2))
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask.float()
+    return torch.matmul(scores.softmax(-1), value.float()).to(query.dtype)
+
+
+@contextmanager
+def _uncounted(counts: Counts) -> Iterator[None]:
+    before = counts.launches.copy(), counts.casts.copy(), counts.cast_elements
+    yield
+    counts.launches, counts.casts, counts.cast_elements = before
 
 
 def _is_device(device: Any) -> bool:
@@ -223,10 +265,24 @@ def _count(name: str, func: Any, args: Any, kwargs: dict[str, Any], counts: Coun
         counts.syncs[f"to the host {_place()}"] += 1
     elif (name in COPIES and not from_device) or (name == "copy_" and not isinstance(args[1], CountingTensor)):
         counts.to_device[_place()] += 1
-    dtype = kwargs.get("dtype")
-    if name == "_to_copy" and from_device and dtype not in (None, args[0].dtype):
-        counts.casts[f"{args[0].dtype}->{dtype} {_place()}".replace("torch.", "")] += 1
-        counts.cast_elements += args[0].numel()
+    for source, dtype in _casts(name, args, kwargs):
+        counts.casts[f"{source.dtype}->{dtype} {_place()}".replace("torch.", "")] += 1
+        counts.cast_elements += source.numel()
+    if name == "_foreach_copy_":  # one launch, whatever the number of tensors
+        source, target = args[1][0], args[0][0]
+        counts.casts[f"{source.dtype}->{target.dtype} {_place()}".replace("torch.", "")] += source.dtype != target.dtype
+        counts.cast_elements += sum(one.numel() for one in args[1] if source.dtype != target.dtype)
+
+
+def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> list[tuple[Tensor, torch.dtype]]:
+    """What an operation on the device turns into another type."""
+    if not args or not isinstance(args[0], CountingTensor):
+        return []
+    if name == "_to_copy" and kwargs.get("dtype") not in (None, args[0].dtype):
+        return [(args[0], kwargs["dtype"])]
+    if name == "copy_" and isinstance(args[1], CountingTensor) and args[1].dtype != args[0].dtype:
+        return [(args[1], args[0].dtype)]
+    return []
 
 
 @contextmanager

@@ -45,18 +45,19 @@ DECODING: dict[str, tuple[DecodeFlags, LabelMap | None]] = {
     "labels": (DecodeFlags(beam_size=2, max_predict_length=LENGTH), LABELS),
     "joined labels": (DecodeFlags(beam_size=2, max_predict_length=LENGTH), JOINED),
 }
+_OF_T5, _OF_BART = ("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers")
+LAYERS = {"t5": _OF_T5, "mt5": _OF_T5, "umt5": _OF_T5, "bart": _OF_BART, "mbart": _OF_BART}
 OFTEN_USED = ("greedy", "beam 4")  # counted in bf16 too; the same steps are asked for in both
 
 
 def counts_of(name: str) -> dict[str, dict[str, Any]]:
-    """Precision -> job -> what was counted, of one architecture (`t5`, or `t5:12` with so many layers)."""
+    """Precision -> job -> what was counted, of one architecture (`t5`, or `t5:12+4` with so many layers)."""
     kind, _, layers = name.partition(":")
-    found: dict[str, dict[str, Any]] = {}
     if layers:
-        for precision, enter in PRECISIONS.items():
-            found[precision] = {"training": _training(kind, enter, int(layers))}
-        found["fp32"]["adafactor"] = _adafactor(kind, int(layers))
-        return found
+        sides = {key: int(number) for key, number in zip(LAYERS[kind], layers.split("+"), strict=True)}
+        training = _training(kind, PRECISIONS["bf16"], sides)
+        return {"fp32": {"adafactor": _adafactor(kind, sides)}, "bf16": {"training": training}}
+    found: dict[str, dict[str, Any]] = {}
     for precision, enter in PRECISIONS.items():
         jobs = {"training": _training(kind, enter), "validation": _validation(kind, enter)}
         jobs |= {
@@ -98,14 +99,11 @@ def _moved(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value.to(DEVICE) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def _with_layers(kind: str, layers: int) -> PreTrainedModel:
-    config = with_dropout(kind)
-    for key in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers") if layers else ():
-        config |= {key: layers} if key in config else {}
-    return from_config(config, seed=1)
+def _with_layers(kind: str, layers: dict[str, int] | None) -> PreTrainedModel:
+    return from_config({**with_dropout(kind), **(layers or {})}, seed=1)
 
 
-def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str, Any]:
+def _training(kind: str, enter: Callable[[], Any], layers: dict[str, int] | None = None) -> dict[str, Any]:
     """A step: forward, backward, norm and clipping of the gradient, AdamW."""
     model = _with_layers(kind, layers).train()
     accelerate(model)
@@ -125,7 +123,7 @@ def _training(kind: str, enter: Callable[[], Any], layers: int = 0) -> dict[str,
     return _told(counts)
 
 
-def _adafactor(kind: str, layers: int = 0) -> dict[str, Any]:
+def _adafactor(kind: str, layers: dict[str, int] | None = None) -> dict[str, Any]:
     """The second step of adafactor with its own rate and weight decay, and how many parameters it moves."""
     models = _with_layers(kind, layers), on_device(_with_layers(kind, layers))
     optimizers = [build_optimizer(model, "adafactor", None, 0.01) for model in models]
