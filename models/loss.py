@@ -3,8 +3,9 @@
 The caller divides the sum by the number of target tokens of the whole optimizer step over all ranks (known from the
 `BatchPlan`), so gradient accumulation and more devices give the gradient of one big batch.
 
-Only positions with a label are projected on the vocabulary. Where their logits would be many (mT5: 250,112 a token),
-loss and gradient are computed chunk by chunk, and one chunk of logits is all that is ever alive.
+Only positions with a label are projected on the vocabulary. Where their logits would be many (mT5: 250,112 a token)
+and on a GPU always, loss and gradient are computed chunk by chunk, in place: one chunk of logits is all that is ever
+alive. There, products of bf16 and fp16 stay in fp32 until the loss is computed.
 
 Label smoothing: (1 - s) * -log p(target) + s * mean over the vocabulary of -log p, that is, a target distribution
 mixed with the uniform one (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7), as in
@@ -28,6 +29,8 @@ from utils.padding import IGNORE_INDEX
 
 MAX_LOGITS_CPU = 2**25  # logits alive at a time: 128 MiB in fp32
 MAX_LOGITS_ACCELERATOR = 2**28  # 1 GiB; a chunk also costs a pass over the gradient of the output embedding
+ALIGNMENT = 64  # rows of the output embedding
+FP16_FACTOR = 2.0**10  # of gradients in fp16: probabilities from 6e-11 count, and token weights up to 63 fit
 
 
 def token_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -77,7 +80,7 @@ def token_loss_and_correct(
     if max_logits is None:
         max_logits = MAX_LOGITS_CPU if hidden.device.type == "cpu" else MAX_LOGITS_ACCELERATOR
     chunk_tokens = max(1, max_logits // weight.shape[0])
-    if len(targets) > chunk_tokens:
+    if hidden.device.type != "cpu" or len(targets) > chunk_tokens:
         with_gradient = torch.is_grad_enabled()
         loss, correct = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, weight, bias, targets, label_smoothing, token_weights, chunk_tokens, with_gradient, count_correct
@@ -127,7 +130,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """The loss of `token_loss_and_correct` over chunks of tokens; the gradient is computed along with the loss.
 
     The loss is the root of the graph but for a factor, so its gradient is known up to that factor in the forward
-    pass: d loss / d logits = softmax - target distribution. `backward` only multiplies.
+    pass: d loss / d logits = softmax - target distribution. `backward` only multiplies, in place, and so runs once.
     """
 
     @staticmethod
@@ -143,67 +146,118 @@ class _ChunkedLoss(torch.autograd.Function):
         with_gradient: bool,
         count_correct: bool,
     ) -> tuple[Tensor, Tensor]:
-        device = hidden.device.type
+        device, vocabulary = hidden.device.type, weight.shape[0]
         matmul_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         total_dtype = _accumulation_dtype(hidden)
         needs = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        grad_hidden = torch.empty_like(hidden) if needs[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=total_dtype) if needs[1] else None
+        grad_hidden = torch.empty_like(hidden, dtype=total_dtype) if needs[0] else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=total_dtype) if needs[2] and bias is not None else None
         loss = hidden.new_zeros((), dtype=total_dtype)
         correct = targets.new_zeros(())
         with torch.autocast(device, enabled=False):
-            cast_weight = weight.to(matmul_dtype)
-            for start in range(0, len(targets), chunk_tokens):
-                chunk = hidden[start : start + chunk_tokens].to(matmul_dtype)
-                target = targets[start : start + chunk_tokens]
-                logits = (chunk @ cast_weight.T).to(total_dtype)  # (chunk tokens, vocabulary)
+            rows = _aligned(weight, matmul_dtype)
+            for start in range(0, max(1, len(targets)), chunk_tokens):
+                places = slice(start, start + chunk_tokens)
+                chunk, target = hidden[places].to(matmul_dtype), targets[places]
+                factors = None if token_weights is None else token_weights[places]
+                logits = _product(chunk, rows.T, total_dtype)  # (chunk tokens, vocabulary and what aligns it)
+                if logits.shape[1] > vocabulary:
+                    logits[:, vocabulary:] = -torch.inf
                 if bias is not None:
-                    logits += bias
+                    logits[:, :vocabulary] += bias
                 if count_correct:
                     correct += (logits.argmax(-1) == target).sum()
-                factors = None if token_weights is None else token_weights[start : start + chunk_tokens]
-                loss += _to_gradient(logits, target, label_smoothing, factors)
-                if grad_bias is not None:
-                    grad_bias += logits.sum(0)
-                cast_gradient = logits.to(matmul_dtype)
-                if grad_hidden is not None:
-                    grad_hidden[start : start + chunk_tokens] = cast_gradient @ cast_weight
-                if grad_weight is not None and matmul_dtype == total_dtype:
-                    grad_weight.addmm_(cast_gradient.T, chunk)
-                elif grad_weight is not None:
-                    grad_weight += cast_gradient.T @ chunk
-        ctx.save_for_backward(
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-        )
+                loss += _to_probabilities(logits, target, vocabulary, label_smoothing, factors)
+                if any(needs):
+                    _to_gradient(logits, target, vocabulary, label_smoothing, factors)
+                    gradient = (logits.mul_(FP16_FACTOR) if matmul_dtype == torch.float16 else logits).to(matmul_dtype)
+                    if grad_bias is not None:
+                        grad_bias += logits[:, :vocabulary].sum(0)
+                    if grad_hidden is not None:
+                        grad_hidden[places] = _product(gradient, rows, total_dtype)
+                    if needs[1]:
+                        grad_weight = _plus_product(grad_weight, gradient[:, :vocabulary].T, chunk, total_dtype)
+                    del gradient
+                del logits  # before the next chunk has its own
+        ctx.gradients = [grad_hidden, grad_weight, grad_bias]
+        ctx.dtypes = [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
+        ctx.divisor = FP16_FACTOR if matmul_dtype == torch.float16 else 1.0
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
-        return (*gradients, None, None, None, None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of this loss was taken already")
+        gradients, ctx.gradients = ctx.gradients, None  # no reference is left, so autograd keeps them without a copy
+        factor = grad_loss if ctx.divisor == 1.0 else grad_loss / ctx.divisor
+        found = [
+            None if gradient is None else gradient.mul_(factor).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*found, None, None, None, None, None, None)
 
 
-def _to_gradient(logits: Tensor, target: Tensor, label_smoothing: float, factors: Tensor | None) -> Tensor:
-    """Give the summed loss of one chunk, and turn `logits` in place into the loss's gradient with respect to them.
+def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The embedding in `dtype`; a copy on CUDA has rows of zeros up to a multiple of 64.
+
+    The rows of logits then begin at addresses that the fast kernels of cuBLAS take, whatever the vocabulary.
+    """
+    missing = -weight.shape[0] % ALIGNMENT
+    if not weight.is_cuda or weight.dtype == dtype or not missing:
+        return weight.to(dtype)
+    rows = weight.new_zeros(weight.shape[0] + missing, weight.shape[1], dtype=dtype)
+    rows[: weight.shape[0]].copy_(weight)
+    return rows
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give left @ right in `dtype`; on CUDA (not ROCm) products of bf16 and fp16 are not rounded before."""
+    if left.dtype != dtype and left.is_cuda and torch.version.hip is None:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give total + left @ right, in place where there is a total yet."""
+    if total is None:
+        return _product(left, right, dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(_product(left, right, dtype))
+
+
+def _to_probabilities(
+    logits: Tensor, target: Tensor, vocabulary: int, label_smoothing: float, factors: Tensor | None
+) -> Tensor:
+    """Give the summed loss of one chunk, and turn `logits` in place into probabilities.
+
+    The normalizer is had from the softmax: of the largest logit the probability is at least 1 / vocabulary, so that
+    largest logit - log(its probability) is as exact as a pass of its own, without the second copy of the logits that
+    `logsumexp` makes.
 
     Args:
+        logits: (tokens, vocabulary or more), what is more is -inf.
         factors: (tokens,) weights of the tokens; None = all 1.
     """
+    chosen = logits.gather(1, target.unsqueeze(1))  # (tokens, 1)
+    mean = logits[:, :vocabulary].mean(-1, keepdim=True) if label_smoothing else None
+    largest = logits.amax(-1, keepdim=True)
+    torch.softmax(logits, -1, out=logits)
+    log_normalizer = largest - logits.amax(-1, keepdim=True).log_()
+    losses = log_normalizer - chosen
+    if mean is not None:
+        losses = losses * (1.0 - label_smoothing) + (log_normalizer - mean) * label_smoothing
+    return (losses if factors is None else losses * factors.unsqueeze(1)).sum()
+
+
+def _to_gradient(
+    probabilities: Tensor, target: Tensor, vocabulary: int, label_smoothing: float, factors: Tensor | None
+) -> None:
+    """Turn probabilities in place into the gradient of the summed loss with respect to the logits."""
+    if label_smoothing:
+        probabilities[:, :vocabulary].sub_(label_smoothing / vocabulary)
     column = target.unsqueeze(1)
-    log_normalizer = logits.logsumexp(-1, keepdim=True)  # (tokens, 1)
-    losses = [(log_normalizer - logits.gather(1, column)) * (1.0 - label_smoothing)]
-    if label_smoothing:
-        losses.append((log_normalizer - logits.mean(-1, keepdim=True)) * label_smoothing)
-    logits.sub_(log_normalizer).exp_()
-    if label_smoothing:
-        logits.sub_(label_smoothing / logits.shape[1])
-    logits.scatter_(1, column, logits.gather(1, column) - (1.0 - label_smoothing))
+    probabilities.scatter_(1, column, probabilities.gather(1, column) - (1.0 - label_smoothing))
     if factors is not None:
-        losses = [part * factors.unsqueeze(1) for part in losses]
-        logits.mul_(factors.unsqueeze(1))
-    return torch.stack([part.sum() for part in losses]).sum() if label_smoothing else losses[0].sum()
+        probabilities.mul_(factors.unsqueeze(1))

@@ -3,7 +3,8 @@
 Of each architecture of `tests.small_configs`, in fp32 and bf16: a training step, a validation batch, every way of
 decoding a batch of 32 rows, label scores, and of t5 a step of adafactor, each with the host's waits (by place), kernel
 launches, casts, decoder steps, and whether the results are those of the CPU (in fp32). Of a name with layers,
-`t5:12+4`: a training step in bf16, and one of adafactor.
+`t5:12+4`: a training step in bf16, and one of adafactor. Of `loss`: that over an odd vocabulary in chunks, also the
+errors of loss and gradients in fp32, bf16 and fp16.
 
 A process of its own, since torch asks once, when it is imported, whether there is a device.
 """
@@ -38,9 +39,9 @@ def believe_in_the_device() -> None:
 def main(names: list[str]) -> None:
     """Print the counts."""
     believe_in_the_device()
-    from tests.counting.jobs import counts_of
+    from tests.counting.jobs import counts_of, loss_counts
 
-    found: dict[str, Any] = {name: counts_of(name) for name in names}
+    found: dict[str, Any] = {name: loss_counts() if name == "loss" else counts_of(name) for name in names}
     json.dump(found, sys.stdout, indent=1)
 
 

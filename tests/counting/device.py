@@ -38,6 +38,10 @@ NO_LAUNCH |= {"new_empty_strided", "lift_fresh"}
 COPIES = frozenset({"_to_copy", "copy_", "copy", "_copy_from", "to"})
 
 
+_PRODUCTS = torch.library.Library("aten", "IMPL")  # only GPUs have them
+_PRODUCTS.impl("mm.dtype", lambda left, right, dtype: torch.mm(left.to(dtype), right.to(dtype)), "CPU")
+
+
 @dataclass
 class Counts:
     """What the device was asked to do: by the operation and the place that asked."""

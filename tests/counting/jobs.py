@@ -70,6 +70,34 @@ def counts_of(name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def loss_counts() -> dict[str, dict[str, Any]]:
+    """Precision -> the loss over an odd vocabulary in two chunks, with its gradients beside those of fp64."""
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(8, 5, 16, dtype=torch.float64), torch.randn(101, 16, dtype=torch.float64)
+    bias, labels = torch.randn(101, dtype=torch.float64), torch.randint(101, (8, 5))
+    hidden, weight, bias = hidden.bfloat16().double(), weight.bfloat16().double(), bias.bfloat16().double()
+
+    def gradients(tensors: list[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
+        for tensor in tensors:
+            tensor.requires_grad_()
+        details = {"bias": tensors[2], "target_index": torch.arange(40, device=labels.device), "label_smoothing": 0.1}
+        loss, _ = token_loss_and_correct(*tensors[:2], labels, max_logits=101 * 30, count_correct=False, **details)
+        return loss.detach(), *torch.autograd.grad(loss * 2.0**-6, tensors)
+
+    wanted = gradients([hidden.clone(), weight.clone(), bias.clone()], labels)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with counting() as counts, torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            tensors = [tensor.float().to(DEVICE) for tensor in (hidden, weight, bias)]
+            there = labels.to(DEVICE)
+            counts.reset()
+            given = gradients(tensors, there)
+            told = _told(counts)
+            errors = [float(((a.cpu() - b).norm() / b.norm()).detach()) for a, b in zip(given, wanted, strict=True)]
+        found[str(dtype).removeprefix("torch.")] = {**told, "errors": errors}
+    return found
+
+
 def _told(counts: Counts, **more: Any) -> dict[str, Any]:
     return {
         "syncs": dict(counts.syncs),

@@ -85,15 +85,23 @@ def test_chunks_change_nothing_in_float64(batch, length, vocabulary, max_logits,
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_gradcheck_of_the_chunked_loss(smoothing, with_bias):
-    hidden, weight, bias, labels = problem(2, 4, 3, 7, torch.float64)
+@pytest.mark.parametrize("max_logits", [10**9, 22])
+def test_gradients_of_several_batches_add_up(max_logits):
+    hidden, weight, bias, labels = problem()
+    inputs = (hidden, weight, bias)
+    for factor in (0.5, -2.0):
+        (factor * token_loss_sum(hidden, weight, labels, bias=bias, max_logits=max_logits)).backward()
+    wanted = torch.autograd.grad(-1.5 * reference(hidden, weight, bias, labels, 0.0, 1.0), inputs)
+    for tensor, other in zip(inputs, wanted, strict=True):
+        torch.testing.assert_close(tensor.grad, other, rtol=1e-5, atol=1e-6)
 
-    def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return token_loss_sum(hidden, weight, labels, bias=bias, scale=0.5, label_smoothing=smoothing, max_logits=14)
 
-    assert torch.autograd.gradcheck(loss, (hidden, weight, bias if with_bias else None))
+def test_a_second_backward_is_refused_since_the_first_works_in_place():
+    hidden, weight, _, labels = problem()
+    loss = token_loss_sum(hidden, weight, labels, max_logits=22)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="was taken already"):
+        loss.backward()
 
 
 def test_label_smoothing_is_that_of_transformers():
@@ -171,29 +179,50 @@ def test_frozen_output_embedding_gets_no_gradient():
     assert weight.grad is None
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
+class Operations(TorchDispatchMode):
+    """Notes each operation that gives a tensor, and how many elements that has."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
+                self.noted.append((func._schema.name.removeprefix("aten::"), tensor.numel()))
         return result
+
+    def passes(self, elements: int) -> list[str]:
+        """The operations over so many elements that are no views."""
+        views = ("t", "permute", "slice", "detach", "alias")
+        return [name for name, size in self.noted if size == elements and name not in views]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_large_vocabulary_never_holds_more_than_one_chunk_of_logits(autocast):
     vocabulary, width, limit = 250_112, 2, 2**20  # 4 tokens a chunk; all logits would be 22 times as many
     hidden, weight, _, labels = problem(10, 10, width, vocabulary)
-    with LargestTensor() as largest, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with Operations() as operations, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = token_loss_sum(hidden, weight, labels, label_smoothing=0.1, max_logits=limit)
         loss.backward()
-    assert largest.elements == 4 * vocabulary
+    assert max(size for _, size in operations.noted) == 4 * vocabulary
     expected = reference(hidden, weight, torch.zeros(1), labels, 0.1, 1.0)
     torch.testing.assert_close(loss, expected, rtol=1e-2 if autocast else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_passes_over_the_logits_of_a_chunk(gradient):
+    hidden, weight, _, labels = problem(3, 10, 7, 50)  # 19 targets: chunks of 10 and 9
+    with Operations() as forward, torch.set_grad_enabled(gradient):
+        loss = token_loss_sum(hidden, weight, labels, max_logits=10 * 50)
+    wanted = ["mm", "softmax"] + (["scatter_"] if gradient else [])  # beside what reduces them
+    assert forward.passes(10 * 50) == wanted
+    assert forward.passes(50 * 7) == (["mm", "addmm_"] if gradient else [])
+    if gradient:
+        with Operations() as backward:
+            loss.backward()
+        assert backward.passes(50 * 7) == ["mul_"]  # and no copy for `weight.grad`
 
 
 @pytest.mark.parametrize("architecture", ["t5-scaled", "t5-unscaled", "bart"])
