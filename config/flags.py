@@ -362,6 +362,11 @@ class TrainDeviceFlags:
         choices=PRECISIONS,
         resume="arithmetic",  # what it comes to on the device is compared as well
     )
+    deterministic: bool = free(
+        False,
+        "Add in the same order in every run, so that one on the same GPUs, resumed or not, ends with the same bits;"
+        " what it costs was not measured. The CPU does so anyway.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,9 +164,11 @@ def kept_flags(resumed: SavedRun | None, config: TrainConfig) -> dict[str, Any]:
 
 
 def environment(devices: Devices) -> dict[str, Any]:
-    """What else decides how sums are rounded: threads, library and processor."""
+    """What else decides how sums are rounded: threads, library, processor, and whether it adds in one order."""
     name = torch.cuda.get_device_name() if devices.accelerator == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": name}
+    library = str(torch.__version__)
+    fixed = devices.deterministic
+    return {"threads": torch.get_num_threads(), "torch": library, "device": name, "deterministic": fixed}
 
 
 def saved_threads(resumed: SavedRun | None, config: TrainConfig, devices: Devices) -> int:
@@ -184,13 +186,18 @@ def changed_words(resumed: SavedRun, config: TrainConfig, devices: Devices) -> l
         for spec in flag_specs(type(config))
         if spec.change and before[spec.name] != present[spec.name]
     ]
-    saved = resumed.environment
+    saved, on_gpu = {"deterministic": False, **resumed.environment}, devices.accelerator == "cuda"
     lines += [
         f"{name} was {saved.get(name)} and is {value} now: sums may be rounded differently from here, so that the"
         " weights need not be those of an uninterrupted run, bit for bit"
         for name, value in environment(devices).items()
-        if saved.get(name) != value
+        if saved.get(name) != value and not (on_gpu and name == "threads")
     ]
+    if on_gpu and not devices.deterministic:
+        lines.append(
+            "a GPU adds in another order every time without -deterministic, so that the weights need not be those of an"
+            " uninterrupted run, bit for bit"
+        )
     return lines
 
 

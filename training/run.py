@@ -97,11 +97,12 @@ def summary_lines(
         cycles = f" in {optim.optim_cosanneal_restarts} cycles" if optim.lr_scheduler in ("cosanneal", "cyclic") else ""
         schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
     clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
+    fixed = ", deterministic" if config.device.deterministic else ""
     lines = [
         *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
-        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}",
+        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{fixed}",
         f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
         f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
         f" padding {resolved['padding_share']:.1%}",

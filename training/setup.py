@@ -114,7 +114,9 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     flags = config.device
     unsafe = overflowing(source.config.model_type)
-    devices = resolve_devices(flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes)
+    devices = resolve_devices(
+        flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes, flags.deterministic
+    )
     check_launcher(devices)
     use_arithmetic(devices)
     use_threads(devices, saved_threads(resumed, config, devices))

@@ -18,6 +18,8 @@ from utils.launch import step_tasks
 
 WATCH_SECONDS = 0.5
 NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in messages of torch, CUDA, its libraries
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_FIXED = (":4096:8", ":16:8")  # its values with which products are added in the same order every time
 ARITHMETIC = {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # by Lightning's word
 
 
@@ -30,6 +32,7 @@ class Devices:
     num_nodes: int
     precision: str
     tf32: bool = False  # products of fp32 matrices on a GPU: ten bits of mantissa, twice the speed
+    deterministic: bool = False  # sums are added in the same order every time
 
     @property
     def world_size(self) -> int:
@@ -65,7 +68,12 @@ def arithmetic_of(precision: str) -> str:
 
 
 def resolve_devices(
-    gpus: int, cpu_processes: int, float_precision: str, overflowing: str, num_nodes: int = 1
+    gpus: int,
+    cpu_processes: int,
+    float_precision: str,
+    overflowing: str,
+    num_nodes: int = 1,
+    deterministic: bool = False,
 ) -> Devices:
     """The devices that the flags ask for.
 
@@ -82,7 +90,7 @@ def resolve_devices(
     accelerator = "cuda" if count else "cpu"
     precision = _precision(float_precision, accelerator, overflowing)
     tf32 = float_precision == "tf32" and accelerator == "cuda"
-    return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision, tf32)
+    return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision, tf32, deterministic)
 
 
 def use_arithmetic(devices: Devices) -> None:
@@ -91,9 +99,18 @@ def use_arithmetic(devices: Devices) -> None:
     Products of fp32 matrices keep all their bits unless TF32 was asked for. cuDNN's attention is left out: it makes a
     plan for every new shape, which costs 20 to 40 ms (every decoding step has one), and its backward pass with a mask
     can give NaN (PyTorch issue 196678).
+
+    With deterministic kernels the attention of the others adds in one order too. cuBLAS reads its workspaces when its
+    first product is asked for; other values than these two torch refuses.
     """
     torch.set_float32_matmul_precision("high" if devices.tf32 else "highest")
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if devices.deterministic:
+        if os.environ.get(CUBLAS_WORKSPACE) not in CUBLAS_FIXED:
+            os.environ[CUBLAS_WORKSPACE] = CUBLAS_FIXED[0]
+        torch.use_deterministic_algorithms(True)
+        # Nothing of ours reads what was not written. (The attribute is a property that the module makes of itself.)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from utils.console import tell
 
 HUB_SECONDS = 5.0
+GPU_MEMORY_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}  # names over time
 
 
 def quiet_libraries(training: bool = False) -> None:
@@ -22,6 +23,9 @@ def quiet_libraries(training: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not os.environ.keys() & GPU_MEMORY_SETTINGS:
+        # Batches of ever other shapes would leave gaps in the memory of a GPU; torch reads it when CUDA starts.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     gc.disable()  # hundreds of thousands of objects that all stay are gone through again and again: a fifth of the time
     if training:
         import pytorch_lightning  # noqa: F401

@@ -47,6 +47,8 @@ DECODING: dict[str, tuple[DecodeFlags, LabelMap | None]] = {
 }
 _OF_T5, _OF_BART = ("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers")
 LAYERS = {"t5": _OF_T5, "mt5": _OF_T5, "umt5": _OF_T5, "bart": _OF_BART, "mbart": _OF_BART}
+# Refused by `torch.use_deterministic_algorithms` on a GPU, of what text might need (`cumsum` not of whole numbers).
+NO_DETERMINISTIC_FORM = {"cumsum", "put_", "histc", "bincount", "median", "nll_loss2d_forward", "_embedding_bag"}
 OFTEN_USED = ("greedy", "beam 4")  # counted in bf16 too; the same steps are asked for in both
 
 
@@ -104,6 +106,7 @@ def _told(counts: Counts, **more: Any) -> dict[str, Any]:
         "launches": counts.launches.total(),
         "casts": counts.casts.total(),
         "cast_elements": counts.cast_elements,
+        "not deterministic": sorted(counts.launches.keys() & NO_DETERMINISTIC_FORM),
         **more,
     }
 

@@ -33,6 +33,8 @@ def test_what_a_gpu_would_be_asked_for() -> None:
     waiting = {job: counts["syncs"] for job, counts in jobs.items() if job[2] in ("training", "validation")}
     assert {job: places for job, places in waiting.items() if places} == {}
     assert len(waiting) == 2 * 2 * len(ARCHITECTURES)
+    # Whole numbers are not among them, so that -deterministic refuses nothing of training and its validations.
+    assert {job[2] for job, counts in jobs.items() if counts["not deterministic"]} == {"samples"}
     adafactor = jobs["t5", "fp32", "adafactor"]
     # Of six shapes, however many parameters there are of each: 12 layers have 199 launches as well, for 257.
     assert (adafactor["syncs"], adafactor["launches"], adafactor["parameters"]) == ({}, 199, 47)

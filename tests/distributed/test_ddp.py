@@ -56,6 +56,26 @@ def two_processes(once: Callable[[str, Callable[[Path], None]], Path], letters: 
     return once("two_processes", make)
 
 
+PROBE = """\
+import os
+from pathlib import Path
+
+import torch
+
+backward = torch.Tensor.backward
+
+
+def told(*given, **named):
+    found = torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    found += (os.environ.get("PYTORCH_ALLOC_CONF"),)
+    Path(__file__).with_name("rank" + os.environ.get("LOCAL_RANK", "0")).write_text(repr(found))
+    return backward(*given, **named)
+
+
+torch.Tensor.backward = told
+"""
+
+
 def last_checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "saved_checkpoints" / "last.ckpt", weights_only=True)
 
@@ -100,16 +120,22 @@ def test_equal_to_one_process_with_batches_twice_as_large(two_processes: Path, l
 def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, letters: Path, tmp_path: Path) -> None:
     """SIGINT goes to the process group, as from a terminal; the printed command ends bit for bit the same.
 
-    It is run in a SLURM job of one task: there, too, it starts the second process itself.
+    It is run in a SLURM job of one task: there, too, it starts the second process itself. -deterministic is on in both
+    processes, and changes nothing on a CPU.
     """
-    flags = flags_of(two_processes, letters, "stopped", save_path=tmp_path / "run")
+    (tmp_path / "probe.py").write_text(PROBE)
+    changes = {"deterministic": True, "user_code": tmp_path / "probe.py"}
+    flags = flags_of(two_processes, letters, "stopped", save_path=tmp_path / "run", **changes)
     stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signal.SIGINT, whole_group=True)
     assert stopped.code == 130, stopped.out
     assert "Traceback" not in stopped.out
     assert stopped.out.count("SIGINT: saving at the next optimizer step; Ctrl-C leaves at once\n") == 1
     resumed = run(*printed_command(stopped.out), env=SLURM_BATCH_SCRIPT)
     assert resumed.code == 0, resumed.out + resumed.err
+    set_before_cuda = (True, ":4096:8", "expandable_segments:True")
+    assert [(tmp_path / name).read_text() for name in ("rank0", "rank1")] == [repr(set_before_cuda)] * 2
     mine, reference = last_checkpoint(tmp_path / "run"), last_checkpoint(two_processes / "two")
+    assert mine["s2s"]["environment"]["deterministic"] is True
     for name, value in mine["state_dict"].items():
         assert torch.equal(value, reference["state_dict"][name]), name
     for number, state in mine["optimizer_states"][0]["state"].items():

@@ -45,6 +45,7 @@ def test_resume_on_a_gpu_is_bit_identical(tmp_path: Path) -> None:
     config.write_text(json.dumps(with_dropout("bart")))
     data = write_copy_task(tmp_path / "data.tsv", 256)
     flags = ["-train_data", data, "-config_path", str(config), "-gpus", "1", "-max_epoch", "2", "-batch_size", "32"]
+    flags.append("-deterministic")
     train_ok(*flags, "-save_path", tmp_path / "whole", "-save_every", "5")
     middle = tmp_path / "whole" / "saved_checkpoints" / "epoch00-global_step5.ckpt"
     if not middle.exists():

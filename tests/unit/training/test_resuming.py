@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from config.flags import OptimFlags, TrainConfig
 from config.parser import to_dict
 from task_utils import get_task
 from tests.saved_runs import saved_run
-from training.resuming import flag_differences, plan_differences
+from training.resuming import changed_words, environment, flag_differences, plan_differences
+from utils.devices import Devices
 from utils.differences import Difference, difference_table
 
 TASK = get_task("nsmc-naive")
@@ -59,6 +61,25 @@ def test_the_rate_in_force_is_compared(
     )
     resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
     assert flag_differences(resumed, present, [TASK]) == expected
+
+
+@pytest.mark.parametrize(("deterministic", "told"), [(False, 1), (True, 0)])
+def test_a_gpu_promises_bits_only_where_its_sums_have_one_order(
+    deterministic: bool, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads mean nothing there; a checkpoint of an older version says nothing of the order."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    devices = Devices("cuda", 1, 1, "bf16-mixed", deterministic=deterministic)
+    config = replace(TrainConfig(), device=replace(TrainConfig().device, deterministic=deterministic))
+    saved = {**environment(devices), "threads": 77, "deterministic": deterministic}
+    resumed = replace(saved_run(state={"flags": to_dict(config)}), environment=saved)
+    lines = changed_words(resumed, config, devices)
+    words = "a GPU adds in another order every time without -deterministic, so that the weights need not be those of"
+    assert [line.startswith(words) for line in lines] == [True] * told
+    del saved["deterministic"]
+    changed = "deterministic was False and is True now: sums may be rounded differently from here"
+    found = changed_words(replace(resumed, environment=saved), config, devices)
+    assert [line.startswith(changed) for line in found if line not in lines] == [True] * deterministic
 
 
 def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:
