@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from config.inference_flags import DecodeFlags
-from generation.constraints import ROOT, TokenGraph
+from generation.constraints import TokenGraph
 from generation.incremental.decoder import COLUMNS_TO_COME
 from generation.logits_processors import ScoreRules
 from generation.passage_spans import SpanGraph
-from generation.topk import best_scores, log_normaliser, require_finite
+from generation.topk import best_continuations, log_normaliser, require_finite
 
 COMPACT_EVERY = COLUMNS_TO_COME  # steps
 COMPACT_SHARE = 0.25  # of the batch that may be done before it shrinks at once
@@ -254,21 +254,26 @@ def _continuations(
     labels = options.labels
     if step == 0 and options.rules.first_token is not None:
         labels = None  # a fixed first token stands before the labels
-    normaliser = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
     if labels is not None:
+        log_sum = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
         allowed, targets, exists = labels.choices(running.nodes)
-        log_probs = (logits.gather(2, allowed) - normaliser).masked_fill_(~exists, NEVER)
+        log_probs = (logits.gather(2, allowed) - log_sum).masked_fill_(~exists, NEVER)
+        scores, parents, places = best_continuations(log_probs, running.scores, 2 * beams)
+        chosen = parents * log_probs.shape[2] + places
+        tokens, nodes = (table.view(sources, -1).gather(1, chosen) for table in (allowed, targets))
+        return scores, parents, tokens, nodes
+    rules, history = options.rules, running.tokens.view(sources * beams, -1)
+    if logits.device.type != "cpu":  # one launch, and no pass of its own for the normaliser
+        log_probs = logits.log_softmax(2)
+        rules.apply(log_probs.view(-1, vocabulary), history)
+        scores, parents, tokens = best_continuations(log_probs, running.scores, 2 * beams)
     else:
-        log_probs = logits.sub_(normaliser)
-        options.rules.apply(log_probs.view(-1, vocabulary), running.tokens.view(sources * beams, -1))
-    choices = log_probs.shape[2]
-    flat = log_probs.add_(running.scores.unsqueeze(2)).view(sources, -1)
-    scores, index = best_scores(flat, min(2 * beams, flat.shape[1]))
-    parents, tokens = index // choices, index % choices
-    nodes = torch.full_like(tokens, ROOT) if options.labels is None else running.nodes.gather(1, parents)
-    if labels is not None:
-        nodes = targets.view(sources, -1).gather(1, index)
-        tokens = allowed.view(sources, -1).gather(1, index)
+        normaliser = log_normaliser(logits.view(-1, vocabulary)).view(sources, beams, 1)
+        ruled = rules.act_at(step + 1)
+        if ruled:
+            rules.apply(logits.sub_(normaliser).view(-1, vocabulary), history)
+        scores, parents, tokens = best_continuations(logits, running.scores, 2 * beams, None if ruled else normaliser)
+    nodes = torch.empty(0) if options.labels is None else running.nodes.gather(1, parents)
     return scores, parents, tokens, nodes
 
 

@@ -26,6 +26,7 @@ from config.inference_flags import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
 from generation.constraints import LabelTrie, TokenGraph
 from generation.incremental.decoder import StepModel, start
+from generation.incremental.layers import without_autocast
 from generation.incremental.weights import compute_dtype, supports
 from generation.joined_labels import JoinedLabels
 from generation.logits_processors import ScoreRules, force_first
@@ -251,10 +252,11 @@ class Decoder:
         )
         device = input_ids.device
         state = start(self.step_models(), input_ids, attention_mask, flags.width)
-        if flags.beam_size > 1 or search.labels is not None:
-            found = beam_search(state, len(input_ids), search, device)
-            return [outputs[: flags.num_return] for outputs in found]
-        return sample(state, list(row_ids), search, device, with_scores)
+        with without_autocast(device):
+            if flags.beam_size > 1 or search.labels is not None:
+                found = beam_search(state, len(input_ids), search, device)
+                return [outputs[: flags.num_return] for outputs in found]
+            return sample(state, list(row_ids), search, device, with_scores)
 
     def _graph(self, input_ids: Tensor) -> TokenGraph | SpanGraph | None:
         """What may follow, of labels for all rows, of passages for each."""
@@ -275,6 +277,12 @@ class Decoder:
         if dtype not in self._step_models:
             self._step_models[dtype] = [StepModel(model, dtype) for model in self.models]
         return self._step_models[dtype]
+
+    def release(self) -> None:
+        """Hold the weights in the precision in force only, from now on: the models themselves can be used no more."""
+        if self.own:
+            for step_model, model in zip(self.step_models(), self.models, strict=True):
+                step_model.release(model)
 
     @torch.inference_mode()
     def _generate(

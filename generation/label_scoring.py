@@ -16,7 +16,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from generation.decoder import label_trie
-from generation.incremental.decoder import NoMemory, StepModel
+from generation.incremental.decoder import StepModel
+from generation.incremental.layers import NoMemory, without_autocast
 from generation.incremental.weights import compute_dtype, supports
 from generation.topk import log_normaliser, require_finite
 from models.architectures import target_limit
@@ -99,10 +100,15 @@ class LabelScorer:
         model = fixed.model
         given = model.encode(input_ids, attention_mask)
         tokens = fixed.tokens.expand(len(input_ids), -1)
-        hidden = model.hidden(tokens, fixed.positions, fixed.biases, NoMemory(), given)
-        hidden = hidden[:, len(self.before) - 1 :]  # (batch, nodes, width)
-        log_probs = functional.pad(_pair_log_probs(fixed, hidden), (0, 1))
-        return log_probs[:, fixed.steps].sum(2)
+        with without_autocast(input_ids.device):
+            hidden = model.hidden(tokens, fixed.positions, fixed.biases, NoMemory(), given)
+            hidden = hidden[:, len(self.before) - 1 :]  # (batch, nodes, width)
+            log_probs = functional.pad(_pair_log_probs(fixed, hidden), (0, 1))
+            return log_probs[:, fixed.steps].sum(2)
+
+    def release(self) -> None:
+        """Hold the weights in the precision in force only, from now on: the model itself can be used no more."""
+        self._pass(self.model.device).model.release(self.model)
 
     def _pass(self, device: torch.device) -> _Pass:
         dtype = compute_dtype(self.model)

@@ -33,6 +33,12 @@ class ScoreRules:
         lengths = self.no_repeat_ngram_size or self.min_length
         return self.repetition_penalty != 1.0 or bool(lengths) or self.first_token is not None
 
+    def act_at(self, length: int) -> bool:
+        """Whether any rule changes the scores of what follows that many decoder inputs."""
+        begins = length == 1 and self.first_token is not None
+        blocks = 0 < self.no_repeat_ngram_size <= length or length < self.min_length
+        return begins or blocks or self.repetition_penalty != 1.0
+
     def apply(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """The scores with the rules applied, in the order of `transformers`."""
         length = tokens.shape[1]

@@ -38,6 +38,31 @@ def best_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, places.gather(1, within)
 
 
+def best_continuations(
+    logits: Tensor, scores: Tensor, count: int, normaliser: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best next tokens of each source, best first: log-probability, beam and token, each (B, count).
+
+    Fewer where fewer may follow. Of a large vocabulary the best of each beam are found first, among its plain logits:
+    what is the same for all tokens of a beam is subtracted and added on those alone.
+
+    Args:
+        logits: (B, k, vocabulary); overwritten.
+        scores: (B, k) log-probabilities of the beams.
+        normaliser: (B, k, 1); None where these are log-probabilities already.
+    """
+    sources, _, width = logits.shape
+    if width < BLOCKS_FROM:
+        log_probs = logits if normaliser is None else logits.sub_(normaliser)
+        flat = log_probs.add_(scores.unsqueeze(2)).view(sources, -1)
+        values, places = best_scores(flat, min(count, flat.shape[1]))
+        return values, places // width, places % width
+    best, tokens = (part.view(*scores.shape, -1) for part in best_scores(logits.view(-1, width), count))
+    best = best if normaliser is None else best.sub_(normaliser)
+    values, places = best.add_(scores.unsqueeze(2)).view(sources, -1).topk(count, 1)
+    return values, places // count, tokens.view(sources, -1).gather(1, places)
+
+
 def log_normaliser(logits: Tensor) -> Tensor:
     """`logsumexp` over the last dimension of (rows, vocabulary) logits: (rows, 1)."""
     if logits.device.type != "cpu":

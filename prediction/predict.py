@@ -168,8 +168,11 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
     device = job.devices.device(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for what asks for the current one: kernels that are compiled, events, graphs
-    with _memory_errors(
-        f"the model does not fit into the memory of {device}: a model larger than one GPU is out of scope"
+    with (
+        _memory_errors(
+            f"the model does not fit into the memory of {device}: a model larger than one GPU is out of scope"
+        ),
+        job.devices.autocast(),
     ):
         predictor = engine(device)
     progress = _Progress(job, enabled=rank == 0)

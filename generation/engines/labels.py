@@ -63,7 +63,10 @@ class ScoreEngine:
 
     def __call__(self, device: torch.device) -> ScorePredictor | SetPredictor:
         kind = SetPredictor if self.decoding.labels.separator else ScorePredictor
-        return kind(*self.model(), self.decoding, self.devices, device.index or 0)
+        predictor = kind(*self.model(), self.decoding, self.devices, device.index or 0)
+        with self.devices.autocast():
+            predictor.release()
+        return predictor
 
 
 class ScorePredictor:
@@ -118,6 +121,10 @@ class ScorePredictor:
             for label, row, shares, of_row in zip(best, log_probs, probabilities.tolist(), words, strict=True)
         ]
 
+    def release(self) -> None:
+        """Hold the weights in the precision in force only."""
+        self.scorer.release()
+
     def _probabilities(self, sources: Sequence[np.ndarray]) -> Floats:
         return self.calibration.probabilities(label_log_probs(self, sources, self.limits))
 
@@ -169,6 +176,10 @@ class SetPredictor:
             predictions = self._predictions([sources[row] for row in rows])
             found.update(zip(rows.tolist(), predictions, strict=True))
         return [found[row] for row in range(len(sources))]
+
+    def release(self) -> None:
+        """Hold the weights in the precision in force only."""
+        self.decoder.release()
 
     def _predictions(self, sources: Sequence[np.ndarray]) -> list[Prediction]:
         with self.devices.autocast():

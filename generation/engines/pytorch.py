@@ -23,7 +23,7 @@ from utils.padding import pad_sources
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """Where the models lie and how they decode; calling it loads them.
+    """Where the models lie and how they decode; calling it loads them, in the precision that is in force then.
 
     Args:
         models: more than one decode together, with the mean of their log-probabilities.
@@ -49,6 +49,7 @@ class TorchEngine:
             tell(
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
             )
+        decoder.release()
         return _TorchPredictor(decoder, tokenizer, device, self.with_scores)
 
 

@@ -1,4 +1,4 @@
-"""The weights of a T5, mT5, UMT5, BART or mBART decoder, taken out of its modules."""
+"""The weights of a T5, mT5, UMT5, BART or mBART, taken out of its modules."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from models.architectures import architecture, logit_scale
+
+ALIGNED_ROWS = 64  # of an embedding on a device
 
 
 class Linear(NamedTuple):
@@ -30,17 +32,23 @@ class Norm(NamedTuple):
     eps: float
 
 
+class Cross(NamedTuple):
+    """The cross-attention of a decoder layer; queries are scaled in their projection."""
+
+    norm: Norm
+    query: Linear
+    key_value: Linear
+    out: Linear
+
+
 @dataclass(frozen=True)
 class Layer:
-    """Weights of a decoder layer; queries of both attentions are scaled in their projections."""
+    """Weights of a layer of an encoder or a decoder; queries are scaled in their projections."""
 
     self_norm: Norm
     self_in: Linear  # query, key and value side by side
     self_out: Linear
-    cross_norm: Norm
-    cross_query: Linear
-    cross_key_value: Linear
-    cross_out: Linear
+    cross: Cross | None  # None in an encoder
     ff_norm: Norm
     inner: Linear
     up: Linear | None  # the linear branch of a gated feed-forward layer
@@ -50,45 +58,98 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class DecoderWeights:
-    """All weights that decoding needs besides the encoder; matrices in `dtype`, the rest in the model's own type.
+class Stack:
+    """All weights of an encoder or a decoder; matrices in `dtype`, the rest in the model's own type.
 
-    logits = logit_scale * hidden @ head.T + head_bias.
+    The first column of a `distance_bias` is that of `nearest`, positions from the query back to the key.
     """
 
     dtype: torch.dtype
     heads: int
     norm_first: bool
-    embedding: Tensor  # (vocabulary, width)
+    embedding: Tensor  # (vocabulary or more, width)
     embedding_scale: float
     positions: Tensor | None  # (positions, width), learned
     first_norm: Norm | None
     layers: list[Layer]
     last_norm: Norm | None
-    head: Tensor  # (vocabulary, width)
-    head_bias: Tensor | None
-    logit_scale: float
+    nearest: int
 
 
-def decoder_weights(model: Any, dtype: torch.dtype) -> DecoderWeights:
-    """The weights as they are now; `supports(model)` must hold."""
-    row = architecture(model.config.model_type)
-    t5 = row.like_t5
-    decoder = model.decoder if t5 else model.model.decoder
-    last_norm = decoder.final_layer_norm if t5 else getattr(decoder, "layer_norm", None)
-    return DecoderWeights(
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of states: scale * states @ weight.T + bias; rows of `weight` past `vocabulary` are padding."""
+
+    weight: Tensor  # (vocabulary or more, width)
+    bias: Tensor | None  # fp32
+    scale: float
+    vocabulary: int
+
+
+class Tables:
+    """Embeddings of a model as matrices of `dtype`; those that modules share are shared.
+
+    On a CPU an embedding that is looked up stays in the model's own type. A device has one matrix for the lookup and
+    the logits, with rows up to a multiple of 64, so that the rows of logits are aligned.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.found: dict[int, Tensor] = {}
+
+    def embedding(self, weight: Tensor) -> Tensor:
+        """To look tokens up."""
+        return weight.detach() if weight.device.type == "cpu" else self.head(weight)
+
+    def head(self, weight: Tensor) -> Tensor:
+        """To make logits."""
+        if id(weight) not in self.found:
+            padding = 0 if weight.device.type == "cpu" else -len(weight) % ALIGNED_ROWS
+            matrix = weight.detach().to(self.dtype)
+            self.found[id(weight)] = functional.pad(matrix, (0, 0, 0, padding)) if padding else matrix
+        return self.found[id(weight)]
+
+
+def decoder_weights(model: Any, tables: Tables) -> Stack:
+    """The weights of the decoder as they are now; `supports(model)` must hold."""
+    return _stack(model, model.get_decoder(), tables)
+
+
+def encoder_weights(model: Any, tables: Tables) -> Stack:
+    """The weights of the encoder as they are now; `supports(model)` must hold."""
+    return _stack(model, model.get_encoder(), tables)
+
+
+def head_weights(model: Any, tables: Tables) -> Head:
+    """What makes the logits; a bias of zeros, as BART's mostly is, is left out."""
+    bias = None if architecture(model.config.model_type).like_t5 else model.final_logits_bias.view(-1)
+    if bias is not None:
+        bias = bias.detach() if bool(bias.any()) else None
+    return Head(tables.head(model.lm_head.weight), bias, logit_scale(model), len(model.lm_head.weight))
+
+
+def _stack(model: Any, part: Any, tables: Tables) -> Stack:
+    row, dtype = architecture(model.config.model_type), tables.dtype
+    own = part.embed_tokens
+    if row.like_t5:
+        layers, nearest = _t5_layers(part, dtype)
+        positions = first_norm = None
+    else:
+        layers, nearest = _bart_layers(part, dtype), 0
+        positions = part.embed_positions.weight.detach()[part.embed_positions.offset :]
+        first_norm = norm_of(part.layernorm_embedding)
+    last_norm = part.final_layer_norm if row.like_t5 else getattr(part, "layer_norm", None)
+    return Stack(
         dtype=dtype,
-        heads=model.config.num_heads if t5 else model.config.decoder_attention_heads,
+        heads=model.config.num_heads if row.like_t5 else part.layers[0].self_attn.num_heads,
         norm_first=row.norm_first,
-        embedding=decoder.embed_tokens.weight,
-        embedding_scale=float(getattr(decoder.embed_tokens, "embed_scale", 1.0)),
-        positions=None if t5 else decoder.embed_positions.weight[decoder.embed_positions.offset :],
-        first_norm=None if t5 else norm_of(decoder.layernorm_embedding),
-        layers=_t5_layers(decoder, dtype) if t5 else _bart_layers(decoder, dtype),
+        embedding=tables.embedding(own.weight),
+        embedding_scale=float(getattr(own, "embed_scale", 1.0)),
+        positions=positions,
+        first_norm=first_norm,
+        layers=layers,
         last_norm=None if last_norm is None else norm_of(last_norm),
-        head=model.lm_head.weight.to(dtype),
-        head_bias=None if t5 else model.final_logits_bias.view(-1).to(dtype),
-        logit_scale=logit_scale(model),
+        nearest=nearest,
     )
 
 
@@ -99,16 +160,15 @@ def compute_dtype(model: PreTrainedModel) -> torch.dtype:
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Whether the decoder of `model` is one that we know.
+    """Whether the weights of `model` are known to us.
 
-    True for the five architectures as long as every projection of the decoder is a plain, whole `nn.Linear`: adapters,
-    quantised layers and weights that are sharded over processes are left to `generate`.
+    True for the five architectures as long as every projection is a plain, whole `nn.Linear`: adapters, quantised
+    layers and weights that are sharded over processes are left to `generate`.
     """
     row = architecture(model.config.model_type)
     if not row.own_search or not type(model).__name__.endswith("ForConditionalGeneration"):
         return False
-    decoder = model.get_decoder()
-    projections = [module for module in (*decoder.modules(), model.lm_head) if hasattr(module, "in_features")]
+    projections = [module for module in model.modules() if hasattr(module, "in_features")]
     return all(
         type(module) is nn.Linear and module.weight.shape == (module.out_features, module.in_features)
         for module in projections
@@ -118,8 +178,8 @@ def supports(model: PreTrainedModel) -> bool:
 def norm_of(module: Any) -> Norm:
     """The weights of a layer norm or of a T5's RMS norm."""
     if isinstance(module, nn.LayerNorm):
-        return Norm(module.weight, module.bias, module.eps)
-    return Norm(module.weight, None, module.variance_epsilon)
+        return Norm(module.weight.detach(), module.bias.detach(), module.eps)
+    return Norm(module.weight.detach(), None, module.variance_epsilon)
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:
@@ -131,10 +191,11 @@ def normed(x: Tensor, norm: Norm) -> Tensor:
 
 def _stacked(dtype: torch.dtype, *modules: Any, first_scale: float = 1.0) -> Linear:
     """Linear layers side by side, the output of the first times `first_scale`."""
-    weights = [module.weight.t() * (first_scale if not number else 1.0) for number, module in enumerate(modules)]
+    scales = [first_scale] + [1.0] * (len(modules) - 1)
+    weights = [module.weight.detach().t() * scale for module, scale in zip(modules, scales, strict=True)]
     bias = None
     if modules[0].bias is not None:
-        bias = torch.cat([m.bias * (first_scale if not number else 1.0) for number, m in enumerate(modules)]).to(dtype)
+        bias = torch.cat([m.bias.detach() * scale for m, scale in zip(modules, scales, strict=True)]).to(dtype)
     return Linear(torch.cat(weights, 1).to(dtype).contiguous(), bias)
 
 
@@ -145,26 +206,26 @@ def activation_of(module: Any) -> Callable[[Tensor], Tensor]:
     return module  # type: ignore[no-any-return]
 
 
-def _t5_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
+def _t5_layers(part: Any, dtype: torch.dtype) -> tuple[list[Layer], int]:
+    """The layers, and the distance that the first column of their bias is for."""
     layers: list[Layer] = []
     table: Tensor | None = None
-    for block in decoder.block:
-        own, cross, feed_forward = block.layer
+    nearest = 0
+    for block in part.block:
+        own, feed_forward = block.layer[0], block.layer[-1]
         attention, dense = own.SelfAttention, feed_forward.DenseReluDense
         if attention.has_relative_attention_bias:  # T5 has it in the first layer, for all of them; UMT5 in every layer
             farthest = attention.relative_attention_max_distance
-            bias = attention.compute_bias(1, farthest + 1, past_seen_tokens=farthest)
-            table = bias[0, :, 0].flip(1).to(dtype).contiguous()
+            nearest = 0 if part.is_decoder else -farthest
+            bias = attention.compute_bias(1, farthest - nearest + 1, past_seen_tokens=farthest)
+            table = bias[0, :, 0].detach().flip(1).to(dtype).contiguous()
         gated = hasattr(dense, "wi_0")
         layers.append(
             Layer(
                 self_norm=norm_of(own.layer_norm),
                 self_in=_stacked(dtype, attention.q, attention.k, attention.v),
                 self_out=_stacked(dtype, attention.o),
-                cross_norm=norm_of(cross.layer_norm),
-                cross_query=_stacked(dtype, cross.EncDecAttention.q),
-                cross_key_value=_stacked(dtype, cross.EncDecAttention.k, cross.EncDecAttention.v),
-                cross_out=_stacked(dtype, cross.EncDecAttention.o),
+                cross=_t5_cross(block.layer[1], dtype) if part.is_decoder else None,
                 ff_norm=norm_of(feed_forward.layer_norm),
                 inner=_stacked(dtype, dense.wi_0 if gated else dense.wi),
                 up=_stacked(dtype, dense.wi_1) if gated else None,
@@ -173,22 +234,25 @@ def _t5_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
                 distance_bias=table,
             )
         )
-    return layers
+    return layers, nearest
 
 
-def _bart_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
+def _t5_cross(layer: Any, dtype: torch.dtype) -> Cross:
+    attention = layer.EncDecAttention
+    key_value = _stacked(dtype, attention.k, attention.v)
+    return Cross(norm_of(layer.layer_norm), _stacked(dtype, attention.q), key_value, _stacked(dtype, attention.o))
+
+
+def _bart_layers(part: Any, dtype: torch.dtype) -> list[Layer]:
     layers: list[Layer] = []
-    for block in decoder.layers:
-        own, cross = block.self_attn, block.encoder_attn
+    for block in part.layers:
+        own = block.self_attn
         layers.append(
             Layer(
                 self_norm=norm_of(block.self_attn_layer_norm),
                 self_in=_stacked(dtype, own.q_proj, own.k_proj, own.v_proj, first_scale=own.scaling),
                 self_out=_stacked(dtype, own.out_proj),
-                cross_norm=norm_of(block.encoder_attn_layer_norm),
-                cross_query=_stacked(dtype, cross.q_proj, first_scale=cross.scaling),
-                cross_key_value=_stacked(dtype, cross.k_proj, cross.v_proj),
-                cross_out=_stacked(dtype, cross.out_proj),
+                cross=_bart_cross(block, dtype) if hasattr(block, "encoder_attn") else None,
                 ff_norm=norm_of(block.final_layer_norm),
                 inner=_stacked(dtype, block.fc1),
                 up=None,
@@ -198,3 +262,10 @@ def _bart_layers(decoder: Any, dtype: torch.dtype) -> list[Layer]:
             )
         )
     return layers
+
+
+def _bart_cross(block: Any, dtype: torch.dtype) -> Cross:
+    attention = block.encoder_attn
+    query = _stacked(dtype, attention.q_proj, first_scale=attention.scaling)
+    key_value = _stacked(dtype, attention.k_proj, attention.v_proj)
+    return Cross(norm_of(block.encoder_attn_layer_norm), query, key_value, _stacked(dtype, attention.out_proj))

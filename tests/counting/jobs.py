@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,7 +27,7 @@ from models.meter import StepMeter
 from models.optim import build_optimizer
 from postprocessors.labels import LabelMap
 from tests.counting.device import DEVICE, CountingTensor, Counts, counting, on_device
-from tests.small_configs import with_dropout
+from tests.small_configs import config_of, with_dropout
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
 PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -68,6 +69,7 @@ def counts_of(name: str) -> dict[str, dict[str, Any]]:
             if precision == "fp32" or job in OFTEN_USED
         }
         found[precision] = {**jobs, "label scores": _label_scores(kind, enter, precision == "fp32")}
+        found[precision]["released"] = _released(kind, enter, precision == "fp32")
     found["fp32"] |= {"adafactor": _adafactor(kind)} if kind == "t5" else {}  # it knows shapes, no architectures
     return found
 
@@ -209,6 +211,34 @@ def _decoding(kind: str, enter: Callable[[], Any], flags: DecodeFlags, labels: A
             [one.text for one in row] for row in wanted
         ]
     return told
+
+
+def _released(kind: str, enter: Callable[[], Any], compare: bool) -> dict[str, Any]:
+    """Bytes a parameter before and after the weights that are not used were let go, of an odd vocabulary."""
+    model = from_config(config_of(kind, vocab_size=389), seed=4).eval()
+    ids, mask = encoded(words(8, 1))
+    flags = DecodeFlags(beam_size=4, max_predict_length=LENGTH)
+    wanted = Decoder(model, TOKENIZER, flags).decode(ids, mask)
+    parameters, before = sum(part.numel() for part in model.parameters()), _bytes()
+    with counting() as counts, enter():
+        decoder = Decoder(on_device(copy.deepcopy(model)), TOKENIZER, flags)  # type: ignore[arg-type]
+        (step_model,) = decoder.step_models()
+        held = _bytes() - before
+        decoder.release()
+        left = _bytes() - before
+        found = decoder.decode(ids.to(DEVICE), mask.to(DEVICE))
+        logits = step_model.logits(torch.zeros(1, 32, dtype=step_model.dtype, device=DEVICE))
+        beyond = bool((logits[:, 389:] == float("-inf")).all()) and logits.shape[1] == 448
+    told = _told(counts, **{"bytes a parameter": [held / parameters, left / parameters], "no token beyond": beyond})
+    texts = [[one.text for one in row] for row in found] == [[one.text for one in row] for row in wanted]
+    return {**told, "as on the CPU": texts} if compare else told
+
+
+def _bytes() -> int:
+    """Of all tensors that are on the device now."""
+    gc.collect()
+    tensors = [one.held.untyped_storage() for one in gc.get_objects() if type(one) is CountingTensor]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
 
 
 def _label_scores(kind: str, enter: Callable[[], Any], compare: bool) -> dict[str, Any]:

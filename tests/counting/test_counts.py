@@ -43,6 +43,19 @@ def test_what_a_gpu_would_be_asked_for() -> None:
     often = {job: counts["syncs"] for job, counts in decoding.items() if waits(counts) > counts["steps"] // 4 + 2}
     assert often == {}
     assert {waits(counts) for job, counts in jobs.items() if job[2] == "label scores"} == {1}
+    # In bf16, a step: the embedding, three norms of each of two layers, the last one; a batch: sources, looks, outputs.
+    casts = {job: (counts["casts"], counts["steps"]) for job, counts in decoding.items() if job[1] == "bf16"}
+    assert {job: told for job, told in casts.items() if told[0] > 8 * told[1] + 24} == {}
+    released = {job: counts for job, counts in jobs.items() if job[2] == "released"}
+    assert len(released) == 2 * len(ARCHITECTURES)
+    assert {counts["no token beyond"] for counts in released.values()} == {True}
+    # One copy of the weights; in the small models norms and the positions of BART are a tenth of them, in fp32.
+    assert {job: counts["bytes a parameter"] for job, counts in released.items() if not is_lean(job[1], counts)} == {}
+
+
+def is_lean(precision: str, counts: dict[str, Any]) -> bool:
+    """Whether little more than one copy of the weights is left."""
+    return counts["bytes a parameter"][1] < {"fp32": 4.5, "bf16": 2.5}[precision]
 
 
 def check_the_loss(precisions: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ CPU = torch.device("cpu")
 
 
 def load() -> Any:
-    return half_trained("bart"), TOKENIZER
+    """Anew at every call, as commands do: engines take the weights away that they do not use."""
+    return copy.deepcopy(half_trained("bart")), TOKENIZER
 
 
 def predictor(**calibration: Any) -> ScorePredictor:
