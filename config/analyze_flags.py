@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from config.flags import USER_CODE
-from config.inference_flags import InferenceDeviceFlags
+from config.inference_flags import ON_GPUS, InferenceDeviceFlags
 from config.parser import free
 
 
@@ -63,7 +63,7 @@ class AnalyzeFlags:
     )
     page_examples: int = free(100, "Reviews on the page: those that depend most on a word.", minimum=1, maximum=10_000)
     overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
-    batch_size: int = free(128, "Rows in a batch on each device.", minimum=1, maximum=10**7)
+    batch_size: int = free(128, f"Rows in a batch on each device{ON_GPUS}.", minimum=1, maximum=10**7)
     max_tokens: int = free(0, "Source tokens in a batch on each device, padding included; 0 = no limit.", minimum=0)
     user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
 

@@ -14,6 +14,11 @@ COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
 CTRANSLATE2_VERSION = "4.8.5"
 CTRANSLATE2_INSTALL = f"install it: pip install ctranslate2=={CTRANSLATE2_VERSION}"
 
+ROWS_ON_GPUS, TOKENS_ON_GPUS = 512, 2**15  # of a batch; the same on all, so that one can go on for another
+ON_GPUS = (
+    f"; on GPUs {ROWS_ON_GPUS} of up to {TOKENS_ON_GPUS} tokens together, if neither this nor -max_tokens is given"
+)
+
 # What `needs` and `excludes` of several flags share.
 CHOSEN = "labels are chosen by the model's own scores"
 SCORED = {"label_decoding=score": "it looks at every label and searches nothing"}
@@ -124,7 +129,7 @@ class OutputFlags:
 class DecodeFlags:
     """Decoding"""
 
-    batch_size: int = flag(128, "Rows in a batch on each device.", minimum=1, maximum=10**7)
+    batch_size: int = flag(128, f"Rows in a batch on each device{ON_GPUS}.", minimum=1, maximum=10**7)
     max_tokens: int = flag(
         0,
         "Source tokens in a batch on each device, padding included: batches of long rows hold fewer than -batch_size;"

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from datamodules.batching import BatchOptions, evaluation_plan
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
+from generation.batch_limits import BatchLimits
 from metrics.registry import Figure
 from models.loss import batch_loss
 from utils.tables import counted
@@ -19,7 +20,7 @@ from utils.tables import counted
 
 @torch.inference_mode()
 def perplexity(
-    model: PreTrainedModel, split: EncodedSplit, pad_token_id: int, batch_size: int, device: torch.device
+    model: PreTrainedModel, split: EncodedSplit, pad_token_id: int, limits: BatchLimits, device: torch.device
 ) -> Figure:
     """exp of the mean cross-entropy of a target token under teacher forcing: of the `val_loss` of these rows.
 
@@ -27,11 +28,12 @@ def perplexity(
 
     Args:
         model: in evaluation mode, on `device`.
-        batch_size: rows.
+        limits: of a batch; where there is one of tokens, the targets' count too, and rows are not counted.
     """
     split = split.subset(np.flatnonzero(split.target_lengths))
     multiple = 8 if device.type == "cuda" else 1
-    options = BatchOptions(batch_size=batch_size, max_tokens=0, accumulate=1, pad_to_multiple_of=multiple)
+    rows_at_once = 0 if limits.tokens else limits.rows
+    options = BatchOptions(rows_at_once, limits.tokens, accumulate=1, pad_to_multiple_of=multiple)
     plan = evaluation_plan(split.source_lengths, split.target_lengths, options, 1)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for index in range(plan.batches_per_rank if len(split) else 0):

@@ -128,7 +128,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
         ready = prepare(config, given, temporary)
         escapes = ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
-        decoding = asked_decoding(config, ready.postprocessor, ready.encoder)
+        decoding = asked_decoding(ready.config, ready.postprocessor, ready.encoder)
         engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
         answer = answer_of(ready.postprocessor, config.output)
 
@@ -136,8 +136,8 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
             return f"{one_line(answer(found.text), escapes)}\n".encode("utf-8", "replace")
 
         with ready.devices.autocast():
-            lines = waiting_lines(sys.stdin.fileno(), config.decode.batch_size)
-            limits = BatchLimits.of(config.decode)
+            limits = BatchLimits.of(ready.config.decode)
+            lines = waiting_lines(sys.stdin.fileno(), limits.rows)
             try:
                 count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output, limits)
             finally:
@@ -244,7 +244,8 @@ def reference_perplexity(ready: Ready, split: EncodedSplit) -> Figure:
     model, tokenizer = ready.models[0]()
     device = ready.devices.device(0)
     with ready.devices.autocast():
-        return perplexity(model.to(device), split, tokenizer.pad_token_id, ready.config.decode.batch_size, device)
+        limits = BatchLimits.of(ready.config.decode)
+        return perplexity(model.to(device), split, tokenizer.pad_token_id, limits, device)
 
 
 def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:

@@ -12,7 +12,14 @@ import numpy as np
 
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from checkpoints.saved_run import trained_task, trained_tasks
-from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags, OutputFlags
+from config.inference_flags import (
+    ROWS_ON_GPUS,
+    TOKENS_ON_GPUS,
+    DecodeFlags,
+    InferenceConfig,
+    LabelFlags,
+    OutputFlags,
+)
 from config.parser import flag_groups
 from datamodules.encoding.languages import check_languages
 from datamodules.encoding.store import EncodedSplit
@@ -115,7 +122,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)
     check_min_length(config.decode, target_limit)
-    config = replace(config, decode=with_length(config.decode, postprocessor, tokenizer, target_limit))
+    decode = with_batches(config.decode, given, devices.accelerator)
+    config = replace(config, decode=with_length(decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
     encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
     return Ready(config, models, task, postprocessor, devices, encoder, model_config.model_type, target_limit)
@@ -129,6 +137,13 @@ def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
             f"-min_predict_length {decode.min_predict_length}: the model has positions for outputs of {longest} tokens;"
             " give that or less"
         )
+
+
+def with_batches(decode: DecodeFlags, given: frozenset[str], accelerator: str) -> DecodeFlags:
+    """The flags with batches that keep a GPU busy, where none are given."""
+    if accelerator == "cpu" or given & {"batch_size", "max_tokens"}:
+        return decode
+    return replace(decode, batch_size=ROWS_ON_GPUS, max_tokens=TOKENS_ON_GPUS)
 
 
 def with_length(decode: DecodeFlags, postprocessor: Postprocessor, tokenizer: Any, target_limit: int) -> DecodeFlags:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
@@ -15,11 +16,12 @@ from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGene
 from checkpoints.model_source import inference_models
 from config.inference_flags import DecodeFlags, InferenceConfig
 from config.parser import parse_flags
+from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine
 from models.loading import from_config
 from postprocessors.labels import LabelMap
-from prediction.setup import make_engine, prepare, resolve_prediction_task
+from prediction.setup import make_engine, prepare, resolve_prediction_task, with_batches
 from task_utils import Task, get_task
 from tests.small_configs import config_of
 from tests.small_models import byte_tokenizer
@@ -231,3 +233,15 @@ def test_a_name_picks_one_of_several_trained_tasks() -> None:
         UserError, match=r"^-task on: no such task \(did you mean own\?\); -model m was trained on nsmc"
     ):
         resolved("-task", "on")
+
+
+def test_batches_on_gpus_go_by_tokens_unless_the_user_says_how() -> None:
+    given: frozenset[str] = frozenset()
+    on_gpus = with_batches(DecodeFlags(beam_size=4), given, "cuda")
+    assert on_gpus == DecodeFlags(batch_size=512, max_tokens=32768, beam_size=4)
+    assert len(BatchLimits.of(on_gpus).cut(np.full(100, 1024))[0]) == 32
+    assert len(BatchLimits.of(on_gpus).cut(np.full(600, 10))[0]) == 512
+    assert with_batches(DecodeFlags(), given, "cpu") == DecodeFlags()
+    for flag, value in (("batch_size", 128), ("max_tokens", 100)):
+        asked = replace(DecodeFlags(), **{flag: value})
+        assert with_batches(asked, frozenset({flag}), "cuda") == asked
