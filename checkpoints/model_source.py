@@ -18,6 +18,7 @@ from config.flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
 from models.kernels.accelerate import accelerate
+from models.kernels.fused import use_fused_attention
 from models.languages import with_languages
 from models.loading import (
     check_config_builds,
@@ -234,5 +235,7 @@ def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     freeze_parts(model, config.model.freeze)
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.device.attention == "fused":
+        use_fused_attention(model)
     accelerate(model)
     return model.train()

@@ -9,6 +9,7 @@ from config.parser import flag, free
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 STRATEGIES = ("auto", "ddp")
+ATTENTIONS = ("plain", "fused")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
 PRECISIONS = ("auto", "32", "tf32", "16", "bf16", "fp16")
 PRECISION_HELP = (
@@ -361,6 +362,13 @@ class TrainDeviceFlags:
         PRECISION_HELP,
         choices=PRECISIONS,
         resume="arithmetic",  # what it comes to on the device is compared as well
+    )
+    attention: str = free(
+        "plain",
+        "Attention in training: plain = PyTorch's; fused = one Triton kernel for T5, mT5, UMT5, BART and mBART, on GPUs"
+        " of NVIDIA alone: no GPU has run it yet, and its speed was not measured.",
+        choices=ATTENTIONS,
+        change="dropout in the attention draws other numbers from here",
     )
     deterministic: bool = free(
         False,

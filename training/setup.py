@@ -20,6 +20,7 @@ from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.architectures import overflowing, source_limit, target_limit
+from models.kernels.fused import check_fused_attention
 from training.resuming import (
     changed_words,
     check_optimizer,
@@ -117,6 +118,8 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     devices = resolve_devices(
         flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes, flags.deterministic
     )
+    if flags.attention == "fused":
+        check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
     use_arithmetic(devices)
     use_threads(devices, saved_threads(resumed, config, devices))
