@@ -67,7 +67,7 @@ def newest_checkpoints(run: Path) -> list[Path]:
     for path in checkpoints_of(run):
         step = step_of(path)
         if step < 0:  # last.ckpt
-            step = read_run(path, "-average", mmap=True).global_step
+            step = read_run(path, "-average").global_step
         by_step.setdefault(step, path)
     return [by_step[step] for step in sorted(by_step, reverse=True)]
 
@@ -75,7 +75,7 @@ def newest_checkpoints(run: Path) -> list[Path]:
 def best_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of validations that are still there, best first by the scores that the newest records."""
     for newest in newest_checkpoints(run)[:1]:
-        kept = read_run(newest, "-average", mmap=True).scores.kept
+        kept = read_run(newest, "-average").scores.kept
         ordered = sorted(kept["best"], key=lambda entry: -entry[0])
         paths = [run / CHECKPOINT_FOLDER / name for _, name in ordered]
         return [path for path in paths if path.is_file()]

@@ -25,13 +25,16 @@ class TornCheckpoint(UserError):
     """A checkpoint whose bytes are not those that were written: another one is as good."""
 
 
-def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = False) -> dict[str, Any]:
-    """The content of one of our .ckpt files, on the CPU; with `mmap` tensors are read from the disk when used.
+def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", checked: bool = False) -> dict[str, Any]:
+    """The content of one of our .ckpt files, on the CPU; its tensors are read from the disk when used.
 
     Only the version is checked of it: `saved_run` reads the rest.
 
+    Args:
+        checked: another process of this machine has checked the bytes.
+
     Raises:
-        TornCheckpoint: other bytes than were written (every byte is checked).
+        TornCheckpoint: other bytes than were written (every byte is checked, unless `checked`).
         UserError: missing, holding pickled code (it is not run), or made by another program or a later version.
         RunError: the disk or the memory refused.
     """
@@ -39,8 +42,8 @@ def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = Fa
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
-        damage = _damage(path)
-        checkpoint = None if damage else _load(path, mmap)
+        damage = _damage(path, checked)
+        checkpoint = None if damage else _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: refused, it holds pickled objects that could run code ({_reason(error)}); our checkpoints"
@@ -73,13 +76,13 @@ def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", mmap: bool = Fa
     return checkpoint
 
 
-def _load(path: Path, mmap: bool) -> Any:
+def _load(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's advice on files of other kinds: our errors tell enough
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _damage(path: Path) -> str:
+def _damage(path: Path, checked: bool) -> str:
     """Why the archive cannot be what was written; empty when every checksum is right (torch checks none)."""
     with open(path, "rb") as file:  # opened here: zipfile takes a file that cannot be read for one of another format
         if not zipfile.is_zipfile(file):
@@ -87,7 +90,7 @@ def _damage(path: Path) -> str:
         try:
             with zipfile.ZipFile(file) as archive:
                 forged = _forged(archive.infolist())
-                damaged = "" if forged else archive.testzip()
+                damaged = "" if forged or checked else archive.testzip()
         except MemoryError:
             raise
         except Exception as error:  # a damaged header asks for a password, an unknown method, a place before the file

@@ -145,12 +145,12 @@ def read_model(path: Path, flag: str = "-model") -> SavedModel:
     Raises:
         UserError, RunError: as `read_checkpoint`, and an entry that is missing or cannot be.
     """
-    return _model(read_checkpoint(path, flag, mmap=True), f"{flag} {path}")
+    return _model(read_checkpoint(path, flag), f"{flag} {path}")
 
 
-def read_run(path: Path, flag: str = "-resume_checkpoint", mmap: bool = False) -> SavedRun:
-    """What a resume takes from a .ckpt, as `read_model`; without `mmap` its tensors are in memory."""
-    checkpoint = read_checkpoint(path, flag, mmap)
+def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False) -> SavedRun:
+    """What a resume takes from a .ckpt, as `read_model`; `checked` as in `read_checkpoint`."""
+    checkpoint = read_checkpoint(path, flag, checked)
     place = f"{flag} {path}"
     model = _model(checkpoint, place)
     refuse_wrong_entries(checkpoint, RUN_ENTRIES, place)

@@ -211,7 +211,7 @@ def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
 
     model = InferenceModel(names[0], flag=flag)
     if model.is_checkpoint:
-        run = read_run(Path(names[0]), flag, mmap=True)
+        run = read_run(Path(names[0]), flag)
         state = training_state(exported_at(run), run.model.state)
     else:
         state = model.saved_state()

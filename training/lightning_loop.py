@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -77,12 +78,13 @@ def epoch_of(epoch: int, batches: int) -> int:
 
 
 def take_over_loop(trainer: pl.Trainer) -> None:
-    """Put our rules in the place of four of Lightning's (2.6.6, pinned).
+    """Put our rules in the place of five of Lightning's (2.6.6, pinned).
 
     Validation is due when `validation_due` says so (Lightning would skip the end of an epoch whose last step is
     short, and would validate once more when it is told to stop); a resumed run first does the validation that it was
-    stopped in; signals are ours; and no flag is broadcast before each batch, since `Checkpointer` agrees on a stop
-    once a step without waiting for the device.
+    stopped in; signals are ours; no flag is broadcast before each batch, since `Checkpointer` agrees on a stop once a
+    step without waiting for the device; and gradients and the state of the optimizer, which nobody needs after the fit,
+    are dropped at its end, where Lightning would move those of every process from its device to the memory of the host.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     train_batch = epoch_loop.advance
@@ -104,6 +106,16 @@ def take_over_loop(trainer: pl.Trainer) -> None:
     epoch_loop._should_check_val_fx = should_validate  # type: ignore[method-assign, assignment]
     epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    strategy = trainer.strategy
+    tear_down = strategy.teardown
+
+    def drop_and_tear_down() -> None:
+        for optimizer in strategy.optimizers:
+            optimizer.zero_grad()
+            optimizer.state.clear()
+        tear_down()
+
+    strategy.teardown = drop_and_tear_down  # type: ignore[method-assign]
 
 
 def fit_loop_state(epoch: int, batches: int, batches_per_epoch: int, step: int) -> dict[str, Any]:
@@ -147,10 +159,12 @@ class DurableCheckpointIO(CheckpointIO):
     Args:
         resumed: the run that is continued, as it was read and checked; nothing else can be loaded. Its tensors are
             handed over once, so that they do not stay in memory for the whole run.
+        on_cpu: the state of the optimizer stays there: it is copied, so that no page of the file is in use any more.
     """
 
-    def __init__(self, resumed: SavedRun | None = None) -> None:
+    def __init__(self, resumed: SavedRun | None = None, on_cpu: bool = False) -> None:
         self.resumed = resumed
+        self.on_cpu = on_cpu
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         del storage_options
@@ -167,6 +181,8 @@ class DurableCheckpointIO(CheckpointIO):
         loop = fit_loop_state(position.epoch, position.batches, position.batches_per_epoch, resumed.global_step)
         loaded = resumed.for_lightning(loop, version("pytorch-lightning"))
         resumed.model.tensors.release()
+        if self.on_cpu:
+            loaded["optimizer_states"] = copy.deepcopy(loaded["optimizer_states"])
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -260,7 +260,7 @@ def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:
 
 def export_checkpoint(folder: Path, path: Path) -> None:
     """Make `folder` what the run would have exported at the checkpoint `path`, and say so."""
-    run = read_run(path, mmap=True)
+    run = read_run(path)
     model, tokenizer = run.model.build(), run.model.tokenizer()
     model.generation_config = generation_config(model, tokenizer)
     reason = "is of another step" if folder.exists() else "was not finished"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_source import ModelSource, model_source
@@ -33,6 +35,7 @@ from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_arithmetic, use_threads
 from utils.differences import Difference
 from utils.escapes import printable
+from utils.launch import local_rank
 from utils.tables import counted, visible
 
 LONGEST_EXAMPLE = 2000  # cells of a terminal
@@ -130,7 +133,9 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     counts = [len(part.train) for part in parts]
     sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
     say(*sampling.lines([part.name for part in parts]))
-    model = source.build(config.run.seed)
+    # What a checkpoint holds goes right to the device, and never into the memory of the host; seeds draw on the CPU.
+    with torch.device(devices.device(local_rank())) if resumed else nullcontext():
+        model = source.build(config.run.seed)
     prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed)
     if resumed is None:
         return prepared

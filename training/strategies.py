@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from checkpoints.saved_run import SavedRun, read_run
 from training.lightning_loop import OurDDP
+from training.process_watch import PARENT_VARIABLE
 from utils.devices import Devices
+from utils.digests import file_states
 from utils.launch import in_job, step_tasks
+
+CHECKED_VARIABLE = "S2S_CHECKED"  # the checkpoint whose bytes the first process has checked, for those that it starts
 
 
 class Replicated:
@@ -55,8 +59,15 @@ class Replicated:
         trainer.save_checkpoint(path)
 
     def load(self, path: Path) -> SavedRun:
-        """The run of a checkpoint that `save` wrote; raises as `read_run` does."""
-        return read_run(path)
+        """The run of a checkpoint that `save` wrote; raises as `read_run` does.
+
+        The first process of a machine checks every byte; those that it starts take its word while the file is the same.
+        Its tensors are pages of the file, which all of them share.
+        """
+        state = f"{path.resolve()} {file_states(path)}"
+        run = read_run(path, checked=PARENT_VARIABLE in os.environ and os.environ.get(CHECKED_VARIABLE) == state)
+        os.environ[CHECKED_VARIABLE] = state
+        return run
 
 
 STRATEGIES = {"auto": Replicated(plain_on_one=True), "ddp": Replicated(plain_on_one=False)}  # by the value of -strategy

@@ -88,7 +88,10 @@ def build_trainer(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "default_root_dir": config.run.save_path,
-        "plugins": [plugin for plugin in (DurableCheckpointIO(resumed), cluster_environment(devices)) if plugin],
+        "plugins": [
+            DurableCheckpointIO(resumed, devices.accelerator == "cpu"),
+            *filter(None, [cluster_environment(devices)]),
+        ],
         "callbacks": callbacks,
         "profiler": profile,
     }

@@ -70,6 +70,12 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
+def local_rank() -> int:
+    """Which of the processes on its machine this one is."""
+    by_srun = "RANK" not in os.environ and step_tasks() > 1
+    return int(os.environ.get("SLURM_LOCALID" if by_srun else "LOCAL_RANK", "0"))
+
+
 def started_by_launcher() -> bool:
     """Whether torchrun, or srun with several tasks, started this process together with others."""
     return "RANK" in os.environ or step_tasks() > 1

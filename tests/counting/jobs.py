@@ -21,7 +21,7 @@ from generation.incremental.decoder import StepState
 from generation.label_scoring import LabelScorer
 from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
-from models.loading import from_config
+from models.loading import describe, from_checkpoint, from_config
 from models.loss import token_loss_and_correct
 from models.meter import StepMeter
 from models.optim import build_optimizer
@@ -70,6 +70,7 @@ def counts_of(name: str) -> dict[str, dict[str, Any]]:
         }
         found[precision] = {**jobs, "label scores": _label_scores(kind, enter, precision == "fp32")}
         found[precision]["released"] = _released(kind, enter, precision == "fp32")
+    found["fp32"]["resumed"] = _resumed(kind)
     found["fp32"] |= {"adafactor": _adafactor(kind)} if kind == "t5" else {}  # it knows shapes, no architectures
     return found
 
@@ -170,6 +171,16 @@ def _adafactor(kind: str, layers: dict[str, int] | None = None) -> dict[str, Any
     pairs = list(zip(models[0].parameters(), models[1].parameters(), strict=True))
     same = all(torch.allclose(one, other.detach().cpu(), rtol=1e-5, atol=1e-7) for one, other in pairs)
     return _told(counts, parameters=len(pairs), **{"as on the CPU": same})
+
+
+def _resumed(kind: str) -> dict[str, Any]:
+    """The building of a model from a checkpoint, on the device."""
+    model = from_config(with_dropout(kind), seed=1)
+    with counting() as counts, DEVICE:
+        built = from_checkpoint(describe(model), model.state_dict())
+    pairs = zip(model.state_dict().values(), built.state_dict().values(), strict=True)
+    same = all(isinstance(there, CountingTensor) and torch.equal(here, there.held) for here, there in pairs)
+    return _told(counts, **{"as on the CPU": same})
 
 
 def _validation(kind: str, enter: Callable[[], Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_best_and_last_checkpoints_of_a_run(copy_run: Path) -> None:
     best = best_checkpoints(run)
     scores = []
     for path in best:
-        scores.append(read_run(path, mmap=True).scores.validation["exact_match"])
+        scores.append(read_run(path).scores.validation["exact_match"])
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
     assert chosen_checkpoints("best:2", run) == [str(path) for path in best[:2]]

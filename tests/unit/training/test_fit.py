@@ -11,6 +11,7 @@ import torch
 
 from config.flags import BatchFlags, TrainConfig, TrainModelFlags
 from training.fit import memory_errors
+from training.lightning_loop import take_over_loop
 from utils.errors import RunError
 
 MODULE: Any = SimpleNamespace(device=torch.device("cuda", 0), batch_shape="48 rows x 512 source and 64 target tokens")
@@ -47,3 +48,19 @@ def test_only_what_is_not_in_use_is_advised() -> None:
     assert str(caught.value) == f"{BEGINNING}a smaller -max_tokens{END}"
     with pytest.raises(RuntimeError, match="shape"), memory_errors(MODULE, config):
         raise RuntimeError("shape '[2, 3]' is invalid")
+
+
+def test_nothing_but_the_weights_is_moved_to_the_memory_of_the_host_at_the_end() -> None:
+    """Lightning moves what the optimizer holds, on every process."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    moved: list[Any] = []
+    strategy = SimpleNamespace(optimizers=[optimizer])
+    strategy.teardown = lambda: moved.append((dict(optimizer.state), weight.grad))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(advance=None))
+    trainer: Any = SimpleNamespace(fit_loop=loop, strategy=strategy, _signal_connector=SimpleNamespace())
+    take_over_loop(trainer)
+    strategy.teardown()
+    assert moved == [({}, None)]

@@ -15,7 +15,7 @@ from training.lightning_loop import _Launcher
 from training.strategies import cluster_environment
 from utils.devices import Devices, ShortWaits, _busy_seconds, _cores, check_launcher, resolve_devices, use_threads
 from utils.errors import UserError
-from utils.launch import started_by_launcher
+from utils.launch import local_rank, started_by_launcher
 
 TWO = Devices("cpu", 2, 1, "32-true")
 STARTED_BY_SRUN = {
@@ -115,6 +115,24 @@ def test_threads_are_shared_out_and_stay(monkeypatch: pytest.MonkeyPatch, case: 
         assert _Launcher(LightningEnvironment(), processes, 1).launch(torch.get_num_threads) == expected
     finally:
         torch.set_num_threads(before)
+
+
+RANKS = {
+    "alone": ({}, 0),
+    "started by the first": ({"LOCAL_RANK": "1"}, 1),
+    "by torchrun in a SLURM job": ({**STARTED_BY_SRUN, "SLURM_JOB_ID": "7", "RANK": "3", "LOCAL_RANK": "0"}, 0),
+    "by srun": ({**STARTED_BY_SRUN, "SLURM_JOB_ID": "7"}, 1),
+}
+
+
+@pytest.mark.parametrize("case", RANKS)
+def test_a_process_knows_its_device(slurm: pytest.MonkeyPatch, case: str) -> None:
+    slurm.delenv("SLURM_JOB_ID")
+    slurm.delenv("LOCAL_RANK", raising=False)
+    variables, expected = RANKS[case]
+    for name, value in variables.items():
+        slurm.setenv(name, value)
+    assert local_rank() == expected
 
 
 def test_fp16_is_for_gpus() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from checkpoints import format as checkpoint_format
-from checkpoints.format import CONTENT_KEY, FORMAT_VERSION, UPGRADES, read_checkpoint
+from checkpoints.format import CONTENT_KEY, FORMAT_VERSION, UPGRADES, TornCheckpoint, read_checkpoint
 from checkpoints.run_folder import clean_leftovers
 from checkpoints.saved_run import Tensors, read_run
 from tests.saved_runs import saved_run, whole_checkpoint
 from training import resuming
 from training.lightning_loop import DurableCheckpointIO
+from training.process_watch import PARENT_VARIABLE
+from training.strategies import STRATEGIES
 from utils.errors import RunError, UserError
 from utils.files import link_file, nothing_kept_on_user_error, write_file, write_folder, write_json
 
@@ -115,17 +118,43 @@ class Payload:
         return (Path.touch, (self.victim,))
 
 
-def test_a_checkpoint_is_handed_over_once_and_stays_with_nobody_else() -> None:
-    resumed = saved_run(tensors=Tensors({"w": torch.arange(3.0)}, {"state": {0: torch.ones(3)}}), global_step=7)
-    reader = DurableCheckpointIO(resumed)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_checkpoint_is_handed_over_once_and_stays_with_nobody_else(on_cpu: bool) -> None:
+    """What the optimizer keeps on a CPU is no page of the file."""
+    page = torch.ones(3)
+    resumed = saved_run(tensors=Tensors({"w": torch.arange(3.0)}, {"state": {0: page}}), global_step=7)
+    reader = DurableCheckpointIO(resumed, on_cpu)
     loaded = reader.load_checkpoint("a.ckpt")
     assert torch.equal(loaded["state_dict"]["model.w"], torch.arange(3.0))
     assert torch.equal(loaded["optimizer_states"][0]["state"][0], torch.ones(3))
+    assert (loaded["optimizer_states"][0]["state"][0].data_ptr() == page.data_ptr()) is not on_cpu
     assert loaded["lr_schedulers"][0]["last_epoch"] == loaded["global_step"] == resumed.global_step == 7
     with pytest.raises(AttributeError):
         resumed.for_lightning({}, "")
     with pytest.raises(RuntimeError, match="has loaded it"):
         reader.load_checkpoint("a.ckpt")
+
+
+def test_bytes_are_checked_once_by_the_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the first one starts take its word for the very file that it has read, and for no other."""
+    path, checks = tmp_path / "a.ckpt", []
+    torch.save(whole_checkpoint(), path)
+    look = zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: checks.append(1) or look(archive))
+    load = STRATEGIES["auto"].load
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    for _ in range(2):
+        load(path)  # by the first process
+    monkeypatch.setenv(PARENT_VARIABLE, "1")
+    assert load(path).position.epoch == 1
+    assert len(checks) == 2
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.rename(tmp_path / "before.ckpt")
+    path.write_bytes(content)
+    with pytest.raises(TornCheckpoint, match="the checksum of"):
+        load(path)
+    assert len(checks) == 3
 
 
 def test_only_torn_bytes_count_as_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""What only a CUDA device shows of adafactor: its steps are those of the CPU, and the host does not wait."""
+"""What only a CUDA device shows of adafactor, whose steps never wait, and of the model of a resumed run."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from models.loading import from_config
+from models.loading import describe, from_checkpoint, from_config
 from models.optim import build_optimizer
 from tests.small_configs import with_dropout
 
@@ -31,3 +31,13 @@ def test_adafactor_steps_as_on_the_cpu_and_never_waits(rate: float | None) -> No
             torch.cuda.set_sync_debug_mode("default")
     for on_cpu, on_gpu in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_model_of_a_checkpoint_is_built_on_the_device(architecture: str) -> None:
+    model = from_config(with_dropout(architecture), seed=1)
+    with torch.device("cuda"):
+        built = from_checkpoint(describe(model), model.state_dict())
+    for name, value in built.state_dict().items():
+        assert value.is_cuda
+        assert torch.equal(value.cpu(), model.state_dict()[name]), name
