@@ -3,6 +3,7 @@
     python benchmarks/decode_speed.py                         # bart-mini, trained here on the sample first
     python benchmarks/decode_speed.py -config t5-mini -batch_size 64 -repeats 5
     python benchmarks/decode_speed.py -part labels -nsmc data/nsmc -config byt5-mini
+    python benchmarks/decode_speed.py -device cuda -batch_size 128
 
 Text normalisation: the test rows of the bundled sample, greedy and with 4 beams, in file order and length-sorted; with
 `pip install ctranslate2` also by our engine of CTranslate2, float32 and int8, whose beam search stops early, and by
@@ -13,7 +14,8 @@ else on the question whether a sentence of the sample holds a digit.
 
 All models are trained once under -work. A run decodes all rows in this process, ours and the peer's in turn; figures
 are medians, ratios are of medians, "same" is the share of rows with the very same text. The matmul rate of the machine,
-measured in the same run, stands beside them.
+measured in the same run, stands beside them. On a GPU all compute in bf16 (`generate` with weights in bf16), the clock
+waits for the device, and the peak memory of each is told; CTranslate2 stays out.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ import importlib.util
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.device import Place  # noqa: E402
+
 SAMPLE = ROOT / "samples" / "text_normalization"
 LABELS = ("숫자 없음", "숫자 있음")
 NSMC_TRAINING_ROWS = 6000
@@ -63,8 +67,10 @@ def label_rows(options: argparse.Namespace) -> Path:
     return path
 
 
-def batches(tokenizer: Any, sources: list[str], size: int, by_length: bool) -> tuple[list[Batch], list[int]]:
-    """Padded batches, and the row of each of their rows."""
+def batches(
+    tokenizer: Any, sources: list[str], size: int, by_length: bool, place: Place
+) -> tuple[list[Batch], list[int]]:
+    """Padded batches on the device, and the row of each of their rows."""
     encoded = [tokenizer(source).input_ids for source in sources]
     order = list(range(len(encoded)))
     if by_length:
@@ -73,28 +79,59 @@ def batches(tokenizer: Any, sources: list[str], size: int, by_length: bool) -> t
     for start in range(0, len(order), size):
         rows = [encoded[row] for row in order[start : start + size]]
         padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        made.append((padded.input_ids, padded.attention_mask))
+        made.append((padded.input_ids.to(place.device), padded.attention_mask.to(place.device)))
     return made, order
 
 
-def measure(peers: dict[str, Callable[[], list[str]]], repeats: int) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Median seconds and texts of every peer, one after the other, `repeats` times over."""
+@dataclass
+class Measured:
+    """Of every peer: median seconds, texts, and on a GPU the most memory in GB."""
+
+    seconds: dict[str, float]
+    texts: dict[str, list[str]]
+    memory: dict[str, float]
+
+
+def measure(peers: dict[str, Callable[[], list[str]]], repeats: int, place: Place) -> Measured:
+    """All peers, one after the other, `repeats` times over."""
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    texts = {}
+    texts, memory = {}, {}
+    if place.name != "cpu":
+        for run in peers.values():  # kernels are chosen, memory is found
+            run()
     for _ in range(repeats):
         for name, run in peers.items():
-            began = time.perf_counter()
-            texts[name] = run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}, texts
+            place.fresh()
+            seconds[name].append(place.seconds(lambda run=run, name=name: texts.update({name: run()})))  # type: ignore[misc]
+            peak = place.peak_gb()
+            memory |= {} if peak is None else {name: peak}
+    return Measured({name: statistics.median(values) for name, values in seconds.items()}, texts, memory)
 
 
-def library_model(folder: Path) -> tuple[Any, Any]:
-    """The model as transformers alone loads it, untouched by us."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+def library_model(folder: Path, place: Place) -> Any:
+    """The model as transformers alone loads it, untouched by us; on a GPU in bf16."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), tokenizer
+    dtype = torch.float32 if place.name == "cpu" else torch.bfloat16
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().to(place.device)
+
+
+def our_model(folder: Path, place: Place) -> tuple[Any, Any]:
+    from checkpoints.model_source import InferenceModel
+
+    model, tokenizer = InferenceModel(str(folder))()
+    return model.to(place.device).eval(), tokenizer
+
+
+def in_precision(decode: Callable[[Any, Any], list[str]], place: Place) -> Callable[[Any, Any], list[str]]:
+    """Ours, as `inference.py` calls it."""
+
+    def decoded(ids: Any, mask: Any) -> list[str]:
+        with place.precision():
+            return decode(ids, mask)
+
+    return decoded
 
 
 def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order: list[int]) -> list[str]:
@@ -121,12 +158,15 @@ def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> C
     return decode
 
 
-def print_table(title: str, rows: int, seconds: dict[str, float], texts: dict[str, list[str]], peer: str) -> None:
+def print_table(title: str, rows: int, measured: Measured, peer: str) -> None:
     width = max(24, len(peer) + 2)
-    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>{width}} {'same':>8}")
-    for name, value in seconds.items():
-        same = sum(a == b for a, b in zip(texts[name], texts[peer], strict=True)) / rows
-        print(f"{name:34} {rows / value:8.1f} {seconds[peer] / value:{width}.2f} {same:8.1%}", flush=True)
+    memory = f"{'GB':>7}" if measured.memory else ""
+    print(f"\n{title}\n{'':34} {'rows/s':>8} {'x ' + peer:>{width}} {'same':>8}{memory}")
+    for name, value in measured.seconds.items():
+        same = sum(a == b for a, b in zip(measured.texts[name], measured.texts[peer], strict=True)) / rows
+        memory = f"{measured.memory[name]:7.2f}" if measured.memory else ""
+        ratio = measured.seconds[peer] / value
+        print(f"{name:34} {rows / value:8.1f} {ratio:{width}.2f} {same:8.1%}{memory}", flush=True)
 
 
 def ctranslate2_decoders(
@@ -199,70 +239,73 @@ def bare_ctranslate2(
     return {f"bare CTranslate2 {compute_type}": runner(compute_type) for compute_type in ("float32", "int8")}
 
 
-def text_normalisation(options: argparse.Namespace) -> None:
-    from checkpoints.model_source import InferenceModel
+def text_normalisation(options: argparse.Namespace, place: Place) -> None:
     from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
-    model, tokenizer = InferenceModel(str(folder))()
-    plain, _ = library_model(folder)
+    model, tokenizer = our_model(folder, place)
+    plain = library_model(folder, place)
     for beams in (4, 1):
         settings = DecodeFlags(beam_size=beams, max_predict_length=options.max_length)
+        others = ctranslate2_decoders(options, folder, model, tokenizer, beams) if place.name == "cpu" else {}
         decoders = {
-            "ours": Decoder(model, tokenizer, settings),
-            **ctranslate2_decoders(options, folder, model, tokenizer, beams),
+            "ours": in_precision(Decoder(model, tokenizer, settings), place),
+            **others,
             "generate": library_decode(plain, tokenizer, beams, options.max_length),
         }
         if beams > 1:
             early = DecodeFlags(beam_size=beams, max_predict_length=options.max_length, early_stopping=True)
-            decoders["ours, early stopping"] = Decoder(model, tokenizer, early)
+            decoders["ours, early stopping"] = in_precision(Decoder(model, tokenizer, early), place)
         peers: dict[str, Callable[[], list[str]]] = {}
         for order_name, by_length in (("file order", False), ("length-sorted", True)):
-            made, order = batches(tokenizer, sources, options.batch_size, by_length)
+            made, order = batches(tokenizer, sources, options.batch_size, by_length, place)
             for name, decode in decoders.items():
                 peers[f"{name}, {order_name}"] = lambda decode=decode, made=made, order=order: decode_all(
                     decode, made, order
                 )
-        peers |= bare_ctranslate2(options, folder, tokenizer, beams, sources)
-        seconds, texts = measure(peers, options.repeats)
+        if place.name == "cpu":
+            peers |= bare_ctranslate2(options, folder, tokenizer, beams, sources)
+        measured = measure(peers, options.repeats, place)
         for peer in ("generate, file order", "generate, length-sorted", "bare CTranslate2 float32"):
             if peer not in peers:
                 continue
-            print_table(f"text normalisation, {beams} beams", len(sources), seconds, texts, peer)
+            print_table(f"text normalisation, {beams} beams", len(sources), measured, peer)
 
 
-def label_task(options: argparse.Namespace) -> None:
-    from checkpoints.model_source import InferenceModel
+def label_task(options: argparse.Namespace, place: Place) -> None:
     from config.inference_flags import DecodeFlags
     from generation.decoder import Decoder
     from generation.label_scoring import LabelScorer
     from postprocessors.labels import LabelMap
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
-    model, tokenizer = InferenceModel(str(folder))()
-    plain, _ = library_model(folder)
+    model, tokenizer = our_model(folder, place)
+    plain = library_model(folder, place)
     scorer = LabelScorer(model, tokenizer, labels)
     enumerated = ((str(number), text) for number, text in enumerate(labels))
+    ours = {
+        "labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
+        "greedy among labels": Decoder(model, tokenizer, DecodeFlags(), LabelMap(tuple(enumerated))),
+        "greedy": Decoder(model, tokenizer, DecodeFlags(max_predict_length=options.max_length)),
+    }
     decoders = {
-        "ours: labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
-        "ours: greedy among labels": Decoder(model, tokenizer, DecodeFlags(), LabelMap(tuple(enumerated))),
-        "ours: greedy": Decoder(model, tokenizer, DecodeFlags(max_predict_length=options.max_length)),
+        **{f"ours: {name}": in_precision(decode, place) for name, decode in ours.items()},
         "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
         "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),
     }
     peers: dict[str, Callable[[], list[str]]] = {}
     for order_name, by_length in (("file order", False), ("length-sorted", True)):
-        made, order = batches(tokenizer, sources, options.batch_size, by_length)
+        made, order = batches(tokenizer, sources, options.batch_size, by_length, place)
         for name, decode in decoders.items():
             peers[f"{name}, {order_name}"] = lambda decode=decode, made=made, order=order: decode_all(  # type: ignore[misc]
                 decode, made, order
             )
-    seconds, texts = measure(peers, options.repeats)
+    measured = measure(peers, options.repeats, place)
     for peer in peers:
         if peer.startswith("generate"):
-            print_table(f"labels {', '.join(labels)}", len(sources), seconds, texts, peer)
+            print_table(f"labels {', '.join(labels)}", len(sources), measured, peer)
 
 
 def digit_task(options: argparse.Namespace) -> tuple[Path, list[str], tuple[str, ...]]:
@@ -297,6 +340,7 @@ def main() -> None:
     parser.add_argument("-rows", type=int, default=500, help="of the test split")
     parser.add_argument("-max_length", type=int, default=300, help="tokens of an output at most")
     parser.add_argument("-repeats", type=int, default=3)
+    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu", help="fp32 on the CPU, bf16 on a GPU")
     parser.add_argument("-threads", type=int, default=0, help="0 = PyTorch's choice")
     parser.add_argument("-work", default="runs/benchmark_decode_speed")
     parser.add_argument("-part", choices=("all", "text", "labels"), default="all")
@@ -305,18 +349,19 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.matmul_rate import rate
+    from benchmarks.matmul_rate import large_rate
     from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
     quiet_libraries()
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(f"threads {torch.get_num_threads()}, matmul {rate(2048, 2048, 2048):.0f} GFLOP/s (fp32, 2048^3)")
+    place = Place(options.device)
+    print(f"{place.device}, threads {torch.get_num_threads()}, matmul {large_rate(place):.0f} GFLOP/s (large squares)")
     if options.part != "labels":
-        text_normalisation(options)
+        text_normalisation(options, place)
     if options.part != "text":
-        label_task(options)
+        label_task(options, place)
 
 
 if __name__ == "__main__":

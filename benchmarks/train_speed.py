@@ -1,11 +1,14 @@
 """Training speed against transformers' `Seq2SeqTrainer`: same model, rows, batch size, precision; alternating runs.
 
     python benchmarks/train_speed.py -data ratings_train.txt -rows 20000 -steps 200 -repeats 3
+    python benchmarks/train_speed.py -device cuda -lengths 512:64 -config t5-base.json -steps 20 -repeats 3
 
 Each run is a process of its own and trains a fixed number of optimizer steps spread over the whole epoch's mixture of
 lengths; the rate is rows a second of the training loop, start-up, tokenizing and saving left out for both sides.
 `bare_loop` is a plain PyTorch loop over our plan, model, loss and optimizer: what Lightning and our callbacks cost.
-Figures are medians; ratios are of medians. The machine's matmul rate, measured in the same run, stands beside them.
+On a GPU all compute in bf16, the clock waits for the device, and `hf_best` is `Seq2SeqTrainer` with group_by_length and
+torch_compile. Figures are medians; ratios are of medians. The machine's matmul rate, measured in the same run, stands
+beside them.
 """
 
 from __future__ import annotations
@@ -16,31 +19,60 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.device import Place, StepClock  # noqa: E402
+
 PEERS = ("ours", "bare_loop", "hf_group_by_length", "hf_default")
+COMPILED = "hf_best"  # on a GPU
+PREFIX = "nsmc sentiment classification: "
+LEARNING_RATE = 1e-3
 
 
 def read_rows(path: str, count: int) -> list[tuple[str, str]]:
-    """(document, label text) of the first `count` NSMC rows."""
+    """(source, label text) of the first `count` NSMC rows."""
     labels = {"0": "negative", "1": "positive"}
-    rows = []
+    rows: list[tuple[str, str]] = []
     with open(path, encoding="utf-8") as lines:
         next(lines)
         for line in lines:
             _, document, label = line.rstrip("\n").split("\t")
             if document.strip():
-                rows.append((document, labels[label]))
+                rows.append((PREFIX + document, labels[label]))
             if len(rows) == count:
                 break
     return rows
+
+
+def made_rows(lengths: str, count: int) -> list[tuple[str, str]]:
+    """Rows of random letters: `S:T` for so many source and target tokens (bytes and an end token), `nsmc` for lengths
+    about as those of NSMC, 104 tokens in the mean."""
+    draw = np.random.default_rng(1)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ", np.uint8)
+
+    def text(length: int) -> str:
+        return bytes([97, *draw.choice(letters, max(length - 2, 0)), 97][:length]).decode()
+
+    if lengths == "nsmc":
+        long = np.clip(draw.lognormal(4.0, 0.65, count), 5, 400).astype(int)
+        return [(PREFIX + text(int(length)), "positive") for length in long]
+    source, target = map(int, lengths.split(":"))
+    return [(text(source - 1), text(target - 1)) for _ in range(count)]
+
+
+def rows_of(options: argparse.Namespace) -> list[tuple[str, str]]:
+    return read_rows(options.data, options.rows) if options.data else made_rows(options.lengths, options.rows)
+
+
+def byte_ids(text: str) -> list[int]:
+    return [*(byte + 3 for byte in text.encode()), 1]
 
 
 def fresh_model(config: str) -> Any:
@@ -50,9 +82,10 @@ def fresh_model(config: str) -> Any:
     return from_config(read_config(config), seed=1).train()
 
 
-def run_hf(options: argparse.Namespace, group_by_length: bool) -> dict[str, float]:
+def run_hf(
+    options: argparse.Namespace, place: Place, group_by_length: bool, compiled: bool = False
+) -> dict[str, float]:
     """`Seq2SeqTrainer` on rows tokenized beforehand; timed from the first to the last optimizer step."""
-    from datasets import Dataset
     from transformers import (
         ByT5Tokenizer,
         DataCollatorForSeq2Seq,
@@ -61,149 +94,137 @@ def run_hf(options: argparse.Namespace, group_by_length: bool) -> dict[str, floa
         TrainerCallback,
     )
 
-    rows = read_rows(options.data, options.rows)
-    tokenizer = ByT5Tokenizer()
-    prefix = "nsmc sentiment classification: "
-    sources = [[*(byte + 3 for byte in (prefix + text).encode()), 1] for text, _ in rows]
-    targets = [[*(byte + 3 for byte in text.encode()), 1] for _, text in rows]
-    lengths = [len(source) for source in sources]
-    data = Dataset.from_dict({"input_ids": sources, "labels": targets, "length": lengths})
+    data = [{"input_ids": byte_ids(source), "labels": byte_ids(target)} for source, target in rows_of(options)]
     model = fresh_model(options.config)
+    place.fresh()
+    clock = StepClock(place, options.steps, options.warm_up)
 
-    class Clock(TrainerCallback):
-        times: list[float] = []  # noqa: RUF012 (one run a process)
-
+    class Ticks(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.times.append(time.perf_counter())
+            clock.tick()
 
     arguments = Seq2SeqTrainingArguments(
         output_dir=options.work,
         per_device_train_batch_size=options.batch_size,
         max_steps=options.steps + options.warm_up,
-        learning_rate=1e-3,
+        learning_rate=LEARNING_RATE,
         train_sampling_strategy="group_by_length" if group_by_length else "random",
-        length_column_name="length",
         report_to=[],
         save_strategy="no",
         logging_steps=20,
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=place.name != "cuda",
+        bf16=place.name == "cuda",
+        torch_compile=compiled,
         seed=1,
     )
     trainer = Seq2SeqTrainer(
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
-        callbacks=[Clock()],
+        data_collator=DataCollatorForSeq2Seq(ByT5Tokenizer(), model),
+        callbacks=[Ticks()],
     )
     trainer.train()
-    seconds = Clock.times[-1] - Clock.times[options.warm_up - 1]
-    return {"rows_per_second": options.steps * options.batch_size / seconds}
+    return clock.figures(options.batch_size)
 
 
-def run_ours(options: argparse.Namespace) -> dict[str, float]:
-    """`train.py` itself, stopped after the same number of optimizer steps."""
+def run_ours(options: argparse.Namespace, place: Place, flags: tuple[str, ...] = ()) -> dict[str, float]:
+    """`train.py` itself, stopped after the same number of optimizer steps; `flags` are more of its flags."""
     import train
-    from benchmarks.matmul_rate import rate
     from models.flops import model_flops
     from training.checkpointing import Checkpointer
     from training.signals import TrainingStopped
 
-    class Clock:
-        times: list[float] = []  # noqa: RUF012
-        flops: list[float] = []  # noqa: RUF012
-
+    clock = StepClock(place, options.steps, options.warm_up)
+    flops: list[float] = []
     plain = Checkpointer.on_train_batch_end
 
     def timed(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         plain(self, trainer, module, outputs, batch, batch_idx)
         rows, length = batch["input_ids"].shape
-        Clock.flops.append(model_flops(module.model).training(rows, rows * length, batch["labels"].numel()))  # type: ignore[union-attr]
-        Clock.times.append(time.perf_counter())
-        if len(Clock.times) == options.steps + options.warm_up:
+        if clock.running:
+            counted = model_flops(module.model)
+            flops.append(counted.training(rows, rows * length, batch["labels"].numel()) if counted else 0.0)
+        if clock.tick():
             raise TrainingStopped("timed", 0)
 
-    Checkpointer.on_train_batch_end = timed  # type: ignore[method-assign]
     shard = Path(options.work) / "rows.tsv"
     shard.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(options.data, options.rows)
-    text = "".join(f"{document}\t{label}\n" for document, label in rows)
-    shard.write_text(text, encoding="utf-8")
-    arguments = ["-train_data", str(shard), "-config_path", options.config, "-tsv_escapes", "false", "-gpus", "0"]
-    arguments += ["-input_template", "nsmc sentiment classification: {{ source }}", "-learning_rate", "1e-3"]
+    shard.write_text("".join(f"{source}\t{target}\n" for source, target in rows_of(options)), encoding="utf-8")
+    arguments = ["-train_data", str(shard), "-config_path", options.config, "-tsv_escapes", "false", "-header", "false"]
+    arguments += ["-gpus", str(int(place.name == "cuda")), "-learning_rate", str(LEARNING_RATE), "-overwrite"]
     arguments += ["-save_path", str(Path(options.work) / "run"), "-batch_size", str(options.batch_size)]
-    arguments += ["-overwrite", "-save_every_hour", "0", "-header", "false"]
-    train.main(arguments)
-    seconds = Clock.times[-1] - Clock.times[options.warm_up - 1]
-    reached = sum(Clock.flops[options.warm_up :]) / seconds / 1e9
-    possible = rate(2048, 2048, 2048)
-    return {"rows_per_second": options.steps * options.batch_size / seconds, "matmul_share": reached / possible}
+    arguments += ["-save_every_hour", "0", *flags]
+    place.fresh()
+    with patch.object(Checkpointer, "on_train_batch_end", timed):
+        train.main(arguments)
+    return {**clock.figures(options.batch_size), "padded_gflops": sum(flops) / (clock.times[-1] - clock.times[0]) / 1e9}
 
 
-def run_bare(options: argparse.Namespace) -> dict[str, float]:
+def run_bare(options: argparse.Namespace, place: Place) -> dict[str, float]:
     """The same batches, model, loss, clipping, optimizer and schedule in a loop of twelve lines."""
     import torch
 
     from datamodules.batching import BatchOptions, training_plan
     from datamodules.collate import collate
-    from models.forward import decode_teacher_forced
     from models.kernels.accelerate import accelerate
-    from models.loss import token_loss_sum
+    from models.loss import batch_loss
     from models.optim import OptimSettings, build_optimizer, build_scheduler
 
-    rows = read_rows(options.data, options.rows)
-    prefix = "nsmc sentiment classification: "
-    encode = torch.frombuffer
-    encoded = [
-        tuple(
-            (encode(bytearray(text.encode()), dtype=torch.uint8).int() + 3).numpy() for text in (prefix + source, label)
-        )
-        for source, label in rows
-    ]
-    encoded = [tuple(np.append(ids, 1) for ids in row) for row in encoded]
+    encoded = [tuple(np.array(byte_ids(text), np.int32) for text in row) for row in rows_of(options)]
     lengths = [np.array([len(row[side]) for row in encoded]) for side in (0, 1)]
-    plan = training_plan(lengths[0], lengths[1], BatchOptions(batch_size=options.batch_size), 123456, 0, 1)
+    batching = BatchOptions(batch_size=options.batch_size, pad_to_multiple_of=8 if place.name == "cuda" else 1)
+    plan = training_plan(lengths[0], lengths[1], batching, 123456, 0, 1)
     model = fresh_model(options.config)
     accelerate(model)
-    optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
+    model.to(place.device)
+    place.fresh()
+    optimizer = build_optimizer(model, "adam", LEARNING_RATE, 0.0)
     schedule = build_scheduler(
-        optimizer, OptimSettings("adam", 1e-3, "cosanneal", 0, 0.75, 4, 1e-7, 0.0, 0.0, 0.0), plan.num_steps * 4
+        optimizer,
+        OptimSettings("adam", LEARNING_RATE, "cosanneal", 0, 0.75, 4, 1e-7, 0.0, 0.0, 0.0),
+        plan.num_steps * 4,
     )
-    times = []
+    clock = StepClock(place, options.steps, options.warm_up)
     for step in range(plan.batches_per_rank):
-        chosen = plan.batch(0, step)
-        batch = collate([encoded[row] for row in chosen], 0)
-        output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
-        loss = token_loss_sum(
-            output.hidden, output.weight, batch["labels"], target_index=batch["target_index"], bias=output.bias,
-            scale=output.scale,
-        )  # fmt: skip
+        made = collate([encoded[row] for row in plan.batch(0, step)], 0, batching.pad_to_multiple_of)
+        batch = {key: part.to(place.device) if isinstance(part, torch.Tensor) else part for key, part in made.items()}
+        with place.precision():
+            loss, _ = batch_loss(model, batch, 0.0, False)
         (loss / int(plan.step_target_tokens[step])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        times.append(time.perf_counter())
-        if len(times) == options.steps + options.warm_up:
+        if clock.tick():
             break
-    return {"rows_per_second": options.steps * options.batch_size / (times[-1] - times[options.warm_up - 1])}
+    return clock.figures(options.batch_size)
+
+
+def run_peer(peer: str, options: argparse.Namespace, place: Place) -> dict[str, float]:
+    if peer == "ours":
+        return run_ours(options, place)
+    if peer == "bare_loop":
+        return run_bare(options, place)
+    return run_hf(options, place, peer != "hf_default", compiled=peer == COMPILED)
 
 
 def child(options: argparse.Namespace) -> None:
-    if options.child == "ours":
-        result = run_ours(options)
-    elif options.child == "bare_loop":
-        result = run_bare(options)
-    else:
-        result = run_hf(options, options.child == "hf_group_by_length")
+    from benchmarks.matmul_rate import large_rate
+
+    place = Place(options.device)
+    result = run_peer(options.child, options, place)
+    if "padded_gflops" in result:
+        result["matmul_share"] = result.pop("padded_gflops") / large_rate(place)
     print("RESULT " + json.dumps(result))
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    peers = [*PEERS, *([COMPILED] if options.device == "cuda" else [])]
+    rates: dict[str, list[float]] = {peer: [] for peer in peers}
     for repeat in range(options.repeats):
-        for peer in PEERS:
+        for peer in peers:
             work = Path(options.work) / f"{peer}{repeat}"
             command = [sys.executable, __file__, *sys.argv[1:], "-child", peer, "-work", str(work)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
@@ -219,7 +240,9 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-data", required=True, help="NSMC's ratings_train.txt")
+    parser.add_argument("-data", default="", help="NSMC's ratings_train.txt")
+    parser.add_argument("-lengths", default="nsmc", help="without -data: rows of random letters, S:T tokens, or nsmc")
+    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu", help="fp32 on the CPU, bf16 on a GPU")
     parser.add_argument("-rows", type=int, default=20000)
     parser.add_argument("-config", default="byt5-mini", help="preset or config file")
     parser.add_argument("-batch_size", type=int, default=32)
@@ -227,7 +250,7 @@ def main() -> None:
     parser.add_argument("-warm_up", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("-repeats", type=int, default=3)
     parser.add_argument("-work", default="runs/benchmark_train_speed")
-    parser.add_argument("-child", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("-child", choices=(*PEERS, COMPILED), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options)

@@ -1,0 +1,310 @@
+"""Of `gpu.py`: the card, and the speed of training, decoding, label scoring and the loss against their peers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.device import Place
+from benchmarks.matmul_rate import large_rate, rate
+from benchmarks.train_speed import byte_ids, made_rows, run_hf, run_ours
+from config.flags import TrainConfig
+from config.inference_flags import DecodeFlags
+from config.parser import flag_specs
+from generation.decoder import Decoder, generation_config
+from generation.label_scoring import LabelScorer
+from models.flops import matmul_peak, model_flops
+from models.loading import from_config
+from models.loss import token_loss_sum
+from tests.small_configs import config_of
+from tests.trained_models import TOKENIZER
+
+Tell = Callable[..., None]
+MADE_TOKENS = 32  # of every output: weights are random, so that nothing would end by itself
+LABELS = tuple(f"label {letter}{letter * (number % 3)}" for number, letter in enumerate("abcdefghij"))
+NO_TIMES = "ran; no GPU, so that its speed is not told"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model from a config with random weights, and what is done with it."""
+
+    config: dict[str, Any]
+    lengths: str  # see `made_rows`
+    rows: int  # of a batch in training
+    decoded: int  # rows of a batch in decoding
+    steps: int = 20
+    repeats: int = 2
+
+
+_T5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12}
+_BYT5_SMALL = {"d_model": 1472, "d_ff": 3584, "d_kv": 64, "num_layers": 12, "num_decoder_layers": 4, "num_heads": 6}
+_SIDES = {"layers": 6, "ffn_dim": 3072, "attention_heads": 12}
+_BART_BASE = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in _SIDES.items()}
+_DROPOUT = {"dropout": 0.1, "activation_dropout": 0.0, "attention_dropout": 0.0, "init_std": 0.02}
+JOBS = {
+    "t5-base": Job(config_of("t5", **_T5_BASE, vocab_size=32128, dropout_rate=0.1), "512:64", 32, 128),
+    "byt5-small": Job(config_of("t5-untied", **_BYT5_SMALL, dropout_rate=0.1), "nsmc", 48, 128),
+    "bart-base": Job(
+        config_of("bart", **_BART_BASE, **_DROPOUT, d_model=768, vocab_size=50265, max_position_embeddings=1024),
+        "512:64", 32, 128,
+    ),
+}  # fmt: skip
+SMALL = {
+    "t5-base": Job(config_of("t5", dropout_rate=0.1), "32:8", 4, 8, 3, 1),
+    "byt5-small": Job(config_of("t5-untied", dropout_rate=0.1), "nsmc", 4, 8, 3, 1),
+    "bart-base": Job(config_of("bart", dropout=0.1), "32:8", 4, 8, 3, 1),
+}
+
+
+def job_of(name: str, place: Place) -> Job:
+    return (JOBS if place.name == "cuda" else SMALL)[name]
+
+
+def card(tell: Tell, place: Place, work: Path) -> None:
+    """What the machine is, and what its matrix products reach."""
+    del work
+    tell("torch, transformers", f"{torch.__version__}, {transformers.__version__}")
+    if place.name != "cuda":
+        tell("card", "none")
+        tell("matrix products, fp32, 2048 cubed, of the CPU", f"{large_rate(Place('cpu')):,.0f} GFLOP/s")
+        return
+    name = torch.cuda.get_device_name(place.device)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "not told"
+    memory = torch.cuda.get_device_properties(place.device).total_memory / 1e9
+    tell("card", f"{name}, {memory:.0f} GB")
+    tell("driver, CUDA, cuDNN", f"{driver}, {torch.version.cuda}, {torch.backends.cudnn.version()}")
+    for kind, dtype, precision in (
+        ("bf16", torch.bfloat16, "highest"), ("tf32", torch.float32, "high"), ("fp32", torch.float32, "highest"),
+    ):  # fmt: skip
+        torch.set_float32_matmul_precision(precision)
+        reached = rate(8192, 8192, 8192, dtype, place=place) / 1e3
+        peak = matmul_peak(name, kind)
+        share = f", {1e12 * reached / peak:.0%} of the data sheet" if peak else ""
+        tell(f"matrix products, {kind}, 8192 cubed", f"{reached:,.1f} TFLOP/s{share}", reached)
+
+
+def with_flags(config_class: type) -> dict[str, tuple[str, ...]]:
+    """The flags that are off by default for want of a GPU, of those that exist, as peers."""
+    known = {spec.name for spec in flag_specs(config_class)}
+    wanted = {"compile": ("-compile", "true"), "attention": ("-attention", "fused")}
+    return {" ".join(flags): flags for name, flags in wanted.items() if name in known}
+
+
+def training(tell: Tell, place: Place, work: Path, name: str) -> None:
+    """`train.py` against `Seq2SeqTrainer`, bf16: rows a second, MFU, peak memory; in turn, medians."""
+    job = job_of(name, place)
+    (work / "config.json").write_text(json.dumps(job.config), encoding="utf-8")
+    options = argparse.Namespace(
+        data="", lengths=job.lengths, rows=(job.steps + 8) * job.rows, config=str(work / "config.json"), work=str(work),
+        batch_size=job.rows, steps=job.steps, warm_up=min(5, job.steps),
+    )  # fmt: skip
+    where = place if place.name == "cuda" else Place("cpu")
+    lengths = [(len(byte_ids(source)), len(byte_ids(target))) for source, target in made_rows(job.lengths, 500)]
+    flops = model_flops(from_config(job.config, seed=1))
+    assert flops is not None
+    of_row = statistics.fmean(flops.training(1, source, target) for source, target in lengths)
+    tell(f"{name}: matrix products of a row", f"{of_row / 1e9:,.2f} GFLOP, {job.lengths}, batches of {job.rows}")
+    peers: dict[str, Callable[[], dict[str, float]]] = {
+        "ours": lambda: run_ours(options, where),
+        "Seq2SeqTrainer, as it comes": lambda: run_hf(options, where, group_by_length=False),
+        "Seq2SeqTrainer, group_by_length": lambda: run_hf(options, where, group_by_length=True),
+    }
+    found = in_turn(peers, job.repeats)
+    medians = tell_speeds(tell, place, name, found, of_row)
+    once: dict[str, Callable[[], dict[str, float]]] = {
+        f"ours, {words}": lambda flags=flags: run_ours(options, where, flags)  # type: ignore[misc]
+        for words, flags in with_flags(TrainConfig).items()
+        if place.name == "cuda"
+    }
+    if place.name == "cuda" and name == "t5-base":
+        best = "Seq2SeqTrainer, group_by_length, torch_compile"
+        once[best] = lambda: run_hf(options, where, group_by_length=True, compiled=True)
+    for peer, run in once.items():
+        medians |= tell_speeds(tell, place, name, in_turn({peer: run}, 1), of_row)
+    for peer in medians if place.name == "cuda" else ():
+        if peer.startswith("Seq2Seq"):
+            ratio = max(speed for other, speed in medians.items() if other.startswith("ours")) / medians[peer]
+            tell(f"{name}: the best of ours / {peer}", f"{ratio:.2f} x", ratio)
+
+
+def in_turn(peers: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, list[dict[str, float]]]:
+    """The figures of all peers, one after the other, `repeats` times over."""
+    found: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
+    for _ in range(repeats):
+        for peer, run in peers.items():
+            found[peer].append(run())
+    return found
+
+
+def tell_speed(tell: Tell, place: Place, what: str, told: str, figure: float) -> None:
+    """A line with a speed; where there is no GPU, that it ran."""
+    tell(what, told, figure) if place.name == "cuda" else tell(what, NO_TIMES)
+
+
+def tell_speeds(
+    tell: Tell, place: Place, name: str, found: dict[str, list[dict[str, float]]], of_row: float
+) -> dict[str, float]:
+    """Tell the medians of the peers; returns their rows a second."""
+    peak = matmul_peak(torch.cuda.get_device_name(0), "bf16") if place.name == "cuda" else None
+    medians = {}
+    for peer, runs in found.items():
+        speed = medians[peer] = statistics.median(run["rows_per_second"] for run in runs)
+        told = f"{speed:,.1f} rows/s, {speed * of_row / 1e12:,.3g} TFLOP/s"
+        told += f", MFU {speed * of_row / peak:.1%}" if peak else ""
+        told += f", {max(run.get('peak_gb', 0.0) for run in runs):.2f} GB; {len(runs)} runs"
+        tell_speed(tell, place, f"{name}: {peer}", told, speed)
+    return medians
+
+
+def decoding(tell: Tell, place: Place, work: Path, name: str) -> None:
+    """Our search against `generate`, bf16, outputs of 32 tokens; in turn, medians."""
+    del work
+    job = job_of(name, place)
+    model = from_config(job.config, seed=1).eval()
+    sources = [source for source, _ in made_rows(job.lengths, job.decoded)]
+    padded = TOKENIZER.pad({"input_ids": [TOKENIZER(source).input_ids for source in sources]}, return_tensors="pt")
+    library = model.to(torch.bfloat16) if place.name == "cuda" else model
+    with place.working() as counts:
+        ours = place.moved(from_config(job.config, seed=1).eval())
+        theirs = library.to(place.device) if place.name == "cuda" else library
+        ids, mask = padded.input_ids.to(place.device), padded.attention_mask.to(place.device)
+        for beams in (1, 4):
+            made = {"max_predict_length": MADE_TOKENS, "min_predict_length": MADE_TOKENS}
+            flags = DecodeFlags(beam_size=beams, **made)
+            config = generation_config(theirs, TOKENIZER, flags)
+            config.update(min_length=None, min_new_tokens=MADE_TOKENS)
+            peers: dict[str, Callable[[], Any]] = {"ours": search(ours, flags, ids, mask, place)}
+            if "compile" in {field.name for field in fields(DecodeFlags)}:
+                compiled = DecodeFlags(**{**vars(flags), "compile": True})
+                peers["ours, -compile"] = search(ours, compiled, ids, mask, place)
+            peers["generate"] = lambda config=config: theirs.generate(  # type: ignore[misc]
+                **({"input_ids": ids, "attention_mask": mask} if place.name == "cuda" else padded),
+                generation_config=config,
+            )
+            seconds, peaks = timed(peers, job.repeats, place)
+            for peer, taken in seconds.items():
+                speed = job.decoded / taken
+                told = f"{speed:,.1f} rows/s, {seconds['generate'] / taken:.2f} x generate, {peaks[peer]:.2f} GB"
+                tell_speed(tell, place, f"{name}: {beams} beams, {peer}", told, speed)
+            if counts is not None:
+                counts.reset()
+                peers["ours"]()
+                told = f"{counts.syncs.total()} waits, {counts.launches.total():,} launches"
+                told += f", {counts.casts.total()} casts in {MADE_TOKENS} steps, small model"
+                tell(f"{name}: {beams} beams, ours, counted", told)
+
+
+def search(model: Any, flags: DecodeFlags, ids: Any, mask: Any, place: Place) -> Callable[[], Any]:
+    """A batch decoded as `inference.py` does it."""
+    decoder = Decoder(model, TOKENIZER, flags)
+
+    def run() -> Any:
+        with place.bf16():
+            return decoder.decode(ids, mask, with_scores=False)
+
+    return run
+
+
+def timed(peers: dict[str, Callable[[], Any]], repeats: int, place: Place) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of every peer after one run that does not count, and on a GPU its peak memory in GB."""
+    seconds: dict[str, list[float]] = {peer: [] for peer in peers}
+    peaks = {}
+    with torch.no_grad():
+        for turn in range(repeats + 1):
+            for peer, run in peers.items():
+                place.fresh()
+                taken = place.seconds(run)
+                seconds[peer] += [taken] if turn else []
+                peaks[peer] = place.peak_gb() or 0.0
+    return {peer: statistics.median(values) for peer, values in seconds.items()}, peaks
+
+
+def labels(tell: Tell, place: Place, work: Path) -> None:
+    """Scoring 2 and 10 labels against searching with 4 beams, and greedily with `generate`; ByT5-small, NSMC."""
+    del work
+    job = job_of("byt5-small", place)
+    sources = [source for source, _ in made_rows(job.lengths, job.decoded)]
+    padded = TOKENIZER.pad({"input_ids": [TOKENIZER(source).input_ids for source in sources]}, return_tensors="pt")
+    model = from_config(job.config, seed=1).eval()
+    library = from_config(job.config, seed=1).eval()
+    library = library.to(place.device, torch.bfloat16) if place.name == "cuda" else library
+    longest = max(len(byte_ids(label)) for label in LABELS)
+    with place.working():
+        ours = place.moved(model)
+        ids, mask = padded.input_ids.to(place.device), padded.attention_mask.to(place.device)
+        flags = DecodeFlags(beam_size=4, max_predict_length=longest, min_predict_length=longest)
+        config = generation_config(library, TOKENIZER, DecodeFlags(max_predict_length=longest))
+        config.update(min_length=None, min_new_tokens=longest)
+        inputs = {"input_ids": ids, "attention_mask": mask} if place.name == "cuda" else padded
+        peers: dict[str, Callable[[], Any]] = {
+            "2 labels scored": scored(ours, LABELS[:2], ids, mask, place),
+            "10 labels scored": scored(ours, LABELS, ids, mask, place),
+            "ours, 4 beams": search(ours, flags, ids, mask, place),
+            "generate, greedy": lambda: library.generate(**inputs, generation_config=config),
+        }
+        seconds, peaks = timed(peers, job.repeats, place)
+    for peer, taken in seconds.items():
+        told = f"{job.decoded / taken:,.1f} rows/s, {seconds['ours, 4 beams'] / taken:.2f} x 4 beams"
+        tell_speed(tell, place, peer, f"{told}, {peaks[peer]:.2f} GB", job.decoded / taken)
+
+
+def scored(model: Any, texts: tuple[str, ...], ids: Any, mask: Any, place: Place) -> Callable[[], Any]:
+    scorer = LabelScorer(model, TOKENIZER, texts)
+
+    def run() -> Any:
+        with place.bf16():
+            return scorer(ids, mask).argmax(1).tolist()
+
+    return run
+
+
+def loss(tell: Tell, place: Place, work: Path) -> None:
+    """Our loss and the library's, forward and backward: 8 rows of 64 targets, mT5's vocabulary."""
+    del work
+    where = place if place.name == "cuda" else Place("cpu")
+    rows, length, width = 8, 64, 768
+    vocabulary = 250_112 if place.name == "cuda" else 32_128
+    torch.manual_seed(1)
+    hidden = torch.randn(rows, length, width, device=where.device, requires_grad=True)
+    weight = (torch.randn(vocabulary, width, device=where.device) * 0.05).requires_grad_()
+    targets = torch.randint(3, vocabulary, (rows, length), device=where.device)
+    index = torch.arange(rows * length, device=where.device)
+    weight.grad = torch.zeros_like(weight)  # it is there in every training, and counts for neither
+
+    def ours() -> torch.Tensor:
+        return token_loss_sum(hidden, weight, targets, target_index=index)
+
+    def library() -> torch.Tensor:
+        logits = torch.nn.functional.linear(hidden, weight)
+        return torch.nn.functional.cross_entropy(logits.float().view(-1, vocabulary), targets.view(-1), reduction="sum")
+
+    values = {}
+    for name, compute in {"ours": ours, "the library's": library}.items():
+
+        def step(name: str = name, compute: Callable[[], torch.Tensor] = compute) -> None:
+            hidden.grad = None
+            with where.precision():
+                found = compute()
+            found.backward()
+            values[name] = found.detach()
+
+        step()
+        where.fresh()
+        held = torch.cuda.memory_allocated() if place.name == "cuda" else 0
+        seconds = statistics.median(where.seconds(step) for _ in range(5 if place.name == "cuda" else 1))
+        grown = (where.peak_gb() or 0.0) - held / 1e9
+        told = f"{1e3 * seconds:,.1f} ms, {grown:.2f} GB beside weights and their gradient"
+        tell_speed(tell, place, f"{vocabulary:,} tokens, {name}", told, grown)
+    apart = abs(float(values["ours"]) / float(values["the library's"]) - 1)
+    tell("relative difference of the losses", f"{apart:.1e}", apart)
