@@ -28,6 +28,7 @@ KINDS = ("t5", "mt5", "bart")
 STEPS = 40  # of the training of the small models, on the CPU
 LENGTH = 12  # tokens of an output
 SEARCHES = {"greedy": 1, "beam 4": 4}
+MOST_WAITS = LENGTH // 4 + 2  # a look in four steps, one copy of the outputs, and whether all scores were finite
 LABELS = ("ab", "abc", "d", "ef")
 CLOSE = 1e-5  # of scores (log-probabilities), and of the loss relative to its size
 GRADIENTS_CLOSE = 1e-4  # relative to the largest
@@ -130,7 +131,14 @@ def waits(tell: Tell, place: Place, work: Path) -> None:
                 decoder.decode(there_ids, there_mask)  # kernels are chosen
                 with waiting(place, counts) as found:
                     decoder.decode(there_ids, there_mask)
-            tell(f"{kind}: {name} (at most {LENGTH // 4 + 2} waits)", words_of(found, LENGTH), found["waits"])
+            tell(f"{kind}: {name} (at most {MOST_WAITS} waits)", words_of(found, LENGTH), found["waits"])
+        with place.working() as counts, place.bf16():
+            scorer = LabelScorer(place.moved(half_trained(kind, STEPS)), TOKENIZER, LABELS)
+            there_ids, there_mask = ids.to(place.device), mask.to(place.device)
+            scorer(there_ids, there_mask)
+            with waiting(place, counts) as found:
+                scorer(there_ids, there_mask)
+        tell(f"{kind}: label scores (1 wait is right)", words_of(found), found["waits"])
 
 
 def training_step(kind: str, place: Place) -> dict[str, Any]:
