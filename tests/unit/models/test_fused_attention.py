@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from config.flags import TrainConfig
 from config.parser import parse_flags
+from datamodules.collate import collate
 from datamodules.mixture import mixture_of
-from models.kernels.fused import check_fused_attention
+from models.kernels.fused import check_fused_attention, use_fused_attention
+from models.loading import from_config
+from models.loss import batch_loss
 from tests.small_configs import config_of
 from training.setup import prepare
 from utils.errors import UserError
@@ -35,6 +41,21 @@ def test_the_kernel_in_the_interpreter() -> None:
 def config(kind: str, **changes: object) -> PreTrainedConfig:
     given = config_of(kind, **changes)
     return AutoConfig.for_model(given.pop("model_type"), **given)
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "mbart"])
+def test_what_the_kernel_does_not_serve_is_computed_by_pytorch(kind: str) -> None:
+    plain = from_config(config_of(kind), seed=1).train()
+    fused = copy.deepcopy(plain)
+    use_fused_attention(fused)
+    rows = collate([(np.arange(3, 20), np.arange(3, 9)), (np.arange(3, 12), np.arange(5, 7))], 0, 8)
+    for model in (plain, fused):
+        batch_loss(model, rows)[0].backward()  # type: ignore[no-untyped-call]
+    for (name, part), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, part.grad, rtol=1e-4, atol=1e-5, msg=name)
+    ids = torch.tensor([[5, 6, 7, 1]])
+    tokens = [model.eval().generate(ids, max_new_tokens=6, num_beams=2).tolist() for model in (plain, fused)]
+    assert tokens[0] == tokens[1]
 
 
 def test_refused_before_rows_are_encoded(tmp_path: Path) -> None:
