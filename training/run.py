@@ -98,11 +98,12 @@ def summary_lines(
         schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
     clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
     fixed = ", deterministic" if config.device.deterministic else ""
+    fused = ", fused attention" if config.device.attention == "fused" else ""
     lines = [
         *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
-        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{fixed}",
+        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{fixed}{fused}",
         f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
         f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
         f" padding {resolved['padding_share']:.1%}",
