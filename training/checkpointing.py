@@ -30,10 +30,12 @@ from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
     at_step_boundary,
+    control_group,
     data_module,
     epoch_complete,
     epoch_of,
     fit_loop_state,
+    gathered,
     has_validation,
     ours,
     validation_due,
@@ -103,16 +105,13 @@ class Checkpointer(pl.Callback):
         self._request = Request()
         self._saved_at = time.monotonic()
         self._began_at = 0  # the optimizer step that this process began with
-        self._control_group: Any = None
+        self._asked: tuple[Any, torch.Tensor] | None = None  # what the ranks tell each other since the latest boundary
 
     # ---- hooks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = ours(pl_module)
         module.between_batches = lambda: self._stop_in_validation(trainer, module)
-        if trainer.world_size > 1:
-            # A group of its own on the CPU: agreeing on a stop never waits for the device.
-            self._control_group = torch.distributed.new_group(backend="gloo")
         if trainer.is_global_zero:
             with run_error(self.checkpoints):
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ class Checkpointer(pl.Callback):
         self._began_at = trainer.global_step
         ours(pl_module).validation = dict(self.validation)
         held = exported_step(self.folder, "best") if trainer.is_global_zero else None
-        if self.best_score is None or trainer.strategy.broadcast(held) == self.best_step:
+        if self.best_score is None or gathered(trainer, held)[0] == self.best_step:
             return
         if trainer.is_global_zero:
             tell(f"best/ does not hold step {self.best_step}, the best so far: the next validation begins anew")
@@ -195,18 +194,34 @@ class Checkpointer(pl.Callback):
     # ---- decisions
 
     def _agree(self, trainer: pl.Trainer) -> Request:
-        """What is asked for now, the same on every rank; the first rank's clock counts."""
+        """What is asked for, the same on every rank; the first rank's clock counts.
+
+        Of several ranks it is what was asked for when they last came here, an optimizer step or a batch of a validation
+        before: meanwhile they have told each other, and none waits for the slowest.
+        """
         flags, now = self.flags, time.monotonic()
         timed = bool(flags.save_every_hour) and now - self._saved_at >= flags.save_every_hour * 3600
         out_of_time = bool(flags.max_hours) and now - PROCESS_BEGAN >= flags.max_hours * 3600
+        self._saved_at = now if timed else self._saved_at
         save, self.stop.save_requested = self.stop.save_requested, False
-        first = trainer.is_global_zero
-        answers = [self.stop.received, int(out_of_time and first), int(timed and first), int(save)]
-        if self._control_group is not None:
-            mine = torch.tensor(answers)
-            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self._control_group)
-            answers = mine.tolist()
-        return Request(answers[0], *map(bool, answers[1:]))
+        first, group = trainer.is_global_zero, control_group(trainer)
+        mine = Request(self.stop.received, out_of_time and first, timed and first, save)
+        if group is None:
+            return mine
+        earlier = self._answered()
+        answers = torch.tensor([mine.signum, mine.out_of_time, mine.timed_save, mine.save], dtype=torch.int64)
+        largest = torch.distributed.ReduceOp.MAX
+        self._asked = torch.distributed.all_reduce(answers, largest, group=group, async_op=True), answers
+        return earlier
+
+    def _answered(self) -> Request:
+        """What the ranks have told each other since the latest boundary."""
+        if self._asked is None:
+            return Request()
+        (work, answers), self._asked = self._asked, None
+        work.wait()
+        signum, *others = answers.tolist()
+        return Request(signum, *map(bool, others))
 
     def _note_score(self, score: float, step: int) -> bool:
         """Whether `score` is the best so far; remembers it.
@@ -232,6 +247,8 @@ class Checkpointer(pl.Callback):
     def _act(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, validated: Validated | None = None) -> None:
         """Do what is due after this optimizer step: save it under all its names, export it, stop."""
         request, self._request = self._request, Request()
+        if validated:
+            request |= self._answered()  # it may be the end of the run
         step = trainer.global_step
         epoch, _ = data_module(trainer).position()
         limit = self._limit(trainer, request)
@@ -269,7 +286,6 @@ class Checkpointer(pl.Callback):
             due.append(DueCheckpoint("step", f"{stem}.ckpt", step))
         if request.timed_save:
             due.append(DueCheckpoint("hour", f"{stem}-by-hour.ckpt", step))
-            self._saved_at = time.monotonic()
         return due
 
     def _limit(self, trainer: pl.Trainer, request: Request) -> str:

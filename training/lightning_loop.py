@@ -22,6 +22,7 @@ from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from models.architectures import architecture
 from models.seq2seq_module import Seq2SeqModule
 from training.process_watch import PARENT_VARIABLE, ProcessWatch
+from utils.errors import RunError, first_line
 from utils.files import run_error, write_file
 
 
@@ -199,7 +200,17 @@ def _tensor_bytes(value: Any) -> int:
 
 
 class OurDDP(DDPStrategy):
-    """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so."""
+    """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so.
+
+    Its processes have a second group, on the CPU and over TCP: what they tell each other there waits for no device.
+    """
+
+    control_group: Any = None  # None: there is one process only
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.world_size > 1:
+            self.control_group = _tcp_group()
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -210,6 +221,30 @@ class OurDDP(DDPStrategy):
         if leaves_out_parameters(module.model.config):
             self._ddp_kwargs["find_unused_parameters"] = True
         super().configure_ddp()
+
+
+def _tcp_group() -> Any:
+    try:
+        return torch.distributed.new_group(backend="gloo")
+    except RuntimeError as error:
+        raise RunError(
+            f"the processes cannot reach each other over TCP (gloo: {first_line(error)}): set GLOO_SOCKET_IFNAME to the"
+            " network interface that the machines share, e.g. GLOO_SOCKET_IFNAME=eth0; `ip -brief address` lists them"
+        ) from error
+
+
+def control_group(trainer: pl.Trainer) -> Any:
+    """The group of the processes on the CPU; None where there is one process only."""
+    return getattr(trainer.strategy, "control_group", None)
+
+
+def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """`value` of every process, by rank; every process calls it."""
+    if trainer.world_size == 1:
+        return [value]
+    found = [value] * trainer.world_size
+    torch.distributed.all_gather_object(found, value, group=control_group(trainer))
+    return found
 
 
 def leaves_out_parameters(config: PreTrainedConfig) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
@@ -21,7 +20,15 @@ from models.flops import Utilization
 from models.meter import Totals, peak_memory
 from models.optim import current_rate
 from models.seq2seq_module import Seq2SeqModule
-from training.lightning_loop import at_step_boundary, batches_done, data_module, epoch_of, has_validation, ours
+from training.lightning_loop import (
+    at_step_boundary,
+    batches_done,
+    data_module,
+    epoch_of,
+    gathered,
+    has_validation,
+    ours,
+)
 from utils.console import duration, tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
@@ -154,13 +161,8 @@ class RunLog(pl.Callback):
             if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
                 sync_path(self.folder / STEP_LOG)
         module = ours(pl_module)
-        meters = [module.meter.state()]
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, meters[0])
-            meters = gathered
         checkpoint[LOG_KEY] = {
-            "meters": meters,  # by rank
+            "meters": gathered(trainer, module.meter.state()),  # by rank
             "epoch_totals": [asdict(self._epoch_totals)],  # a list: once there was one entry for each log line
             "epoch_seconds": time.monotonic() - self._epoch_began,
             "learning_rate": module.step_learning_rate,

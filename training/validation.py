@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 
 from config.inference_flags import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
@@ -18,7 +17,7 @@ from metrics.score import score
 from models.meter import mixed_figures
 from models.seq2seq_module import Seq2SeqModule
 from prediction.windows import by_probability, by_row
-from training.lightning_loop import data_module, in_precision, ours
+from training.lightning_loop import data_module, gathered, in_precision, ours
 from utils.padding import pad_sources
 
 ROWS_AT_ONCE = 32
@@ -87,11 +86,7 @@ class GeneratedValidation(pl.Callback):
                 with in_precision(trainer):  # outside its loops Lightning computes in fp32
                     found = [best for best, *_ in decoder.decode(ids, mask, None, with_scores, languages)]
                 predicted |= {row: Prediction(best.text, best.score) for row, best in zip(chunk, found, strict=True)}
-        if world_size == 1:
-            return predicted
-        gathered: list[dict[int, Prediction]] = [{} for _ in range(world_size)]
-        torch.distributed.all_gather_object(gathered, predicted)
-        return {row: output for part in gathered for row, output in part.items()}
+        return {row: output for part in gathered(trainer, predicted) for row, output in part.items()}
 
 
 def as_counted(text: str, corrected: str | None) -> str:
