@@ -29,6 +29,7 @@ ACTIONS = {  # of Lightning -> the part of a step
 }
 PARTS = ("data", "forward", "backward", "optimizer", "waiting", "other")
 PREFIX = "step: "  # of the parts in the trace
+CALLS = ("cuda", "cuLaunch")  # of the program that put work on the GPU; each has the id of its kernel
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 Range = tuple[float, float, str]  # microseconds, part
 
@@ -134,9 +135,11 @@ def part_table(events: Iterable[Any], steps: int) -> list[str]:
     changes = timeline(ranges)
     program = times(changes)
     columns = {"program": program}
-    launched = [event for event in events if event.kernels and not event.is_user_annotation]
-    if launched:
-        columns["GPU"] = device_times(changes, [(event.time_range.start, event.kernels) for event in launched])
+    kernels = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
+    if kernels:
+        calls = {event.id: event.time_range.start for event in events if event.name.startswith(CALLS)}
+        launched = [(calls.get(kernel.id), kernel.time_range.elapsed_us()) for kernel in kernels]
+        columns["GPU"] = device_times(changes, launched)
     whole = sum(program.values()) or 1.0
     heads = [title for name in columns for title in (f"{name}, ms", "share")]
     rows = [[part] for part in (*PARTS, "step")]
@@ -174,14 +177,18 @@ def times(changes: Sequence[tuple[float, str]]) -> Counter[str]:
     return found
 
 
-def device_times(changes: Sequence[tuple[float, str]], launched: Iterable[tuple[float, Any]]) -> Counter[str]:
-    """Microseconds in which the device worked on what each part launched; in the rest, "waiting", it is idle."""
+def device_times(changes: Sequence[tuple[float, str]], launched: Iterable[tuple[float | None, float]]) -> Counter[str]:
+    """Microseconds in which the device worked on what each part launched; in the rest, "waiting", it is idle.
+
+    Args:
+        launched: of every kernel, when it was launched (None = unknown: "other") and the microseconds that it took.
+    """
     found: Counter[str] = Counter()
     moments = [moment for moment, _ in changes]
-    for moment, kernels in launched:
-        at = bisect_right(moments, moment) - 1
-        if at >= 0 and changes[at][1]:
-            part = "other" if changes[at][1] == "waiting" else changes[at][1]
-            found[part] += sum(kernel.duration for kernel in kernels)
+    for moment, spent in launched:
+        at = 0 if moment is None else bisect_right(moments, moment)
+        part = "other" if moment is None else changes[at - 1][1] if at else ""
+        if part:  # else of a validation
+            found["other" if part == "waiting" else part] += spent  # type: ignore[assignment]
     found["waiting"] = max(0, sum(times(changes).values()) - sum(found.values()))
     return found
