@@ -117,17 +117,18 @@ def library_model(folder: Path, place: Place) -> Any:
     return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval().to(place.device)
 
 
-def our_model(folder: Path, place: Place) -> tuple[Any, Any]:
+def our_model(folder: Path) -> tuple[Any, Any]:
     from checkpoints.model_source import InferenceModel
 
     model, tokenizer = InferenceModel(str(folder))()
-    return model.to(place.device).eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 def in_precision(decode: Callable[[Any, Any], list[str]], place: Place) -> Callable[[Any, Any], list[str]]:
     """Ours, as `inference.py` calls it."""
 
     def decoded(ids: Any, mask: Any) -> list[str]:
+        place.arithmetic(ours=True)
         with place.precision():
             return decode(ids, mask)
 
@@ -142,7 +143,9 @@ def decode_all(decode: Callable[[Any, Any], list[str]], made: list[Batch], order
     return texts
 
 
-def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> Callable[[Any, Any], list[str]]:
+def library_decode(
+    model: Any, tokenizer: Any, beams: int, max_length: int, place: Place
+) -> Callable[[Any, Any], list[str]]:
     import torch
 
     from config.inference_flags import DecodeFlags
@@ -151,6 +154,7 @@ def library_decode(model: Any, tokenizer: Any, beams: int, max_length: int) -> C
     config = generation_config(model, tokenizer, DecodeFlags(beam_size=beams, max_predict_length=max_length))
 
     def decode(ids: Any, mask: Any) -> list[str]:
+        place.arithmetic(ours=False)
         with torch.inference_mode():
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         return decode_texts(tokenizer, output)
@@ -245,19 +249,23 @@ def text_normalisation(options: argparse.Namespace, place: Place) -> None:
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
     sources = [source for source, _ in read_rows(SAMPLE / "test.tsv")][: options.rows]
-    model, tokenizer = our_model(folder, place)
+    model, tokenizer = our_model(folder)
     plain = library_model(folder, place)
+
+    def decoder(settings: DecodeFlags) -> Any:
+        return place.made(lambda own: Decoder(own, tokenizer, settings), model)
+
     for beams in (4, 1):
         settings = DecodeFlags(beam_size=beams, max_predict_length=options.max_length)
         others = ctranslate2_decoders(options, folder, model, tokenizer, beams) if place.name == "cpu" else {}
         decoders = {
-            "ours": in_precision(Decoder(model, tokenizer, settings), place),
+            "ours": in_precision(decoder(settings), place),
             **others,
-            "generate": library_decode(plain, tokenizer, beams, options.max_length),
+            "generate": library_decode(plain, tokenizer, beams, options.max_length, place),
         }
         if beams > 1:
             early = DecodeFlags(beam_size=beams, max_predict_length=options.max_length, early_stopping=True)
-            decoders["ours, early stopping"] = in_precision(Decoder(model, tokenizer, early), place)
+            decoders["ours, early stopping"] = in_precision(decoder(early), place)
         peers: dict[str, Callable[[], list[str]]] = {}
         for order_name, by_length in (("file order", False), ("length-sorted", True)):
             made, order = batches(tokenizer, sources, options.batch_size, by_length, place)
@@ -281,19 +289,20 @@ def label_task(options: argparse.Namespace, place: Place) -> None:
     from postprocessors.labels import LabelMap
 
     folder, sources, labels = nsmc_task(options) if options.nsmc else digit_task(options)
-    model, tokenizer = our_model(folder, place)
+    model, tokenizer = our_model(folder)
     plain = library_model(folder, place)
-    scorer = LabelScorer(model, tokenizer, labels)
-    enumerated = ((str(number), text) for number, text in enumerate(labels))
+    scorer = place.made(lambda own: LabelScorer(own, tokenizer, labels), model)
+    label_map = LabelMap(tuple((str(number), text) for number, text in enumerate(labels)))
+    greedy = DecodeFlags(max_predict_length=options.max_length)
     ours = {
         "labels scored": lambda ids, mask: [labels[best] for best in scorer(ids, mask).argmax(1).tolist()],
-        "greedy among labels": Decoder(model, tokenizer, DecodeFlags(), LabelMap(tuple(enumerated))),
-        "greedy": Decoder(model, tokenizer, DecodeFlags(max_predict_length=options.max_length)),
+        "greedy among labels": place.made(lambda own: Decoder(own, tokenizer, DecodeFlags(), label_map), model),
+        "greedy": place.made(lambda own: Decoder(own, tokenizer, greedy), model),
     }
     decoders = {
         **{f"ours: {name}": in_precision(decode, place) for name, decode in ours.items()},
-        "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length),
-        "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length),
+        "generate, greedy": library_decode(plain, tokenizer, 1, options.max_length, place),
+        "generate, 4 beams": library_decode(plain, tokenizer, 4, options.max_length, place),
     }
     peers: dict[str, Callable[[], list[str]]] = {}
     for order_name, by_length in (("file order", False), ("length-sorted", True)):

@@ -27,10 +27,6 @@ class Place:
         self.name = name
         self.torch = torch
         self.device = torch.device("cpu") if name == "cpu" else torch.device("cuda", 0)
-        if name == "cuda":
-            from utils.devices import Devices, use_arithmetic
-
-            use_arithmetic(Devices("cuda", 1, 1, "bf16-mixed"))
 
     @contextmanager
     def working(self) -> Iterator[Any]:
@@ -52,9 +48,25 @@ class Place:
             return on_device(model)
         return model.to(self.device)
 
+    def arithmetic(self, ours: bool) -> None:
+        """Set up a GPU as our commands do (fp32 with all its bits, no attention of cuDNN), or as PyTorch comes."""
+        if self.name == "cuda":
+            self.torch.set_float32_matmul_precision("highest")
+            self.torch.backends.cuda.enable_cudnn_sdp(not ours)
+
     def bf16(self) -> AbstractContextManager[Any]:
         """Autocast to bf16."""
         return self.torch.autocast(self.device.type, self.torch.bfloat16)
+
+    def made(self, make: Callable[[Any], Any], model: Any) -> Any:
+        """Our decoder or scorer that `make` makes of a model (of a copy, beside a CPU), with its weights held as
+        `inference.py` holds them: once, in the precision that is used."""
+        if self.name == "cpu":
+            return make(model)
+        made = make(self.moved(model))
+        with self.working(), self.bf16():
+            made.release()
+        return made
 
     def precision(self) -> AbstractContextManager[Any]:
         """The arithmetic that speed is measured in: bf16, on a CPU fp32."""

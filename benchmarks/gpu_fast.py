@@ -6,6 +6,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -120,8 +121,7 @@ def training(tell: Tell, place: Place, work: Path, name: str) -> None:
         "Seq2SeqTrainer, as it comes": lambda: run_hf(options, where, group_by_length=False),
         "Seq2SeqTrainer, group_by_length": lambda: run_hf(options, where, group_by_length=True),
     }
-    found = in_turn(peers, job.repeats)
-    medians = tell_speeds(tell, place, name, found, of_row)
+    medians = measure(tell, place, name, peers, job.repeats, of_row)
     once: dict[str, Callable[[], dict[str, float]]] = {
         f"ours, {words}": lambda flags=flags: run_ours(options, where, flags)  # type: ignore[misc]
         for words, flags in with_flags(TrainConfig).items()
@@ -131,20 +131,11 @@ def training(tell: Tell, place: Place, work: Path, name: str) -> None:
         best = "Seq2SeqTrainer, group_by_length, torch_compile"
         once[best] = lambda: run_hf(options, where, group_by_length=True, compiled=True)
     for peer, run in once.items():
-        medians |= tell_speeds(tell, place, name, in_turn({peer: run}, 1), of_row)
+        medians |= measure(tell, place, name, {peer: run}, 1, of_row)
+    fastest = max((speed for peer, speed in medians.items() if peer.startswith("ours")), default=0.0)
     for peer in medians if place.name == "cuda" else ():
         if peer.startswith("Seq2Seq"):
-            ratio = max(speed for other, speed in medians.items() if other.startswith("ours")) / medians[peer]
-            tell(f"{name}: the best of ours / {peer}", f"{ratio:.2f} x", ratio)
-
-
-def in_turn(peers: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, list[dict[str, float]]]:
-    """The figures of all peers, one after the other, `repeats` times over."""
-    found: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
-    for _ in range(repeats):
-        for peer, run in peers.items():
-            found[peer].append(run())
-    return found
+            tell(f"{name}: the best of ours / {peer}", f"{fastest / medians[peer]:.2f} x", fastest / medians[peer])
 
 
 def tell_speed(tell: Tell, place: Place, what: str, told: str, figure: float) -> None:
@@ -152,17 +143,26 @@ def tell_speed(tell: Tell, place: Place, what: str, told: str, figure: float) ->
     tell(what, told, figure) if place.name == "cuda" else tell(what, NO_TIMES)
 
 
-def tell_speeds(
-    tell: Tell, place: Place, name: str, found: dict[str, list[dict[str, float]]], of_row: float
+def measure(
+    tell: Tell, place: Place, name: str, peers: dict[str, Callable[[], dict[str, float]]], repeats: int, of_row: float
 ) -> dict[str, float]:
-    """Tell the medians of the peers; returns their rows a second."""
+    """Tell the medians of the peers, in turn, `repeats` times over, and which failed; returns their rows a second."""
+    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
+    for _ in range(repeats):
+        for peer, run in list(peers.items()):
+            try:
+                runs[peer].append(run())
+            except Exception as error:
+                traceback.print_exc()
+                tell(f"{name}: {peer}", f"FAILED: {type(error).__name__}: {str(error)[:150]}")
+                del peers[peer]
     peak = matmul_peak(torch.cuda.get_device_name(0), "bf16") if place.name == "cuda" else None
     medians = {}
-    for peer, runs in found.items():
-        speed = medians[peer] = statistics.median(run["rows_per_second"] for run in runs)
+    for peer in peers:
+        speed = medians[peer] = statistics.median(run["rows_per_second"] for run in runs[peer])
         told = f"{speed:,.1f} rows/s, {speed * of_row / 1e12:,.3g} TFLOP/s"
         told += f", MFU {speed * of_row / peak:.1%}" if peak else ""
-        told += f", {max(run.get('peak_gb', 0.0) for run in runs):.2f} GB; {len(runs)} runs"
+        told += f", {max(run.get('peak_gb', 0.0) for run in runs[peer]):.2f} GB; {repeats} runs"
         tell_speed(tell, place, f"{name}: {peer}", told, speed)
     return medians
 
@@ -174,24 +174,22 @@ def decoding(tell: Tell, place: Place, work: Path, name: str) -> None:
     model = from_config(job.config, seed=1).eval()
     sources = [source for source, _ in made_rows(job.lengths, job.decoded)]
     padded = TOKENIZER.pad({"input_ids": [TOKENIZER(source).input_ids for source in sources]}, return_tensors="pt")
-    library = model.to(torch.bfloat16) if place.name == "cuda" else model
+    library = place.moved(model).to(torch.bfloat16) if place.name == "cuda" else model
     with place.working() as counts:
-        ours = place.moved(from_config(job.config, seed=1).eval())
-        theirs = library.to(place.device) if place.name == "cuda" else library
         ids, mask = padded.input_ids.to(place.device), padded.attention_mask.to(place.device)
+        inputs = {"input_ids": ids, "attention_mask": mask} if place.name == "cuda" else padded
         for beams in (1, 4):
             made = {"max_predict_length": MADE_TOKENS, "min_predict_length": MADE_TOKENS}
             flags = DecodeFlags(beam_size=beams, **made)
-            config = generation_config(theirs, TOKENIZER, flags)
+            config = generation_config(library, TOKENIZER, flags)
             config.update(min_length=None, min_new_tokens=MADE_TOKENS)
-            peers: dict[str, Callable[[], Any]] = {"ours": search(ours, flags, ids, mask, place)}
+            peers: dict[str, Callable[[], Any]] = {"ours": search(model, flags, ids, mask, place)}
             if "compile" in {field.name for field in fields(DecodeFlags)}:
                 compiled = DecodeFlags(**{**vars(flags), "compile": True})
-                peers["ours, -compile"] = search(ours, compiled, ids, mask, place)
-            peers["generate"] = lambda config=config: theirs.generate(  # type: ignore[misc]
-                **({"input_ids": ids, "attention_mask": mask} if place.name == "cuda" else padded),
-                generation_config=config,
-            )
+                peers["ours, -compile"] = search(model, compiled, ids, mask, place)
+            peers["generate"] = generating(library, inputs, config, place)
+            if place.name == "cuda":
+                peers["generate, cuDNN attention off"] = generating(library, inputs, config, place, ours=True)
             seconds, peaks = timed(peers, job.repeats, place)
             for peer, taken in seconds.items():
                 speed = job.decoded / taken
@@ -207,11 +205,22 @@ def decoding(tell: Tell, place: Place, work: Path, name: str) -> None:
 
 def search(model: Any, flags: DecodeFlags, ids: Any, mask: Any, place: Place) -> Callable[[], Any]:
     """A batch decoded as `inference.py` does it."""
-    decoder = Decoder(model, TOKENIZER, flags)
+    decoder = place.made(lambda own: Decoder(own, TOKENIZER, flags), model)
 
     def run() -> Any:
+        place.arithmetic(ours=True)
         with place.bf16():
             return decoder.decode(ids, mask, with_scores=False)
+
+    return run
+
+
+def generating(library: Any, inputs: Any, config: Any, place: Place, ours: bool = False) -> Callable[[], Any]:
+    """The library's own search, as PyTorch comes, or with the settings of ours."""
+
+    def run() -> Any:
+        place.arithmetic(ours)
+        return library.generate(**inputs, generation_config=config)
 
     return run
 
@@ -241,17 +250,16 @@ def labels(tell: Tell, place: Place, work: Path) -> None:
     library = library.to(place.device, torch.bfloat16) if place.name == "cuda" else library
     longest = max(len(byte_ids(label)) for label in LABELS)
     with place.working():
-        ours = place.moved(model)
         ids, mask = padded.input_ids.to(place.device), padded.attention_mask.to(place.device)
         flags = DecodeFlags(beam_size=4, max_predict_length=longest, min_predict_length=longest)
         config = generation_config(library, TOKENIZER, DecodeFlags(max_predict_length=longest))
         config.update(min_length=None, min_new_tokens=longest)
         inputs = {"input_ids": ids, "attention_mask": mask} if place.name == "cuda" else padded
         peers: dict[str, Callable[[], Any]] = {
-            "2 labels scored": scored(ours, LABELS[:2], ids, mask, place),
-            "10 labels scored": scored(ours, LABELS, ids, mask, place),
-            "ours, 4 beams": search(ours, flags, ids, mask, place),
-            "generate, greedy": lambda: library.generate(**inputs, generation_config=config),
+            "2 labels scored": scored(model, LABELS[:2], ids, mask, place),
+            "10 labels scored": scored(model, LABELS, ids, mask, place),
+            "ours, 4 beams": search(model, flags, ids, mask, place),
+            "generate, greedy": generating(library, inputs, config, place),
         }
         seconds, peaks = timed(peers, job.repeats, place)
     for peer, taken in seconds.items():
@@ -260,9 +268,10 @@ def labels(tell: Tell, place: Place, work: Path) -> None:
 
 
 def scored(model: Any, texts: tuple[str, ...], ids: Any, mask: Any, place: Place) -> Callable[[], Any]:
-    scorer = LabelScorer(model, TOKENIZER, texts)
+    scorer = place.made(lambda own: LabelScorer(own, TOKENIZER, texts), model)
 
     def run() -> Any:
+        place.arithmetic(ours=True)
         with place.bf16():
             return scorer(ids, mask).argmax(1).tolist()
 

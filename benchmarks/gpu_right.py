@@ -59,6 +59,7 @@ def verdict(difference: float, limit: float) -> str:
 def parity(tell: Tell, place: Place, work: Path) -> None:
     """Loss, gradients, texts and scores in fp32 against the CPU's, small models."""
     del work
+    place.arithmetic(ours=True)
     ids, mask = encoded(words(32, 1))
     for kind in KINDS:
         model = half_trained(kind, STEPS)
@@ -118,6 +119,7 @@ def words_of(found: dict[str, Any], steps: int = 0) -> str:
 def waits(tell: Tell, place: Place, work: Path) -> None:
     """How often the host waits in a training step and in decoding, bf16 (`torch.cuda.set_sync_debug_mode`)."""
     del work
+    place.arithmetic(ours=True)
     ids, mask = encoded(words(32, 1))
     for kind in KINDS:
         found = training_step(kind, place)

@@ -96,6 +96,7 @@ def run_hf(
 
     data = [{"input_ids": byte_ids(source), "labels": byte_ids(target)} for source, target in rows_of(options)]
     model = fresh_model(options.config)
+    place.arithmetic(ours=False)
     place.fresh()
     clock = StepClock(place, options.steps, options.warm_up)
 
@@ -179,6 +180,7 @@ def run_bare(options: argparse.Namespace, place: Place) -> dict[str, float]:
     model = fresh_model(options.config)
     accelerate(model)
     model.to(place.device)
+    place.arithmetic(ours=True)
     place.fresh()
     optimizer = build_optimizer(model, "adam", LEARNING_RATE, 0.0)
     schedule = build_scheduler(
