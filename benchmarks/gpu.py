@@ -110,6 +110,7 @@ class Running:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, __file__, "-device", options.device, "-out", options.out, "-child", name]
         environment = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -119,6 +119,9 @@ def words_of(found: dict[str, Any], steps: int = 0) -> str:
 def waits(tell: Tell, place: Place, work: Path) -> None:
     """How often the host waits in a training step and in decoding, bf16 (`torch.cuda.set_sync_debug_mode`)."""
     del work
+    if place.name == "cpu":
+        tell("waits", "none: a CPU is not waited for")
+        return
     place.arithmetic(ours=True)
     ids, mask = encoded(words(32, 1))
     for kind in KINDS:

@@ -229,7 +229,9 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         for peer in peers:
             work = Path(options.work) / f"{peer}{repeat}"
             command = [sys.executable, __file__, *sys.argv[1:], "-child", peer, "-work", str(work)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+            one_gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+            environment = {**os.environ, **one_gpu}  # `Seq2SeqTrainer` would take all of them
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if not found:
                 sys.exit(f"{peer} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
