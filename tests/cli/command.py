@@ -20,6 +20,7 @@ from tests.cli.forked import ForkedCommands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
+COVERAGE = "COVERAGE_PROCESS_CONFIG"  # what coverage measures in a process that is started (its option `patch`)
 SCRIPTS = ("train.py", "inference.py", "export.py", "analyze.py")
 
 
@@ -38,9 +39,10 @@ class Result:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """No network, one thread, and `python` is this interpreter."""
+    """No network, one thread, `python` is this interpreter, and no coverage: it adds half to the start of a process."""
+    given = {name: value for name, value in os.environ.items() if name != COVERAGE}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **more}
+    return {**given, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path, **more}
 
 
 READ_AT_IMPORT = ("OMP", "MKL", "KMP", "GOMP", "HF_", "PYTHON", "LD_", "TORCH", "CUDA", "FAULT", "VENV", "PATH")
@@ -61,7 +63,8 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
 @functools.cache
 def forked_commands() -> ForkedCommands:
     """The process that all tests of this worker fork their commands from."""
-    commands = ForkedCommands(ROOT, environment())
+    measured = {COVERAGE: os.environ[COVERAGE]} if COVERAGE in os.environ else {}
+    commands = ForkedCommands(ROOT, environment(**measured))
     atexit.register(commands.close)
     return commands
 
