@@ -375,6 +375,12 @@ class TrainDeviceFlags:
         "Add in the same order in every run, so that one on the same GPUs, resumed or not, ends with the same bits;"
         " what it costs was not measured. The CPU does so anyway.",
     )
+    compile: bool = flag(
+        False,
+        "Compile the layers with torch.compile for the training steps, in minutes; lengths are padded to multiples of"
+        " 64. Needs a C++ compiler, and Triton on a GPU; not measured on one.",
+        excludes={"attention=fused": "its kernel does not go through torch.compile"},
+    )
 
 
 @dataclasses.dataclass(frozen=True)

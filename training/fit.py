@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from checkpoints.saved_run import TASKS_KEY
 from config.flags import TrainConfig
 from datamodules.splits import Splits
+from models.kernels.compiled import CompiledBlocks
 from models.seq2seq_module import Seq2SeqModule
 from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
@@ -31,6 +32,8 @@ from utils.devices import is_out_of_memory
 from utils.errors import RunError
 from utils.launch import is_first_process
 
+QUIET_BATCHES = 100  # without a compilation: it is over, or nearly
+
 
 class LargestBatchFirst(pl.Callback):
     """Tries the largest batch of the first epoch before training begins: memory that lacks is seen at once.
@@ -48,6 +51,38 @@ class LargestBatchFirst(pl.Callback):
             batch = trainer.strategy.batch_to_device(data_module(trainer).first_batches().largest(), module.device)
             with in_precision(trainer):
                 module.try_batch(batch)
+
+
+class Compilation(pl.Callback):
+    """Runs training steps through the compiled blocks, and tells what their compilation cost when it is over."""
+
+    def __init__(self, blocks: CompiledBlocks) -> None:
+        self.blocks = blocks
+        self.seen = 0  # compilations
+        self.quiet = 0  # batches since the latest
+        self.told = ""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.blocks.on = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.blocks.on = False
+        self.quiet = self.quiet + 1 if self.blocks.compilations == self.seen else 0
+        self.seen = self.blocks.compilations
+        if self.quiet == QUIET_BATCHES:
+            self.tell()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.tell()
+
+    def on_exception(self, *_: Any) -> None:  # a stop as well
+        self.tell()
+
+    def tell(self) -> None:
+        """Say how much was compiled, unless it was said."""
+        line = self.blocks.describe()
+        say(*(() if line == self.told else (line,)))
+        self.told = line
 
 
 @contextmanager
@@ -102,6 +137,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
     callbacks = [LargestBatchFirst(), generated, run_log, checkpointer]
+    if config.device.compile:
+        callbacks.append(Compilation(CompiledBlocks(prepared.model, prepared.devices.accelerator)))
     profile = StepProfile(folder, config.run.profile) if config.run.profile and is_first_process() else None
     trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed, profile)
     resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)

@@ -97,13 +97,15 @@ def summary_lines(
         cycles = f" in {optim.optim_cosanneal_restarts} cycles" if optim.lr_scheduler in ("cosanneal", "cyclic") else ""
         schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
     clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
-    fixed = ", deterministic" if config.device.deterministic else ""
-    fused = ", fused attention" if config.device.attention == "fused" else ""
+    device = config.device
+    ways = {"deterministic": device.deterministic, "fused attention": device.attention == "fused"}
+    ways["compiled layers"] = device.compile
+    how = "".join(f", {words}" for words, chosen in ways.items() if chosen)
     lines = [
         *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
-        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{fixed}{fused}",
+        f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{how}",
         f"batches of {size} x {batch.grad_acc} accumulated x {resolved['devices']} devices,"
         f" {resolved['steps_per_epoch']:,} optimizer steps an epoch, {resolved['steps']:,} in all,"
         f" padding {resolved['padding_share']:.1%}",

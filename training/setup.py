@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
@@ -22,6 +22,7 @@ from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.architectures import overflowing, source_limit, target_limit
+from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from training.resuming import (
     changed_words,
@@ -34,6 +35,7 @@ from training.resuming import (
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_arithmetic, use_threads
 from utils.differences import Difference
+from utils.errors import UserError
 from utils.escapes import printable
 from utils.launch import local_rank
 from utils.tables import counted, visible
@@ -62,7 +64,7 @@ class Prepared:
             batch_size=0 if batch.max_tokens else batch.batch_size,
             max_tokens=batch.max_tokens,
             accumulate=batch.grad_acc,
-            pad_to_multiple_of=8 if on_gpu else 1,
+            pad_to_multiple_of=PADDED_TO if self.config.device.compile else 8 if on_gpu else 1,
         )
         return Seq2SeqDataModule(
             self.parts,
@@ -109,6 +111,21 @@ def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | Non
     return lines
 
 
+def check_padded(parts: Sequence[Splits], config: PreTrainedConfig) -> None:
+    """Raise `UserError` where the model has no positions for the lengths that -compile pads to."""
+    rows = [split for part in parts for split in (part.train, part.valid) if split is not None]
+    for flag, limit, lengths in (
+        ("-max_seq_length", source_limit(config), [split.source_lengths for split in rows]),
+        ("-max_target_length", target_limit(config), [split.target_lengths for split in rows]),
+    ):
+        longest = max((int(of_split.max(initial=0)) for of_split in lengths), default=0)
+        if limit and -(-longest // PADDED_TO) * PADDED_TO > limit:
+            raise UserError(
+                f"-compile pads rows of {longest} tokens to a multiple of {PADDED_TO}, and the model has positions for"
+                f" {limit}: give {flag} {limit // PADDED_TO * PADDED_TO}, or leave -compile out"
+            )
+
+
 def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
@@ -124,12 +141,16 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     if flags.attention == "fused":
         check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
+    if flags.compile:
+        check_compiler(devices.accelerator)
     use_arithmetic(devices)
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     parts = encoded_parts(config, mixture, source, cache)
     say(*(line for part in parts for line in part.lines))
+    if flags.compile:
+        check_padded(parts, source.config)
     counts = [len(part.train) for part in parts]
     sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
     say(*sampling.lines([part.name for part in parts]))

@@ -105,9 +105,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What `AttentionInterface` asks for: (B, N, H, D). The bias is (1, H, N, M) or shared, the mask boolean."""
     ours = torch.is_grad_enabled() and _is_fast(query, dropout) and kwargs.get("cache") is None
-    ours = ours and (position_bias is None or len(position_bias) == 1)
+    ours = ours and (position_bias is None or (isinstance(position_bias, Tensor) and len(position_bias) == 1))
     if not ours or (attention_mask is not None and attention_mask.dtype != torch.bool):
-        if is_merged_here(query, attention_mask) and not torch.compiler.is_compiling():
+        if isinstance(position_bias, tuple) or is_merged_here(query, attention_mask):
             attention_mask, position_bias = merged_mask(module, query, attention_mask, position_bias), None
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, position_bias=position_bias, **kwargs

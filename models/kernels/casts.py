@@ -73,8 +73,8 @@ class Block:
     matrices: tuple[nn.Linear, ...]
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        dtype = autocast_dtype(hidden_states)
-        if dtype is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        dtype = None if torch.compiler.is_compiling() else autocast_dtype(hidden_states)
+        if dtype is None or not torch.is_grad_enabled():
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         parameters = [part for matrix in self.matrices for part in (matrix.weight, matrix.bias) if part is not None]
         copies = iter(_CastTogether.apply(dtype, *parameters))  # type: ignore[no-untyped-call]

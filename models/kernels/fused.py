@@ -23,11 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from models.architectures import architecture, own_search
+from models.kernels.position_bias import NO_BIAS
 from utils.errors import UserError
 
 FUSED = "sdpa_or_fused"  # its name among the attentions of `transformers`
 WIDTHS = (16, 32, 64, 128)
-NO_BIAS = ()  # in place of None, for which the library would make zeros
 
 
 def check_fused_attention(config: PreTrainedConfig, accelerator: str) -> None:

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from models.kernels.casts import autocast_dtype
 
+NO_BIAS = ()  # in place of None, for which the library would make zeros
+
 
 class SharedBias(NamedTuple):
     """What the blocks of a stack hand on to each other."""
@@ -69,7 +71,7 @@ def is_merged_here(x: Tensor, mask: Tensor | None) -> bool:
 def merged_mask(module: Any, query: Tensor, mask: Tensor | None, bias: Any) -> Tensor | None:
     """What one layer's attention adds to its scores (or, boolean, where it looks): in place of mask and bias."""
     is_cross_attention = module.is_decoder and not module.is_causal
-    if bias is None or is_cross_attention:  # T5 hands over a bias of zeros there
+    if bias is None or is_cross_attention:  # there the library's bias are zeros
         return mask
     if isinstance(bias, Tensor):  # UMT5: one of its own in each layer
         bias = shared_bias(bias, mask, module.is_causal, query.dtype)
@@ -77,20 +79,27 @@ def merged_mask(module: Any, query: Tensor, mask: Tensor | None, bias: Any) -> T
 
 
 class SharesBias:
-    """A block of T5. The first one makes the bias for its whole stack, outside of what is checkpointed."""
+    """A block of T5. The first one makes the bias for its whole stack, outside of what is checkpointed or compiled."""
+
+    always_shared = False
 
     def __call__(
         self: Any,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_bias: Any = None,
-        *args: Any,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        cross_bias: Any = None,
         **kwargs: Any,
     ) -> Any:
         cached = kwargs.get("past_key_values") is not None
-        if position_bias is None and not cached and is_merged_here(hidden_states, attention_mask):
-            attention, length = self.layer[0].SelfAttention, hidden_states.shape[1]
-            bias = attention.compute_bias(length, length, device=hidden_states.device)
-            dtype = autocast_dtype(hidden_states) or bias.dtype
-            position_bias = shared_bias(bias, attention_mask, attention.is_causal, dtype)
-        return super().__call__(hidden_states, attention_mask, position_bias, *args, **kwargs)  # type: ignore[misc]
+        if not cached and (self.always_shared or is_merged_here(hidden_states, attention_mask)):
+            cross_bias = NO_BIAS
+            if position_bias is None:
+                attention, length = self.layer[0].SelfAttention, hidden_states.shape[1]
+                bias = attention.compute_bias(length, length, device=hidden_states.device)
+                dtype = autocast_dtype(hidden_states) or bias.dtype
+                position_bias = shared_bias(bias, attention_mask, attention.is_causal, dtype)
+        of_encoder = encoder_hidden_states, encoder_attention_mask, cross_bias
+        return super().__call__(hidden_states, attention_mask, position_bias, *of_encoder, **kwargs)  # type: ignore[misc]
