@@ -198,6 +198,13 @@ class DecodeFlags:
         needs={"engine=ctranslate2": "-engine torch has -float_precision"},
     )
 
+    compile: bool = flag(
+        False,
+        "Compile the decoder's layers with torch.compile, in a minute or more, for large inputs: CUDA graphs on a GPU."
+        " Needs a C++ compiler, and Triton on a GPU; not measured on one, and no faster on a CPU.",
+        excludes={**SCORED, "engine=ctranslate2": "it compiles the search of -engine torch"},
+    )
+
     @classmethod
     def likeliest(cls, count: int) -> DecodeFlags:
         """A search for that many outputs by their probability, whatever their length."""

@@ -42,6 +42,8 @@ class State(Protocol):
 
     def columns(self) -> Tensor: ...
 
+    def rows_kept(self, going_on: int) -> int: ...
+
     def keep(self, rows: Tensor, columns: int | None) -> None: ...
 
 
@@ -191,12 +193,13 @@ def beam_search(state: State, count: int, options: SearchOptions, device: torch.
         if (step + 1) % unseen:
             continue
         going_on, columns = look(beams.done, state)
-        done = len(beams.rows) - len(going_on)
         if not going_on:
             break
+        kept = rows_kept(going_on, len(beams.rows), state)
+        done = len(beams.rows) - len(kept)
         if since_compacted >= COMPACT_EVERY or done > COMPACT_SHARE * len(beams.rows):
             found.put(beams.rows, beams.finished)
-            beams.keep(torch.tensor(going_on, device=device), columns)
+            beams.keep(torch.tensor(kept, device=device), columns)
             since_compacted = 0
     require_finite(beams.broken, state.dtype)
     found.put(beams.rows, beams.finished)
@@ -213,6 +216,12 @@ def look(done: Tensor, state: State) -> tuple[list[int], int | None]:
     told = torch.stack((done.long(), state.columns())).tolist()
     going_on = [row for row, is_done in enumerate(told[0]) if not is_done]
     return going_on, max((told[1][row] for row in going_on), default=0)
+
+
+def rows_kept(going_on: list[int], rows: int, state: State) -> list[int]:
+    """The rows that go on, and as many of the others as the shapes of the state ask for."""
+    others = sorted({*range(rows)} - {*going_on})
+    return sorted([*going_on, *others[: state.rows_kept(len(going_on)) - len(going_on)]])
 
 
 def _step(beams: _Beams, step: int, options: SearchOptions) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 from config.inference_flags import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
 from generation.constraints import LabelTrie, TokenGraph
+from generation.incremental.compiled import CompiledModel
 from generation.incremental.decoder import StepModel, start
 from generation.incremental.layers import without_autocast
 from generation.incremental.weights import compute_dtype, supports
@@ -144,10 +145,9 @@ class Decoder:
         passage: where a source holds the passage of which an output must be a part; excludes what labels exclude.
 
     Raises:
-        ValueError: labels, sampling or others for an architecture that only `generate` can decode; labels together with
-            n-gram blocking, repetition penalty, minimum length or sampling; labels longer than the model can write, or
-            that cannot be told apart or joined;
-            others with another vocabulary or start token.
+        ValueError: labels, sampling, -compile or others for an architecture that only `generate` can decode; labels
+            together with n-gram blocking, repetition penalty, minimum length or sampling; labels longer than the model
+            can write, or that cannot be told apart or joined; others with another vocabulary or start token.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ class Decoder:
         self.config = generation_config(model, tokenizer, flags, others)
         self.own = all(supports(member) for member in self.models)
         self.allowed: LabelTrie | JoinedLabels | None = None
-        if not self.own and (labels or passage or flags.do_sample or others):
+        if not self.own and (labels or passage or flags.do_sample or flags.compile or others):
             names = ", ".join(type(member).__name__ for member in self.models if not supports(member))
-            raise ValueError(f"labels, sampling and ensembles are not supported for {names}")
+            raise ValueError(f"labels, sampling, ensembles and -compile are not supported for {names}")
         sizes = [member.config.vocab_size for member in self.models]
         if len(set(sizes)) > 1:
             raise ValueError(f"models that decode together need the same vocabulary; theirs have {sizes} tokens")
@@ -181,6 +181,7 @@ class Decoder:
             self.allowed = self._allowed_texts(labels)
         self.spans = PassageSpans(tokenizer, passage, label_encoder(tokenizer)) if passage else None
         self._step_models: dict[torch.dtype, list[StepModel]] = {}
+        self.compiled: dict[torch.dtype, list[CompiledModel]] = {}
         self._beginnings = {"": Beginning(self.config.decoder_start_token_id, self.config.forced_bos_token_id)}
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, languages: Sequence[str] = ()) -> list[str]:
@@ -251,7 +252,7 @@ class Decoder:
             labels=self._graph(input_ids),
         )
         device = input_ids.device
-        state = start(self.step_models(), input_ids, attention_mask, flags.width)
+        state = start(self._searched(), input_ids, attention_mask, flags.width)
         with without_autocast(device):
             if flags.beam_size > 1 or search.labels is not None:
                 found = beam_search(state, len(input_ids), search, device)
@@ -277,6 +278,16 @@ class Decoder:
         if dtype not in self._step_models:
             self._step_models[dtype] = [StepModel(model, dtype) for model in self.models]
         return self._step_models[dtype]
+
+    def _searched(self) -> Sequence[StepModel | CompiledModel]:
+        """The same, compiled where that is asked for."""
+        models = self.step_models()
+        if not self.flags.compile:
+            return models
+        dtype = models[0].dtype
+        if dtype not in self.compiled:
+            self.compiled[dtype] = [CompiledModel(model, self.flags.width) for model in models]
+        return self.compiled[dtype]
 
     def release(self) -> None:
         """Hold the weights in the precision in force only, from now on: the models themselves can be used no more."""

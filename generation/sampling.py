@@ -24,6 +24,7 @@ from generation.beam_search import (
     SearchOptions,
     State,
     look,
+    rows_kept,
 )
 from generation.topk import best_scores, log_normaliser, require_finite
 
@@ -113,12 +114,13 @@ def sample(
         if (step + 1) % unseen:
             continue
         going_on, columns = look(runs.ended.all(1), state)
-        done = len(runs.rows) - len(going_on)
         if not going_on:
             break
+        kept = rows_kept(going_on, len(runs.rows), state)
+        done = len(runs.rows) - len(kept)
         if done > COMPACT_SHARE * len(runs.rows) or (done and since_kept >= COMPACT_EVERY):
             _collect(runs, options, found)
-            runs.keep(torch.tensor(going_on, device=device), columns)
+            runs.keep(torch.tensor(kept, device=device), columns)
             since_kept = 0
     require_finite(runs.broken, state.dtype)
     _collect(runs, options, found)

@@ -27,6 +27,7 @@ from config.user_code import import_inherited
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from generation.engines.base import BatchPredictor, Prediction
+from generation.incremental.compiled import compilations
 from prediction.parts import Chunks, Claims, Parts, finished_chunks, part_path, write_part
 from utils.console import tell
 from utils.devices import Devices, is_out_of_memory, use_arithmetic, use_threads
@@ -189,6 +190,8 @@ def _work(rank: int, engine: Engine, job: PredictionJob) -> None:
                 progress.advance(len(predictions))
             write_part(job.folder, chunk, job.chunks.rows(chunk).tolist(), predictions)
         progress.end()
+        if rank == 0:
+            tell(*compilations())
 
 
 @dataclass

@@ -21,6 +21,7 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
+from generation.incremental.compiled import compilations
 from generation.perplexity import perplexity
 from metrics.answers import with_no_answer
 from metrics.probabilities import PERPLEXITY, with_probabilities
@@ -141,7 +142,7 @@ def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) 
             try:
                 count = stream(lines, encode, engine(ready.devices.device(0)), line_of, output, limits)
             finally:
-                tell(*encode.report())
+                tell(*encode.report(), *compilations())
         tell(f"{counted(count, 'line')} predicted")
 
 

@@ -29,6 +29,7 @@ from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
+from generation.incremental.compiled import check_compiler
 from generation.passage_spans import PassageRule
 from models.architectures import architecture, longest_output, overflowing
 from models.languages import language_codes
@@ -118,6 +119,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             )
         check_compute_type(config.decode.compute_type, devices.accelerator)
         check_convertible(model_config.model_type, f"-model {models[0].name}")
+    if config.decode.compile:
+        check_compiler(devices.accelerator)
     use_arithmetic(devices)
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,10 @@ class StepState:
         """(B,) cache columns that are still seen of each source."""
         return self.cache.seen()
 
+    def rows_kept(self, going_on: int) -> int:
+        """How many rows the search keeps where so many go on: those that are done leave at once."""
+        return going_on
+
     def keep(self, rows: Tensor, columns: int | None) -> None:
         """Go on with the sources of these row numbers, and only the cache columns that are still seen."""
         if len(rows) < len(self.cache.visible):
@@ -250,14 +254,21 @@ class EnsembleState:
     def columns(self) -> Tensor:
         return self.states[0].columns()
 
+    def rows_kept(self, going_on: int) -> int:
+        return self.states[0].rows_kept(going_on)
+
     def keep(self, rows: Tensor, columns: int | None) -> None:
         for state in self.states:
             state.keep(rows, columns)
 
 
-def start(
-    models: Sequence[StepModel], input_ids: Tensor, attention_mask: Tensor, beams: int
-) -> StepState | EnsembleState:
+class Starts(Protocol):
+    """A model that begins outputs, as `StepModel` does."""
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor, beams: int) -> Any: ...
+
+
+def start(models: Sequence[Starts], input_ids: Tensor, attention_mask: Tensor, beams: int) -> Any:
     """`beams` outputs of every row of (batch, source_length) ids under one model or several."""
     states = [model.start(input_ids, attention_mask, beams) for model in models]
     return states[0] if len(states) == 1 else EnsembleState(states)

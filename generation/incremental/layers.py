@@ -9,18 +9,22 @@ width, S source length, C columns that self-attention looks at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from generation.incremental.weights import Cross, Head, Linear, Norm, Stack, normed
+from generation.incremental.weights import Cross, Head, Layer, Linear, Norm, Stack, normed
 
 ALIGNED_COLUMNS = 16  # fused attention on a device copies a mask whose rows are not aligned so, in every layer
+
+
+Source: TypeAlias = tuple[Tensor, Tensor, Tensor | None]  # keys, values and mask of a layer's cross-attention
 
 
 @dataclass
@@ -33,6 +37,10 @@ class Sources:
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor | None
+
+    def of(self, layer: int) -> Source:
+        """What the cross-attention of a layer looks at."""
+        return self.keys[layer], self.values[layer], self.mask
 
     def select(self, rows: Tensor) -> Sources:
         """The sources of these row numbers."""
@@ -115,26 +123,44 @@ def states(
     Args:
         given: the sources of a decoder.
     """
-    shape, x = tokens.shape, embedded(stack, tokens, positions)
+    x = embedded(stack, tokens, positions)
     for number, layer in enumerate(stack.layers):
-        y = _begin(stack, x, layer.self_norm)
-        projected = heads(linear(y, layer.self_in), shape, 3, stack.heads)
-        query, (keys, values) = projected[0], memory.extend(number, projected[1:])
-        context = functional.scaled_dot_product_attention(query, keys, values, attn_mask=biases[number], scale=1.0)
-        x = _end(stack, x, _rows(context), layer.self_out, layer.self_norm)
+        source = None if given is None else given.of(number)
+        x = through_layer(stack, layer, x, tokens.shape, biases[number], partial(memory.extend, number), source)
+    return finished(stack, x, tokens.shape)
 
-        if layer.cross is not None:
-            assert given is not None
-            y = _begin(stack, x, layer.cross.norm)
-            query = heads(linear(y, layer.cross.query), shape, 1, stack.heads)[0]
-            context = _cross_attention(query, given, number)
-            x = _end(stack, x, _rows(context), layer.cross.out, layer.cross.norm)
 
-        y = _begin(stack, x, layer.ff_norm)
-        inner = layer.activation(linear(y, layer.inner))
-        if layer.up is not None:
-            inner = inner.mul_(linear(y, layer.up))
-        x = _end(stack, x, inner, layer.outer, layer.ff_norm)
+def through_layer(
+    stack: Stack,
+    layer: Layer,
+    x: Tensor,
+    shape: torch.Size,
+    bias: Tensor | None,
+    extend: Callable[[Tensor], Tensor],
+    source: Source | None,
+) -> Tensor:
+    """States (B * Q, width) behind a layer; `shape` is (B, Q), `extend` that of a `Memory`."""
+    y = _begin(stack, x, layer.self_norm)
+    projected = heads(linear(y, layer.self_in), shape, 3, stack.heads)
+    query, (keys, values) = projected[0], extend(projected[1:])
+    context = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
+    x = _end(stack, x, _rows(context), layer.self_out, layer.self_norm)
+
+    if layer.cross is not None:
+        assert source is not None
+        y = _begin(stack, x, layer.cross.norm)
+        query = heads(linear(y, layer.cross.query), shape, 1, stack.heads)[0]
+        x = _end(stack, x, _rows(_cross_attention(query, *source)), layer.cross.out, layer.cross.norm)
+
+    y = _begin(stack, x, layer.ff_norm)
+    inner = layer.activation(linear(y, layer.inner))
+    if layer.up is not None:
+        inner = inner.mul_(linear(y, layer.up))
+    return _end(stack, x, inner, layer.outer, layer.ff_norm)
+
+
+def finished(stack: Stack, x: Tensor, shape: torch.Size) -> Tensor:
+    """Last states (B, Q, width) of those behind the last layer."""
     if stack.last_norm is not None:
         x = normed(x, stack.last_norm)
     return x.view(*shape, -1)
@@ -149,9 +175,8 @@ def cross_keys_values(stack: Stack, cross: Cross, encoded: Tensor) -> tuple[Tens
     return key.transpose(2, 3).contiguous(), value.contiguous()
 
 
-def _cross_attention(query: Tensor, given: Sources, number: int) -> Tensor:
+def _cross_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """(B, H, Q, D). On a CPU three plain operations are the faster, on a device one that keeps scores in fp32."""
-    keys, values, mask = given.keys[number], given.values[number], given.mask
     if query.device.type != "cpu":
         mask = None if mask is None else mask[..., : keys.shape[2]]
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
@@ -177,7 +202,7 @@ def logits_of(head: Head, hidden: Tensor, room: Tensor | None) -> Tensor:
         else:
             torch.addmm(head.bias.to(out.dtype), rows, head.weight.t(), out=out)
         return out.float().view(*hidden.shape[:-1], -1)
-    if rows.dtype == torch.float32 or torch.version.hip:
+    if rows.dtype == torch.float32 or torch.version.hip or rows.device.type == "cpu":
         logits = torch.mm(rows, head.weight.t()).float()
     else:
         logits = torch.mm(rows, head.weight.t(), out_dtype=torch.float32)

@@ -14,6 +14,7 @@ from transformers.activations import NewGELUActivation
 
 from models.architectures import architecture, logit_scale
 
+_ACTIVATIONS: dict[type, Callable[[Tensor], Tensor]] = {}
 ALIGNED_ROWS = 64  # of an embedding on a device
 
 
@@ -200,10 +201,14 @@ def _stacked(dtype: torch.dtype, *modules: Any, first_scale: float = 1.0) -> Lin
 
 
 def activation_of(module: Any) -> Callable[[Tensor], Tensor]:
-    """An activation function, by PyTorch's kernel where `transformers` has many small operations."""
+    """An activation function, the same for all layers, by PyTorch's kernel where `transformers` has many operations."""
     if isinstance(module, NewGELUActivation):
-        return lambda x: functional.gelu(x, approximate="tanh")
-    return module  # type: ignore[no-any-return]
+        return _tanh_gelu
+    return _ACTIVATIONS.setdefault(type(module), module)
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
 
 
 def _t5_layers(part: Any, dtype: torch.dtype) -> tuple[list[Layer], int]:

@@ -86,6 +86,9 @@ class _Repeated:
     def follow(self, parents: torch.Tensor) -> None:
         pass
 
+    def rows_kept(self, going_on: int) -> int:
+        return going_on
+
     def columns(self) -> torch.Tensor:
         return torch.zeros(len(self.fixed), dtype=torch.long)
 

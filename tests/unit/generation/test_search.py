@@ -263,7 +263,8 @@ def test_other_architectures_are_decoded_by_the_library() -> None:
     (greedy,) = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=8)).decode(ids[:1], mask[:1])
     assert greedy[0].score < 0
     with pytest.raises(
-        ValueError, match="labels, sampling and ensembles are not supported for PegasusForConditionalGeneration"
+        ValueError,
+        match="labels, sampling, ensembles and -compile are not supported for PegasusForConditionalGeneration",
     ):
         Decoder(model, TOKENIZER, DecodeFlags(do_sample=True, seed=0))
 
