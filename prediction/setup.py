@@ -29,9 +29,9 @@ from generation.engines.conversion import check_convertible
 from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, convert
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
-from generation.incremental.compiled import check_compiler
 from generation.passage_spans import PassageRule
 from models.architectures import architecture, longest_output, overflowing
+from models.kernels.compiled import check_compiler
 from models.languages import language_codes
 from models.special_tokens import encoded_target
 from postprocessors.base import FreeText, Postprocessor

@@ -9,10 +9,7 @@ Shapes: R sources of a bucket, k beams, S source length of a bucket, C columns o
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -29,7 +26,6 @@ from generation.incremental.layers import (
     through_layer,
 )
 from generation.incremental.weights import Layer
-from utils.errors import UserError
 from utils.tables import counted
 
 BACKEND = "inductor"
@@ -37,19 +33,6 @@ STEPS = 64  # by which output and source lengths are rounded up
 MOST = 64  # compilations of a process; other shapes would run uncompiled
 NEVER = float("-inf")
 FIRST_STEPS: list[float] = []  # seconds that the first step of every bucket took in this process
-
-
-def check_compiler(device: str) -> None:
-    """Raise `UserError` where the machine lacks what `torch.compile` needs for `device` (cpu or cuda)."""
-    if device == "cuda" and not find_spec("triton"):
-        raise UserError("-compile: needs Triton on a GPU: pip install triton, or leave -compile out")
-    variable, name = ("CC", "gcc") if device == "cuda" else ("CXX", "g++")
-    name = os.environ.get(variable, name)
-    if not shutil.which(name):
-        raise UserError(
-            f"-compile: needs a compiler, and {name} is not found: install one, name yours in the environment variable"
-            f" {variable}, or leave -compile out"
-        )
 
 
 def compilations() -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.incremental import compiled
-from generation.incremental.compiled import bucket, check_compiler, compilations
+from generation.incremental.compiled import bucket, compilations
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
-from utils.errors import UserError
 
 # The first is compiled by a C++ compiler, which takes seconds; of the others PyTorch traces the layers and runs them.
 SEARCHES = [
@@ -46,10 +43,3 @@ def test_compiled_steps_find_the_same(
 
 def test_sources_are_counted_in_powers_of_two() -> None:
     assert [bucket(count) for count in (1, 2, 3, 8, 9, 100)] == [1, 2, 4, 8, 16, 128]
-
-
-def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_compiler("cpu")
-    monkeypatch.setenv("CXX", str(Path("no", "compiler")))
-    with pytest.raises(UserError, match=r"-compile: needs a compiler, and no/compiler is not found: install one"):
-        check_compiler("cpu")
