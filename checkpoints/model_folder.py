@@ -13,6 +13,7 @@ from checkpoints.saved_run import TASKS_KEY, SavedRun
 from models.special_tokens import adds_no_end
 from utils.files import STATE_NAME, write_folder, write_json
 
+WEIGHTS_SUFFIX = ".safetensors"
 END_TOKEN_NAME = "end_token.txt"
 END_TOKEN_NOTE = """\
 The tokenizer of this model adds no end token. The model was trained on sources that end with `{token}`, and

@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 
 from checkpoints.format import CONTENT_KEY, FORMAT_VERSION
-from checkpoints.model_folder import Exported, write_export
+from checkpoints.model_folder import WEIGHTS_SUFFIX, Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
 from config.flags import RunFlags
@@ -44,7 +44,7 @@ from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
 from training.strategies import Replicated
 from utils.console import tell
 from utils.errors import NotFiniteError
-from utils.files import link_file, run_error
+from utils.files import link_file, link_folder, run_error
 
 
 @dataclass(frozen=True)
@@ -258,9 +258,9 @@ class Checkpointer(pl.Callback):
         if due or stops or request.save:
             self._save(trainer, pl_module, due)
         if validated or stops or request.save:
-            self._export(trainer, pl_module, "last")
-        if validated and validated.better:
-            self._export(trainer, pl_module, "best")
+            self._export_last(trainer, pl_module)
+        if validated and validated.better and trainer.is_global_zero:
+            link_folder(self.folder / "last", self.folder / "best", WEIGHTS_SUFFIX)
         if stops:
             self._stop(trainer, request.signum, limit)
         if request.save and trainer.is_global_zero:
@@ -305,7 +305,7 @@ class Checkpointer(pl.Callback):
             data_module(trainer).validation_pending = True
             limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
             self._save(trainer, pl_module, [])
-            self._export(trainer, pl_module, "last")
+            self._export_last(trainer, pl_module)
             self._stop(trainer, self._request.signum, limit)
 
     def _stop(self, trainer: pl.Trainer, signum: int, limit: str) -> None:
@@ -327,8 +327,8 @@ class Checkpointer(pl.Callback):
                 with run_error(path):
                     path.unlink(missing_ok=True)
 
-    def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, name: str) -> None:
-        """Write `best/` or `last/`."""
+    def _export_last(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
+        """Write `last/`."""
         weights = self.strategy.full_state(pl_module.model)
         if not trainer.is_global_zero:
             return
@@ -342,7 +342,7 @@ class Checkpointer(pl.Callback):
             best_step=self.best_step,
             validation=self.validation,
         )
-        write_export(self.folder / name, pl_module.model, pl_module.tokenizer, exported, self.description, weights)
+        write_export(self.folder / "last", pl_module.model, pl_module.tokenizer, exported, self.description, weights)
 
     def _check_finite(self, pl_module: Seq2SeqModule) -> None:
         """Never save weights that hold NaN or infinity."""

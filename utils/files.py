@@ -118,10 +118,28 @@ def link_file(existing: Path, path: Path) -> None:
         RunError: the disk refused; names `path`, which is what it was before.
     """
     with run_error(path), whole_file(path) as temporary:
-        try:
-            os.link(existing, temporary)
-        except OSError:
-            shutil.copyfile(existing, temporary)
+        _link(existing, temporary)
+
+
+def _link(existing: str | Path, path: str | Path) -> None:
+    try:
+        os.link(existing, path)
+    except OSError:
+        shutil.copyfile(existing, path)
+
+
+def link_folder(existing: Path, folder: Path, linked: str) -> None:
+    """Swap `folder` for one with the files of `existing`, as `write_folder` does.
+
+    Args:
+        linked: the ending of those that get a second name (a copy where the file system has no links); others are
+            copied.
+    """
+
+    def place(source: str, target: str) -> None:
+        (_link if source.endswith(linked) else shutil.copyfile)(source, target)
+
+    write_folder(folder, lambda target: shutil.copytree(existing, target, copy_function=place, dirs_exist_ok=True))
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> None:

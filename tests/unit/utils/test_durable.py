@@ -21,7 +21,7 @@ from training.lightning_loop import DurableCheckpointIO
 from training.process_watch import PARENT_VARIABLE
 from training.strategies import STRATEGIES
 from utils.errors import RunError, UserError
-from utils.files import link_file, nothing_kept_on_user_error, write_file, write_folder, write_json
+from utils.files import link_file, link_folder, nothing_kept_on_user_error, write_file, write_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -86,6 +86,30 @@ def test_a_folder_is_swapped_whole(tmp_path: Path) -> None:
         write_folder(best, fails)
     assert names(best) == ["new"]
     assert names(tmp_path) == ["best"]
+
+
+def test_a_linked_folder_has_the_same_weights_and_files_of_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    """The weights outlive the folder that they were written to; without links they are copied."""
+    last, best = tmp_path / "last", tmp_path / "best"
+    for content in ("one", "two"):
+
+        def fill(folder: Path, content: str = content) -> None:
+            for name in ("a.st", "b"):
+                (folder / name).write_text(content)
+
+        write_folder(last, fill)
+        link_folder(last, best, ".st")
+        assert {path.name: path.read_text() for path in best.iterdir()} == {"a.st": content, "b": content}
+        assert [(best / name).samefile(last / name) for name in ("a.st", "b")] == [True, False]
+    write_folder(last, lambda folder: (folder / "a.st").write_text("three"))
+    assert (best / "a.st").read_text() == "two"
+
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_folder(last, best, ".st")
+    assert ((best / "a.st").read_text(), (best / "a.st").samefile(last / "a.st")) == ("three", False)
 
 
 def test_leftovers_of_a_killed_write_are_cleaned_and_a_half_swapped_folder_comes_back(tmp_path: Path) -> None:
