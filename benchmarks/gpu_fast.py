@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ import transformers
 from benchmarks.device import Place
 from benchmarks.matmul_rate import large_rate, rate
 from benchmarks.train_speed import byte_ids, made_rows, run_hf, run_ours
-from config.flags import TrainConfig
 from config.inference_flags import DecodeFlags
-from config.parser import flag_specs
 from generation.decoder import Decoder, generation_config
 from generation.label_scoring import LabelScorer
 from models.flops import matmul_peak, model_flops
@@ -95,47 +93,91 @@ def card(tell: Tell, place: Place, work: Path) -> None:
         tell(f"matrix products, {kind}, 8192 cubed", f"{reached:,.1f} TFLOP/s{share}", reached)
 
 
-def with_flags(config_class: type) -> dict[str, tuple[str, ...]]:
-    """The flags that are off by default for want of a GPU, of those that exist, as peers."""
-    known = {spec.name for spec in flag_specs(config_class)}
-    wanted = {"compile": ("-compile", "true"), "attention": ("-attention", "fused")}
-    return {" ".join(flags): flags for name, flags in wanted.items() if name in known}
+@dataclass(frozen=True)
+class Race:
+    """Training runs of one model with random weights; `run` gives the figures of one."""
+
+    tell: Tell
+    place: Place
+    name: str
+    options: argparse.Namespace
+    of_row: float  # FLOPs
+
+    @classmethod
+    def of(cls, tell: Tell, place: Place, work: Path, name: str) -> Race:
+        """That of a job, its config written below `work`."""
+        job = job_of(name, place)
+        (work / "config.json").write_text(json.dumps(job.config), encoding="utf-8")
+        options = argparse.Namespace(
+            data="", lengths=job.lengths, rows=(job.steps + 8) * job.rows, config=str(work / "config.json"),
+            work=str(work), batch_size=job.rows, steps=job.steps, warm_up=min(5, job.steps),
+        )  # fmt: skip
+        lengths = [(len(byte_ids(source)), len(byte_ids(target))) for source, target in made_rows(job.lengths, 500)]
+        flops = model_flops(from_config(job.config, seed=1))
+        assert flops is not None
+        of_row = statistics.fmean(flops.training(1, source, target) for source, target in lengths)
+        tell(f"{name}: matrix products of a row", f"{of_row / 1e9:,.2f} GFLOP, {job.lengths}, batches of {job.rows}")
+        return cls(tell, place, name, options, of_row)
+
+    def ours(self, *flags: str) -> dict[str, float]:
+        return run_ours(self.options, self._where(), flags)
+
+    def library(self, group_by_length: bool, compiled: bool = False) -> dict[str, float]:
+        return run_hf(self.options, self._where(), group_by_length, compiled)
+
+    def _where(self) -> Place:
+        return self.place if self.place.name == "cuda" else Place("cpu")
+
+    def measure(self, peers: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, float]:
+        return measure(self.tell, self.place, self.name, peers, repeats, self.of_row)
+
+    def tell_ratios(self, medians: dict[str, float]) -> None:
+        """The fastest of ours over each of the others."""
+        fastest = max((speed for peer, speed in medians.items() if peer.startswith("ours")), default=0.0)
+        for peer in medians if self.place.name == "cuda" else ():
+            if peer.startswith("Seq2Seq"):
+                ratio = fastest / medians[peer]
+                self.tell(f"{self.name}: the best of ours / {peer}", f"{ratio:.2f} x", ratio)
 
 
 def training(tell: Tell, place: Place, work: Path, name: str) -> None:
     """`train.py` against `Seq2SeqTrainer`, bf16: rows a second, MFU, peak memory; in turn, medians."""
+    race = Race.of(tell, place, work, name)
+    medians = race.measure(
+        {
+            "ours": race.ours,
+            "Seq2SeqTrainer, as it comes": lambda: race.library(group_by_length=False),
+            "Seq2SeqTrainer, group_by_length": lambda: race.library(group_by_length=True),
+        },
+        job_of(name, place).repeats,
+    )
+    if place.name == "cuda":
+        medians |= race.measure({"ours, -attention fused": lambda: race.ours("-attention", "fused")}, 1)
+    race.tell_ratios(medians)
+
+
+def compiling(tell: Tell, place: Place, work: Path, name: str) -> None:
+    """`-compile` of both commands, and `Seq2SeqTrainer` at its best settings: compilations take a minute or more."""
+    if place.name != "cuda":
+        tell("-compile", "left out: it is for GPUs; tests compile on the CPU")
+        return
+    race = Race.of(tell, place, work, name)
+    medians = race.measure({"ours": race.ours}, 1)
+    best = "Seq2SeqTrainer, group_by_length, torch_compile"
+    medians |= race.measure({best: lambda: race.library(group_by_length=True, compiled=True)}, 1)
+    medians |= race.measure({"ours, -compile": lambda: race.ours("-compile")}, 1)
+    race.tell_ratios(medians)
     job = job_of(name, place)
-    (work / "config.json").write_text(json.dumps(job.config), encoding="utf-8")
-    options = argparse.Namespace(
-        data="", lengths=job.lengths, rows=(job.steps + 8) * job.rows, config=str(work / "config.json"), work=str(work),
-        batch_size=job.rows, steps=job.steps, warm_up=min(5, job.steps),
-    )  # fmt: skip
-    where = place if place.name == "cuda" else Place("cpu")
-    lengths = [(len(byte_ids(source)), len(byte_ids(target))) for source, target in made_rows(job.lengths, 500)]
-    flops = model_flops(from_config(job.config, seed=1))
-    assert flops is not None
-    of_row = statistics.fmean(flops.training(1, source, target) for source, target in lengths)
-    tell(f"{name}: matrix products of a row", f"{of_row / 1e9:,.2f} GFLOP, {job.lengths}, batches of {job.rows}")
-    peers: dict[str, Callable[[], dict[str, float]]] = {
-        "ours": lambda: run_ours(options, where),
-        "Seq2SeqTrainer, as it comes": lambda: run_hf(options, where, group_by_length=False),
-        "Seq2SeqTrainer, group_by_length": lambda: run_hf(options, where, group_by_length=True),
-    }
-    medians = measure(tell, place, name, peers, job.repeats, of_row)
-    once: dict[str, Callable[[], dict[str, float]]] = {
-        f"ours, {words}": lambda flags=flags: run_ours(options, where, flags)  # type: ignore[misc]
-        for words, flags in with_flags(TrainConfig).items()
-        if place.name == "cuda"
-    }
-    if place.name == "cuda" and name == "t5-base":
-        best = "Seq2SeqTrainer, group_by_length, torch_compile"
-        once[best] = lambda: run_hf(options, where, group_by_length=True, compiled=True)
-    for peer, run in once.items():
-        medians |= measure(tell, place, name, {peer: run}, 1, of_row)
-    fastest = max((speed for peer, speed in medians.items() if peer.startswith("ours")), default=0.0)
-    for peer in medians if place.name == "cuda" else ():
-        if peer.startswith("Seq2Seq"):
-            tell(f"{name}: the best of ours / {peer}", f"{fastest / medians[peer]:.2f} x", fastest / medians[peer])
+    model = from_config(job.config, seed=1).eval()
+    sources = [source for source, _ in made_rows(job.lengths, job.decoded)]
+    padded = TOKENIZER.pad({"input_ids": [TOKENIZER(source).input_ids for source in sources]}, return_tensors="pt")
+    ids, mask = padded.input_ids.to(place.device), padded.attention_mask.to(place.device)
+    flags = DecodeFlags(beam_size=4, max_predict_length=MADE_TOKENS, min_predict_length=MADE_TOKENS)
+    found = {"ours": flags, "ours, -compile": replace(flags, compile=True)}
+    peers = {peer: search(model, flags, ids, mask, place) for peer, flags in found.items()}
+    seconds, peaks = timed(peers, job.repeats, place)
+    for peer, taken in seconds.items():
+        tell(f"{name}: 4 beams, {peer}", f"{job.decoded / taken:,.1f} rows/s, {peaks[peer]:.2f} GB", taken)
 
 
 def tell_speed(tell: Tell, place: Place, what: str, told: str, figure: float) -> None:
@@ -184,9 +226,6 @@ def decoding(tell: Tell, place: Place, work: Path, name: str) -> None:
             config = generation_config(library, TOKENIZER, flags)
             config.update(min_length=None, min_new_tokens=MADE_TOKENS)
             peers: dict[str, Callable[[], Any]] = {"ours": search(model, flags, ids, mask, place)}
-            if "compile" in {field.name for field in fields(DecodeFlags)}:
-                compiled = DecodeFlags(**{**vars(flags), "compile": True})
-                peers["ours, -compile"] = search(model, compiled, ids, mask, place)
             peers["generate"] = generating(library, inputs, config, place)
             if place.name == "cuda":
                 peers["generate, cuDNN attention off"] = generating(library, inputs, config, place, ours=True)
