@@ -26,6 +26,7 @@ from generation.incremental.layers import (
     through_layer,
 )
 from generation.incremental.weights import Layer
+from models.kernels.compiled import compiler_failed
 from utils.tables import counted
 
 BACKEND = "inductor"
@@ -101,7 +102,10 @@ class CompiledModel:
         pairs = zip(sources[:half], sources[half:], strict=True)
         for layer, kept, bias, pair in zip(self.model.weights.layers, cache, biases, pairs, strict=True):
             assert bias is not None
-            x = self.layer(layer, x, bias, kept, columns, *pair, mask)
+            try:
+                x = self.layer(layer, x, bias, kept, columns, *pair, mask)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                raise compiler_failed(error) from error
         return logits_of(self.model.head, finished(self.model.weights, x, tokens.shape), None)
 
     def _layer(

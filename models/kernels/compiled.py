@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from models.kernels.accelerate import blocks
-from utils.errors import UserError
+from utils.errors import RunError, UserError, first_line
 
 PADDED_TO = 64  # tokens: the lengths of a batch are rounded up to it, so that there are few of them
 MOST = 64  # compilations of a run
@@ -74,7 +74,10 @@ class CompiledBlocks:
                 torch._dynamo.mark_dynamic(tensor, 0)
             for place in sizes:
                 torch._dynamo.mark_dynamic(tensor, place)
-        return compiled(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise compiler_failed(error) from error
 
     def _start(self, _: Any) -> None:
         self._began = time.monotonic()
@@ -99,6 +102,13 @@ def _tensors(args: Any, kwargs: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
             of_encoder = of_encoder or (bool(found) and leaf.dim() == 3)
             found.append((leaf, (1 if leaf.dim() == 3 else leaf.dim() - 1,) if of_encoder else ()))
     return found
+
+
+def compiler_failed(error: torch._dynamo.exc.BackendCompilerFailed) -> RunError:
+    """What to raise where the compiler is there and does not work: what it said, and the way out."""
+    output = str(error).partition("Output:\n")[2]
+    words = ": ".join((first_line(error), *output.strip().splitlines()[:1]))
+    return RunError(f"-compile: nothing can be compiled here ({words}): mend that, or leave -compile out")
 
 
 def check_compiler(device: str) -> None:

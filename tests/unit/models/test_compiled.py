@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 
 from datamodules.collate import collate
 from models.kernels.accelerate import accelerate
-from models.kernels.compiled import CompiledBlocks, check_compiler
+from models.kernels.compiled import CompiledBlocks, check_compiler, compiler_failed
 from models.loading import from_config
 from models.loss import batch_loss
 from tests.small_configs import config_of
 from training.setup import check_padded
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +138,25 @@ def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         UserError, match=r"^-compile: needs Triton on a GPU: pip install triton, or leave -compile out$"
     ):
         check_compiler("cuda")
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=full))
+    _, compiled, _ = both("t5")
+    with pytest.raises(RunError) as caught:
+        gradients(compiled, 3, 40)
+    assert str(caught.value) == (
+        "-compile: nothing can be compiled here (backend='full' raised: OSError: [Errno 28] No space left on device):"
+        " mend that, or leave -compile out"
+    )
+    failed = torch._inductor.exc.CppCompileError(["c++"], "Cannot create temporary file\n")
+    assert str(compiler_failed(torch._inductor.exc.InductorError(failed, None))) == (
+        "-compile: nothing can be compiled here (CppCompileError: C++ compile error: Cannot create temporary file):"
+        " mend that, or leave -compile out"
+    )
 
 
 def test_lengths_that_the_model_has_no_positions_for_are_refused() -> None:
