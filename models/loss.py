@@ -25,11 +25,12 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from models.forward import decode_teacher_forced
+from models.kernels.casts import autocast_dtype
+from models.kernels.products import aligned_rows, product
 from utils.padding import IGNORE_INDEX
 
 MAX_LOGITS_CPU = 2**25  # logits alive at a time: 128 MiB in fp32
 MAX_LOGITS_ACCELERATOR = 2**28  # 1 GiB; a chunk also costs a pass over the gradient of the output embedding
-ALIGNMENT = 64  # rows of the output embedding
 FP16_FACTOR = 2.0**10  # of gradients in fp16: probabilities from 6e-11 count, and token weights up to 63 fit
 
 
@@ -147,7 +148,7 @@ class _ChunkedLoss(torch.autograd.Function):
         count_correct: bool,
     ) -> tuple[Tensor, Tensor]:
         device, vocabulary = hidden.device.type, weight.shape[0]
-        matmul_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        matmul_dtype = autocast_dtype(hidden.device) or hidden.dtype
         total_dtype = _accumulation_dtype(hidden)
         needs = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(hidden, dtype=total_dtype) if needs[0] else None
@@ -156,12 +157,14 @@ class _ChunkedLoss(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=total_dtype)
         correct = targets.new_zeros(())
         with torch.autocast(device, enabled=False):
-            rows = _aligned(weight, matmul_dtype)
+            # A copy on CUDA is aligned; one for that alone, in fp32, would cost more memory than it is worth.
+            copied = weight.is_cuda and weight.dtype != matmul_dtype
+            rows = aligned_rows(weight, matmul_dtype) if copied else weight.to(matmul_dtype)
             for start in range(0, max(1, len(targets)), chunk_tokens):
                 places = slice(start, start + chunk_tokens)
                 chunk, target = hidden[places].to(matmul_dtype), targets[places]
                 factors = None if token_weights is None else token_weights[places]
-                logits = _product(chunk, rows.T, total_dtype)  # (chunk tokens, vocabulary and what aligns it)
+                logits = product(chunk, rows.T, total_dtype)  # (chunk tokens, vocabulary and what aligns it)
                 if logits.shape[1] > vocabulary:
                     logits[:, vocabulary:] = -torch.inf
                 if bias is not None:
@@ -175,7 +178,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     if grad_bias is not None:
                         grad_bias += logits[:, :vocabulary].sum(0)
                     if grad_hidden is not None:
-                        grad_hidden[places] = _product(gradient, rows, total_dtype)
+                        grad_hidden[places] = product(gradient, rows, total_dtype)
                     if needs[1]:
                         grad_weight = _plus_product(grad_weight, gradient[:, :vocabulary].T, chunk, total_dtype)
                     del gradient
@@ -200,31 +203,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*found, None, None, None, None, None, None)
 
 
-def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The embedding in `dtype`; a copy on CUDA has rows of zeros up to a multiple of 64.
-
-    The rows of logits then begin at addresses that the fast kernels of cuBLAS take, whatever the vocabulary.
-    """
-    missing = -weight.shape[0] % ALIGNMENT
-    if not weight.is_cuda or weight.dtype == dtype or not missing:
-        return weight.to(dtype)
-    rows = weight.new_zeros(weight.shape[0] + missing, weight.shape[1], dtype=dtype)
-    rows[: weight.shape[0]].copy_(weight)
-    return rows
-
-
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give left @ right in `dtype`; on CUDA (not ROCm) products of bf16 and fp16 are not rounded before."""
-    if left.dtype != dtype and left.is_cuda and torch.version.hip is None:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
-
-
 def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Give total + left @ right, in place where there is a total yet."""
     if total is None:
-        return _product(left, right, dtype)
-    return total.addmm_(left, right) if left.dtype == dtype else total.add_(_product(left, right, dtype))
+        return product(left, right, dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(product(left, right, dtype))
 
 
 def _to_probabilities(

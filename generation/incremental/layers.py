@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from generation.incremental.weights import Cross, Head, Layer, Linear, Norm, Stack, normed
+from models.kernels.products import product
 
 ALIGNED_COLUMNS = 16  # fused attention on a device copies a mask whose rows are not aligned so, in every layer
 
@@ -87,11 +88,11 @@ def self_bias(stack: Stack, distance: Tensor, visible: Tensor | None) -> list[Te
             near = near - stack.nearest if stack.nearest else near
             by_head = table.index_select(1, near.view(-1)).view(-1, *near.shape).transpose(0, 1)
             bias = by_head if bias is None else by_head + bias
-        biases.append(bias if bias is None or bias.device.type == "cpu" else aligned(bias))
+        biases.append(bias if bias is None or bias.device.type == "cpu" else _aligned(bias))
     return biases
 
 
-def aligned(mask: Tensor) -> Tensor:
+def _aligned(mask: Tensor) -> Tensor:
     """`mask` (..., C), with rows that begin at multiples of `ALIGNED_COLUMNS` elements in memory."""
     columns = mask.shape[-1]
     missing = -columns % ALIGNED_COLUMNS
@@ -141,7 +142,7 @@ def through_layer(
 ) -> Tensor:
     """States (B * Q, width) behind a layer; `shape` is (B, Q), `extend` that of a `Memory`."""
     y = _begin(stack, x, layer.self_norm)
-    projected = heads(linear(y, layer.self_in), shape, 3, stack.heads)
+    projected = _heads(_linear(y, layer.self_in), shape, 3, stack.heads)
     query, (keys, values) = projected[0], extend(projected[1:])
     context = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
     x = _end(stack, x, _rows(context), layer.self_out, layer.self_norm)
@@ -149,13 +150,13 @@ def through_layer(
     if layer.cross is not None:
         assert source is not None
         y = _begin(stack, x, layer.cross.norm)
-        query = heads(linear(y, layer.cross.query), shape, 1, stack.heads)[0]
+        query = _heads(_linear(y, layer.cross.query), shape, 1, stack.heads)[0]
         x = _end(stack, x, _rows(_cross_attention(query, *source)), layer.cross.out, layer.cross.norm)
 
     y = _begin(stack, x, layer.ff_norm)
-    inner = layer.activation(linear(y, layer.inner))
+    inner = layer.activation(_linear(y, layer.inner))
     if layer.up is not None:
-        inner = inner.mul_(linear(y, layer.up))
+        inner = inner.mul_(_linear(y, layer.up))
     return _end(stack, x, inner, layer.outer, layer.ff_norm)
 
 
@@ -168,8 +169,8 @@ def finished(stack: Stack, x: Tensor, shape: torch.Size) -> Tensor:
 
 def cross_keys_values(stack: Stack, cross: Cross, encoded: Tensor) -> tuple[Tensor, Tensor]:
     """What a layer of `Sources` holds, of encoded sources (B, S, width)."""
-    projected = linear(encoded.view(-1, encoded.shape[-1]), cross.key_value)
-    key, value = heads(projected, encoded.shape[:2], 2, stack.heads)
+    projected = _linear(encoded.view(-1, encoded.shape[-1]), cross.key_value)
+    key, value = _heads(projected, encoded.shape[:2], 2, stack.heads)
     if key.device.type != "cpu":
         return key, value
     return key.transpose(2, 3).contiguous(), value.contiguous()
@@ -202,10 +203,7 @@ def logits_of(head: Head, hidden: Tensor, room: Tensor | None) -> Tensor:
         else:
             torch.addmm(head.bias.to(out.dtype), rows, head.weight.t(), out=out)
         return out.float().view(*hidden.shape[:-1], -1)
-    if rows.dtype == torch.float32 or torch.version.hip or rows.device.type == "cpu":
-        logits = torch.mm(rows, head.weight.t()).float()
-    else:
-        logits = torch.mm(rows, head.weight.t(), out_dtype=torch.float32)
+    logits = product(rows, head.weight.t(), torch.float32)
     if head.bias is not None:
         logits[:, : head.vocabulary] += head.bias
     if head.vocabulary < logits.shape[1]:
@@ -219,11 +217,11 @@ def _begin(stack: Stack, x: Tensor, norm: Norm) -> Tensor:
 
 def _end(stack: Stack, x: Tensor, y: Tensor, out: Linear, norm: Norm) -> Tensor:
     fused = out.bias is None and y.dtype == x.dtype
-    x = torch.addmm(x, y, out.weight) if fused else x + linear(y, out)
+    x = torch.addmm(x, y, out.weight) if fused else x + _linear(y, out)
     return x if stack.norm_first else normed(x, norm)
 
 
-def heads(projected: Tensor, shape: torch.Size, parts: int, count: int) -> Tensor:
+def _heads(projected: Tensor, shape: torch.Size, parts: int, count: int) -> Tensor:
     """(B * N, parts * H * D) as (parts, B, H, N, D), where `shape` is (B, N)."""
     width = projected.shape[1] // (parts * count)
     return projected.view(*shape, parts, count, width).permute(2, 0, 3, 1, 4)
@@ -235,7 +233,7 @@ def _rows(context: Tensor) -> Tensor:
     return context.transpose(1, 2).reshape(batch * length, count * width)
 
 
-def linear(x: Tensor, projection: Linear) -> Tensor:
+def _linear(x: Tensor, projection: Linear) -> Tensor:
     """Of rows (N, in)."""
     if projection.bias is None:
         return torch.mm(x, projection.weight)

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from models.architectures import architecture, logit_scale
+from models.kernels.casts import autocast_dtype
+from models.kernels.products import aligned_rows
 
 _ACTIVATIONS: dict[type, Callable[[Tensor], Tensor]] = {}
-ALIGNED_ROWS = 64  # of an embedding on a device
 
 
 class Linear(NamedTuple):
@@ -105,9 +106,9 @@ class Tables:
     def head(self, weight: Tensor) -> Tensor:
         """To make logits."""
         if id(weight) not in self.found:
-            padding = 0 if weight.device.type == "cpu" else -len(weight) % ALIGNED_ROWS
-            matrix = weight.detach().to(self.dtype)
-            self.found[id(weight)] = functional.pad(matrix, (0, 0, 0, padding)) if padding else matrix
+            matrix = weight.detach()
+            on_cpu = weight.device.type == "cpu"
+            self.found[id(weight)] = matrix.to(self.dtype) if on_cpu else aligned_rows(matrix, self.dtype)
         return self.found[id(weight)]
 
 
@@ -156,8 +157,7 @@ def _stack(model: Any, part: Any, tables: Tables) -> Stack:
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
     """The type of matrix products: autocast's where it is on, else that of the weights."""
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return autocast_dtype(model.device) or model.dtype
 
 
 def supports(model: PreTrainedModel) -> bool:

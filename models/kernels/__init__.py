@@ -1,1 +1,1 @@
-"""Faster blocks behind one door, accelerate(model). Imports utils."""
+"""Faster blocks: accelerate(model), and behind flags fused attention and compilation. Imports models and utils."""

@@ -19,10 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type in which matrices are multiplied on the device of `x`, or None where autocast is off."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type in which matrices are multiplied on a device, or None where autocast is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 class _CastTogether(torch.autograd.Function):
@@ -73,7 +72,7 @@ class Block:
     matrices: tuple[nn.Linear, ...]
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        dtype = None if torch.compiler.is_compiling() else autocast_dtype(hidden_states)
+        dtype = None if torch.compiler.is_compiling() else autocast_dtype(hidden_states.device)
         if dtype is None or not torch.is_grad_enabled():
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         parameters = [part for matrix in self.matrices for part in (matrix.weight, matrix.bias) if part is not None]
@@ -98,7 +97,7 @@ class FeedForward:
     """T5's feed-forward without the way of its widest tensor to fp32 and back."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if autocast_dtype(hidden_states) is None:
+        if autocast_dtype(hidden_states.device) is None:
             return super().forward(hidden_states)  # type: ignore[misc,no-any-return]
         return self.wo(self.dropout(self.act(self.wi(hidden_states))))  # type: ignore[no-any-return]
 
@@ -107,7 +106,7 @@ class GatedFeedForward:
     """`FeedForward` with T5 1.1's gate."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if autocast_dtype(hidden_states) is None:
+        if autocast_dtype(hidden_states.device) is None:
             return super().forward(hidden_states)  # type: ignore[misc,no-any-return]
         gate = self.act(self.wi_0(hidden_states))
         return self.wo(self.dropout(gate * self.wi_1(hidden_states)))  # type: ignore[no-any-return]

@@ -100,7 +100,7 @@ def _attention(
     bias = position_bias if isinstance(position_bias, Tensor) and not is_cross_attention else None  # UMT5's are zeros
     if not _is_served(module, query, key, attention_mask, bias):
         if bias is not None and bias.dim() == 2:
-            bias = whole_bias(bias, query.shape[2], key.shape[2])
+            bias = _whole_bias(bias, query.shape[2], key.shape[2])
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=bias, **kwargs
         )
@@ -140,7 +140,7 @@ def _lengths(mask: Tensor) -> Tensor:
     return found
 
 
-def whole_bias(table: Tensor, queries: int, keys: int) -> Tensor:
+def _whole_bias(table: Tensor, queries: int, keys: int) -> Tensor:
     """The (1, H, N, M) bias of a (H, N + M - 1) table by distance."""
     distances = torch.arange(keys, device=table.device) - torch.arange(queries, device=table.device).unsqueeze(1)
     return table[:, distances + queries - 1].unsqueeze(0)

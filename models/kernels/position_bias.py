@@ -65,7 +65,7 @@ def is_merged_here(x: Tensor, mask: Tensor | None) -> bool:
     """Whether bias and mask of a pass over `x` are merged here; fp32 on a CPU has kernels of its own."""
     if mask is not None and mask.dtype != torch.bool:
         return False
-    return x.device.type != "cpu" or autocast_dtype(x) is not None
+    return x.device.type != "cpu" or autocast_dtype(x.device) is not None
 
 
 def merged_mask(module: Any, query: Tensor, mask: Tensor | None, bias: Any) -> Tensor | None:
@@ -99,7 +99,7 @@ class SharesBias:
             if position_bias is None:
                 attention, length = self.layer[0].SelfAttention, hidden_states.shape[1]
                 bias = attention.compute_bias(length, length, device=hidden_states.device)
-                dtype = autocast_dtype(hidden_states) or bias.dtype
+                dtype = autocast_dtype(hidden_states.device) or bias.dtype
                 position_bias = shared_bias(bias, attention_mask, attention.is_causal, dtype)
         of_encoder = encoder_hidden_states, encoder_attention_mask, cross_bias
         return super().__call__(hidden_states, attention_mask, position_bias, *of_encoder, **kwargs)  # type: ignore[misc]
