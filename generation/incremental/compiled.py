@@ -1,8 +1,8 @@
 """`-compile`: decoding steps of few shapes, their layers through `torch.compile`, which makes CUDA graphs on a GPU.
 
 Everything that a layer reads and writes lies in buffers that stay where they are, one set for each bucket: sources in
-powers of two, source lengths and output lengths in multiples of 64. The batch shrinks to the next bucket only, and the
-cache is written in place; what is not there yet is masked. One compilation serves all layers and nearly all buckets.
+powers of two, source and output lengths in multiples of 64. The batch shrinks to the next bucket only, and the cache is
+written in place; what is not there yet is masked. One compilation serves all layers and nearly all buckets.
 
 Shapes: R sources of a bucket, k beams, S source length of a bucket, C columns of the cache: k for each step.
 """
@@ -26,19 +26,17 @@ from generation.incremental.layers import (
     through_layer,
 )
 from generation.incremental.weights import Layer
-from models.kernels.compiled import compiler_failed
+from models.kernels.compiled import PADDED_TO, compiled_for, graphs
 from utils.tables import counted
 
 BACKEND = "inductor"
-STEPS = 64  # by which output and source lengths are rounded up
-MOST = 64  # compilations of a process; other shapes would run uncompiled
 NEVER = float("-inf")
 FIRST_STEPS: list[float] = []  # seconds that the first step of every bucket took in this process
 
 
 def compilations() -> list[str]:
     """What -compile cost in this process, in a line; none where nothing was compiled."""
-    count = torch._dynamo.utils.counters["stats"]["unique_graphs"] if FIRST_STEPS else 0
+    count = graphs() if FIRST_STEPS else 0
     buckets = f"{counted(len(FIRST_STEPS), 'bucket')} of shapes, whose first steps took {sum(FIRST_STEPS):,.1f} s"
     return [f"-compile: {counted(count, 'compilation')} for {buckets}"] if count else []
 
@@ -57,10 +55,8 @@ class CompiledModel:
         self.dtype = model.dtype
         device = model.device
         self.own = torch.full((beams, beams), NEVER, dtype=self.dtype, device=device).fill_diagonal_(0.0)
-        graphs: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST
-        torch.fx.experimental._config.use_duck_shape = False  # that there are as many rows as columns is chance
-        self.layer = torch.compile(self._layer, dynamic=True, backend=BACKEND, **graphs)
+        cuda_graphs: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
+        self.layer = compiled_for(device.type, self._layer, dynamic=True, backend=BACKEND, **cuda_graphs)
         self.buffers: dict[tuple[str, int, int], list[Tensor]] = {}
         self.seen: set[tuple[int, int, int]] = set()
         for tensor in _tensors((model.weights, model.head, self.own)):
@@ -68,7 +64,7 @@ class CompiledModel:
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, beams: int) -> CompiledState:  # noqa: ARG002
         """`beams` outputs of every row of (B, S) source ids, about to begin."""
-        missing = (0, -input_ids.shape[1] % STEPS)
+        missing = (0, -input_ids.shape[1] % PADDED_TO)
         ids, mask = functional.pad(input_ids, missing), functional.pad(attention_mask, missing)
         for key in [*self.buffers]:  # batches come by falling length: those of longer sources are over
             if key[0] == "sources" and key[2] != ids.shape[1]:
@@ -102,10 +98,7 @@ class CompiledModel:
         pairs = zip(sources[:half], sources[half:], strict=True)
         for layer, kept, bias, pair in zip(self.model.weights.layers, cache, biases, pairs, strict=True):
             assert bias is not None
-            try:
-                x = self.layer(layer, x, bias, kept, columns, *pair, mask)
-            except torch._dynamo.exc.BackendCompilerFailed as error:
-                raise compiler_failed(error) from error
+            x = self.layer(layer, x, bias, kept, columns, *pair, mask)
         return logits_of(self.model.head, finished(self.model.weights, x, tokens.shape), None)
 
     def _layer(
@@ -178,7 +171,7 @@ class CompiledState:
 
     def _widen(self) -> None:
         """Have room for more steps."""
-        old, self.capacity = self.cache, self.capacity + STEPS
+        old, self.capacity = self.cache, self.capacity + PADDED_TO
         self.cache = self._cache_buffers(self.size, self.capacity)
         self.cache[-1].fill_(NEVER)
         for new, kept in zip(self.cache, old, strict=bool(old)):

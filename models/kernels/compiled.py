@@ -1,4 +1,4 @@
-"""`-compile`: training steps through `torch.compile`, block by block, a bounded number of times.
+"""`-compile`: what both commands need of it, and training steps through `torch.compile`, block by block.
 
 What was compiled serves every block of its kind (encoder or decoder), any number of rows, and in a decoder sources of
 any length. It is compiled anew for the padded length of an encoder's sources, of a decoder's targets, for a single row,
@@ -14,7 +14,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,38 +27,29 @@ from models.kernels.accelerate import blocks
 from utils.errors import RunError, UserError, first_line
 
 PADDED_TO = 64  # tokens: the lengths of a batch are rounded up to it, so that there are few of them
-MOST = 64  # compilations of a run
+MOST = 64  # compilations of a process; what comes beyond them runs uncompiled
 
 
 class CompiledBlocks:
-    """The blocks of `model`, compiled for `device` (cpu or cuda) while `on` is true; counts compilations and seconds.
-
-    On a CPU nothing is kept for later processes: the library that a killed one was writing would be taken for whole.
-    """
+    """The blocks of `model`, compiled for `device` (cpu or cuda) while `on`; counts compilations and their seconds."""
 
     def __init__(self, model: nn.Module, device: str, most: int = MOST) -> None:
         self.on = False
         self.most = most
         self.seconds = 0.0
         self._began = 0.0
-        self._before = _graphs()
-        if device == "cpu":
-            self._folder = tempfile.TemporaryDirectory(prefix="compiled_")
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._folder.name
-        torch._dynamo.config.recompile_limit = most
-        torch._dynamo.config.accumulated_recompile_limit = most
-        torch.fx.experimental._config.use_duck_shape = False  # that there are as many rows as tokens is chance
+        self._before = graphs()
         torch._dynamo.callback.on_compile_start(self._start)
         torch._dynamo.callback.on_compile_end(self._end)
         for block in blocks(model):
             block.always_shared = True
-            compiled = torch.compile(block._call_impl, dynamic=False)
+            compiled = compiled_for(device, block._call_impl, most, dynamic=False)
             block._compiled_call_impl = partial(self._run, block._call_impl, compiled)
 
     @property
     def compilations(self) -> int:
         """How often a block was compiled."""
-        return _graphs() - self._before
+        return graphs() - self._before
 
     def describe(self) -> str:
         """Compilations and their cost in words."""
@@ -74,20 +65,13 @@ class CompiledBlocks:
                 torch._dynamo.mark_dynamic(tensor, 0)
             for place in sizes:
                 torch._dynamo.mark_dynamic(tensor, place)
-        try:
-            return compiled(*args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise compiler_failed(error) from error
+        return compiled(*args, **kwargs)
 
     def _start(self, _: Any) -> None:
         self._began = time.monotonic()
 
     def _end(self, _: Any) -> None:
         self.seconds += time.monotonic() - self._began
-
-
-def _graphs() -> int:
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def _tensors(args: Any, kwargs: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
@@ -102,6 +86,42 @@ def _tensors(args: Any, kwargs: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
             of_encoder = of_encoder or (bool(found) and leaf.dim() == 3)
             found.append((leaf, (1 if leaf.dim() == 3 else leaf.dim() - 1,) if of_encoder else ()))
     return found
+
+
+def graphs() -> int:
+    """How often this process has compiled."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def compiled_for(device: str, function: Callable[..., Any], most: int = MOST, **options: Any) -> Callable[..., Any]:
+    """Give `torch.compile(function, **options)` for `device` (cpu or cuda), at most so often in this process.
+
+    On a CPU nothing is kept for later processes: the library that a killed one was writing would be taken for whole.
+
+    Raises:
+        RunError: when it is called, where the compiler is there and does not work.
+    """
+    if device == "cpu":
+        _own_folder()
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = most
+    torch.fx.experimental._config.use_duck_shape = False  # that two sizes are the same is chance
+    compiled = torch.compile(function, **options)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise compiler_failed(error) from error
+
+    return run
+
+
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where this process keeps what it compiled, to its end."""
+    folder = tempfile.TemporaryDirectory(prefix="compiled_")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    return folder
 
 
 def compiler_failed(error: torch._dynamo.exc.BackendCompilerFailed) -> RunError:
