@@ -148,7 +148,7 @@ def run_steps(names: list[str], options: argparse.Namespace) -> list[Line]:
         if left < 5:
             found += [Line(name, "step", "FAILED (no time was left)") for name in group]
             continue
-        limit = options.factor
+        limit = options.factor or (1.0 if options.device == "cuda" else 3.0)
         running = [Running(name, options, min(STEPS[name].seconds * limit, left)) for name in group]
         for one in running:
             lines = one.lines()
@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("-device", choices=("cuda", "cpu", "fake"), default="cuda")
     parser.add_argument("-steps", default=",".join(STEPS), help="names, with commas")
     parser.add_argument("-minutes", type=float, default=MINUTES, help="after which no step begins or goes on")
-    parser.add_argument("-factor", type=float, default=1.0, help="on the time limits of the steps")
+    parser.add_argument("-factor", type=float, help="on the time limits of the steps; by default 3 without a GPU")
     parser.add_argument("-out", default="runs/gpu", help="folder of the table, the logs and the work")
     parser.add_argument("-child", choices=tuple(STEPS), help=argparse.SUPPRESS)
     options = parser.parse_args()
