@@ -64,7 +64,7 @@ class CompiledModel:
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, beams: int) -> CompiledState:  # noqa: ARG002
         """`beams` outputs of every row of (B, S) source ids, about to begin."""
-        missing = (0, -input_ids.shape[1] % PADDED_TO)
+        missing = (0, self._source_length(input_ids.shape[1]) - input_ids.shape[1])
         ids, mask = functional.pad(input_ids, missing), functional.pad(attention_mask, missing)
         for key in [*self.buffers]:  # batches come by falling length: those of longer sources are over
             if key[0] == "sources" and key[2] != ids.shape[1]:
@@ -73,6 +73,11 @@ class CompiledModel:
         if sources.mask is None:
             sources.mask = torch.zeros(len(ids), 1, 1, ids.shape[1], dtype=self.dtype, device=ids.device)
         return CompiledState(self, sources)
+
+    def _source_length(self, length: int) -> int:
+        """That of the bucket for sources of so many tokens; no more than the encoder has positions."""
+        rounded, stack = -(-length // PADDED_TO) * PADDED_TO, self.model.encoder_weights
+        return rounded if stack is None or stack.positions is None else min(rounded, len(stack.positions))
 
     def held(self, kind: str, like: list[Tensor], rows: int, length: int) -> list[Tensor]:
         """The buffers of a bucket, made when they are asked for first: as `like`, with so many rows."""

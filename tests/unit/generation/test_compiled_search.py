@@ -9,6 +9,9 @@ from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
 from generation.incremental import compiled
 from generation.incremental.compiled import bucket, compilations
+from generation.incremental.weights import Tables, encoder_weights
+from models.loading import from_config
+from tests.small_configs import config_of
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
 
 # The first is compiled by a C++ compiler, which takes seconds; of the others PyTorch traces the layers and runs them.
@@ -39,6 +42,20 @@ def test_compiled_steps_find_the_same(
     assert {(source, steps) for _, source, steps in buckets} <= {(64, 64), (64, 128)}
     (line,) = compilations()
     assert "bucket" in line
+
+
+def test_sources_are_padded_no_further_than_the_model_has_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device the encoder's weights are ours, and the positions of padding are looked up too."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    model = from_config(config_of("bart", max_position_embeddings=20), seed=1).eval()
+    ids, mask = encoded(words(5, seed=1))
+    expected = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=4)).decode(ids, mask)
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=4, compile=True))
+    (step_model,) = decoder.step_models()
+    step_model.encoder, step_model.encoder_weights = None, encoder_weights(model, Tables(torch.float32))
+    found = decoder.decode(ids, mask)
+    assert [row[0].text for row in found] == [row[0].text for row in expected]
 
 
 def test_sources_are_counted_in_powers_of_two() -> None:
