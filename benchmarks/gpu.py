@@ -125,9 +125,7 @@ class Running:
             how = "ran" if code == 0 else f"FAILED (exit code {code})"
         except subprocess.TimeoutExpired:
             how = f"FAILED (ended after {self.seconds:.0f} s)"
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it left behind, too
-        self.process.wait()
+        self.end()
         texts = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [Line(self.name, **json.loads(text[5:])) for text in texts if text.startswith("LINE ")]
         if how != "ran":
@@ -136,6 +134,12 @@ class Running:
         seconds = time.monotonic() - self.began
         return [*lines, Line(self.name, "step", f"{how}, {seconds:.0f} s", seconds)]
 
+    def end(self) -> None:
+        """End it, and what it left behind."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
 
 def run_steps(names: list[str], options: argparse.Namespace) -> list[Line]:
     """The lines of all steps: first those that may run beside each other, then one after the other."""
@@ -143,17 +147,25 @@ def run_steps(names: list[str], options: argparse.Namespace) -> list[Line]:
     together = [name for name in names if not STEPS[name].alone]
     groups = [together, *([name] for name in names if STEPS[name].alone)]
     found: list[Line] = []
-    for group in filter(None, groups):
-        left = deadline - time.monotonic()
-        if left < 5:
-            found += [Line(name, "step", "FAILED (no time was left)") for name in group]
-            continue
-        limit = options.factor or (1.0 if options.device == "cuda" else 3.0)
-        running = [Running(name, options, min(STEPS[name].seconds * limit, left)) for name in group]
+    limit = options.factor or (1.0 if options.device == "cuda" else 3.0)
+    running: list[Running] = []
+    try:
+        for group in filter(None, groups):
+            left = deadline - time.monotonic()
+            if left < 5:
+                found += [Line(name, "step", "FAILED (no time was left)") for name in group]
+                continue
+            running = []
+            for name in group:
+                running.append(Running(name, options, min(STEPS[name].seconds * limit, left)))
+            for one in running:
+                lines = one.lines()
+                print("\n".join(text_of(lines)), flush=True)
+                found += lines
+    except KeyboardInterrupt:
         for one in running:
-            lines = one.lines()
-            print("\n".join(text_of(lines)), flush=True)
-            found += lines
+            one.end()
+        found.append(Line("all", "steps", "FAILED (stopped)"))
     return found
 
 
@@ -198,12 +210,21 @@ def main() -> int:
     if options.child:
         child(options.child, options)
         return 0
+    for flag, value in (("-minutes", options.minutes), ("-factor", options.factor)):
+        if value is not None and not value > 0:
+            parser.error(f"{flag} {value:g}: more than 0 expected")
     options.out = str(Path(options.out).absolute())
+    try:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"-out {options.out}: {error.strerror}")
     lacking = missing_packages()
     if lacking:
         print(f"missing packages: {', '.join(lacking)}; {install_command(lacking)}", flush=True)
     if any(package in NOTHING_WITHOUT for package in lacking):
         return 1
+    if options.device == "cuda" and not importlib.import_module("torch").cuda.is_available():
+        parser.error("-device cuda: PyTorch sees no GPU here; -device fake shows that the steps work")
     began = time.time()
     lines = [Line("machine", "device", options.device), Line("machine", "python", platform.python_version())]
     lines.append(Line("machine", "time", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began))))
@@ -220,4 +241,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the steps end, and what there is is saved
     sys.exit(main())
