@@ -365,8 +365,8 @@ class TrainDeviceFlags:
     )
     attention: str = free(
         "plain",
-        "Attention in training: plain = PyTorch's; fused = one Triton kernel for T5, mT5, UMT5, BART and mBART, on GPUs"
-        " of NVIDIA alone: no GPU has run it yet, and its speed was not measured.",
+        "Attention in training: plain = PyTorch's; fused = one Triton kernel, on NVIDIA GPUs only: none has run it yet,"
+        " and its speed was not measured.",
         choices=ATTENTIONS,
         change="dropout in the attention draws other numbers from here",
     )
