@@ -49,9 +49,11 @@ class Place:
         return model.to(self.device)
 
     def arithmetic(self, ours: bool) -> None:
-        """Set up a GPU as our commands do (fp32 with all its bits, no attention of cuDNN), or as PyTorch comes."""
+        """Set up a GPU as our commands do, or as PyTorch comes."""
+        from utils.devices import Devices, use_arithmetic
+
         if self.name == "cuda":
-            self.torch.set_float32_matmul_precision("highest")
+            use_arithmetic(Devices("cuda", 1, 1, "32-true"))
             self.torch.backends.cuda.enable_cudnn_sdp(not ours)
 
     def bf16(self) -> AbstractContextManager[Any]:

@@ -18,8 +18,6 @@ import torch
 from benchmarks.device import Place
 from benchmarks.gpu_fast import job_of
 from benchmarks.train_speed import made_rows
-from config.flags import TrainConfig
-from config.parser import flag_specs
 from models.loading import from_config
 from tests.small_configs import config_of, with_dropout
 from tests.trained_models import TOKENIZER
@@ -55,14 +53,13 @@ def tests(tell: Tell, place: Place, work: Path) -> None:
 
 
 def resume(tell: Tell, place: Place, work: Path) -> None:
-    """A run that is killed and goes on, against the run nobody killed, with deterministic kernels where told."""
+    """A run that is killed and goes on, against the run nobody killed, with -deterministic."""
     (work / "config.json").write_text(json.dumps(with_dropout("t5")), encoding="utf-8")
     text = "".join(f"{source}\t{target}\n" for source, target in made_rows("20:6", 256))
     (work / "rows.tsv").write_text(text, encoding="utf-8")
     flags = ["-train_data", work / "rows.tsv", "-header", "false", "-config_path", work / "config.json", *gpus(place)]
     flags += ["-max_epoch", 2, "-batch_size", 16, "-save_every", 5, "-save_last_k", 9, "-overwrite", "true"]
-    deterministic = "deterministic" in {spec.name for spec in flag_specs(TrainConfig)}
-    flags += ["-deterministic"] if deterministic else []
+    flags.append("-deterministic")
     whole = subprocess.Popen(command("train.py", *flags, "-save_path", work / "whole"), cwd=ROOT)
     killed = subprocess.Popen(command("train.py", *flags, "-save_path", work / "killed"), cwd=ROOT)
     folder = work / "killed" / "saved_checkpoints"
@@ -82,9 +79,8 @@ def resume(tell: Tell, place: Place, work: Path) -> None:
     if whole.wait() or resumed.returncode:
         raise SystemExit(f"the runs ended with codes {whole.returncode} and {resumed.returncode}")
     apart = differing(*(saved(work / name) for name in ("whole", "killed")))
-    words = "-deterministic" if deterministic else "without -deterministic, which this version does not have"
     told = "bit-identical" if not apart else f"NOT identical: {len(apart)} tensors differ, the first {apart[0]}"
-    tell(f"weights and optimizer, {'with ' if deterministic else ''}{words}"[:44], told, len(apart))
+    tell("weights and optimizer, with -deterministic", told, len(apart))
 
 
 def saved(run: Path) -> dict[str, torch.Tensor]:

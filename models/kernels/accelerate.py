@@ -170,7 +170,7 @@ class _SharingBlock(SharesBias, Block):
 _SUBCLASSES: dict[tuple[type, type], type] = {}
 
 
-def _subclass(base: type, mixin: type) -> type:
+def subclass(base: type, mixin: type) -> type:
     """`mixin` before `base`, under the name of `base` (wrapping policies and exports go by it), made once."""
     if issubclass(base, mixin):
         return base
@@ -196,11 +196,11 @@ def accelerate(model: nn.Module) -> None:
         table |= {nn.Dropout: _Dropout, NewGELUActivation: _Gelu}
     for module in model.modules():
         if type(module) in table:
-            module.__class__ = _subclass(type(module), table[type(module)])
+            module.__class__ = subclass(type(module), table[type(module)])
     shares_bias = row.like_t5 and not row.bias_in_each_layer and config._attn_implementation == ATTENTION
     for block in blocks(model):
         block.matrices = tuple(part for part in block.modules() if isinstance(part, nn.Linear))
-        block.__class__ = _subclass(type(block), _SharingBlock if shares_bias else Block)
+        block.__class__ = subclass(type(block), _SharingBlock if shares_bias else Block)
 
 
 def blocks(model: nn.Module) -> list[Any]:

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from models.architectures import architecture, own_search
+from models.kernels.accelerate import subclass
 from models.kernels.position_bias import NO_BIAS
 from utils.errors import UserError
 
@@ -58,10 +59,9 @@ def use_fused_attention(model: PreTrainedModel) -> None:
     if not row.like_t5:
         return
     base = getattr(importlib.import_module(f"transformers.models.{kind}.modeling_{kind}"), f"{row.class_name}Attention")
-    with_table = type(base.__name__, (_DistanceBias, base), {"__module__": base.__module__})
     for module in model.modules():
         if type(module) is base:
-            module.__class__ = with_table
+            module.__class__ = subclass(base, _DistanceBias)
 
 
 class _DistanceBias:
