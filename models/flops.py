@@ -78,12 +78,10 @@ def model_flops(model: PreTrainedModel) -> ModelFlops | None:
             source_weights += module.weight.numel() if on_source else 0
             target_weights += 0 if on_source else module.weight.numel()
     if row.like_t5:
-        inner, encoder_layers, decoder_layers = (
-            config.d_kv * config.num_heads, config.num_layers, config.num_decoder_layers,
-        )  # fmt: skip
+        inner, layers = config.d_kv * config.num_heads, (config.num_layers, config.num_decoder_layers)
     else:
-        inner, encoder_layers, decoder_layers = config.d_model, config.encoder_layers, config.decoder_layers
-    return ModelFlops(source_weights, target_weights, inner, encoder_layers, decoder_layers)
+        inner, layers = config.d_model, (config.encoder_layers, config.decoder_layers)
+    return ModelFlops(source_weights, target_weights, inner, *layers)
 
 
 class Utilization:

@@ -29,7 +29,6 @@ from generation.incremental.weights import Layer
 from models.kernels.compiled import PADDED_TO, compiled_for, graphs
 from utils.tables import counted
 
-BACKEND = "inductor"
 NEVER = float("-inf")
 FIRST_STEPS: list[float] = []  # seconds that the first step of every bucket took in this process
 
@@ -56,7 +55,7 @@ class CompiledModel:
         device = model.device
         self.own = torch.full((beams, beams), NEVER, dtype=self.dtype, device=device).fill_diagonal_(0.0)
         cuda_graphs: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-        self.layer = compiled_for(device.type, self._layer, dynamic=True, backend=BACKEND, **cuda_graphs)
+        self.layer = compiled_for(device.type, self._layer, dynamic=True, **cuda_graphs)
         self.buffers: dict[tuple[str, int, int], list[Tensor]] = {}
         self.seen: set[tuple[int, int, int]] = set()
         for tensor in _tensors((model.weights, model.head, self.own)):

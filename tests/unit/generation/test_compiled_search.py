@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
-from generation.incremental import compiled
 from generation.incremental.compiled import bucket, compilations
 from generation.incremental.weights import Tables, encoder_weights
 from models.loading import from_config
@@ -27,7 +28,7 @@ def test_compiled_steps_find_the_same(
     backend: str, name: str, flags: DecodeFlags, labels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model, allowed = half_trained(name, 40), label_map(labels.split(",")) if labels else None
     ids, mask = encoded(words(11, seed=1))
     expected = Decoder(model, TOKENIZER, flags, allowed).decode(ids, mask)
@@ -47,7 +48,7 @@ def test_compiled_steps_find_the_same(
 def test_sources_are_padded_no_further_than_the_model_has_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device the encoder's weights are ours, and the positions of padding are looked up too."""
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     model = from_config(config_of("bart", max_position_embeddings=20), seed=1).eval()
     ids, mask = encoded(words(5, seed=1))
     expected = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=4)).decode(ids, mask)
