@@ -102,7 +102,7 @@ def compiled_for(device: str, function: Callable[..., Any], most: int = MOST, **
         RunError: when it is called, where the compiler is there and does not work.
     """
     if device == "cpu":
-        _own_folder()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _own_folder().name
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = most
     torch.fx.experimental._config.use_duck_shape = False  # that two sizes are the same is chance
     compiled = torch.compile(function, **options)
@@ -119,9 +119,7 @@ def compiled_for(device: str, function: Callable[..., Any], most: int = MOST, **
 @cache
 def _own_folder() -> tempfile.TemporaryDirectory[str]:
     """Where this process keeps what it compiled, to its end."""
-    folder = tempfile.TemporaryDirectory(prefix="compiled_")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
-    return folder
+    return tempfile.TemporaryDirectory(prefix="compiled_")
 
 
 def compiler_failed(error: torch._dynamo.exc.BackendCompilerFailed) -> RunError:
