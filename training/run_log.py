@@ -144,6 +144,8 @@ class RunLog(pl.Callback):
 
     def speed(self) -> str:
         """How fast this process trained, in words."""
+        if not self.totals.tokens:
+            return "no step was left to train"
         words = (
             f"{self.totals.tokens_per_second:,.0f} tokens/s without padding, padding {self.totals.padding_share:.1%}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from models.meter import Totals
 from training.run_log import RunLog
 from utils.errors import RunError
 
@@ -33,6 +34,13 @@ def logged(folder: Path, step: int, validation_pending: bool = False) -> RunLog:
 
 def write(log: RunLog, step: int, phase: str, **figures: float) -> None:
     log._write(trainer_at(step), step, phase, figures)
+
+
+def test_a_resume_that_only_validates_tells_no_speed(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 1, 100)
+    assert log.speed() == "no step was left to train"
+    log.totals = Totals(tokens=90, padded_tokens=100, seconds=2.0)
+    assert log.speed() == "45 tokens/s without padding, padding 10.0%"
 
 
 @pytest.mark.parametrize("pending", [True, False])
