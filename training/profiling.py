@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -49,6 +50,7 @@ class StepProfile(Profiler):
         self.traced: profile | None = None  # once there is a trace
         self.open: list[tuple[str, Any]] = []  # actions that go on, with their ranges in the trace
         self.stepped = False
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's tracer tells where it begins and ends
         self.profiler: profile | None = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])],
             schedule=schedule(wait=WARM_UP - OF_PROFILER, warmup=OF_PROFILER, active=steps, repeat=1),
