@@ -96,13 +96,15 @@ def graphs() -> int:
 def compiled_for(device: str, function: Callable[..., Any], most: int = MOST, **options: Any) -> Callable[..., Any]:
     """Give `torch.compile(function, **options)` for `device` (cpu or cuda), at most so often in this process.
 
-    On a CPU nothing is kept for later processes: the library that a killed one was writing would be taken for whole.
+    On a CPU nothing is kept for later processes: the library or the precompiled header that a killed one was writing
+    would be taken for whole.
 
     Raises:
         RunError: when it is called, where the compiler is there and does not work.
     """
     if device == "cpu":
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = _own_folder().name
+        torch._inductor.config.cpp_cache_precompile_headers = False  # one folder for all processes
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = most
     torch.fx.experimental._config.use_duck_shape = False  # that two sizes are the same is chance
     compiled = torch.compile(function, **options)

@@ -6,6 +6,7 @@ The blocks are traced, and no code is generated for them: a C++ compiler needs h
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from datamodules.collate import collate
 from models.kernels.accelerate import accelerate
-from models.kernels.compiled import CompiledBlocks, check_compiler, compiler_failed
+from models.kernels.compiled import CompiledBlocks, check_compiler, compiled_for, compiler_failed
 from models.loading import from_config
 from models.loss import batch_loss
 from tests.small_configs import config_of
@@ -138,6 +139,14 @@ def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         UserError, match=r"^-compile: needs Triton on a GPU: pip install triton, or leave -compile out$"
     ):
         check_compiler("cuda")
+
+
+def test_processes_share_no_file_that_a_killed_one_may_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "shared")
+    with torch._inductor.config.patch(cpp_cache_precompile_headers=True):
+        compiled_for("cpu", torch.neg)
+        assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).name.startswith("compiled_")
+        assert not torch._inductor.config.cpp_cache_precompile_headers  # of C++; they lie in a folder of the user
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
