@@ -106,7 +106,7 @@ def holds_run(folder: Path) -> bool:
 def misplaced(folder: Path) -> list[str]:
     """What is in the way of the files and folders that a run in `folder` goes on writing, a sentence each."""
     problems = []
-    for name in ("best", "last"):
+    for name in ("best", "last", PROFILE_FOLDER):
         if os.path.islink(folder / name):
             problems.append(f"{name} is a link, and is swapped as a whole folder; put a folder there, or nothing")
     for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs", PROFILE_FOLDER):

@@ -389,8 +389,10 @@ def test_names_of_a_run_that_are_taken_by_something_else(place: Path) -> None:
     (place / "run" / "log.json").mkdir()
     (place / "run" / "last").touch()
     (place / "run" / "best").symlink_to("kept")
+    (place / "run" / "profile").symlink_to("kept")
     assert train_problems("-save_path", "run", "-resume_checkpoint", "last") == [
         "-save_path run: best is a link, and is swapped as a whole folder; put a folder there, or nothing",
+        "-save_path run: profile is a link, and is swapped as a whole folder; put a folder there, or nothing",
         "-save_path run: last is no folder, and the run needs one; move it away",
         "-save_path run: metrics.jsonl is a device or a pipe, and the run needs a file; move it away",
         "-save_path run: log.json is a folder, and the run needs a file; move it away",
