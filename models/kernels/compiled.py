@@ -138,8 +138,9 @@ def check_compiler(device: str) -> None:
     variable, names = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))
     names = (os.environ[variable],) if variable in os.environ else names
     if not any(map(shutil.which, names)):
+        named = " or ".join(names) or f"{variable}=''"
         raise UserError(
-            f"-compile: needs a compiler, and {' or '.join(names)} is not found: install one, name yours in the"
+            f"-compile: needs a compiler, and {named} is not found: install one, name yours in the"
             f" environment variable {variable}, or leave -compile out"
         )
     headers = Path(sysconfig.get_path("include"), "Python.h")

@@ -134,6 +134,9 @@ def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         "-compile: needs a compiler, and g++ is not found: install one, name yours in the environment variable CXX,"
         " or leave -compile out"
     )
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(UserError, match=r"^-compile: needs a compiler, and CXX='' is not found: install one"):
+        check_compiler("cpu")
     monkeypatch.setattr("models.kernels.compiled.find_spec", lambda _: None)
     with pytest.raises(
         UserError, match=r"^-compile: needs Triton on a GPU: pip install triton, or leave -compile out$"
