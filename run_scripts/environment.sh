@@ -9,7 +9,7 @@ fi
 stamp="$VENV/installed-$(cat requirements.txt "$requirements" | cksum | cut -d' ' -f1)"
 if [ ! -e "$stamp" ]; then
     echo "installing $requirements into $VENV ..."
-    "${PYTHON:-python3}" -m venv "$VENV"
+    [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"  # one that is there keeps its Python
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
     touch "$stamp"
 fi
