@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
-from config.flags import TrainConfig
 from config.parser import information
+from config.train_flags import TrainConfig
 from config.user_code import import_user_code
 from datamodules.mixture import Mixture
 from task_utils import task_table
@@ -67,7 +67,7 @@ def show_examples(config: TrainConfig, mixture: Mixture) -> int:
     quiet_libraries(training=True)
     from training.resuming import read_newest
     from training.setup import example_lines
-    from training.strategies import STRATEGIES
+    from training.strategies.registry import STRATEGIES
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
     say(*example_lines(config, mixture, resumed))
@@ -84,7 +84,7 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest, with_seed
     from training.run import end_finished_run
     from training.setup import prepare
-    from training.strategies import STRATEGIES
+    from training.strategies.registry import STRATEGIES
     from utils.files import nothing_kept_on_user_error
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)

@@ -171,7 +171,9 @@ def run_bare(options: argparse.Namespace, place: Place) -> dict[str, float]:
     from datamodules.collate import collate
     from models.kernels.accelerate import accelerate
     from models.loss import batch_loss
-    from models.optim import OptimSettings, build_optimizer, build_scheduler
+    from models.optimizers.build import build_optimizer
+    from models.optimizers.schedules import build_scheduler
+    from models.optimizers.settings import OptimSettings
 
     encoded = [tuple(np.array(byte_ids(text), np.int32) for text in row) for row in rows_of(options)]
     lengths = [np.array([len(row[side]) for row in encoded]) for side in (0, 1)]

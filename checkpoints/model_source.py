@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from checkpoints.model_paths import model_path
 from checkpoints.saved_run import SavedModel, check_state, read_model, trained_tasks
-from config.flags import TrainConfig
+from config.train_flags import TrainConfig
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
 from models.kernels.accelerate import accelerate

@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.retention import kept_problem
-from config.flags import TrainConfig
 from config.parser import flag_groups
+from config.train_flags import TrainConfig
 from models.loading import OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
 from models.meter import Totals
 from models.tokenizers import unpack_tokenizer

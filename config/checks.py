@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from config.flags import ADAM_RATE, OptimFlags
+from config.optim_flags import ADAM_RATE, OptimFlags
 from config.parser import flag_specs, shown, to_dict
 from utils.errors import UserError
 

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from config.analyze_flags import AnalyzeConfig  # noqa: E402
 from config.export_flags import ExportConfig  # noqa: E402
-from config.flags import TrainConfig  # noqa: E402
 from config.inference_flags import InferenceConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
+from config.train_flags import TrainConfig  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.mapping_files import read_mapping_file  # noqa: E402

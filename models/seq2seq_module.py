@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.loss import batch_loss
 from models.meter import StepMeter, mixed_figures
-from models.optim import OptimSettings, build_optimizer, build_scheduler
+from models.optimizers.build import build_optimizer
+from models.optimizers.schedules import build_scheduler
+from models.optimizers.settings import OptimSettings
 from utils.errors import NotFiniteError
 
 

@@ -23,14 +23,14 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from checkpoints import model_source
 from checkpoints.saved_run import read_run
-from config.flags import TrainConfig
+from config.train_flags import TrainConfig
 from datamodules.encoding import cache as cache_files
 from datamodules.encoding.templates import render
 from datamodules.readers.read import read_rows
 from datamodules.readers.rows import ReadOptions, RowReport, text_array
 from datamodules.splits import RowEncoder
 from models.loading import from_config
-from models.optim import build_optimizer
+from models.optimizers.build import build_optimizer
 from models.presets import read_config
 from task_utils import Template, get_task
 from tests.fuzzing import JSON_VALUES, change_bytes, change_one, json_change, outcome, torch_values

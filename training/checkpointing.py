@@ -24,7 +24,7 @@ from checkpoints.format import CONTENT_KEY, FORMAT_VERSION
 from checkpoints.model_folder import WEIGHTS_SUFFIX, Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
-from config.flags import RunFlags
+from config.run_flags import RunFlags
 from metrics.registry import is_generated, metric_of
 from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule
@@ -41,7 +41,7 @@ from training.lightning_loop import (
     validation_due,
 )
 from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
-from training.strategies import Replicated
+from training.strategies.replicated import Replicated
 from utils.console import tell
 from utils.errors import NotFiniteError
 from utils.files import link_file, link_folder, run_error

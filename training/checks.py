@@ -22,8 +22,9 @@ from checkpoints.run_folder import (
     run_flags,
 )
 from config.checks import check_combinations, check_devices, collect, highest_rate
-from config.flags import FREEZABLE, TrainConfig
+from config.model_flags import FREEZABLE
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
+from config.train_flags import TrainConfig
 from datamodules.checks import DATA, check_data, local_inputs
 from datamodules.mixture import Mixture, mixture_of
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names, missing_packages

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from checkpoints.saved_run import TASKS_KEY
-from config.flags import TrainConfig
+from config.train_flags import TrainConfig
 from datamodules.splits import Splits
 from models.kernels.compiled import CompiledBlocks
 from models.seq2seq_module import Seq2SeqModule
@@ -24,7 +24,7 @@ from training.run import closing_lines, open_run_folder, resolved_settings, summ
 from training.run_log import RunLog
 from training.setup import Prepared
 from training.signals import StopSignal, TrainingStopped
-from training.strategies import STRATEGIES
+from training.strategies.registry import STRATEGIES
 from training.trainer import build_module, build_trainer, process_watch
 from training.validation import GeneratedValidation
 from utils.console import say

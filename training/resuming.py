@@ -18,14 +18,15 @@ from transformers import PreTrainedModel
 from checkpoints.format import TornCheckpoint
 from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate
-from config.flags import OptimFlags, TrainConfig
+from config.optim_flags import OptimFlags
 from config.parser import flag_specs, to_dict
+from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from datamodules.seq2seq_datamodule import TASKS, VALIDATION_DATA, WEIGHTS
 from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
-from models.optim import state_problem
+from models.optimizers.build import state_problem
 from task_utils import LANGUAGES, Task
 from training.lightning_loop import leaves_out_parameters
 from utils.devices import Devices, arithmetic_of

@@ -31,14 +31,14 @@ from checkpoints.run_folder import (
 )
 from checkpoints.saved_run import SavedRun, read_run
 from config.checks import highest_rate
-from config.flags import TrainConfig
 from config.parser import to_dict
+from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
 from models.meter import peak_memory
-from models.optim import resolve_warmup
+from models.optimizers.schedules import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
 from training.checkpointing import Checkpointer
 from training.signals import PROCESS_BEGAN

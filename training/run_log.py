@@ -18,7 +18,7 @@ from checkpoints.saved_run import LOG_KEY
 from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
 from models.meter import Totals, peak_memory
-from models.optim import current_rate
+from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
 from training.lightning_loop import (
     at_step_boundary,

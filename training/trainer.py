@@ -10,15 +10,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate
-from config.flags import TrainConfig
+from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
-from models.optim import OptimSettings
+from models.optimizers.settings import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
 from training.profiling import StepProfile
-from training.strategies import Replicated, cluster_environment
+from training.strategies.cluster import cluster_environment
+from training.strategies.replicated import Replicated
 from utils.devices import Devices
 from utils.errors import UserError
 

@@ -12,9 +12,9 @@ import pytest
 
 import train
 from config.export_flags import ExportConfig
-from config.flags import TrainConfig
 from config.inference_flags import InferenceConfig
 from config.parser import flag_groups, help_text, information, parse_flags, to_dict
+from config.train_flags import TrainConfig
 from tests.cli.command import ROOT, environment, run
 
 # ---- help

@@ -24,7 +24,7 @@ from models.kernels.accelerate import accelerate
 from models.loading import describe, from_checkpoint, from_config
 from models.loss import token_loss_and_correct
 from models.meter import StepMeter
-from models.optim import build_optimizer
+from models.optimizers.build import build_optimizer
 from postprocessors.labels import LabelMap
 from tests.counting.device import DEVICE, CountingTensor, Counts, counting, on_device
 from tests.small_configs import config_of, with_dropout

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.loading import describe, from_checkpoint, from_config
-from models.optim import build_optimizer
+from models.optimizers.build import build_optimizer
 from tests.small_configs import with_dropout
 
 pytestmark = [

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor as LibraryAdafactor
 
-from models import adafactor
-from models.adafactor import Adafactor
+from models.optimizers import adafactor
+from models.optimizers.adafactor import Adafactor
 
 SHAPES = ((6, 4),) * 5 + ((4, 6),) * 2 + ((4,),) * 3 + ((3, 4, 5),) * 2 + ((), (1, 7))
 

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from config.flags import OPTIMIZERS, SCHEDULES
-from models.optim import (
-    OptimSettings,
-    build_optimizer,
-    build_scheduler,
-    current_rate,
-    decay_groups,
-    resolve_warmup,
-    schedule,
-)
+from config.optim_flags import OPTIMIZERS, SCHEDULES
+from models.optimizers.build import build_optimizer, current_rate, decay_groups
+from models.optimizers.schedules import build_scheduler, resolve_warmup, schedule
+from models.optimizers.settings import OptimSettings
 
 
 def tiny_t5() -> nn.Module:

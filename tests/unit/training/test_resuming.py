@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from config.flags import OptimFlags, TrainConfig
+from config.optim_flags import OptimFlags
 from config.parser import to_dict
+from config.train_flags import TrainConfig
 from task_utils import get_task
 from tests.saved_runs import saved_run
 from training.resuming import changed_words, environment, flag_differences, plan_differences

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from training.lightning_loop import _Launcher
-from training.strategies import cluster_environment
+from training.strategies.cluster import cluster_environment
 from utils.devices import Devices, ShortWaits, _busy_seconds, _cores, check_launcher, resolve_devices, use_threads
 from utils.errors import UserError
 from utils.launch import local_rank, started_by_launcher

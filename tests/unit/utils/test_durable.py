@@ -19,7 +19,7 @@ from tests.saved_runs import saved_run, whole_checkpoint
 from training import resuming
 from training.lightning_loop import DurableCheckpointIO
 from training.process_watch import PARENT_VARIABLE
-from training.strategies import STRATEGIES
+from training.strategies.registry import STRATEGIES
 from utils.errors import RunError, UserError
 from utils.files import link_file, link_folder, nothing_kept_on_user_error, write_file, write_folder, write_json
 

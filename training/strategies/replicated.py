@@ -1,4 +1,4 @@
-"""How the processes of a training run share its weights: one class a strategy, named in `STRATEGIES`."""
+"""Every process holds the whole model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, nn
 
 from checkpoints.saved_run import SavedRun, read_run
@@ -19,7 +16,6 @@ from training.lightning_loop import OurDDP
 from training.process_watch import PARENT_VARIABLE
 from utils.devices import Devices
 from utils.digests import file_states
-from utils.launch import in_job, step_tasks
 
 CHECKED_VARIABLE = "S2S_CHECKED"  # the checkpoint whose bytes the first process has checked, for those that it starts
 
@@ -68,21 +64,3 @@ class Replicated:
         run = read_run(path, checked=PARENT_VARIABLE in os.environ and os.environ.get(CHECKED_VARIABLE) == state)
         os.environ[CHECKED_VARIABLE] = state
         return run
-
-
-STRATEGIES = {"auto": Replicated(plain_on_one=True), "ddp": Replicated(plain_on_one=False)}  # by the value of -strategy
-
-
-def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
-    """Who starts the processes in a SLURM job: srun, or else this process; None where Lightning finds that out itself.
-
-    Lightning takes the number of tasks that the job asked for as that of the processes, whether srun started them or
-    not: a run without srun would be a part of a run that never begins, or one process where several were asked for.
-    """
-    if not in_job() or "TORCHELASTIC_RUN_ID" in os.environ:
-        return None
-    if step_tasks() == 1:
-        return LightningEnvironment()
-    # check_launcher saw to it that there is a task for each device; Lightning wants it to be asked for in these words.
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices.count))
-    return SLURMEnvironment(auto_requeue=False)

@@ -1,40 +1,17 @@
-"""Optimizers and learning-rate schedules.
-
-A schedule is a pure function: step (0 is the first one) -> factor of the learning rate. Warm-up over W steps takes the
-factor (step + 1) / W, so no step runs at rate 0; at and after `total_steps` the factor keeps its end value.
-"""
+"""Optimizers: one row a name, and what each keeps of a parameter."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from models.loading import is_dense
 
 FUSED_DEVICES = frozenset(("cuda", "cpu", "mps", "xpu"))
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """How the weights are moved; the names are those of the flags."""
-
-    optim: str
-    learning_rate: float | None  # None: adafactor's own
-    lr_scheduler: str
-    warmup_steps: float  # below 1: a fraction of all steps
-    optim_cosanneal_gamma: float
-    optim_cosanneal_restarts: int
-    optim_cosanneal_min_lr: float  # the floor of cosanneal and cyclic
-    weight_decay: float
-    grad_clip: float
-    label_smoothing: float
 
 
 def build_optimizer(
@@ -61,7 +38,7 @@ def build_optimizer(
         # None and not False, with which torch takes parameter by parameter where it would take all at once.
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True if fused and can_fuse else None)
     if name == "adafactor":
-        from models.adafactor import Adafactor
+        from models.optimizers.adafactor import Adafactor
 
         automatic = learning_rate is None
         adafactor: Optimizer = Adafactor(
@@ -150,84 +127,3 @@ def current_rate(optimizer: Optimizer) -> float:
         return float(group["lr"])
     step = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
     return min(1e-6 * step, step**-0.5) if step else 0.0
-
-
-def resolve_warmup(warmup_steps: float, total_steps: int) -> int:
-    """Give the warm-up in steps: a number below 1 is a fraction of `total_steps`."""
-    return round(warmup_steps * total_steps) if warmup_steps < 1 else round(warmup_steps)
-
-
-def constant(step: int, total_steps: int, warmup: int) -> float:
-    """Give the factor of a constant rate after a linear warm-up."""
-    return _warmup(min(step, total_steps), warmup)
-
-
-def linear(step: int, total_steps: int, warmup: int) -> float:
-    """Give the factor of a linear warm-up, then (T - step) / (T - W) down to 0 at step T = `total_steps`."""
-    if step >= total_steps:
-        return 0.0
-    return _warmup(step, warmup) if step < warmup else (total_steps - step) / (total_steps - warmup)
-
-
-def inverse_sqrt(step: int, total_steps: int, warmup: int) -> float:
-    """Give the factor min(s / W, sqrt(W / s)), s = step + 1, W at least 1 (Vaswani et al. 2017, section 5.3)."""
-    peak, count = max(1, warmup), min(step, total_steps) + 1
-    return min(count / peak, math.sqrt(peak / count))
-
-
-def cosanneal(step: int, total_steps: int, warmup: int, restarts: int, gamma: float, floor: float) -> float:
-    """Give the factor of cyclic cosine annealing (SGDR, Loshchilov & Hutter 2017, equation 5).
-
-    After a linear warm-up the remaining steps are `restarts` cycles of equal length. Cycle i (from 0) falls from its
-    peak max(gamma**i, floor) to the floor: floor + (peak - floor) * (1 + cos(pi * share)) / 2, where `share` of the
-    cycle is done, 0 to 1; the next cycle starts at once from its own peak. `floor` is min_lr / learning_rate.
-    """
-    floor = min(1.0, floor)
-    if step >= total_steps:
-        return floor
-    if step < warmup:
-        return _warmup(step, warmup)
-    cycle, done = divmod((step - warmup) * restarts, total_steps - warmup)
-    peak = max(gamma**cycle, floor)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * done / (total_steps - warmup))) / 2
-
-
-def cyclic(step: int, total_steps: int, warmup: int, restarts: int, floor: float) -> float:
-    """Give the factor of the triangular policy (Smith 2017, "Cyclical Learning Rates", section 3.1).
-
-    All steps are `restarts` cycles of equal length, in whole steps. Each rises from the floor to 1 and falls back:
-    floor + (1 - floor) * (1 - |2 * share - 1|), with the share of the cycle at the middle of the step, so that no step
-    has rate 0. The warm-up bounds it from above. `floor` is min_lr / learning_rate.
-    """
-    floor = min(1.0, floor)
-    if step >= total_steps:
-        return floor
-    cycles = min(restarts, total_steps)
-    cycle = ((step + 1) * cycles - 1) // total_steps
-    first, end = (number * total_steps // cycles for number in (cycle, cycle + 1))
-    share = (step - first + 0.5) / (end - first)
-    return min(floor + (1 - floor) * (1 - abs(2 * share - 1)), _warmup(step, warmup))
-
-
-def schedule(optim: OptimSettings, total_steps: int) -> Callable[[int], float]:
-    """Give the function step -> factor of the learning rate; the flags hold the limits of all numbers."""
-    warmup = resolve_warmup(optim.warmup_steps, total_steps)
-    restarts, gamma = optim.optim_cosanneal_restarts, optim.optim_cosanneal_gamma
-    floor = optim.optim_cosanneal_min_lr / optim.learning_rate if optim.learning_rate else 0.0
-    factors: dict[str, Callable[[int], float]] = {
-        "cosanneal": lambda step: cosanneal(step, total_steps, warmup, restarts, gamma, floor),
-        "linear": lambda step: linear(step, total_steps, warmup),
-        "cyclic": lambda step: cyclic(step, total_steps, warmup, restarts, floor),
-        "constant": lambda step: constant(step, total_steps, warmup),
-        "inverse_sqrt": lambda step: inverse_sqrt(step, total_steps, warmup),
-    }
-    return factors[optim.lr_scheduler]
-
-
-def build_scheduler(optimizer: Optimizer, optim: OptimSettings, total_steps: int) -> LambdaLR | None:
-    """Give the schedule to be stepped once after each optimizer step; None where adafactor sets its own rate."""
-    return None if optim.learning_rate is None else LambdaLR(optimizer, schedule(optim, total_steps))
-
-
-def _warmup(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0

@@ -1,0 +1,149 @@
+"""Flags of `train.py` of batches, the run and its devices. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from config.flags import PRECISION_HELP, PRECISIONS
+from config.parser import flag, free
+
+STRATEGIES = ("auto", "ddp")
+ATTENTIONS = ("plain", "fused")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchFlags:
+    """Batches"""
+
+    batch_size: int = flag(48, "Rows in a batch on each device.", minimum=1, maximum=10**7, resume="batches")
+    max_tokens: int = flag(
+        0,
+        "Padded source and target tokens in a batch on each device, in place of -batch_size; 0 = off.",
+        minimum=0,
+        resume="batches",
+    )
+    grad_acc: int = flag(
+        1, "Batches whose gradients are summed for one optimizer step.", minimum=1, maximum=10**5, resume="batches"
+    )
+    num_workers: int = free(0, "Processes that load batches, for each device; 0 = the training process.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Run, validation and checkpoints"""
+
+    save_path: str = free(
+        "",
+        "Folder of this run: checkpoints, logs, config.json.",
+        required=True,
+        unless=("list_tasks", "show_examples"),
+        metavar="FOLDER",
+    )
+    overwrite: bool = flag(
+        False,
+        "Delete the run that -save_path already holds.",
+        resume="once",
+        excludes={"resume_checkpoint": "delete the run, or continue it"},
+    )
+    resume_checkpoint: str = flag(
+        "",
+        "Continue a run: 'last' (-save_path's newest checkpoint), 'best', 'auto' (the newest if there is one, else a"
+        " fresh start), a .ckpt file, or a run's folder; empty = start afresh.",
+        resume="once",
+    )
+    resume_force: bool = flag(
+        False,
+        "Resume although data or flags differ from the saved run; says what is not exact.",
+        resume="once",
+        needs={"resume_checkpoint": "name a checkpoint, or leave it out"},
+    )
+    seed: int = flag(
+        123456,
+        "Seed of weights, dropout and row order; below 0 = drawn at random and printed.",
+        maximum=2**31 - 1,
+        resume="batches",
+    )
+    save_every: int = free(0, "Optimizer steps between step checkpoints; 0 = off.", minimum=0)
+    save_every_hour: float = free(1.0, "Hours between timed checkpoints; 0 = off.", minimum=0.0)
+    save_last_k: int = free(2, "Step and timed checkpoints that are kept, of each kind.", minimum=1)
+    valid_check_interval: float = free(
+        1.0,
+        "Share of an epoch between validations, rounded to optimizer steps.",
+        minimum=1e-6,
+        maximum=1.0,
+        change="validations come at other steps",
+    )
+    valid_generate_rows: int = flag(
+        200,
+        "Validation rows predicted by real generation for exact match and the task's metrics; 0 = none.",
+        minimum=0,
+        resume="generated rows",
+        change="scores of generated rows are of other rows",
+    )
+    monitor: str = flag(
+        "val_loss",
+        "What 'best' means: val_loss, token_accuracy, or a metric of the generated rows, e.g. exact_match.",
+        resume="measure",
+    )
+    early_stopping_patience: int = free(0, "Validations without a better score before stopping; 0 = off.", minimum=0)
+    max_steps: int = free(
+        0,
+        "Optimizer steps of the whole run after which it is saved and stops; 0 = off. No schedule follows it.",
+        minimum=0,
+    )
+    max_hours: float = free(
+        0.0, "Hours after which this process saves and stops; 0 = off.", minimum=0.0, resume="process"
+    )
+    requeue: bool = flag(
+        False,
+        "SLURM: on SIGUSR1 or after -max_hours, save, stop and requeue the job; goes with -resume_checkpoint auto.",
+        resume="once",
+        needs={"resume_checkpoint=auto": "the job runs this same command again"},
+    )
+    log_every: int = free(20, "Optimizer steps between log entries and printed lines.", minimum=1)
+    profile: int = free(
+        0,
+        "Optimizer steps, after the first five, that are traced into <save_path>/profile/; where their time went is"
+        " printed; 0 = off.",
+        minimum=0,
+        maximum=100,
+        resume="process",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDeviceFlags:
+    """Devices"""
+
+    gpus: int = free(
+        -1,
+        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process.",
+        minimum=-1,
+    )
+    cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
+    num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
+    strategy: str = free("auto", "How devices share the work; auto = ddp on several, plain on one.", choices=STRATEGIES)
+    float_precision: str = flag(
+        "auto",
+        PRECISION_HELP,
+        choices=PRECISIONS,
+        resume="arithmetic",  # what it comes to on the device is compared as well
+    )
+    attention: str = free(
+        "plain",
+        "Attention in training: plain = PyTorch's; fused = one Triton kernel, on NVIDIA GPUs only: none has run it yet,"
+        " and its speed was not measured.",
+        choices=ATTENTIONS,
+        change="dropout in the attention draws other numbers from here",
+    )
+    deterministic: bool = free(
+        False,
+        "Add in the same order in every run, so that one on the same GPUs, resumed or not, ends with the same bits;"
+        " what it costs was not measured. The CPU does so anyway.",
+    )
+    compile: bool = flag(
+        False,
+        "Compile the layers with torch.compile for the training steps, in minutes; lengths are padded to multiples of"
+        " 64. Needs a C++ compiler, and Triton on a GPU; not measured on one.",
+        excludes={"attention=fused": "its kernel does not go through torch.compile"},
+    )

@@ -1,0 +1,24 @@
+"""All flags of `train.py`, in groups. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from config.model_flags import TrainModelFlags
+from config.optim_flags import OptimFlags
+from config.run_flags import BatchFlags, RunFlags, TrainDeviceFlags
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run is made of."""
+
+    task: TrainTaskFlags = dataclasses.field(default_factory=TrainTaskFlags)
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    length: LengthFlags = dataclasses.field(default_factory=LengthFlags)
+    model: TrainModelFlags = dataclasses.field(default_factory=TrainModelFlags)
+    batch: BatchFlags = dataclasses.field(default_factory=BatchFlags)
+    optim: OptimFlags = dataclasses.field(default_factory=OptimFlags)
+    run: RunFlags = dataclasses.field(default_factory=RunFlags)
+    device: TrainDeviceFlags = dataclasses.field(default_factory=TrainDeviceFlags)
