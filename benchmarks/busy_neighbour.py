@@ -48,7 +48,7 @@ def child(options: argparse.Namespace) -> None:
     from generation.decoder import Decoder
     from models.forward import decode_teacher_forced
     from models.loading import from_config
-    from models.loss import token_loss_sum
+    from models.losses.cross_entropy import token_loss_sum
     from models.optimizers.build import build_optimizer
     from models.presets import read_config
     from models.tokenizers import load_tokenizer

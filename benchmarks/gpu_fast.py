@@ -23,7 +23,7 @@ from generation.decoder import Decoder, generation_config
 from generation.label_scoring import LabelScorer
 from models.flops import matmul_peak, model_flops
 from models.loading import from_config
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 from tests.small_configs import config_of
 from tests.trained_models import TOKENIZER
 

@@ -19,7 +19,7 @@ from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from models.optimizers.build import build_optimizer
 from tests.small_configs import with_dropout
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

@@ -170,7 +170,7 @@ def run_bare(options: argparse.Namespace, place: Place) -> dict[str, float]:
     from datamodules.batching import BatchOptions, training_plan
     from datamodules.collate import collate
     from models.kernels.accelerate import accelerate
-    from models.loss import batch_loss
+    from models.losses.objective import batch_loss
     from models.optimizers.build import build_optimizer
     from models.optimizers.schedules import build_scheduler
     from models.optimizers.settings import OptimSettings

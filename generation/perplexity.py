@@ -14,7 +14,7 @@ from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
 from generation.batch_limits import BatchLimits
 from metrics.registry import Figure
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from utils.tables import counted
 
 

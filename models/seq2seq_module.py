@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from models.meter import StepMeter, mixed_figures
 from models.optimizers.build import build_optimizer
 from models.optimizers.schedules import build_scheduler

@@ -13,7 +13,7 @@ from transformers import ByT5Tokenizer, PreTrainedModel
 from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 from postprocessors.labels import LabelMap
 from tests.small_configs import config_of
 from utils.padding import pad_sources

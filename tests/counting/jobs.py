@@ -22,7 +22,7 @@ from generation.label_scoring import LabelScorer
 from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
 from models.loading import describe, from_checkpoint, from_config
-from models.loss import token_loss_and_correct
+from models.losses.cross_entropy import token_loss_and_correct
 from models.meter import StepMeter
 from models.optimizers.build import build_optimizer
 from postprocessors.labels import LabelMap

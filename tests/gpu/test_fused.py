@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 from tests.cli.command import train_ok
 from tests.gpu.test_gpu import write_copy_task
 from tests.plain_attention import kept_by_dropout, plain_attention

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from datamodules.collate import collate
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 
 ids = st.lists(st.integers(0, 60_000), min_size=1, max_size=12)
 

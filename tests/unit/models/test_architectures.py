@@ -16,7 +16,7 @@ from models import architectures
 from models.architectures import ARCHITECTURES, Architecture, architecture, source_limit, with_plain_logits
 from models.forward import check_logits, decode_teacher_forced, decoder_start_token, shift_right
 from models.loading import config_from_dict, from_config
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 from tests.small_configs import config_of
 from tests.small_models import example_batch
 from utils.errors import UserError

@@ -18,7 +18,7 @@ from datamodules.collate import Batch, collate
 from models.kernels import position_bias
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from tests.small_configs import config_of, with_dropout
 
 KINDS = ["t5", "t5-untied", "mt5", "umt5", "bart", "mbart"]

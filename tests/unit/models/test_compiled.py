@@ -23,7 +23,7 @@ from datamodules.collate import collate
 from models.kernels.accelerate import accelerate
 from models.kernels.compiled import CompiledBlocks, check_compiler, compiled_for, compiler_failed
 from models.loading import from_config
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from tests.small_configs import config_of
 from training.setup import check_padded
 from utils.errors import RunError, UserError

@@ -20,7 +20,7 @@ from datamodules.collate import collate
 from datamodules.mixture import mixture_of
 from models.kernels.fused import check_fused_attention, use_fused_attention
 from models.loading import from_config
-from models.loss import batch_loss
+from models.losses.objective import batch_loss
 from tests.small_configs import config_of
 from training.setup import prepare
 from utils.errors import UserError

@@ -16,7 +16,7 @@ from models.architectures import source_limit, target_limit
 from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
 from models.loading import describe, freeze_parts, from_checkpoint, from_config, from_pretrained, is_untied, load_config
-from models.loss import token_loss_sum
+from models.losses.cross_entropy import token_loss_sum
 from models.presets import preset_names, read_config
 from models.tokenizers import fitting_tokenizer, load_tokenizer, pack_tokenizer, unpack_tokenizer
 from tests.small_configs import CONFIGS, config_of

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
-from models.loss import token_loss_and_correct, token_loss_sum
+from models.losses.cross_entropy import token_loss_and_correct, token_loss_sum
 
 
 def problem(batch: int = 3, length: int = 5, width: int = 6, vocabulary: int = 11, dtype=torch.float32):

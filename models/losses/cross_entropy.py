@@ -15,16 +15,13 @@ the target no part of the uniform share: its s is this s * (V - 1) / V.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 
-from models.forward import decode_teacher_forced
 from models.kernels.casts import autocast_dtype
 from models.kernels.products import aligned_rows, product
 from utils.padding import IGNORE_INDEX
@@ -95,25 +92,6 @@ def token_loss_and_correct(
         loss = (losses * token_weights).sum()
     correct = (logits.detach().argmax(-1) == targets).sum() if count_correct else targets.new_zeros(())
     return loss, correct
-
-
-def batch_loss(
-    model: PreTrainedModel, batch: Mapping[str, Any], label_smoothing: float = 0.0, count_correct: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Give `token_loss_and_correct` of one pass over a batch of `datamodules.collate`, on the model's device."""
-    labels = batch["labels"]
-    output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], labels)
-    return token_loss_and_correct(
-        output.hidden,
-        output.weight,
-        labels,
-        target_index=batch["target_index"],
-        bias=output.bias,
-        scale=output.scale,
-        label_smoothing=label_smoothing,
-        token_weights=batch.get("token_weights"),
-        count_correct=count_correct,
-    )
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
