@@ -11,8 +11,6 @@ LABEL_DECODINGS = ("generate", "constrained", "score")
 LABEL_PRIORS = ("none", "contextual", "domain")
 ENGINES = ("torch", "ctranslate2")
 COMPUTE_TYPES = ("float32", "int8", "float16", "bfloat16")
-CTRANSLATE2_VERSION = "4.8.5"
-CTRANSLATE2_INSTALL = f"install it: pip install ctranslate2=={CTRANSLATE2_VERSION}"
 
 ROWS_ON_GPUS, TOKENS_ON_GPUS = 512, 2**15  # of a batch; the same on all, so that one can go on for another
 ON_GPUS = (

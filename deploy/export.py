@@ -17,6 +17,7 @@ from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME
 from utils.json_files import read_json
+from utils.libraries import require_package
 
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
 EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
@@ -42,9 +43,7 @@ def run(flags: ExportFlags) -> int:
         if _same_or_inside(Path(name), target)
     )
     if flags.format == "ctranslate2":
-        from generation.engines.conversion import require_ctranslate2
-
-        require_ctranslate2("-format ctranslate2")
+        require_package("ctranslate2", "-format ctranslate2")
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
     write(flags, names, target)
     tell(f"exported: {target}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +12,7 @@ from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, m
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect
 from config.flags import STANDARD_INPUT
-from config.inference_flags import CTRANSLATE2_INSTALL, InferenceConfig, LabelFlags
+from config.inference_flags import InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from metrics.probabilities import PERPLEXITY
@@ -26,6 +25,7 @@ from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task, task_name, task_names
 from utils.errors import closest, raise_if_any
 from utils.files import is_too_long, lies_in, same_file
+from utils.libraries import missing_package
 from utils.tables import counted
 
 FITTED_ON = ("calibrate", "thresholds")  # flags of labelled rows
@@ -270,8 +270,7 @@ def check_labels(flags: LabelFlags, postprocessor: Postprocessor) -> None:
 def _check_ctranslate2(config: InferenceConfig, problems: list[str]) -> None:
     """Problems of -engine ctranslate2 with the other flags, appended to `problems`."""
     decode = config.decode
-    if importlib.util.find_spec("ctranslate2") is None:
-        problems.append(f"-engine ctranslate2 needs the package ctranslate2, which is missing; {CTRANSLATE2_INSTALL}")
+    problems += filter(None, [missing_package("ctranslate2", "-engine ctranslate2")])
     if len(config.model.model) > 1:
         problems.append("-engine ctranslate2 decodes with one -model; several decode together with -engine torch")
     if decode.beam_size > 1 and not decode.early_stopping:

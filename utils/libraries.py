@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import importlib.util
 import logging
 import os
 import warnings
 from functools import lru_cache
+from typing import Any
 
 from utils.console import tell
+from utils.errors import UserError
 
 HUB_SECONDS = 5.0
 GPU_MEMORY_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}  # names over time
+
+OPTIONAL = {"ctranslate2": "4.8.5", "peft": "0.21.2"}  # packages that single flags need: the versions that were tested
+
+
+def missing_package(package: str, flag: str) -> str:
+    """What to tell where an `OPTIONAL` package that `flag` needs is missing; empty where it is not. Imports nothing."""
+    return "" if _is_there(package) else f"{flag} needs the package {package}, which is missing; {_install(package)}"
+
+
+def require_package(package: str, flag: str) -> Any:
+    """An `OPTIONAL` package, imported. Raises `UserError` that names `flag` and the command that installs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        told = f"which cannot be imported ({error}); {_install(package)}"
+        raise UserError(f"{flag} needs the package {package}, {told}") from error
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # imported before, or barred from it
+        return False
+
+
+def _install(package: str) -> str:
+    return f"install it: pip install {package}=={OPTIONAL[package]}"
 
 
 def quiet_libraries(training: bool = False) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.inference_flags import CTRANSLATE2_INSTALL
 from models.architectures import architecture, logit_scale, own_search
 from models.forward import decoder_start_token
 from models.special_tokens import example_target
@@ -27,21 +26,12 @@ from utils.console import tell
 from utils.errors import RunError, UserError
 from utils.files import clean_folder_leftovers, file_lock, write_folder
 from utils.json_files import read_json
+from utils.libraries import require_package
 
 CONVERSION = b"1"  # raised when a conversion comes out otherwise, so that caches are made anew
 MODEL_FILE = "model.bin"
 VOCABULARY_FILE = "shared_vocabulary.json"
 CONFIG_FILE = "config.json"
-
-
-def require_ctranslate2(flag: str) -> Any:
-    """The package. Raises `UserError` that names `flag` and the command that installs it where it is missing."""
-    try:
-        return importlib.import_module("ctranslate2")
-    except ImportError as error:
-        raise UserError(
-            f"{flag} needs the package ctranslate2, which cannot be imported ({error}); {CTRANSLATE2_INSTALL}"
-        ) from error
 
 
 def check_convertible(model_type: str, place: str) -> None:
@@ -70,7 +60,7 @@ def save_converted(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
     Raises:
         UserError: the package is missing, or the architecture is not converted.
     """
-    require_ctranslate2("the conversion")
+    require_package("ctranslate2", "the conversion")
     kind = model.config.model_type
     check_convertible(kind, type(model).__name__)
     start = decoder_start_token(model, example_target(tokenizer))
@@ -136,7 +126,7 @@ def cached_conversion(name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
         UserError: the package is missing, or the architecture is not converted.
         RunError: the disk refused.
     """
-    require_ctranslate2("-engine ctranslate2")
+    require_package("ctranslate2", "-engine ctranslate2")
     check_convertible(model.config.model_type, f"-model {name}")
     parent = _cache_parent(name)
     stem = f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(name).name) or 'model'}.ctranslate2-{compute_type}"

@@ -36,10 +36,11 @@ from checkpoints.model_source import InferenceModel
 from config.inference_flags import COMPUTE_TYPES, DecodeFlags
 from generation.decoder import Decoder, Hypothesis, decode_texts, generation_config
 from generation.engines.base import Prediction
-from generation.engines.conversion import VOCABULARY_FILE, cached_conversion, require_ctranslate2
+from generation.engines.conversion import VOCABULARY_FILE, cached_conversion
 from utils.console import tell
 from utils.errors import RunError, UserError
 from utils.json_files import read_json
+from utils.libraries import require_package
 from utils.padding import pad_sources
 
 CUDA_LIBRARY = "libcublas.so.12"
@@ -67,7 +68,7 @@ def unread_sources(start_token: int, end_token: int) -> list[tuple[int, ...]]:
 
 def supported_compute_types(device: str, device_index: int = 0) -> list[str]:
     """The values of -compute_type that the device (cpu or cuda) calculates with."""
-    package = require_ctranslate2("-engine ctranslate2")
+    package = require_package("ctranslate2", "-engine ctranslate2")
     return [name for name in COMPUTE_TYPES if name in package.get_supported_compute_types(device, device_index)]
 
 
@@ -120,7 +121,7 @@ class CTranslate2Engine:
         with_scores: bool = True,
         unread: Mapping[tuple[int, ...], Sequence[Hypothesis]] | None = None,
     ) -> None:
-        package = require_ctranslate2("-engine ctranslate2")
+        package = require_package("ctranslate2", "-engine ctranslate2")
         self.start_token, self.end_token = generation.decoder_start_token_id, generation.eos_token_id
         check_start_token(flags, self.start_token, self.end_token)
         check_compute_type(flags.compute_type, device, device_index)
@@ -301,7 +302,7 @@ def convert(
     Raises:
         UserError: the package is missing, the architecture or an option is not supported, or outputs differ.
     """
-    require_ctranslate2("-engine ctranslate2")
+    require_package("ctranslate2", "-engine ctranslate2")
     loaded, tokenizer = model()
     generation = generation_config(loaded, tokenizer, flags)
     check_start_token(flags, generation.decoder_start_token_id, generation.eos_token_id)
