@@ -43,3 +43,9 @@ class OptimFlags:
         1.0, "Largest gradient norm; adafactor clips by itself and ignores it; 0 = off.", minimum=0.0
     )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
+    rdrop_alpha: float = flag(
+        0.0,
+        "Weight of R-Drop: every row goes through the model twice, and the divergence of the two outputs joins the"
+        " loss; about twice the time and memory; 0 = off.",
+        minimum=0.0,
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.losses.objective import batch_loss
+from models.losses.objective import Objective, batch_loss
 from models.meter import StepMeter, mixed_figures
 from models.optimizers.build import build_optimizer
 from models.optimizers.schedules import build_scheduler
@@ -40,7 +40,7 @@ def micro_batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
 class Seq2SeqModule(pl.LightningModule):
     """An encoder-decoder in training.
 
-    The loss of a micro-batch is the sum of its token cross-entropies divided by the target tokens of the whole
+    The loss of a micro-batch is the sum of its tokens' losses divided by the target tokens of the whole
     optimizer step over all ranks (known from the plan), in both sums times the weights that rows may have:
     accumulation, more devices and one big batch give the same gradient. Nothing in `training_step` waits for the
     device.
@@ -53,6 +53,7 @@ class Seq2SeqModule(pl.LightningModule):
         optim: OptimSettings,
         options: ModuleOptions,
         grad_norm: Callable[[Sequence[Tensor]], Tensor],
+        objective: Objective,
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,6 +61,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.optim = optim
         self.options = options
         self.grad_norm = grad_norm  # of the whole gradient, however the processes share it
+        self.objective = objective
         self.meter = StepMeter()
         self.validation_meters: list[StepMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
@@ -108,12 +110,14 @@ class Seq2SeqModule(pl.LightningModule):
         optimizer.zero_grad()
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Sum of the token cross-entropies of `batch`, and the number of tokens that were predicted right."""
+        """Sum over the target tokens of `batch` of the objective in training and of the cross-entropy in validation,
+        and the number of tokens that were predicted right."""
         rows, source_length = batch["input_ids"].shape
         target_length = batch["labels"].shape[1]
         self.batch_shape = f"{rows:,} rows x {source_length:,} source and {target_length:,} target tokens"
-        smoothing = self.optim.label_smoothing if self.training else 0.0
-        loss_sum, correct = batch_loss(self.model, batch, smoothing, count_correct)
+        if self.training:
+            return self.objective(self.model, batch), None
+        loss_sum, correct = batch_loss(self.model, batch, count_correct=count_correct)
         return loss_sum, correct if count_correct else None
 
     def configure_gradient_clipping(

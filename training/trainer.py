@@ -13,6 +13,7 @@ from config.checks import highest_rate
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
+from models.losses.objective import Objective
 from models.optimizers.settings import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
@@ -48,7 +49,8 @@ def build_module(
     )
     flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
     flags["learning_rate"] = highest_rate(config.optim)
-    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options, strategy.grad_norm)
+    objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha)
+    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options, strategy.grad_norm, objective)
 
 
 def build_trainer(

@@ -15,20 +15,15 @@ the target no part of the uniform share: its s is this s * (V - 1) / V.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from models.kernels.casts import autocast_dtype
-from models.kernels.products import aligned_rows, product
+from models.losses.chunked import accumulation_dtype, chunked_loss, most_tokens
 from utils.padding import IGNORE_INDEX
-
-MAX_LOGITS_CPU = 2**25  # logits alive at a time: 128 MiB in fp32
-MAX_LOGITS_ACCELERATOR = 2**28  # 1 GiB; a chunk also costs a pass over the gradient of the output embedding
-FP16_FACTOR = 2.0**10  # of gradients in fp16: probabilities from 6e-11 count, and token weights up to 63 fit
 
 
 def token_loss_sum(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -75,15 +70,10 @@ def token_loss_and_correct(
     if scale != 1.0:
         hidden = hidden * scale
     bias = None if bias is None else bias.reshape(-1)
-    if max_logits is None:
-        max_logits = MAX_LOGITS_CPU if hidden.device.type == "cpu" else MAX_LOGITS_ACCELERATOR
-    chunk_tokens = max(1, max_logits // weight.shape[0])
+    chunk_tokens = most_tokens(weight.shape[0], hidden.device, max_logits)
     if hidden.device.type != "cpu" or len(targets) > chunk_tokens:
-        with_gradient = torch.is_grad_enabled()
-        loss, correct = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, bias, targets, label_smoothing, token_weights, chunk_tokens, with_gradient, count_correct
-        )
-        return loss, correct
+        criterion = CrossEntropy(label_smoothing, token_weights)
+        return chunked_loss(hidden, weight, bias, targets, criterion, chunk_tokens, count_correct)
     logits = _logits(hidden, weight, bias)
     if token_weights is None:
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
@@ -97,95 +87,44 @@ def token_loss_and_correct(
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Project on the vocabulary, in autocast's precision where it is on; the result is fp32 (or fp64)."""
     logits = F.linear(hidden, weight)
-    logits = logits.to(_accumulation_dtype(logits))
+    logits = logits.to(accumulation_dtype(logits))
     return logits if bias is None else logits + bias
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The criterion of `chunked_loss` that is the cross-entropy.
 
-
-class _ChunkedLoss(torch.autograd.Function):
-    """The loss of `token_loss_and_correct` over chunks of tokens; the gradient is computed along with the loss.
-
-    The loss is the root of the graph but for a factor, so its gradient is known up to that factor in the forward
-    pass: d loss / d logits = softmax - target distribution. `backward` only multiplies, in place, and so runs once.
+    Args:
+        token_weights: (target tokens,) factors; None = all 1.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        label_smoothing: float,
-        token_weights: Tensor | None,
-        chunk_tokens: int,
-        with_gradient: bool,
-        count_correct: bool,
-    ) -> tuple[Tensor, Tensor]:
-        device, vocabulary = hidden.device.type, weight.shape[0]
-        matmul_dtype = autocast_dtype(hidden.device) or hidden.dtype
-        total_dtype = _accumulation_dtype(hidden)
-        needs = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        grad_hidden = torch.empty_like(hidden, dtype=total_dtype) if needs[0] else None
-        grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias, dtype=total_dtype) if needs[2] and bias is not None else None
-        loss = hidden.new_zeros((), dtype=total_dtype)
-        correct = targets.new_zeros(())
-        with torch.autocast(device, enabled=False):
-            # A copy on CUDA is aligned; one for that alone, in fp32, would cost more memory than it is worth.
-            copied = weight.is_cuda and weight.dtype != matmul_dtype
-            rows = aligned_rows(weight, matmul_dtype) if copied else weight.to(matmul_dtype)
-            for start in range(0, max(1, len(targets)), chunk_tokens):
-                places = slice(start, start + chunk_tokens)
-                chunk, target = hidden[places].to(matmul_dtype), targets[places]
-                factors = None if token_weights is None else token_weights[places]
-                logits = product(chunk, rows.T, total_dtype)  # (chunk tokens, vocabulary and what aligns it)
-                if logits.shape[1] > vocabulary:
-                    logits[:, vocabulary:] = -torch.inf
-                if bias is not None:
-                    logits[:, :vocabulary] += bias
-                if count_correct:
-                    correct += (logits.argmax(-1) == target).sum()
-                loss += _to_probabilities(logits, target, vocabulary, label_smoothing, factors)
-                if any(needs):
-                    _to_gradient(logits, target, vocabulary, label_smoothing, factors)
-                    gradient = (logits.mul_(FP16_FACTOR) if matmul_dtype == torch.float16 else logits).to(matmul_dtype)
-                    if grad_bias is not None:
-                        grad_bias += logits[:, :vocabulary].sum(0)
-                    if grad_hidden is not None:
-                        grad_hidden[places] = product(gradient, rows, total_dtype)
-                    if needs[1]:
-                        grad_weight = _plus_product(grad_weight, gradient[:, :vocabulary].T, chunk, total_dtype)
-                    del gradient
-                del logits  # before the next chunk has its own
-        ctx.gradients = [grad_hidden, grad_weight, grad_bias]
-        ctx.dtypes = [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
-        ctx.divisor = FP16_FACTOR if matmul_dtype == torch.float16 else 1.0
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+    label_smoothing: float = 0.0
+    token_weights: Tensor | None = None
+    passes: int = 1
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradient of this loss was taken already")
-        gradients, ctx.gradients = ctx.gradients, None  # no reference is left, so autograd keeps them without a copy
-        factor = grad_loss if ctx.divisor == 1.0 else grad_loss / ctx.divisor
-        found = [
-            None if gradient is None else gradient.mul_(factor).to(dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
-        ]
-        return (*found, None, None, None, None, None, None)
+    def __call__(
+        self, logits: Tensor, target: Tensor, vocabulary: int, places: slice, *, with_gradient: bool
+    ) -> Tensor:
+        """See `Criterion`."""
+        factors = None if self.token_weights is None else self.token_weights[places]
+        return cross_entropy_in_place(logits, target, vocabulary, self.label_smoothing, factors, with_gradient)
 
 
-def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give total + left @ right, in place where there is a total yet."""
-    if total is None:
-        return product(left, right, dtype)
-    return total.addmm_(left, right) if left.dtype == dtype else total.add_(product(left, right, dtype))
+def cross_entropy_in_place(
+    logits: Tensor,
+    target: Tensor,
+    vocabulary: int,
+    label_smoothing: float,
+    factors: Tensor | None,
+    with_gradient: bool = True,
+) -> Tensor:
+    """Give the summed loss of (tokens, vocabulary or more) logits, and turn them into its gradient: softmax - target
+    distribution; without a gradient into probabilities. `factors` are (tokens,) weights; None = all 1."""
+    loss = _to_probabilities(logits, target, vocabulary, label_smoothing, factors)
+    if with_gradient:
+        _to_gradient(logits, target, vocabulary, label_smoothing, factors)
+    return loss
 
 
 def _to_probabilities(

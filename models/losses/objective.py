@@ -1,15 +1,51 @@
-"""The loss of a batch: one pass of the model and the sum over its target tokens."""
+"""The loss of a batch: the pass of the model, or passes of several, and the sum over its target tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.forward import decode_teacher_forced
+from models.forward import DecoderOutput, decode_teacher_forced
+from models.kernels.casts import autocast_dtype
+from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_rows
 from models.losses.cross_entropy import token_loss_and_correct
+from models.losses.divergence import COPIES, Distillation, RDrop
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that a student learns from: it is in evaluation mode, not trained, and in no checkpoint.
+
+    Args:
+        temperature: softens both distributions, above 0.
+        share: of the divergence in the loss, 0 to 1; the rest is cross-entropy.
+    """
+
+    model: PreTrainedModel
+    temperature: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimizes: the cross-entropy, or with a teacher or R-Drop more than that."""
+
+    label_smoothing: float = 0.0
+    rdrop_alpha: float = 0.0
+    teacher: Teacher | None = None
+
+    def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
+        """Give the loss summed over the target tokens of a batch of `datamodules.collate`, on the model's device."""
+        if self.teacher is not None:
+            return _distillation_loss(model, self.teacher, batch, self.label_smoothing)
+        if self.rdrop_alpha:
+            return _rdrop_loss(model, batch, self.rdrop_alpha, self.label_smoothing)
+        return batch_loss(model, batch, self.label_smoothing)[0]
 
 
 def batch_loss(
@@ -29,3 +65,49 @@ def batch_loss(
         token_weights=batch.get("token_weights"),
         count_correct=count_correct,
     )
+
+
+def _distillation_loss(
+    model: PreTrainedModel, teacher: Teacher, batch: Mapping[str, Any], label_smoothing: float
+) -> Tensor:
+    index, labels = batch["target_index"], batch["labels"]
+    inputs = batch["input_ids"], batch["attention_mask"], labels
+    with torch.no_grad():
+        taught = decode_teacher_forced(teacher.model.to(labels.device), *inputs)
+        dtype = autocast_dtype(labels.device) or taught.hidden.dtype
+        criterion = Distillation(
+            hidden=_of_targets(taught, index).to(dtype),
+            rows=output_rows(taught.weight, dtype),
+            bias=_flat(taught.bias),
+            temperature=teacher.temperature,
+            share=teacher.share,
+            label_smoothing=label_smoothing,
+            token_weights=batch.get("token_weights"),
+        )
+    output = decode_teacher_forced(model, *inputs)
+    return _summed(output, _of_targets(output, index), labels.reshape(-1)[index], criterion)
+
+
+def _rdrop_loss(model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, label_smoothing: float) -> Tensor:
+    """Every row stands twice in one pass, so that the copies have dropout of their own."""
+    index, labels = batch["target_index"], batch["labels"]
+    twice = [batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask", "labels")]
+    output = decode_teacher_forced(model, *twice)
+    neighbours = torch.stack((index, index + labels.numel()), 1).flatten()
+    criterion = RDrop(alpha, label_smoothing, batch.get("token_weights"))
+    return _summed(output, _of_targets(output, neighbours), labels.reshape(-1)[index], criterion)
+
+
+def _of_targets(output: DecoderOutput, index: Tensor) -> Tensor:
+    """(places of `index`, d_model) hidden states, scaled as the logits are."""
+    hidden = output.hidden.reshape(-1, output.hidden.shape[-1]).index_select(0, index)
+    return hidden if output.scale == 1.0 else hidden * output.scale
+
+
+def _flat(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.reshape(-1)
+
+
+def _summed(output: DecoderOutput, hidden: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
+    tokens = most_tokens(output.weight.shape[0], hidden.device, copies=COPIES * criterion.passes)
+    return chunked_loss(hidden, output.weight, _flat(output.bias), targets, criterion, tokens)[0]
