@@ -22,7 +22,7 @@ from training.checks import check_train, parse_training_flags
 from training.process_watch import die_with_the_first
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
-from utils.errors import NotFiniteError, raise_if_any
+from utils.errors import SharedError, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
@@ -107,7 +107,7 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
                 say(*report_test_splits(prepared))
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
-    except NotFiniteError:
+    except SharedError:
         if is_first_process():
             raise
     finally:

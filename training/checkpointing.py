@@ -5,21 +5,24 @@ after each validation:      better than before? -> best/; checkpoint of the best
 at the end of an epoch without validation rows: the same with no score
 a stop in a validation:     last.ckpt says that the validation is still to come; a resumed run begins with it
 
-One state is written once, however many ask for it: the other names are links to the same file.
+One state is written once, however many ask for it: the other names are links to the same file. Training waits only
+while the state is copied, and a thread writes the copy. A save that is due meanwhile, a stop and the end of the run
+wait until it is on the disk.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from checkpoints.background import BackgroundSaves
 from checkpoints.format import CONTENT_KEY, FORMAT_VERSION
 from checkpoints.model_folder import WEIGHTS_SUFFIX, Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
@@ -40,29 +43,11 @@ from training.lightning_loop import (
     ours,
     validation_due,
 )
-from training.signals import PROCESS_BEGAN, StopSignal, TrainingStopped
+from training.signals import PROCESS_BEGAN, Request, StopSignal, TrainingStopped
 from training.strategies.replicated import Replicated
 from utils.console import tell
-from utils.errors import NotFiniteError
+from utils.errors import NotFiniteError, RunError, SharedError
 from utils.files import link_file, link_folder, run_error
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the ranks agreed on after an optimizer step, or between two batches of a validation."""
-
-    signum: int = 0  # to stop on
-    out_of_time: bool = False  # -max_hours
-    timed_save: bool = False
-    save: bool = False  # SIGUSR1
-
-    def __or__(self, other: Request) -> Request:
-        return Request(
-            self.signum or other.signum,
-            self.out_of_time or other.out_of_time,
-            self.timed_save or other.timed_save,
-            self.save or other.save,
-        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +87,7 @@ class Checkpointer(pl.Callback):
         self.validations_without_gain = 0
         self.kept = KeptCheckpoints(self.checkpoints, flags.save_last_k)
         self.validation: dict[str, float] = {}  # figures of the latest validation
+        self.saves = BackgroundSaves()
         self._request = Request()
         self._saved_at = time.monotonic()
         self._began_at = 0  # the optimizer step that this process began with
@@ -162,6 +148,16 @@ class Checkpointer(pl.Callback):
         self.best_step = trainer.global_step
         self._act(trainer, ours(pl_module), Validated(better=True))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del pl_module
+        self._settle(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Whatever ends the run, a save that is being written is completed."""
+        del trainer, pl_module, exception
+        if (error := self.saves.settle()) is not None:
+            tell(f"error: {error}")
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -205,11 +201,11 @@ class Checkpointer(pl.Callback):
         self._saved_at = now if timed else self._saved_at
         save, self.stop.save_requested = self.stop.save_requested, False
         first, group = trainer.is_global_zero, control_group(trainer)
-        mine = Request(self.stop.received, out_of_time and first, timed and first, save)
+        mine = Request(self.stop.received, out_of_time and first, timed and first, save, self.saves.failed)
         if group is None:
             return mine
         earlier = self._answered()
-        answers = torch.tensor([mine.signum, mine.out_of_time, mine.timed_save, mine.save], dtype=torch.int64)
+        answers = torch.tensor(astuple(mine), dtype=torch.int64)
         largest = torch.distributed.ReduceOp.MAX
         self._asked = torch.distributed.all_reduce(answers, largest, group=group, async_op=True), answers
         return earlier
@@ -249,22 +245,18 @@ class Checkpointer(pl.Callback):
         request, self._request = self._request, Request()
         if validated:
             request |= self._answered()  # it may be the end of the run
-        step = trainer.global_step
+        if request.failed:
+            self._settle(trainer)
         epoch, _ = data_module(trainer).position()
         limit = self._limit(trainer, request)
         finished = trainer.should_stop or epoch >= (trainer.max_epochs or 0)
         stops = bool(request.signum or (limit and not finished))
         due = self._due(trainer, pl_module, request, validated)
-        if due or stops or request.save:
-            self._save(trainer, pl_module, due)
-        if validated or stops or request.save:
-            self._export_last(trainer, pl_module)
-        if validated and validated.better and trainer.is_global_zero:
-            link_folder(self.folder / "last", self.folder / "best", WEIGHTS_SUFFIX)
+        exported = bool(validated or stops or request.save)
+        if due or exported:
+            self._save(trainer, pl_module, due, exported, bool(validated and validated.better), request.save)
         if stops:
             self._stop(trainer, request.signum, limit)
-        if request.save and trainer.is_global_zero:
-            tell(f"saved at optimizer step {step}: {self.checkpoints / LAST_NAME}")
 
     def _due(
         self, trainer: pl.Trainer, pl_module: Seq2SeqModule, request: Request, validated: Validated | None
@@ -300,38 +292,80 @@ class Checkpointer(pl.Callback):
         A limit of hours waits for a validation that this process began with: else no resume might ever get beyond it.
         """
         self._request |= self._agree(trainer)
+        if self._request.failed:
+            self._settle(trainer)
         gained = trainer.global_step > self._began_at
         if self._request.signum or (self._request.out_of_time and gained):
             data_module(trainer).validation_pending = True
             limit = "" if self._request.signum else f"-max_hours {self.flags.max_hours:g}"
-            self._save(trainer, pl_module, [])
-            self._export_last(trainer, pl_module)
+            self._save(trainer, pl_module, [], exported=True)
             self._stop(trainer, self._request.signum, limit)
 
     def _stop(self, trainer: pl.Trainer, signum: int, limit: str) -> None:
+        self._settle(trainer)
         words = f"stopped at optimizer step {trainer.global_step} and saved"
         raise TrainingStopped(words, signum, "" if signum else limit)
 
     # ---- writing
 
-    def _save(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, due: Sequence[DueCheckpoint]) -> None:
-        """Write this state as `last.ckpt` and under the names that are due, and remove what is kept no more."""
+    def _save(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Seq2SeqModule,
+        due: Sequence[DueCheckpoint],
+        exported: bool,
+        better: bool = False,
+        asked: bool = False,
+    ) -> None:
+        """Save this state as `last.ckpt` and under the names that are due, and remove what is kept no more.
+
+        Args:
+            exported: as `last/`, too.
+            better: as `best/`, too.
+            asked: by the user, who is told when it is saved.
+        """
         self._check_finite(pl_module)
+        self._settle(trainer)
         gone = self.kept.add(due, self.best_step)
         first, *others = [*(self.checkpoints / one.name for one in due), self.checkpoints / LAST_NAME]
-        self.strategy.save(trainer, first)
-        if trainer.is_global_zero:
+        weights = self.strategy.full_state(pl_module.model) if exported else None
+        state, weights = self.saves.copied((self.strategy.state(trainer), weights if trainer.is_global_zero else None))
+        export = self._export(trainer, pl_module, weights) if weights is not None else None
+        saved = f"saved at optimizer step {trainer.global_step}: {self.checkpoints / LAST_NAME}" if asked else ""
+
+        def write() -> None:
+            self.strategy.write(state, first)
+            if not trainer.is_global_zero:
+                return
             for path in others:  # last.ckpt comes last: what it counts is there
                 link_file(first, path)
             for path in gone:
                 with run_error(path):
                     path.unlink(missing_ok=True)
+            if export:
+                export()
+            if better:
+                link_folder(self.folder / "last", self.folder / "best", WEIGHTS_SUFFIX)
+            tell(*([saved] if saved else []))
 
-    def _export_last(self, trainer: pl.Trainer, pl_module: Seq2SeqModule) -> None:
-        """Write `last/`."""
-        weights = self.strategy.full_state(pl_module.model)
-        if not trainer.is_global_zero:
-            return
+        self.saves.start(write)
+
+    def _settle(self, trainer: pl.Trainer) -> None:
+        """Wait for the save that is being written; every process calls it.
+
+        Raises:
+            SharedError: it failed in one of the processes.
+        """
+        error = self.saves.settle()
+        told = gathered(trainer, None if error is None else str(error))
+        first = next((words for words in told if words is not None), None)
+        if first is not None:
+            if error is not None and not isinstance(error, RunError):
+                raise error
+            raise SharedError(first) from error
+
+    def _export(self, trainer: pl.Trainer, pl_module: Seq2SeqModule, weights: Any) -> Callable[[], None]:
+        """What writes `last/`."""
         epoch, batches = data_module(trainer).position()
         exported = Exported(
             epoch=epoch,
@@ -342,7 +376,8 @@ class Checkpointer(pl.Callback):
             best_step=self.best_step,
             validation=self.validation,
         )
-        write_export(self.folder / "last", pl_module.model, pl_module.tokenizer, exported, self.description, weights)
+        model, tokenizer = pl_module.model, pl_module.tokenizer
+        return lambda: write_export(self.folder / "last", model, tokenizer, exported, self.description, weights)
 
     def _check_finite(self, pl_module: Seq2SeqModule) -> None:
         """Never save weights that hold NaN or infinity."""

@@ -154,6 +154,16 @@ def fit_loop_state(epoch: int, batches: int, batches_per_epoch: int, step: int) 
     }
 
 
+def checkpoint_of(trainer: pl.Trainer) -> dict[str, Any]:
+    """What Lightning, the data module and the callbacks put into a checkpoint now; every process calls it."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint file durably."""
+    write_file(path, lambda file: torch.save(checkpoint, file), needed=_tensor_bytes(checkpoint))
+
+
 class DurableCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, written durably.
 
@@ -169,7 +179,7 @@ class DurableCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         del storage_options
-        write_file(Path(path), lambda file: torch.save(checkpoint, file), needed=_tensor_bytes(checkpoint))
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,26 @@ from utils.launch import is_first_process, requeue, started_by_launcher
 
 PROCESS_BEGAN = time.monotonic()  # this module is among the first that train.py imports
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the ranks agreed on after an optimizer step, or between two batches of a validation."""
+
+    signum: int = 0  # to stop on
+    out_of_time: bool = False  # -max_hours
+    timed_save: bool = False
+    save: bool = False  # SIGUSR1
+    failed: bool = False  # the latest save
+
+    def __or__(self, other: Request) -> Request:
+        return Request(
+            self.signum or other.signum,
+            self.out_of_time or other.out_of_time,
+            self.timed_save or other.timed_save,
+            self.save or other.save,
+            self.failed or other.failed,
+        )
 
 
 class TrainingStopped(Exception):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,15 @@ import torch
 from utils.errors import UserError
 from utils.launch import step_tasks
 
+CONTROL_GROUPS = {  # by their name in /proc/self/cgroup: where they lie, files of limit and use, entry of memory.stat
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
 WATCH_SECONDS = 0.5
 NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in messages of torch, CUDA, its libraries
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -118,6 +129,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def free_host_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, and of its group (a container, a SLURM job)."""
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kind, path = line.split(":", 2)
+            if kind in CONTROL_GROUPS:
+                root, *names = CONTROL_GROUPS[kind]
+                group = root / path.removeprefix("/")
+                free += [
+                    _free_of_group(place, *names) for place in (group, *group.parents) if place.is_relative_to(root)
+                ]
+        return min(free)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_of_group(group: Path, limit: str, used: str, of_files: str) -> int:
+    """Bytes below the limit of a control group; what files take is given back."""
+    with suppress(OSError, ValueError):
+        entries = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
+        return int((group / limit).read_text()) - int((group / used).read_text()) + int(entries.get(of_files, 0))
+    return sys.maxsize  # it has no limit, or is not shown
 
 
 def check_launcher(devices: Devices) -> None:

@@ -28,8 +28,12 @@ class RunError(Exception):
     """A run that cannot go on for a reason the flags did not show (a NaN loss, a full disk); exit code 1."""
 
 
-class NotFiniteError(RunError):
-    """NaN or infinity in training: found on every rank at the same step, so that the first one tells it for all."""
+class SharedError(RunError):
+    """What every rank raises at the same step, so that the first one tells it for all."""
+
+
+class NotFiniteError(SharedError):
+    """NaN or infinity in training."""
 
 
 def raise_if_any(problems: Iterable[str]) -> None:

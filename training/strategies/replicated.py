@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.saved_run import SavedRun, read_run
-from training.lightning_loop import OurDDP
+from training.lightning_loop import OurDDP, checkpoint_of, write_checkpoint
 from training.process_watch import PARENT_VARIABLE
 from utils.devices import Devices
 from utils.digests import file_states
@@ -50,9 +50,18 @@ class Replicated:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
         return bool(torch.stack([torch.isfinite(parameter.detach()).all() for parameter in parameters]).all())
 
-    def save(self, trainer: pl.Trainer, path: Path) -> None:
-        """Write a checkpoint, a file here; every process calls it."""
-        trainer.save_checkpoint(path)
+    def state(self, trainer: pl.Trainer) -> Any:
+        """What this process writes of a checkpoint, in the memory that training uses; every process calls it."""
+        checkpoint = checkpoint_of(trainer)
+        return checkpoint if trainer.is_global_zero else None
+
+    def write(self, state: Any, path: Path) -> None:
+        """Write a checkpoint, a file here, of a copy of `state`; every process calls it, beside the training.
+
+        The processes go on meanwhile: a collective would have to be of a group of its own.
+        """
+        if state is not None:
+            write_checkpoint(state, path)
 
     def load(self, path: Path) -> SavedRun:
         """The run of a checkpoint that `save` wrote; raises as `read_run` does.
