@@ -33,7 +33,7 @@ class ExportFlags:
     )
     format: str = free(
         "safetensors",
-        "What is written: a from_pretrained folder, or a model for CTranslate2 (T5, mT5, ByT5, UMT5, BART, mBART).",
+        "What is written: a from_pretrained folder, or a model for CTranslate2 (docs/architectures.md: which models).",
         choices=EXPORT_FORMATS,
     )
     compute_type: str = free("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)

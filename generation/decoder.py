@@ -1,7 +1,8 @@
 """Decoding of batches into texts: greedy, beam search, sampling, and search among labels only.
 
-T5, mT5, UMT5, BART and mBART are decoded by our own search; any other encoder-decoder, and one whose decoder is not
-made of plain linear layers (adapters, quantised, sharded), by `generate` of `transformers`. Both give the same texts.
+The families of T5 and BART (models/architectures.py) are decoded by our own search; any other encoder-decoder, and one
+whose decoder is not made of plain linear layers (adapters, quantised, sharded), by `generate` of `transformers`. Both
+give the same texts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ class Architecture:
     class_name: str = ""  # how the classes of the libraries begin, of a family
     plain_logits: bool = True  # product of hidden states and output embedding, plus a bias; test_architectures.py
     norm_first: bool = True  # in a layer; else after it
+    embedding_norm: bool = True  # of BART's family: a norm behind the embedding
+    places_skip_padding: bool = False  # of BART's family: a pad token has no position of its own
     relative_positions: bool = False  # and so no longest source or target
     bias_in_each_layer: bool = False  # of T5's family: else the first layer's position bias is that of all
     overflows_in_fp16: bool = False
@@ -51,13 +53,15 @@ ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "umt5": replace(_T5, class_name="UMT5", bias_in_each_layer=True, tying_scales=True),
     "bart": Architecture(family="bart", class_name="Bart", norm_first=False),
     "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
+    "pegasus": Architecture(family="bart", class_name="Pegasus", embedding_norm=False),
+    "m2m_100": Architecture(family="bart", class_name="M2M100", embedding_norm=False, places_skip_padding=True),
     "longt5": replace(_T5, family=""),
     "plbart": Architecture(last_token_first=True, needs_start_token=False),
     "fsmt": Architecture(
         last_token_first=True, needs_start_token=False, output_layer="model.decoder.output_projection"
     ),
-    **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "m2m_100"), Architecture()),
-    **dict.fromkeys(("marian", "mvp", "pegasus", "pegasus_x", "seamless_m4t", "seamless_m4t_v2"), Architecture()),
+    **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "marian", "mvp"), Architecture()),
+    **dict.fromkeys(("pegasus_x", "seamless_m4t", "seamless_m4t_v2"), Architecture()),
     "t5gemma": Architecture(plain_logits=False, needs_start_token=False),
     "t5gemma2": Architecture(plain_logits=False, needs_start_token=False),
     "encoder-decoder": Architecture(plain_logits=False, two_models=True),

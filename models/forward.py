@@ -49,7 +49,7 @@ def decode_teacher_forced(
             length = labels.shape[1]
             inputs["decoder_attention_mask"] = attention_mask.new_ones(1, 1, length, length).tril()
         hidden = model.model(**inputs, use_cache=False)[0]
-        return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=model.final_logits_bias)
+        return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=logits_bias(model))
     return _other_architecture(model, inputs)
 
 
@@ -74,9 +74,14 @@ def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> De
         model(**inputs, use_cache=False)
     finally:
         hook.remove()
-    bias = getattr(model, "final_logits_bias", None)
+    bias = logits_bias(model)
     bias = getattr(head, "bias", None) if bias is None else bias
     return DecoderOutput(hidden=seen[0], weight=head.weight, bias=bias)
+
+
+def logits_bias(model: PreTrainedModel) -> Tensor | None:
+    """What is added to the logits of BART and its relatives, (1, vocabulary); M2M100 and T5 have none."""
+    return getattr(model, "final_logits_bias", None)
 
 
 def _output_layer(model: PreTrainedModel) -> Any:

@@ -12,6 +12,7 @@ PAGES = (
     "docs/tasks",
     "docs/mixtures",
     "docs/training",
+    "docs/architectures",
     "docs/resuming",
     "docs/inference",
     "docs/reviews",

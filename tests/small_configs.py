@@ -58,3 +58,10 @@ def with_dropout(name: str, rate: float = 0.1) -> dict[str, Any]:
     """One of `CONFIGS` with dropout everywhere."""
     keys = ("dropout_rate",) if "t5" in name else ("dropout", "attention_dropout", "activation_dropout")
     return config_of(name, **dict.fromkeys(keys, rate))
+
+
+_WIDE = {"dropout": 0.1, "encoder_layers": 1, "decoder_layers": 1, "scale_embedding": True}
+NEWER: dict[str, dict[str, Any]] = {  # one layer a side, with dropout
+    "pegasus": config_of("bart", **_WIDE, model_type="pegasus"),
+    "m2m_100": config_of("bart", **_WIDE, model_type="m2m_100", decoder_start_token_id=1),
+}

@@ -1,4 +1,4 @@
-"""T5, mT5, ByT5, UMT5, BART and mBART as CTranslate2 models: a conversion, and a cache of it beside the model.
+"""The families of T5 and BART as CTranslate2 models: a conversion, and a cache of it beside the model.
 
 The library's converter is handed the loaded model, not its folder, so that what it gets wrong with transformers 5 is
 set right here: the scaling of a T5's decoder output, the place of BART's layer norms, a vocabulary longer than the
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from generation.incremental.weights import positions_of
 from models.architectures import architecture, logit_scale, own_search
 from models.forward import decoder_start_token
 from models.special_tokens import example_target
@@ -92,10 +93,14 @@ def _specification(model: PreTrainedModel, compute_type: str) -> Any:
     model.config = copy.deepcopy(config)
     if row.like_bart:  # what the classes of transformers do, whatever an old config says
         model.config.normalize_before = row.norm_first
-        model.config.normalize_embedding = True
+        model.config.normalize_embedding = row.embedding_norm
     try:
         with torch.no_grad():
-            return loader.get_model_spec(model)
+            spec = loader.get_model_spec(model)
+            if row.like_bart:  # the library takes it that padding is token 1
+                for part, own in ((spec.encoder, model.get_encoder()), (spec.decoder, model.get_decoder())):
+                    part.position_encodings.encodings = positions_of(own.embed_positions)
+            return spec
     except (KeyError, ValueError) as error:  # an activation that the library does not have
         raise UserError(f"this {kind} model cannot be converted to CTranslate2: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""The decoder of a T5, mT5, UMT5, BART or mBART for search and for label scoring.
+"""The decoder of the families of T5 and BART for search and for label scoring.
 
 Two things differ from `generate`:
 

@@ -1,4 +1,4 @@
-"""The layers of a T5, mT5, UMT5, BART or mBART as plain tensor operations, on weights taken out of the modules once.
+"""The layers of the families of T5 and BART as plain tensor operations, on weights taken out of the modules once.
 
 The modules of `transformers` spend most of a decoding step on masks, cache objects and Python calls; here a step is
 some twenty operations a layer. Every operand has its type: callers leave autocast out (`without_autocast`).

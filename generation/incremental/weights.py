@@ -1,4 +1,4 @@
-"""The weights of a T5, mT5, UMT5, BART or mBART, taken out of its modules."""
+"""The weights of the families of T5 and BART, taken out of its modules."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from models.architectures import architecture, logit_scale
+from models.forward import logits_bias
 from models.kernels.casts import autocast_dtype
 from models.kernels.products import aligned_rows
 
@@ -124,9 +125,9 @@ def encoder_weights(model: Any, tables: Tables) -> Stack:
 
 def head_weights(model: Any, tables: Tables) -> Head:
     """What makes the logits; a bias of zeros, as BART's mostly is, is left out."""
-    bias = None if architecture(model.config.model_type).like_t5 else model.final_logits_bias.view(-1)
+    bias = logits_bias(model)
     if bias is not None:
-        bias = bias.detach() if bool(bias.any()) else None
+        bias = bias.detach().view(-1) if bool(bias.any()) else None
     return Head(tables.head(model.lm_head.weight), bias, logit_scale(model), len(model.lm_head.weight))
 
 
@@ -138,21 +139,30 @@ def _stack(model: Any, part: Any, tables: Tables) -> Stack:
         positions = first_norm = None
     else:
         layers, nearest = _bart_layers(part, dtype), 0
-        positions = part.embed_positions.weight.detach()[part.embed_positions.offset :]
-        first_norm = norm_of(part.layernorm_embedding)
+        positions = positions_of(part.embed_positions)
+        first_norm = norm_of(part.layernorm_embedding) if row.embedding_norm else None
     last_norm = part.final_layer_norm if row.like_t5 else getattr(part, "layer_norm", None)
     return Stack(
         dtype=dtype,
         heads=model.config.num_heads if row.like_t5 else part.layers[0].self_attn.num_heads,
         norm_first=row.norm_first,
         embedding=tables.embedding(own.weight),
-        embedding_scale=float(getattr(own, "embed_scale", 1.0)),
+        embedding_scale=float(getattr(own, "embed_scale", getattr(part, "embed_scale", 1.0))),
         positions=positions,
         first_norm=first_norm,
         layers=layers,
         last_norm=None if last_norm is None else norm_of(last_norm),
         nearest=nearest,
     )
+
+
+def positions_of(module: Any) -> Tensor:
+    """(positions, width) of the first token, the second, ..., where none of them is padding."""
+    if not hasattr(module, "weights"):
+        return module.weight.detach()[getattr(module, "offset", 0) :]  # type: ignore[no-any-return]
+    first = module.padding_idx + 1  # M2M100 makes its sinusoids on the way
+    table = module.get_embedding(first + module.num_positions, module.embedding_dim, module.padding_idx)
+    return table[first:].to(module.weights)  # type: ignore[no-any-return]
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -163,11 +173,14 @@ def compute_dtype(model: PreTrainedModel) -> torch.dtype:
 def supports(model: PreTrainedModel) -> bool:
     """Whether the weights of `model` are known to us.
 
-    True for the five architectures as long as every projection is a plain, whole `nn.Linear`: adapters, quantised
-    layers and weights that are sharded over processes are left to `generate`.
+    True for the architectures of T5's and BART's families as long as every projection is a plain, whole `nn.Linear`:
+    adapters, quantised layers and weights that are sharded over processes are left to `generate`. So is an M2M100 that
+    starts with padding: the library then counts positions otherwise in training than in `generate`.
     """
-    row = architecture(model.config.model_type)
+    config, row = model.config, architecture(model.config.model_type)
     if not row.own_search or not type(model).__name__.endswith("ForConditionalGeneration"):
+        return False
+    if row.places_skip_padding and config.decoder_start_token_id == config.pad_token_id:
         return False
     projections = [module for module in model.modules() if hasattr(module, "in_features")]
     return all(

@@ -1,4 +1,4 @@
-"""`accelerate(model)`: the same T5, mT5, UMT5, BART or mBART with a cheaper training step.
+"""`accelerate(model)`: the same model of the families of T5 and BART with a cheaper training step.
 
 Everywhere, under autocast: weights and inputs are cast once (`casts`), T5's bias and mask merged once
 (`position_bias`). In fp32 on the CPU, T5's family: PyTorch has no kernel for attention with dropout and a position bias

@@ -1,4 +1,4 @@
-"""`use_fused_attention(model)`: the kernel of `attention` in T5, mT5, UMT5, BART and mBART, for `-attention fused`.
+"""`use_fused_attention(model)`: the kernel of `attention` in the families of T5 and BART, for `-attention fused`.
 
 T5's bias goes to it as a table by distance, made by the library's own function; a padding mask as key lengths, so that
 padding must stand on the right, where `datamodules.collate` puts it. A causal mask is a flag. What the kernel does not

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
+from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, PreTrainedModel
 
 from config.inference_flags import DecodeFlags
 from generation.decoder import Decoder
@@ -77,12 +77,12 @@ def test_one_bad_row_of_many_is_enough() -> None:
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_other_architectures_are_watched_too(beams: int) -> None:
-    config = PegasusConfig(
+    config = BlenderbotConfig(
         vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64, pad_token_id=0,
         eos_token_id=1, forced_eos_token_id=None,
     )  # fmt: skip
-    model = PegasusForConditionalGeneration(config).eval()
+    model = BlenderbotForConditionalGeneration(config).eval()
     decoder = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=4, beam_size=beams, min_predict_length=2))
     decoder(*encoded(["abc"]))
     with torch.no_grad():

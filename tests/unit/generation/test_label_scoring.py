@@ -107,14 +107,14 @@ def test_scores_under_autocast_are_close() -> None:
 
 
 def test_unknown_decoders_are_refused() -> None:
-    from transformers import PegasusConfig, PegasusForConditionalGeneration
+    from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration
 
-    config = PegasusConfig(
+    config = BlenderbotConfig(
         vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="labels cannot be scored with PegasusForConditionalGeneration"):
-        LabelScorer(PegasusForConditionalGeneration(config), TOKENIZER, ["a"])
+    with pytest.raises(ValueError, match="labels cannot be scored with BlenderbotForConditionalGeneration"):
+        LabelScorer(BlenderbotForConditionalGeneration(config), TOKENIZER, ["a"])
 
 
 def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,7 @@ SMALL = {
 
 @cache
 def model_and_tokenizer(kind: str) -> tuple[Any, Any]:
-    """An mBART, whose decoder begins with the language; a BART and an NLLB, whose first token it is (as mBART-50's).
-
-    NLLB is decoded by `generate`, the others by our own search.
-    """
+    """An mBART, whose decoder begins with the language; a BART and an NLLB, whose first token it is (as mBART-50's)."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = (mbart_tokenizer if kind == "mbart" else nllb_tokenizer)(Path(folder))
     torch.manual_seed(3)

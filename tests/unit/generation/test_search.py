@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
+from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, GenerationConfig, PreTrainedModel
 
 from config.inference_flags import DecodeFlags
 from generation.beam_search import FoundTokens, Outputs, SearchOptions, beam_search
@@ -247,13 +247,13 @@ def test_compaction_keeps_what_the_beams_see() -> None:
 
 
 def test_other_architectures_are_decoded_by_the_library() -> None:
-    config = PegasusConfig(
+    config = BlenderbotConfig(
         vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64, init_std=0.5,
         pad_token_id=0, eos_token_id=1, forced_eos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = PegasusForConditionalGeneration(config).eval()
+    model = BlenderbotForConditionalGeneration(config).eval()
     ids, mask = encoded(words(4, seed=1))
     assert not supports(model)
     beams = Decoder(model, TOKENIZER, DecodeFlags(beam_size=4, max_predict_length=8, num_return=2))
@@ -264,7 +264,7 @@ def test_other_architectures_are_decoded_by_the_library() -> None:
     assert greedy[0].score < 0
     with pytest.raises(
         ValueError,
-        match="labels, sampling, ensembles and -compile are not supported for PegasusForConditionalGeneration",
+        match="labels, sampling, ensembles and -compile are not supported for BlenderbotForConditionalGeneration",
     ):
         Decoder(model, TOKENIZER, DecodeFlags(do_sample=True, seed=0))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ByT5Tokenizer, PegasusConfig, PegasusForConditionalGeneration, PreTrainedModel
+from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, ByT5Tokenizer, PreTrainedModel
 
 from checkpoints.model_source import inference_models
 from config.inference_flags import DecodeFlags, InferenceConfig
@@ -169,14 +169,14 @@ def test_a_shortest_output_beyond_the_model_is_refused(tmp_path: Path, told: Pre
 
 
 def test_a_search_that_is_not_our_own_is_told(tmp_path: Path, told: Prepared) -> None:
-    config = PegasusConfig(
+    config = BlenderbotConfig(
         vocab_size=384, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=600, pad_token_id=0,
         eos_token_id=1,
     )  # fmt: skip
-    pegasus = folder_of(PegasusForConditionalGeneration(config), tmp_path / "pegasus")
-    assert told("-model", pegasus)[1:] == [
-        "a pegasus model is decoded by generate of transformers: slower than our search, the same texts"
+    blenderbot = folder_of(BlenderbotForConditionalGeneration(config), tmp_path / "blenderbot")
+    assert told("-model", blenderbot)[1:] == [
+        "a blenderbot model is decoded by generate of transformers: slower than our search, the same texts"
     ]
 
 

@@ -1,0 +1,150 @@
+"""Newer architectures: the loss is the library's, it falls, a resumed run ends with the same bits, and the outputs are
+those of `generate`."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from config.inference_flags import DecodeFlags
+from generation.decoder import Decoder, generation_config
+from generation.engines.conversion import save_converted
+from generation.engines.ctranslate2 import CTranslate2Engine
+from generation.incremental.decoder import StepModel
+from generation.incremental.weights import Tables, encoder_weights, supports
+from generation.label_scoring import LabelScorer
+from models.architectures import architecture
+from models.kernels.accelerate import accelerate
+from models.loading import describe, from_checkpoint, from_config
+from models.losses.objective import batch_loss
+from models.seq2seq_module import micro_batch_seed
+from models.special_tokens import encoded_target
+from tests.small_configs import NEWER
+from tests.trained_models import TOKENIZER, encoded, words
+from tests.unit.generation.test_label_scoring import brute_force
+from utils.padding import IGNORE_INDEX
+
+STEPS, KILLED_AT = 100, 70
+LONGEST = 12  # tokens written
+
+
+def batch_of(texts: list[str]) -> dict[str, Tensor]:
+    ids, mask = encoded(texts)
+    labels = ids.masked_fill(mask == 0, IGNORE_INDEX)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "target_index": mask.flatten().nonzero()[:, 0]}
+
+
+class Run:
+    """Training to copy words, with what a checkpoint holds of it: weights, config and optimizer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.train()
+        accelerate(model)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=8e-3)
+        self.losses: list[float] = []
+
+    def train(self, begin: int, end: int) -> None:
+        for step in range(begin, end):
+            torch.manual_seed(micro_batch_seed(1, 0, step, 0))
+            batch = batch_of(words(16, seed=step))
+            loss = batch_loss(self.model, batch)[0] / len(batch["target_index"])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(loss.item())
+
+    def resumed(self) -> Run:
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        other = Run(from_checkpoint(describe(self.model), weights))
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        return other
+
+
+@cache
+def trained(name: str) -> tuple[Run, Run]:
+    """A run that nobody stopped, and one that was resumed on its way."""
+    run = Run(from_config(NEWER[name], seed=4))
+    run.train(0, KILLED_AT)
+    resumed = run.resumed()
+    run.train(KILLED_AT, STEPS)
+    resumed.train(KILLED_AT, STEPS)
+    return run, resumed
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_loss_falls_and_a_resumed_run_ends_with_the_same_bits(name: str) -> None:
+    run, resumed = trained(name)
+    assert run.losses[-1] < run.losses[0] / 2
+    assert resumed.losses == run.losses[KILLED_AT:]
+    expected = run.model.state_dict()
+    assert all(value.equal(expected[key]) for key, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_the_loss_is_that_of_the_library(name: str) -> None:
+    model, batch = trained(name)[0].model.eval(), batch_of(words(9, seed=500))
+    given = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        ours = batch_loss(model, batch)[0].item() / len(batch["target_index"])
+        assert ours == pytest.approx(model(**given).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("name", NEWER)
+@torch.inference_mode()
+def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
+    model = trained(name)[0].model.eval()
+    ids, mask = encoded(words(24, seed=99))
+    decoder = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=LONGEST, beam_size=beams, num_return=beams))
+    found = decoder.decode(ids, mask)
+    assert decoder.own == architecture(model.config.model_type).own_search
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": NEWER[name]["decoder_start_token_id"]}
+    model.generation_config = GenerationConfig(**tokens)
+    options = {"max_new_tokens": LONGEST, "num_beams": beams, "num_return_sequences": beams, "do_sample": False}
+    expected = model.generate(input_ids=ids, attention_mask=mask, **options)
+    texts = TOKENIZER.batch_decode(expected, skip_special_tokens=True)
+    assert [output.text for row in found for output in row] == texts
+    assert len(set(texts)) > 4
+
+
+BART_LIKE = [name for name, config in NEWER.items() if architecture(config["model_type"]).like_bart]
+
+
+@pytest.mark.parametrize("name", BART_LIKE)
+@torch.inference_mode()
+def test_the_encoder_pass_of_a_device_is_that_of_the_library(name: str) -> None:
+    model = trained(name)[0].model.eval()
+    ids, mask = encoded(words(9, seed=7, longest=60))
+    step_model = StepModel(model, torch.float32)
+    step_model.encoder, step_model.encoder_weights = None, encoder_weights(model, Tables(torch.float32))
+    expected = model.get_encoder()(input_ids=ids, attention_mask=mask)[0][mask.bool()]
+    torch.testing.assert_close(step_model._encoded(ids, mask)[mask.bool()], expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", BART_LIKE)
+@torch.inference_mode()
+def test_labels_are_scored_and_a_conversion_decodes_as_our_search(name: str, tmp_path: Path) -> None:
+    model, labels = trained(name)[0].model.eval(), ("ab", "abc", "긍정")
+    ids, mask = encoded(words(9, seed=99))
+    expected = [brute_force(model, ids, mask, encoded_target(TOKENIZER, text)) for text in labels]
+    torch.testing.assert_close(
+        LabelScorer(model, TOKENIZER, labels)(ids, mask), torch.stack(expected, 1), atol=1e-4, rtol=0
+    )
+    options = DecodeFlags(max_predict_length=LONGEST, beam_size=3, early_stopping=True)
+    save_converted(tmp_path, model, TOKENIZER, "float32")
+    engine = CTranslate2Engine(tmp_path, TOKENIZER, options, generation_config(model, TOKENIZER, options), threads=1)
+    rows = [row[: int(length)].numpy() for row, length in zip(ids, mask.sum(1), strict=True)]
+    texts = [prediction.text for prediction in engine(range(len(rows)), rows)]
+    assert texts == Decoder(model, TOKENIZER, options)(ids, mask)
+
+
+def test_an_m2m100_that_starts_with_padding_is_left_to_the_library() -> None:
+    """Which gives the first token after it another position in training than in `generate`."""
+    model = from_config({**NEWER["m2m_100"], "decoder_start_token_id": 0}, seed=4)
+    assert not supports(model)
