@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from models.architectures import architecture, refuse_other_losses
@@ -111,6 +112,21 @@ def _build(config: PreTrainedConfig, place: str) -> PreTrainedModel:
         return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
     except Exception as error:  # any kind, by the key at fault
         raise UserError(f"{place}: not a valid {config.model_type} config: {error_reason(error)}") from error
+
+
+class undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it random weights are not drawn, and take no memory of the host until something is written to them.
+
+    For a model that gets its weights from another process: everything else of it is as it would be.
+    """
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if function.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
+            return arguments[0]
+        return function(*arguments, **(options or {}))
 
 
 def from_config(content: Mapping[str, Any], seed: int, place: str = "-config_path") -> PreTrainedModel:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from datamodules.mixture import Mixture
 from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
-from models.architectures import overflowing, source_limit, target_limit
+from models.architectures import architecture, overflowing, source_limit, target_limit
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
+from models.loading import undrawn
 from training.resuming import (
     changed_words,
     check_optimizer,
@@ -32,12 +33,13 @@ from training.resuming import (
     plan_differences,
     saved_threads,
 )
+from training.strategies.registry import STRATEGIES
 from utils.console import say
 from utils.devices import Devices, check_launcher, resolve_devices, use_arithmetic, use_threads
 from utils.differences import Difference
 from utils.errors import UserError
 from utils.escapes import printable
-from utils.launch import local_rank
+from utils.launch import is_first_process, local_rank
 from utils.tables import counted, visible
 
 LONGEST_EXAMPLE = 2000  # cells of a terminal
@@ -126,6 +128,23 @@ def check_padded(parts: Sequence[Splits], config: PreTrainedConfig) -> None:
             )
 
 
+@contextmanager
+def _building(config: TrainConfig, source: ModelSource, devices: Devices, resumed: SavedRun | None) -> Iterator[None]:
+    """Build the model where it is to be.
+
+    What a checkpoint holds goes right to the device, and never into the memory of the host; seeds draw on the CPU, in
+    the first process alone where it gives its weights to the others (DDP does, before the first step).
+    """
+    given = devices.world_size > 1 and not is_first_process() and not STRATEGIES[config.device.strategy].sharded
+    with ExitStack() as stack:
+        if resumed:
+            stack.enter_context(torch.device(devices.device(local_rank())))
+        elif given and config.model.config_path and architecture(source.config.model_type).plain_logits:
+            stack.enter_context(torch.device(devices.device(local_rank())))
+            stack.enter_context(undrawn())  # type: ignore[no-untyped-call]
+        yield
+
+
 def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
@@ -154,8 +173,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     counts = [len(part.train) for part in parts]
     sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
     say(*sampling.lines([part.name for part in parts]))
-    # What a checkpoint holds goes right to the device, and never into the memory of the host; seeds draw on the CPU.
-    with torch.device(devices.device(local_rank())) if resumed else nullcontext():
+    with _building(config, source, devices, resumed):
         model = source.build(config.run.seed)
     prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed)
     if resumed is None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from utils.devices import Devices
-from utils.launch import in_job, step_tasks
+from utils.launch import in_job, local_rank, started_by_launcher, step_tasks
+
+LAUNCH = (  # what tells the processes of one machine and one start apart from others there
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "GROUP_RANK"),
+    *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURM_NODEID"),
+)
+SECONDS_FOR_THE_FIRST = 60.0  # to start, before a process checks by itself
+WHOLE, OTHER = b"1", b"0"
+Checked = TypeVar("Checked")
 
 
 def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
@@ -25,3 +41,50 @@ def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
     # check_launcher saw to it that there is a task for each device; Lightning wants it to be asked for in these words.
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices.count))
     return SLURMEnvironment(auto_requeue=False)
+
+
+def checked_once(subject: str, read: Callable[[bool], Checked]) -> Checked:
+    """What `read(checked)` gives, where of the processes that a launcher started on a machine only the first checks.
+
+    The others wait for its word; where that is not "whole", or does not come, they check too. It goes over a socket of
+    the kernel, which has a name and no file, and ends with the process.
+
+    Args:
+        subject: what is checked, in what state.
+    """
+    if not started_by_launcher():
+        return read(False)
+    start = " ".join([str(os.getuid()), *(os.environ.get(name, "") for name in LAUNCH), subject])
+    address = "\0s2s-" + hashlib.blake2b(start.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    if local_rank() != 0:
+        return read(_word_of_the_first(address) == WHOLE)
+    listener = socket.socket(socket.AF_UNIX)
+    with suppress(OSError):  # the others do not reach us then
+        listener.bind(address)
+        listener.listen(64)
+    word = OTHER
+    try:
+        result = read(False)
+        word = WHOLE
+    finally:
+        threading.Thread(target=_answer, args=(listener, word), name="checked", daemon=True).start()
+    return result
+
+
+def _answer(listener: socket.socket, word: bytes) -> None:
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(word)
+
+
+def _word_of_the_first(address: str) -> bytes:
+    began = time.monotonic()
+    while time.monotonic() - began < SECONDS_FOR_THE_FIRST:
+        with socket.socket(socket.AF_UNIX) as other, suppress(OSError):
+            other.connect(address)
+            _, user, _ = struct.unpack("3i", other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return other.recv(1) if user == os.getuid() else OTHER
+        time.sleep(0.1)
+    return OTHER

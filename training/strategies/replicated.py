@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from checkpoints.saved_run import SavedRun, read_run
 from training.lightning_loop import OurDDP, checkpoint_of, write_checkpoint
 from training.process_watch import PARENT_VARIABLE
+from training.strategies.cluster import checked_once
 from utils.devices import Devices
 from utils.digests import file_states
 
@@ -26,6 +27,8 @@ class Replicated:
     Args:
         plain_on_one: no DDP where there is one device only.
     """
+
+    sharded = False
 
     def __init__(self, plain_on_one: bool) -> None:
         self.plain_on_one = plain_on_one
@@ -66,10 +69,12 @@ class Replicated:
     def load(self, path: Path) -> SavedRun:
         """The run of a checkpoint that `save` wrote; raises as `read_run` does.
 
-        The first process of a machine checks every byte; those that it starts take its word while the file is the same.
-        Its tensors are pages of the file, which all of them share.
+        The first process of a machine checks every byte; those that it or a launcher starts there take its word while
+        the file is the same. Its tensors are pages of the file, which all of them share.
         """
         state = f"{path.resolve()} {file_states(path)}"
-        run = read_run(path, checked=PARENT_VARIABLE in os.environ and os.environ.get(CHECKED_VARIABLE) == state)
+        if PARENT_VARIABLE in os.environ:
+            return read_run(path, checked=os.environ.get(CHECKED_VARIABLE) == state)
+        run = checked_once(state, lambda checked: read_run(path, checked=checked))
         os.environ[CHECKED_VARIABLE] = state
         return run
