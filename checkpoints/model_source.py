@@ -20,6 +20,7 @@ from models.forward import check_logits
 from models.kernels.accelerate import accelerate
 from models.kernels.fused import use_fused_attention
 from models.languages import with_languages
+from models.layer_selection import smaller_config, with_layers
 from models.loading import (
     check_config_builds,
     config_from_dict,
@@ -220,10 +221,18 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
         return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config))
     path = model_path("-init_model", flags.init_model)
     model_config = load_config(path)
+    layers = flags.encoder_layers, flags.decoder_layers
+    if any(layers):
+        model_config = smaller_config(model_config, layers, f"-init_model {path}")
     named = model_path("-tokenizer", flags.tokenizer) if flags.tokenizer else ""
     tokenizer = load_tokenizer(named or path, "-tokenizer" if named else "-init_model", **languages)
     tokenizer = fitting_tokenizer(model_config, tokenizer)
-    return ModelSource(model_config, tokenizer, lambda seed: _ready(from_pretrained(path), config))  # noqa: ARG005
+
+    def build(_: int) -> PreTrainedModel:
+        model = from_pretrained(path)
+        return _ready(with_layers(model, layers, f"-init_model {path}") if any(layers) else model, config)
+
+    return ModelSource(model_config, tokenizer, build)
 
 
 def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:

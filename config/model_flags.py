@@ -7,6 +7,7 @@ import dataclasses
 from config.parser import flag, free
 
 FREEZABLE = ("embedding", "encoder", "decoder")
+OF_A_MODEL = {"init_model": "its layers are taken"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,20 @@ class TrainModelFlags:
         "Train from scratch: a model config (JSON) or the name of a preset in configs/, e.g. bart-mini.",
         resume="if given",
         excludes={"init_model": "give pretrained weights or a config"},
+    )
+    encoder_layers: int = flag(
+        0,
+        "Layers of the encoder of -init_model to begin with, evenly spaced from the first to the last; 0 = all.",
+        minimum=0,
+        resume="if given",
+        needs=OF_A_MODEL,
+    )
+    decoder_layers: int = flag(
+        0,
+        "Layers of its decoder to begin with, evenly spaced from the first to the last; 0 = all.",
+        minimum=0,
+        resume="if given",
+        needs=OF_A_MODEL,
     )
     tokenizer: str = flag(
         "", "Tokenizer folder or hub name, or 'bytes' (ByT5's); empty = that of the model or preset.", resume="if given"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.parser import flag
+from config.parser import flag, free
 
 OPTIMIZERS = ("adam", "adafactor")
 SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
 ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
+
+
+NO_TEACHER = {"teacher": "there is nobody to learn from"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +51,27 @@ class OptimFlags:
         "Weight of R-Drop: every row goes through the model twice, and the divergence of the two outputs joins the"
         " loss; about twice the time and memory; 0 = off.",
         minimum=0.0,
+        excludes={"teacher": "the two were not tried together"},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationFlags:
+    """Distillation"""
+
+    teacher: str = free(
+        "",
+        "Model whose output distributions this one learns to imitate: a run's folder, a folder, a .ckpt or a hub name,"
+        " with the same tokenizer and vocabulary; empty = none.",
+        metavar="MODEL",
+    )
+    distill_temperature: float = flag(
+        1.0, "Softens both distributions before they are compared; 1 = as they are.", minimum=0.1, needs=NO_TEACHER
+    )
+    distill_weight: float = flag(
+        0.5,
+        "Share of the divergence from the teacher in the loss; the rest is the cross-entropy.",
+        minimum=0.0,
+        maximum=1.0,
+        needs=NO_TEACHER,
     )

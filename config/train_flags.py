@@ -6,7 +6,7 @@ import dataclasses
 
 from config.flags import DataFlags, LengthFlags, TrainTaskFlags
 from config.model_flags import TrainModelFlags
-from config.optim_flags import OptimFlags
+from config.optim_flags import DistillationFlags, OptimFlags
 from config.run_flags import BatchFlags, RunFlags, TrainDeviceFlags
 
 
@@ -20,5 +20,6 @@ class TrainConfig:
     model: TrainModelFlags = dataclasses.field(default_factory=TrainModelFlags)
     batch: BatchFlags = dataclasses.field(default_factory=BatchFlags)
     optim: OptimFlags = dataclasses.field(default_factory=OptimFlags)
+    distillation: DistillationFlags = dataclasses.field(default_factory=DistillationFlags)
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
     device: TrainDeviceFlags = dataclasses.field(default_factory=TrainDeviceFlags)

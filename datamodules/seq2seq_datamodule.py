@@ -21,6 +21,7 @@ from datamodules.splits import Splits
 TRAINING_DATA, VALIDATION_DATA = "training data and encoding", "validation data and encoding"
 WEIGHTS = "weights of the labels"  # empty where all are 1
 TASKS = "tasks and rates"  # empty where there is one
+TEACHER = "-teacher"  # its digest; not there where there is none
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -123,6 +124,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         sampling: what an epoch draws of the rows of each; None = every row once.
         batch_options: sizes on each device, for validation as well, and accumulation.
         precision: the value of -float_precision that names the arithmetic on this device.
+        teacher: digest of the model that says what the rows teach besides their targets; empty = none.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         precision: str = "32",
         num_workers: int = 0,
         pin_memory: bool = False,
+        teacher: str = "",
     ) -> None:
         super().__init__()
         self.parts = parts
@@ -149,6 +152,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.precision = precision
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.teacher = teacher
         self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
         self._resumed: tuple[int, int] | None = None
 
@@ -245,6 +249,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "number of devices": world_size,
             "-float_precision": self.precision,
             WEIGHTS: ", ".join(weights),
+            **({TEACHER: self.teacher} if self.teacher else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class Seq2SeqModule(pl.LightningModule):
         share: float = self.options.accumulate * self.trainer.world_size / (batch["step_target_tokens"] or 1)
         return loss_sum * share
 
+    def on_fit_start(self) -> None:
+        if self.objective.teacher is not None:  # no part of this module: neither trained, shared nor saved
+            self.objective.teacher.model.to(self.trainer.strategy.root_device)
+
     def on_train_start(self) -> None:
         """After a resume: rates and decay are those of the flags (more epochs, -resume_force), not the saved ones."""
         optimizer = self.trainer.optimizers[0]

@@ -136,8 +136,7 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     for token, id_ in (("pad_token", tokenizer.pad_token_id), ("eos_token", tokenizer.eos_token_id)):
         if id_ is None:
             raise UserError(f"the tokenizer has no {token}, which training and decoding need; name it in {CONFIG_FILE}")
-    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
-    size = next(size for part in parts if (size := getattr(part, "vocab_size", None)))
+    size = vocabulary_size(config)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if max(len(tokenizer), highest + 1) <= size:
         return tokenizer
@@ -158,6 +157,13 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
             f"vocabulary only {size}; give the model's own -tokenizer"
         )
     return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int:
+    """Rows of the embedding."""
+    parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))  # a pair has none of its own
+    sizes = (getattr(part, "vocab_size", None) for part in parts)
+    return int(next(filter(None, sizes)))
 
 
 def tokenizer_problem(spec: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -91,7 +91,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems.append("give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint")
     if model.config_path:
         collect(problems, lambda: read_config(model.config_path))
-    check_model_paths(problems, {"-init_model": model.init_model, "-tokenizer": model.tokenizer})
+    names = {"-init_model": model.init_model, "-tokenizer": model.tokenizer, "-teacher": config.distillation.teacher}
+    check_model_paths(problems, names)
     given_rows = any(member.data.train_data or member.task.hub_dataset for member in mixture.members)
     if not (given_rows or config.data.train_data or config.task.train_task or no_run):
         problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
@@ -253,6 +254,7 @@ def _began_from(folder: Path, checkpoint: Path) -> bool:
 def _inputs(config: TrainConfig, mixture: Mixture) -> Inputs:
     model = config.model
     others = {"init_model": model.init_model, "config_path": model.config_path, "tokenizer": model.tokenizer}
+    others["teacher"] = config.distillation.teacher
     data = [member.data for member in mixture.members] or [config.data]
     found = [one for flags in data for one in local_inputs(flags, task=config.task.task, **others)]
     tasks = [("-train_task", path) for value in config.task.train_task for path in (value, value.rpartition(":")[0])]

@@ -124,7 +124,9 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
     validated = tuple(part.name for part in data.validated)
-    module = build_module(config, prepared.model, prepared.tokenizer, total_steps, strategy, validated)
+    module = build_module(
+        config, prepared.model, prepared.tokenizer, total_steps, strategy, validated, prepared.teacher
+    )
     description = {
         **described_tasks(parts),
         "flags": kept_flags(resumed, config),

@@ -111,6 +111,12 @@ def summary_lines(
         f" padding {resolved['padding_share']:.1%}",
         f"optimizer {config.optim.optim}, learning rate {resolved['learning_rate']}{schedule}{clip}",
     ]
+    if config.distillation.teacher:
+        flags = config.distillation
+        lines.append(
+            f"teacher {flags.teacher}: weight {flags.distill_weight:g} in the loss, temperature"
+            f" {flags.distill_temperature:g}"
+        )
     if resumed:
         lines.append(
             f"resuming from {resumed.path}: epoch {resumed.position.epoch}, step {resumed.global_step:,} of"

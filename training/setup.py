@@ -25,6 +25,8 @@ from models.architectures import architecture, overflowing, source_limit, target
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.loading import undrawn
+from models.losses.objective import Teacher
+from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
     check_optimizer,
@@ -57,6 +59,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     resumed: SavedRun | None
+    teacher: Teacher | None = None
     differences: Sequence[Difference] = ()  # between it and this run; -resume_force allows them
 
     def data_module(self) -> Seq2SeqDataModule:
@@ -77,6 +80,7 @@ class Prepared:
             precision=self.devices.arithmetic,
             num_workers=batch.num_workers,
             pin_memory=on_gpu,
+            teacher=self.teacher.digest if self.teacher else "",
         )
 
 
@@ -152,6 +156,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
     source = model_source(config, mixture.tasks, resumed.model if resumed else None)
+    found = find_teacher(config.distillation, source)
     flags = config.device
     unsafe = overflowing(source.config.model_type)
     devices = resolve_devices(
@@ -175,7 +180,8 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     say(*sampling.lines([part.name for part in parts]))
     with _building(config, source, devices, resumed):
         model = source.build(config.run.seed)
-    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed)
+    teacher = load_teacher(found, config.distillation, parts) if found else None
+    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed, teacher)
     if resumed is None:
         return prepared
     differences = flag_differences(resumed, config, mixture.tasks)

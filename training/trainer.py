@@ -13,7 +13,7 @@ from config.checks import highest_rate
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
-from models.losses.objective import Objective
+from models.losses.objective import Objective, Teacher
 from models.optimizers.settings import OptimSettings
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
@@ -32,6 +32,7 @@ def build_module(
     total_steps: int,
     strategy: Replicated,
     validated: tuple[str, ...] = ("",),
+    teacher: Teacher | None = None,
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
@@ -49,7 +50,7 @@ def build_module(
     )
     flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
     flags["learning_rate"] = highest_rate(config.optim)
-    objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha)
+    objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
     return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options, strategy.grad_norm, objective)
 
 

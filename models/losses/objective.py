@@ -24,11 +24,13 @@ class Teacher:
     Args:
         temperature: softens both distributions, above 0.
         share: of the divergence in the loss, 0 to 1; the rest is cross-entropy.
+        digest: changes with the weights.
     """
 
     model: PreTrainedModel
     temperature: float
     share: float
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _distillation_loss(
     index, labels = batch["target_index"], batch["labels"]
     inputs = batch["input_ids"], batch["attention_mask"], labels
     with torch.no_grad():
-        taught = decode_teacher_forced(teacher.model.to(labels.device), *inputs)
+        taught = decode_teacher_forced(teacher.model, *inputs)
         dtype = autocast_dtype(labels.device) or taught.hidden.dtype
         criterion = Distillation(
             hidden=_of_targets(taught, index).to(dtype),

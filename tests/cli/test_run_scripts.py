@@ -108,7 +108,7 @@ def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 def test_every_script_is_tested_here() -> None:
     names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
     others = {"nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh", "evaluate_klue_ner.sh"}
-    several = {"bench_ko.sh", "train_review_analysis.sh", "train_klue_mixture.sh"}
+    several = {"bench_ko.sh", "train_review_analysis.sh", "train_klue_mixture.sh", "distill_nsmc.sh"}
     assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, *several}
 
 
@@ -129,6 +129,15 @@ def test_nsmc_scripts(name: str, nsmc: Path, tmp_path: Path) -> None:
     assert again["metrics"] == report["metrics"]
     assert (tmp_path / "test.references.txt").read_text().split() == ["positive", "negative"] * 6
     assert len((tmp_path / "test.predictions.txt").read_text(encoding="utf-8").split("\n")) == 13
+
+
+def test_the_distillation_script_gives_accuracy_and_speed_of_teacher_and_student(nsmc: Path, tmp_path: Path) -> None:
+    data = {"TRAIN_DATA": nsmc / "ratings_train.txt", "TEST_DATA": nsmc / "ratings_test.txt", "GPUS": "0"}
+    made = {"TEACHER": make_model(tmp_path / "teacher", "byt5"), "SAVE_PATH": tmp_path / "run"}
+    layers = {"ENCODER_LAYERS": "1", "DECODER_LAYERS": "1"}
+    result = script("distill_nsmc.sh", "-max_epoch", "1", **made, **layers, **data)
+    assert result.out.count("12 rows predicted in ") == 2
+    assert result.out.count("accuracy  ") == 2
 
 
 @pytest.mark.parametrize("name", [*TRAIN_NSMC, "nsmc_test.sh"])

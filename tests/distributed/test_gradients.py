@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.loading import from_config
+from models.tokenizers import load_tokenizer
 from tests.cli.tiny import write_mixture
 from tests.small_configs import config_of
 
@@ -43,7 +45,14 @@ def three_tasks(folder: Path) -> list[str]:
     return ["-train_task", str(mixture), "-class_weights", "balanced", "-valid_generate_rows", "0"]
 
 
-@pytest.mark.parametrize(("architecture", "task"), [("t5-untied", one_task), ("bart", three_tasks)])
+def with_teacher(folder: Path) -> list[str]:
+    """The same with a teacher."""
+    from_config(config_of("bart"), seed=9).save_pretrained(folder / "teacher")
+    load_tokenizer("bytes").save_pretrained(folder / "teacher")
+    return [*three_tasks(folder), "-teacher", str(folder / "teacher"), "-distill_temperature", "2"]
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("t5-untied", one_task), ("bart", with_teacher)])
 def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
     architecture: str, task: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:

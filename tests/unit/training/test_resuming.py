@@ -90,3 +90,12 @@ def test_the_arithmetic_is_compared_where_the_checkpoint_says_it() -> None:
     expected = [Difference("-float_precision", "bf16", "fp16")]
     assert plan_differences(saved_run(fingerprint=of), now) == expected
     assert plan_differences(saved_run(fingerprint={"-seed": 1}), now) == []
+
+
+@pytest.mark.parametrize(("saved", "now"), [("a1", "b2"), ("a1", "none"), ("none", "b2"), ("none", "none")])
+def test_the_teacher_is_compared_as_data_is_and_its_place_is_not(saved: str, now: str) -> None:
+    before, present = (
+        {"-float_precision": "32"} | ({} if one == "none" else {"-teacher": one}) for one in (saved, now)
+    )
+    expected = [] if saved == now else [Difference("-teacher", saved, now)]
+    assert plan_differences(saved_run(fingerprint=before), present) == expected
