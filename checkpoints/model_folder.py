@@ -9,7 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoints.saved_run import TASKS_KEY, SavedRun
+from checkpoints.saved_run import DIGEST_KEY, TASKS_KEY, SavedRun
+from models.adapters.folder import write_adapter
+from models.adapters.tuning import adapter_of
+from models.adapters.tuning import state as state_of
 from models.special_tokens import adds_no_end
 from utils.files import STATE_NAME, write_folder, write_json
 
@@ -73,10 +76,18 @@ def fill_folder(
 ) -> None:
     """Write weights, config, generation config and tokenizer into `target`, and `state` if there is any.
 
+    Of a model with an adapter the weights and the config are those of the adapter, as `peft` writes them.
+
     Where the tokenizer puts no end token behind a source, a text file says how others give the model what it was
     trained on: `train.py` and `inference.py` append the token themselves.
     """
-    model.save_pretrained(target, state_dict=weights)
+    adapter = adapter_of(model)
+    if adapter is None:
+        model.save_pretrained(target, state_dict=weights)
+    else:
+        write_adapter(target, model, weights)
+        model.generation_config.save_pretrained(target)
+        state = {**state, DIGEST_KEY: adapter.digest} if state else state
     tokenizer.save_pretrained(target)
     if state:
         write_json(target / STATE_NAME, state)
@@ -85,8 +96,8 @@ def fill_folder(
 
 
 def model_bytes(model: PreTrainedModel) -> int:
-    """About what the weights take on the disk."""
-    return sum(value.nbytes for value in model.state_dict().values())
+    """About what the weights take on the disk: of an adapter, where the model has one."""
+    return sum(value.nbytes for value in (state_of(model) if adapter_of(model) else model.state_dict()).values())
 
 
 def exported_at(run: SavedRun) -> Exported:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.adapter_base import build_adapted, find_base, lasting_name, weights_digest
 from checkpoints.model_paths import model_path
-from checkpoints.saved_run import SavedModel, check_state, read_model, trained_tasks
+from checkpoints.saved_run import DIGEST_KEY, SavedModel, check_state, read_model, trained_tasks
+from config.model_flags import FULL
 from config.train_flags import TrainConfig
+from models.adapters.folder import is_adapter_folder, read_adapter, read_weights
+from models.adapters.methods import Adapter, chosen_adapter
+from models.adapters.tuning import adapter_of, apply, merge
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
 from models.kernels.accelerate import accelerate
@@ -30,13 +36,14 @@ from models.loading import (
     load_config,
 )
 from models.presets import TOKENIZER_KEY, read_config
-from models.tokenizers import fitting_tokenizer, load_tokenizer
+from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer
 from task_utils import LANGUAGES, Task, fixed_languages
 from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
 from utils.json_files import read_json
 
+BASE_FLAG = "-base_model"
 OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
 OF_ROWS = (*OF_TEXTS, *LANGUAGES, "source_column", "target_column")
 
@@ -57,6 +64,7 @@ class InferenceModel:
     target_language: str = ""
     flag: str = "-model"  # that named it, for messages
     found: tuple[FileState, ...] = ()  # its files when the command began; none = they may change
+    base: str = ""  # the base model of an adapter, where it is not the one that the training took
 
     @property
     def is_checkpoint(self) -> bool:
@@ -83,17 +91,23 @@ class InferenceModel:
         check_state(state, f"{self.flag} {self.name}: {path}")
         return state
 
+    def config(self) -> PreTrainedConfig:
+        """The model config: of an adapter's folder that of its base model."""
+        if self.is_checkpoint:
+            return _checkpoint(self.name, self.flag).config()
+        return load_config(self._whole_model(), self.flag)
+
     def config_and_tokenizer(self) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         """What the data encoding needs, without loading weights."""
+        config = self.config()
         if self.is_checkpoint:
             saved = _checkpoint(self.name, self.flag)
-            config = saved.config()
             tokenizer = self._named_tokenizer() or with_languages(
                 saved.tokenizer(), src_lang=self.source_language, tgt_lang=self.target_language
             )
         else:
-            config = load_config(self.name, self.flag)
-            tokenizer = self._named_tokenizer() or self._tokenizer_of(self.name, self.flag)
+            folder = self._whole_model() if self.is_adapter and not Path(self.name, CONFIG_FILE).exists() else self.name
+            tokenizer = self._named_tokenizer() or self._tokenizer_of(folder, self.flag)
         return config, fitting_tokenizer(config, tokenizer)
 
     def identity(self) -> str:
@@ -101,17 +115,44 @@ class InferenceModel:
         if os.path.exists(self.name):
             content = content_of(Path(self.name))
             self._check_unchanged()
-            return content
+            if not self.is_adapter or self.is_checkpoint or DIGEST_KEY in self.saved_state():
+                return content  # of an adapter, that of its base is in it
+            return f"{content} on {replace(self, name=self._whole_model()).identity()}"
         return f"{self.name} at {getattr(self.config_and_tokenizer()[0], '_commit_hash', None)}"
 
-    def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model in evaluation mode on the CPU, and its tokenizer."""
-        _, tokenizer = self.config_and_tokenizer()
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it holds the weights of an adapter only."""
         if self.is_checkpoint:
-            model = _checkpoint(self.name, self.flag).build()
+            return _checkpoint(self.name, self.flag).has_adapter
+        return is_adapter_folder(self.name)
+
+    def _adapter(self) -> Adapter:
+        return read_adapter(self.name, f"{self.flag} {self.name}", self.saved_state().get(DIGEST_KEY, ""))
+
+    def _whole_model(self) -> str:
+        """The folder or hub name of the model, of the base model where the name is an adapter's folder."""
+        if not self.is_adapter:
+            return self.name
+        return find_base(self._adapter(), f"{self.flag} {self.name}", BASE_FLAG, self.base)
+
+    def load(self) -> PreTrainedModel:
+        """The model on the CPU, an adapter in it as layers of its own."""
+        if self.is_checkpoint:
+            model = _checkpoint(self.name, self.flag).build(BASE_FLAG, self.base)
+        elif self.is_adapter:
+            place = f"{self.flag} {self.name}"
+            model = build_adapted(self._adapter(), read_weights(self.name, place), place, BASE_FLAG, self.base)
         else:
             model = from_pretrained(self.name, self.flag)
         self._check_unchanged()
+        return model
+
+    def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model in evaluation mode on the CPU, an adapter merged into its weights, and its tokenizer."""
+        _, tokenizer = self.config_and_tokenizer()
+        model = self.load()
+        merge(model)
         self._check_finite(model)
         accelerate(model)
         return model.eval(), tokenizer
@@ -138,15 +179,20 @@ class InferenceModel:
         return load_tokenizer(name, flag, src_lang=self.source_language, tgt_lang=self.target_language)
 
 
-def inference_models(names: Sequence[str], tokenizer_name: str = "") -> tuple[InferenceModel, ...]:
-    """The models of -model.
+def inference_models(names: Sequence[str], tokenizer_name: str = "", base: str = "") -> tuple[InferenceModel, ...]:
+    """The models of -model, and of -base_model where they are adapters.
 
     Raises:
-        UserError: what `model_path` raises; several that have not the same tokenizer.
+        UserError: what `model_path` raises; several that have not the same tokenizer; a base model for no adapter.
     """
     tokenizer_path = model_path("-tokenizer", tokenizer_name) if tokenizer_name else ""
     paths = [model_path("-model", name) for name in names]
-    models = tuple(InferenceModel(path, tokenizer_path, found=file_states(Path(path))) for path in paths)
+    models = tuple(InferenceModel(path, tokenizer_path, found=file_states(Path(path)), base=base) for path in paths)
+    raise_if_any(
+        f"-base_model {base}: is for adapters, and -model {model.name} is a whole model"
+        for model in models
+        if base and not model.is_adapter
+    )
     if len(models) > 1:
         first, *others = [tokenizer_digest(model.config_and_tokenizer()[1]) for model in models]
         raise_if_any(
@@ -207,7 +253,9 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
     fixed = {fixed_languages(task, config.data) for task in tasks}  # of several, each row says its own
     languages = dict(zip(("src_lang", "tgt_lang"), fixed.pop() if len(fixed) == 1 else ("", ""), strict=True))
     if resumed is not None:
-        return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(resumed.build(), config))  # noqa: ARG005
+        resumed.find_base("-init_model", flags.init_model)
+        saved = partial(resumed.build, "-init_model", flags.init_model)
+        return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(saved(), config, seed))
     if flags.config_path:
         content = read_config(flags.config_path)
         spec = flags.tokenizer or content.get(TOKENIZER_KEY, "")
@@ -218,9 +266,17 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
         model_config = config_from_dict(content, place)
         tokenizer = fitting_tokenizer(model_config, tokenizer)
         check_config_builds(model_config, place)
-        return ModelSource(model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config))
+        return ModelSource(
+            model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config, seed)
+        )
     path = model_path("-init_model", flags.init_model)
-    model_config = load_config(path)
+    origin = InferenceModel(path, flag="-init_model")
+    if origin.is_adapter and flags.tuning_method != FULL:
+        raise UserError(
+            f"-init_model {path}: an adapter, on which -tuning_method {flags.tuning_method} cannot put another one;"
+            " write a full model first with export.py -merge, or give -tuning_method finetune"
+        )
+    model_config = origin.config()
     layers = flags.encoder_layers, flags.decoder_layers
     if any(layers):
         model_config = smaller_config(model_config, layers, f"-init_model {path}")
@@ -228,20 +284,34 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
     tokenizer = load_tokenizer(named or path, "-tokenizer" if named else "-init_model", **languages)
     tokenizer = fitting_tokenizer(model_config, tokenizer)
 
-    def build(_: int) -> PreTrainedModel:
-        model = from_pretrained(path)
-        return _ready(with_layers(model, layers, f"-init_model {path}") if any(layers) else model, config)
+    def build(seed: int) -> PreTrainedModel:
+        model = origin.load()
+        merge(model)
+        model = with_layers(model, layers, f"-init_model {path}") if any(layers) else model
+        return _ready(model, config, seed, path)
 
     return ModelSource(model_config, tokenizer, build)
 
 
-def _ready(model: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
-    """The model in training mode with the parts that -freeze names left alone."""
+def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "") -> PreTrainedModel:
+    """The model in training mode, with the adapter of -tuning_method, or the parts that -freeze names left alone.
+
+    Args:
+        base: its folder or hub name, where it has no adapter yet.
+    """
     flags = config.model
     places = {"-config_path": flags.config_path, "-init_model": flags.init_model}
     given = [f"{flag} {value}" for flag, value in places.items() if value]
     check_logits(model, (given or [f"-resume_checkpoint {config.run.resume_checkpoint}"])[0])
-    freeze_parts(model, config.model.freeze)
+    if flags.tuning_method == FULL:
+        freeze_parts(model, flags.freeze)
+    elif adapter_of(model) is None:
+        adapter = chosen_adapter(
+            *(model, flags.tuning_method, flags.target_modules, flags.modules_to_save),
+            *(flags.lora_r, flags.lora_alpha, flags.lora_dropout),
+        )
+        torch.manual_seed(seed)
+        apply(model, replace(adapter, base=lasting_name(base), digest=weights_digest(model)))
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if config.device.attention == "fused":

@@ -11,17 +11,20 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from checkpoints.adapter_base import build_adapted, find_base
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.retention import kept_problem
 from config.parser import flag_groups
 from config.train_flags import TrainConfig
-from models.loading import OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
+from models.adapters.methods import Adapter, parse_adapter
+from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
 from models.meter import Totals
 from models.tokenizers import unpack_tokenizer
 from task_utils import Task
 from utils.errors import UserError, error_reason, raise_if_any
 
 TASKS_KEY = "tasks"  # of a mixture, besides the first of them as `task`; not there in a run of one task
+DIGEST_KEY = "base_digest"  # in the training_state.json of an adapter: of the weights of its base model
 LOG_KEY = "s2s_log"  # in a checkpoint: what was measured since the last log line, and of the epoch so far
 WEIGHTS = "model."  # opens the names of the model's parameters
 MOST = 1 << 53  # of anything that is counted
@@ -59,8 +62,28 @@ class SavedModel:
         """The tokenizer; `UserError` if its files are none."""
         return unpack_tokenizer(self.tokenizer_files, self.place)
 
-    def build(self) -> PreTrainedModel:
-        """The model on the CPU; `UserError` if weights and config do not fit."""
+    @property
+    def has_adapter(self) -> bool:
+        """Whether its weights are those of an adapter, so that a base model is needed."""
+        return ADAPTER_KEY in self.description
+
+    def _adapter(self) -> Adapter:
+        return parse_adapter(self.description[ADAPTER_KEY], self.place)
+
+    def find_base(self, flag: str, base: str) -> None:
+        """Raise `UserError` where an adapter's base model is not there; the arguments are those of `build`."""
+        if self.has_adapter:
+            find_base(self._adapter(), self.place, flag, base)
+
+    def build(self, flag: str = "-base_model", base: str = "") -> PreTrainedModel:
+        """The model on the CPU, with its adapter in it where it has one; `UserError` if weights and config do not fit.
+
+        Args:
+            flag: with which the user names the base model of an adapter.
+            base: its value; empty = the one that the training took.
+        """
+        if self.has_adapter:
+            return build_adapted(self._adapter(), self.tensors.weights, self.place, flag, base)
         return from_checkpoint(self.description, self.tensors.weights, self.place)
 
 
@@ -230,6 +253,7 @@ def check_state(state: Mapping[str, Any], place: str) -> None:
         ("label_map", state.get("label_map"), (dict, type(None))),
         ("flags", flags, dict),
         (TASKS_KEY, state.get(TASKS_KEY, []), list),
+        (DIGEST_KEY, state.get(DIGEST_KEY, ""), str),
     ]
     for spec in (spec for group in flag_groups(TrainConfig).values() for spec in group if isinstance(flags, dict)):
         kinds = (list, tuple) if spec.repeat else (int, float, type(None)) if spec.kind is float else (spec.kind,)

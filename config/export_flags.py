@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from config.flags import BASE_MODEL
 from config.inference_flags import COMPUTE_TYPES
 from config.parser import free
 
@@ -26,6 +27,10 @@ class ExportFlags:
         " monitored score), or files and folders joined by commas; empty = no mean.",
         metavar="last:N|best:N|FILES",
     )
+    merge: bool = free(
+        False, "Write an adapter merged into its base model, as a full model; without it the adapter alone is written."
+    )
+    base_model: str = free("", BASE_MODEL)
     save_path: str = free(
         "",
         "Folder that is made; empty = <folder of the run>_hfmodel, for ctranslate2 <folder of the run>_ctranslate2.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
+from config.flags import BASE_MODEL, PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
 from config.parser import flag, free
 
 LABEL_DECODINGS = ("generate", "constrained", "score")
@@ -43,6 +43,7 @@ class InferenceModelFlags:
         unless=("score_only",),
         metavar="MODEL",
     )
+    base_model: str = free("", BASE_MODEL)
     tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
     task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
     user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")

@@ -8,6 +8,11 @@ from config.parser import flag, free
 
 FREEZABLE = ("embedding", "encoder", "decoder")
 OF_A_MODEL = {"init_model": "its layers are taken"}
+FULL = "finetune"  # the method without an adapter
+LORA = "lora|dora|rslora|pissa"
+ADAPTERS = f"{LORA}|ia3"
+OF_LORA = {f"tuning_method={LORA}": "it is about the matrices of a LoRA"}
+OF_ADAPTERS = {f"tuning_method={ADAPTERS}": "it is about adapters"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,39 @@ class TrainModelFlags:
     tokenizer: str = flag(
         "", "Tokenizer folder or hub name, or 'bytes' (ByT5's); empty = that of the model or preset.", resume="if given"
     )
-    tuning_method: str = flag("finetune", "How the weights are tuned.", choices=("finetune",))
+    tuning_method: str = flag(
+        FULL,
+        "How the weights are tuned: finetune trains all of them, the others an adapter (by peft) on a frozen model, and"
+        " checkpoints, best/ and last/ hold the adapter only.",
+        choices=(FULL, *ADAPTERS.split("|")),
+        excludes={
+            "config_path": "an adapter is for a pretrained model; give -init_model",
+            "encoder_layers": "an adapter is for a whole pretrained model",
+            "decoder_layers": "an adapter is for a whole pretrained model",
+            "freeze": "an adapter freezes the model itself; -target_modules says which layers it goes to",
+        },
+    )
+    lora_r: int = flag(8, "Rank of a LoRA's matrices.", minimum=1, maximum=4096, needs=OF_LORA)
+    lora_alpha: int = flag(
+        16,
+        "A LoRA's update is multiplied by this over -lora_r (rslora: over its square root).",
+        minimum=1,
+        needs=OF_LORA,
+    )
+    lora_dropout: float = flag(0.0, "Dropout of a LoRA's inputs; 0 = off.", minimum=0.0, maximum=0.9, needs=OF_LORA)
+    target_modules: tuple[str, ...] = flag(
+        (),
+        "Linear layers that the adapter goes to, by the end of their names (q, SelfAttention.v, fc1), or all-linear;"
+        " empty = queries and values (ia3: keys, values and the second feed-forward layer).",
+        metavar="NAME",
+        needs=OF_ADAPTERS,
+    )
+    modules_to_save: tuple[str, ...] = flag(
+        (),
+        "Module that is trained in full beside the adapter, by the end of its name, e.g. lm_head.",
+        metavar="NAME",
+        needs=OF_ADAPTERS,
+    )
     freeze: tuple[str, ...] = flag(
         (),
         "Part that is not trained: embedding, encoder or decoder.",

@@ -25,7 +25,7 @@ EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or wha
     r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
-    r"prophetnet\.tokenizer|end_token\.txt"
+    r"adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt"
 )
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
 
@@ -44,6 +44,7 @@ def run(flags: ExportFlags) -> int:
     )
     if flags.format == "ctranslate2":
         require_package("ctranslate2", "-format ctranslate2")
+    check_merging(flags, names)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
     write(flags, names, target)
     tell(f"exported: {target}")
@@ -169,13 +170,18 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
     from checkpoints.averaging import averaged
     from checkpoints.model_folder import fill_folder, model_bytes
     from checkpoints.model_source import InferenceModel
+    from checkpoints.saved_run import DIGEST_KEY
     from generation.decoder import generation_config
     from utils.files import clean_folder_leftovers, write_folder, write_json
 
     flag = "-average" if flags.average else "-model"
-    single = InferenceModel(names[0], flag=flag)
+    single = InferenceModel(names[0], flag=flag, base=flags.base_model)
     state = saved_state(names, flag)
-    model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
+    if single.is_adapter and not flags.merge:
+        model, tokenizer = single.load(), single.config_and_tokenizer()[1]
+    else:
+        model, tokenizer = single() if len(names) == 1 else averaged(names, flag)
+        state.pop(DIGEST_KEY, None)
     if state or len(names) > 1:  # ours: any other model keeps its own settings
         model.generation_config = generation_config(model, tokenizer)
 
@@ -197,6 +203,27 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
 
     clean_folder_leftovers(target)
     write_folder(target, fill, needed=model_bytes(model))
+
+
+def check_merging(flags: ExportFlags, names: Sequence[str]) -> None:
+    """Refuse -merge or -base_model for a full model, and adapters where a full model is needed.
+
+    Raises:
+        UserError: says which, and the way out.
+    """
+    from checkpoints.model_source import InferenceModel
+
+    adapters = [name for name in names if InferenceModel(name).is_adapter]
+    if (flags.merge or flags.base_model) and not adapters:
+        given = "-merge" if flags.merge else f"-base_model {flags.base_model}"
+        raise UserError(f"{given}: is for an adapter, and {names[0]} is a full model")
+    if len(names) > 1 and adapters:
+        raise UserError(
+            f"{adapters[0]}: an adapter, and the mean of adapters is none; write each as a full model with -merge, and"
+            " take the mean of those"
+        )
+    if adapters and flags.format != "safetensors" and not flags.merge:
+        raise UserError(f"-format {flags.format}: holds full models, and {adapters[0]} is an adapter; give -merge")
 
 
 def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
+from models.adapters.methods import adapter_text
+from models.adapters.tuning import adapter_of
 from models.architectures import architecture, refuse_other_losses
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
@@ -24,6 +26,7 @@ from models.presets import TOKENIZER_KEY
 from utils.errors import UserError, error_reason, raise_if_any, shortened
 from utils.json_files import parse_json
 
+ADAPTER_KEY = "adapter"  # in the description of a model whose checkpoint holds the adapter only
 OF_ANOTHER_KIND = "a checkpoint of another kind or damaged"
 
 
@@ -209,7 +212,9 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     config = copy.deepcopy(model.config)  # as `save_pretrained` leaves it: the same before and after an export
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
-    return {"model_config": config.to_json_string(use_diff=False), "untied": is_untied(model)}
+    described = {"model_config": config.to_json_string(use_diff=False), "untied": is_untied(model)}
+    adapter = adapter_of(model)
+    return described if adapter is None else {**described, ADAPTER_KEY: adapter_text(adapter)}
 
 
 def is_untied(model: PreTrainedModel) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.adapters.tuning import adapter_of, own_names
 from models.losses.objective import Objective, batch_loss
 from models.meter import StepMeter, mixed_figures
 from models.optimizers.build import build_optimizer
@@ -71,6 +72,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
         self.batch_shape = ""  # of the latest batch, in words
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
+        self.strict_loading = adapter_of(model) is None  # else a checkpoint has the adapter's weights only
 
     # ---- training
 
@@ -155,6 +157,12 @@ class Seq2SeqModule(pl.LightningModule):
         if scheduler is None:  # adafactor's own relative step
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with an adapter the weights of that are saved, and nothing else."""
+        if adapter_of(self.model):
+            own = [f"model.{name}" for name in own_names(self.model)]
+            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
 
     # ---- validation
 

@@ -80,7 +80,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
             arithmetic that -engine ctranslate2 does not have, outputs longer than the model can write.
     """
     data = config.data
-    models = inference_models(config.model.model, config.model.tokenizer)
+    models = inference_models(config.model.model, config.model.tokenizer, config.model.base_model)
     tell(
         *(
             f"-model {name}: {model.name}"

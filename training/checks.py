@@ -22,7 +22,7 @@ from checkpoints.run_folder import (
     run_flags,
 )
 from config.checks import check_combinations, check_devices, collect, highest_rate
-from config.model_flags import FREEZABLE
+from config.model_flags import FREEZABLE, FULL
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from config.train_flags import TrainConfig
 from datamodules.checks import DATA, check_data, local_inputs
@@ -34,6 +34,7 @@ from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.json_files import read_json
 from utils.launch import is_first_process, started_by_launcher
+from utils.libraries import missing_package
 
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
@@ -105,6 +106,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         )
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
+    if model.tuning_method != FULL:
+        problems += filter(None, [missing_package("peft", f"-tuning_method {model.tuning_method}")])
     check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)

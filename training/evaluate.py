@@ -21,6 +21,7 @@ from generation.engines.pytorch import TorchEngine
 from metrics.registry import METRICS
 from metrics.report import report_dict, report_text
 from metrics.score import Scores, score
+from models.adapters.folder import is_adapter_folder
 from models.architectures import target_limit
 from models.meter import mean_figures
 from prediction.groups import Groups, group_dict
@@ -70,7 +71,7 @@ def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scor
     config, devices, postprocessor = prepared.config, prepared.devices, part.postprocessor
     best = Path(config.run.save_path) / "best"
     one_device = replace(devices, count=1, num_nodes=1)
-    model = InferenceModel(str(best))
+    model = InferenceModel(str(best), base=config.model.init_model if is_adapter_folder(str(best)) else "")
     model_config, tokenizer = model.config_and_tokenizer()
     flags = DecodeFlags(batch_size=prediction_rows(split, config.batch))
     flags = by_probability(flags) if part.has_windows else flags

@@ -88,13 +88,18 @@ def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
 def flag_differences(resumed: SavedRun, config: TrainConfig, tasks: Sequence[Task]) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
     saved, now = (_with_rate(flags) for flags in (saved_flags(resumed, config), to_dict(config)))
+
+    def is_base(name: str) -> bool:
+        """Whether the flag says where the base model of an adapter lies now; a digest tells whether it is the same."""
+        return name == "init_model" and resumed.model.has_adapter
+
     ways = ["fixed", "batches", "optimizer", "measure"]
     ways += ["generated rows"] if is_generated(config.run.monitor) else []  # scores of other rows are not compared
     names = [
         spec.name
         for spec in flag_specs(type(config))
         if spec.resume in ways
-        or (spec.resume in ("if given", "kept") and now[spec.name])
+        or (spec.resume in ("if given", "kept") and now[spec.name] and not is_base(spec.name))
         or (spec.resume == "arithmetic" and now[spec.name] in SURE_ARITHMETIC)
     ]
     saved["float_precision"] = arithmetic_of(resumed.position.fingerprint.get(PRECISION, saved["float_precision"]))

@@ -163,7 +163,7 @@ def open_run_folder(config: TrainConfig, folder: Path, resumed: SavedRun | None,
         best = origin / "best"
         if best.is_dir() and not (folder / "best").exists():
             write_folder(folder / "best", lambda target: shutil.copytree(best, target, dirs_exist_ok=True))
-        complete_exports(folder, resumed, finished=False)
+        complete_exports(folder, resumed, config.model.init_model, finished=False)
 
 
 def _make_room(config: TrainConfig, folder: Path, resumed: SavedRun | None) -> None:
@@ -182,7 +182,7 @@ def _make_room(config: TrainConfig, folder: Path, resumed: SavedRun | None) -> N
             tell(f"{folder}: left there, since no training wrote it: {shortened(others, 5)}")
 
 
-def complete_finished_run(folder: Path, resumed: SavedRun) -> None:
+def complete_finished_run(folder: Path, resumed: SavedRun, base: str) -> None:
     """Tidy up after a kill in the last writes of a run: what is left over goes, best/ and last/ are written if need be.
 
     A finished run that lies in another folder is left alone.
@@ -190,7 +190,7 @@ def complete_finished_run(folder: Path, resumed: SavedRun) -> None:
     if is_of_run(resumed.path, folder):
         clean_leftovers(folder)
         remove_uncounted(folder, resumed, later=False)
-        complete_exports(folder, resumed, finished=True)
+        complete_exports(folder, resumed, base, finished=True)
 
 
 def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, ended: str, test_too: bool) -> bool:
@@ -202,7 +202,7 @@ def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, e
     say(ended)
     folder = Path(config.run.save_path)
     if is_first_process():
-        complete_finished_run(folder, resumed)
+        complete_finished_run(folder, resumed, config.model.init_model)
     tested = any(
         member.data.test_data or member.data.test_data_proportions or hub_test_rows(member.data, member.task)
         for member in mixture.members
@@ -253,8 +253,12 @@ def memory_words(devices: Devices) -> str:
     return f"peak memory {peak_memory(torch.device('cpu')):.1f} GB{gpu}"
 
 
-def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:
-    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone."""
+def complete_exports(folder: Path, resumed: SavedRun, base: str, finished: bool) -> None:
+    """Write what a kill between a checkpoint and its `best/` (when `finished`, also `last/`) left undone.
+
+    Args:
+        base: as -init_model names it now, of a run that trains an adapter; "" = where it was.
+    """
     best_step, step = resumed.scores.best_step, resumed.global_step
     if best_step and exported_step(folder, "best") != best_step:
         origin = resumed.path.parent.parent  # another folder, when the run goes on in a new one
@@ -262,15 +266,15 @@ def complete_exports(folder: Path, resumed: SavedRun, finished: bool) -> None:
         if best_step == step:
             path = resumed.path
         if path is not None:
-            export_checkpoint(folder / "best", path)
+            export_checkpoint(folder / "best", path, base)
     if finished and exported_step(folder, "last") != step:
-        export_checkpoint(folder / "last", resumed.path)
+        export_checkpoint(folder / "last", resumed.path, base)
 
 
-def export_checkpoint(folder: Path, path: Path) -> None:
+def export_checkpoint(folder: Path, path: Path, base: str) -> None:
     """Make `folder` what the run would have exported at the checkpoint `path`, and say so."""
     run = read_run(path)
-    model, tokenizer = run.model.build(), run.model.tokenizer()
+    model, tokenizer = run.model.build("-init_model", base), run.model.tokenizer()
     model.generation_config = generation_config(model, tokenizer)
     reason = "is of another step" if folder.exists() else "was not finished"
     write_export(folder, model, tokenizer, exported_at(run), run.model.state)

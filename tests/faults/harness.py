@@ -136,9 +136,10 @@ def whole_checkpoint(folder: Path) -> bool:
 
 def assert_loads(exported: Path) -> None:
     """A model folder is whole: its weights are those that its config names, and its state can be read."""
-    weights = load_file(exported / "model.safetensors")
+    kind = "adapter_" if (exported / "adapter_config.json").exists() else ""
+    weights = load_file(exported / f"{kind}model.safetensors")
     assert weights
-    for name in ("config.json", "generation_config.json", "training_state.json", "tokenizer_config.json"):
+    for name in (f"{kind}config.json", "generation_config.json", "training_state.json", "tokenizer_config.json"):
         assert json.loads((exported / name).read_text(encoding="utf-8")), exported / name
 
 
@@ -189,7 +190,7 @@ def assert_same_end(run_folder: Path, whole: Path) -> None:
         part["callbacks"]["Checkpointer"].pop("kept")
     assert_same(mine, reference)
     for name in ("best", "last"):
-        weights = [(folder / name / "model.safetensors").read_bytes() for folder in (run_folder, whole)]
+        weights = [next((folder / name).glob("*model.safetensors")).read_bytes() for folder in (run_folder, whole)]
         assert weights[0] == weights[1]
         states = [json.loads((folder / name / "training_state.json").read_text()) for folder in (run_folder, whole)]
         for state in states:

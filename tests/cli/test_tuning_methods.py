@@ -1,0 +1,109 @@
+"""An adapter from its training to what is deployed: killed and resumed, predicted, exported, on a base that moved."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer
+
+from checkpoints.model_source import InferenceModel
+from models.loading import from_config
+from tests.cli.command import run, train
+from tests.cli.tiny import flag_list
+from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire
+from tests.small_configs import config_of
+
+
+@pytest.fixture(scope="session")
+def adapted(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) -> Path:
+    """A folder with a `base` model, a `whole` run that trained an adapter on it, and a `killed` one."""
+
+    def make(folder: Path) -> None:
+        from_config(config_of("t5-untied"), seed=4).save_pretrained(folder / "base")
+        ByT5Tokenizer().save_pretrained(folder / "base")
+        flags = {
+            **run_flags(folder, "whole", "t5-untied", f"{letters / 'train.tsv'}:2", learning_rate=2e-2),
+            "valid_data": letters / "valid.tsv",
+            "config_path": None,
+            "init_model": folder / "base",
+            "tuning_method": "pissa",
+            "lora_r": 4,
+            "lora_dropout": 0.1,
+            "modules_to_save": "lm_head",
+        }
+        events = events_of(flags, folder / "events.txt")
+        assert run_under_fire({**flags, "save_path": folder / "killed"}, events // 2, random.Random(1), 1).kills == 1
+
+    return once("adapted", make)
+
+
+def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted: Path) -> None:
+    assert_same_end(adapted / "killed", adapted / "whole")
+    assert_same_checkpoints(adapted / "killed", adapted / "whole")
+    saved = torch.load(adapted / "whole/saved_checkpoints/last.ckpt", weights_only=True)
+    own = sum(value.nbytes for value in saved["state_dict"].values())
+    base = sum(value.nbytes for value in InferenceModel(str(adapted / "base"))()[0].state_dict().values())
+    assert own < base / 2
+    assert not (adapted / "whole/best/config.json").exists()
+
+
+def test_peft_loads_best_and_export_merges_it(adapted: Path, tmp_path: Path) -> None:
+    best = adapted / "whole/best"
+    ids, decoder_ids = torch.arange(3, 30).view(3, 9), torch.arange(40, 55).view(3, 5)
+    with torch.no_grad():
+        peft_model = PeftModel.from_pretrained(
+            AutoModelForSeq2SeqLM.from_pretrained(adapted / "base"), str(best)
+        ).eval()
+        expected = peft_model(input_ids=ids, decoder_input_ids=decoder_ids).logits
+        assert run("python", "export.py", "-model", best, "-merge", "-save_path", tmp_path / "full").code == 0
+        merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "full").eval()
+        found = merged(input_ids=ids, decoder_input_ids=decoder_ids).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert run("python", "export.py", "-model", best, "-save_path", tmp_path / "adapter").code == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training_state.json", "tokenizer_config.json"):
+        assert (tmp_path / "adapter" / name).read_bytes() == (best / name).read_bytes()
+
+
+def test_every_form_predicts_the_same_and_another_base_is_refused(adapted: Path, letters: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapted / "base", tmp_path / "moved")
+    from_config(config_of("t5-untied"), seed=5).save_pretrained(tmp_path / "other")
+    test = ("-test_data", letters / "valid.tsv")
+    texts = {}
+    for name, model in {
+        "best": (adapted / "whole/best",),
+        "ckpt": (adapted / "whole/saved_checkpoints/last.ckpt",),
+        "last": (adapted / "whole/last", "-base_model", tmp_path / "moved"),
+    }.items():
+        output = tmp_path / f"{name}.txt"
+        done = run("python", "inference.py", "-model", *model, *test, "-save_output", output)
+        assert done.code == 0, done.err
+        texts[name] = output.read_text()
+    assert texts["ckpt"] == texts["last"]
+    refused = run(
+        *("python", "inference.py", "-model", adapted / "whole/best", "-base_model", tmp_path / "other", *test),
+        *("-save_output", tmp_path / "x.txt"),
+    )
+    assert (refused.code, len(refused.errors)) == (2, 1)
+    assert refused.errors[0].startswith(
+        f"-model {adapted / 'whole/best'}: the adapter was trained on another base model than {tmp_path / 'other'}:"
+    )
+
+
+def test_what_an_adapter_cannot_be_is_told_before_training(adapted: Path, letters: Path, tmp_path: Path) -> None:
+    flags = {"train_data": letters / "train.tsv", "save_path": tmp_path / "run", "tuning_method": "lora"}
+    best = adapted / "whole/best"
+    told = {
+        "-tuning_method lora: not with -config_path byt5-mini: an adapter is for a pretrained model; give"
+        " -init_model": {"config_path": "byt5-mini"},
+        f"-init_model {best}: an adapter, on which -tuning_method lora cannot put another one; write a full model first"
+        " with export.py -merge, or give -tuning_method finetune": {"init_model": best},
+    }
+    for problem, more in told.items():
+        done = train(*flag_list({**flags, **more}))
+        assert (done.code, done.errors) == (2, [problem])
