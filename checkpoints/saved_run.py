@@ -19,6 +19,7 @@ from config.train_flags import TrainConfig
 from models.adapters.methods import Adapter, parse_adapter
 from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
 from models.meter import Totals
+from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY
 from models.tokenizers import unpack_tokenizer
 from task_utils import Task
 from utils.errors import UserError, error_reason, raise_if_any
@@ -122,6 +123,7 @@ class SavedRun:
     environment: Mapping[str, Any]  # threads, torch, device
     log: Mapping[str, Any] | None
     scaler: Mapping[str, Any] | None  # of the gradients, in fp16
+    plateau: Mapping[str, int] | None = None  # what the schedule of that name counts
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -159,6 +161,7 @@ class SavedRun:
             "Seq2SeqDataModule": asdict(self.position),
             LOG_KEY: self.log,
             **scaler,
+            **({PLATEAU_KEY: {name: self.plateau[name] for name in PLATEAU_COUNTS}} if self.plateau else {}),
         }
 
 
@@ -201,6 +204,7 @@ def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False
         environment=content["environment"],
         log=checkpoint.get(LOG_KEY),
         scaler=checkpoint.get("MixedPrecision"),
+        plateau=checkpoint.get(PLATEAU_KEY),
     )
 
 
@@ -384,4 +388,5 @@ OPTIONAL_ENTRIES: dict[str, dict[str, Check]] = {  # those of an entry that not 
         f"MixedPrecision.{name}": (lambda value: _is_number(value) and value >= 0, "a number")
         for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
     },
+    PLATEAU_KEY: {f"{PLATEAU_KEY}.{name}": COUNT for name in PLATEAU_COUNTS},
 }

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from config.optim_flags import ADAM_RATE, OptimFlags
+from config.optim_flags import OPTIMIZERS, OptimFlags
 from config.parser import flag_specs, shown, to_dict
+from config.train_flags import TrainConfig
 from utils.errors import UserError
 
 
@@ -66,4 +67,18 @@ def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
 
 def highest_rate(optim: OptimFlags) -> float | None:
     """The learning rate in force; None for adafactor's own."""
-    return ADAM_RATE if optim.learning_rate is None and optim.optim == "adam" else optim.learning_rate
+    known = OPTIMIZERS.get(optim.optim)  # of a checkpoint it may be one of a later version
+    return known.rate if known and optim.learning_rate is None else optim.learning_rate
+
+
+def schedule_steps(config: TrainConfig, total_steps: int) -> int:
+    """Optimizer steps of the schedule: those of the whole run, `total_steps`, where the flags do not say."""
+    steps = config.optim.scheduler_steps
+    return config.run.max_steps if steps == -1 else steps or total_steps
+
+
+def schedule_of(optim: OptimFlags) -> str | None:
+    """The schedule in force; None where the optimizer sets its own rate."""
+    if highest_rate(optim) is None:
+        return None
+    return optim.lr_scheduler if OPTIMIZERS[optim.optim].scheduled else "constant"

@@ -6,9 +6,38 @@ import dataclasses
 
 from config.parser import flag, free
 
-OPTIMIZERS = ("adam", "adafactor")
-SCHEDULES = ("cosanneal", "linear", "cyclic", "constant", "inverse_sqrt")
-ADAM_RATE = 1e-4  # the learning rate of adam unless told otherwise
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What the command line knows of an optimizer; `models/optimizers/build.py` has the rest under the same name."""
+
+    rate: float | None  # the learning rate unless told otherwise; None = its own
+    package: str = ""  # of `utils.libraries.OPTIONAL`
+    scheduled: bool = True  # takes a schedule of the rate
+    fp16: bool = False  # was tried with gradients in fp16
+
+
+OPTIMIZERS = {
+    "adam": Optimizer(1e-4, fp16=True),
+    "adafactor": Optimizer(None, fp16=True),
+    "adam8": Optimizer(1e-4, "bitsandbytes"),
+    "lion": Optimizer(2e-5, "lion_pytorch"),
+    "muon": Optimizer(1e-4),
+    "schedulefree": Optimizer(3e-4, "schedulefree", scheduled=False),
+    "adamwscale": Optimizer(1e-3),
+}
+SCHEDULES = (
+    "cosanneal",
+    "linear",
+    "cyclic",
+    "constant",
+    "inverse_sqrt",
+    "cosine",
+    "polynomial",
+    "wsd",
+    "plateau",
+)
+NO_BETAS = {"optim=adafactor": "it has no such moments"}
 
 
 NO_TEACHER = {"teacher": "there is nobody to learn from"}
@@ -27,20 +56,107 @@ class OptimFlags:
         change="the learning rate follows the longer or shorter course from here",
     )
     optim: str = flag(
-        "adam", "Optimizer; adam is AdamW.", choices=OPTIMIZERS, aliases=("optimizer",), resume="optimizer"
+        "adam",
+        "Optimizer; adam is AdamW, adam8 the same with its state in 8 bits, adamwscale AdamW with steps in proportion"
+        " to the weights; muon serves the matrices of the layers, and AdamW the rest.",
+        choices=tuple(OPTIMIZERS),
+        aliases=("optimizer",),
+        resume="optimizer",
     )
     learning_rate: float | None = flag(
-        None, "Highest learning rate; automatic = 1e-4 for adam, adafactor's own relative step.", minimum=0.0
+        None,
+        "Highest learning rate; automatic = 1e-4 for adam, adam8 and muon, 2e-5 for lion, 3e-4 for schedulefree, 1e-3"
+        " for adamwscale, adafactor's own relative step.",
+        minimum=0.0,
     )
-    lr_scheduler: str = flag("cosanneal", "Course of the learning rate.", choices=SCHEDULES)
+    embedding_learning_rate: float | None = flag(
+        None,
+        "Highest learning rate of the embeddings, and of an output layer that is tied to them; automatic = that of the"
+        " other weights.",
+        minimum=0.0,
+        resume="optimizer",
+    )
+    layerwise_lr_decay: float = flag(
+        1.0,
+        "Factor on the learning rate from one layer to the one below, in encoder and decoder alike; the embeddings lie"
+        " below the lowest; 1 = off.",
+        minimum=0.0,
+        maximum=1.0,
+        resume="optimizer",
+    )
+    adam_beta1: float | None = flag(
+        None,
+        "Decay of the running mean of the gradient, for all but adafactor and muon's matrices; automatic = 0.9.",
+        minimum=0.0,
+        maximum=0.9999,
+        excludes=NO_BETAS,
+    )
+    adam_beta2: float | None = flag(
+        None,
+        "Decay of the running mean of its square, for lion of the gradient itself; automatic = 0.999, lion 0.99.",
+        minimum=0.0,
+        maximum=0.999999,
+        excludes=NO_BETAS,
+    )
+    adam_epsilon: float | None = flag(
+        None,
+        "Added to the root of the mean square; automatic = 1e-8, adamwscale 1e-6.",
+        minimum=0.0,
+        maximum=1.0,
+        excludes={**NO_BETAS, "optim=lion": "it takes the sign alone"},
+    )
+    lr_scheduler: str = flag(
+        "cosanneal",
+        "Course of the learning rate: cosine cycles, a straight line to 0, triangles, constant, 1/sqrt(step), one"
+        " cosine, a polynomial, constant until -wsd_decay_steps before its end (wsd), or lowered whenever -monitor"
+        " stops gaining (plateau).",
+        choices=SCHEDULES,
+    )
     warmup_steps: float = flag(
         0.0, "Optimizer steps of linear warm-up; below 1, a share of all steps; 0 = none.", minimum=0.0
+    )
+    scheduler_steps: int = flag(
+        0,
+        "Optimizer steps of the schedule, which then keeps its last rate (linear: 0); 0 = those of -max_epoch, -1 ="
+        " -max_steps.",
+        minimum=-1,
     )
     optim_cosanneal_gamma: float = flag(
         0.75, "Factor on the peak rate from one cycle to the next (cosanneal, cyclic).", minimum=0.0, maximum=1.0
     )
     optim_cosanneal_restarts: int = flag(4, "Cycles in the whole run (cosanneal, cyclic).", minimum=1)
-    optim_cosanneal_min_lr: float = flag(1e-7, "Lowest rate of a cycle (cosanneal, cyclic).", minimum=0.0)
+    optim_cosanneal_min_lr: float = flag(
+        1e-7,
+        "Lowest rate (cosanneal, cyclic, cosine, polynomial, wsd, plateau).",
+        minimum=0.0,
+        aliases=("min_learning_rate",),
+    )
+    polynomial_power: float = flag(
+        1.0,
+        "Power of the polynomial; 1 = a straight line.",
+        minimum=0.01,
+        maximum=100.0,
+        needs={"lr_scheduler=polynomial": "it has a power"},
+    )
+    wsd_decay_steps: float = flag(
+        0.1,
+        "Optimizer steps of the straight fall at the end of wsd; below 1, a share of all steps.",
+        minimum=0.0,
+        needs={"lr_scheduler=wsd": "it falls at the end"},
+    )
+    plateau_factor: float = flag(
+        0.5,
+        "What plateau multiplies the rate by.",
+        minimum=0.001,
+        maximum=0.999,
+        needs={"lr_scheduler=plateau": "it lowers the rate"},
+    )
+    plateau_patience: int = flag(
+        2,
+        "Validations without a better -monitor before plateau lowers the rate.",
+        minimum=1,
+        needs={"lr_scheduler=plateau": "it counts validations"},
+    )
     weight_decay: float = flag(0.0, "Decoupled weight decay; biases and norms are left out; 0 = off.", minimum=0.0)
     grad_clip: float = flag(
         1.0, "Largest gradient norm; adafactor clips by itself and ignores it; 0 = off.", minimum=0.0

@@ -88,7 +88,8 @@ class RunFlags:
     early_stopping_patience: int = free(0, "Validations without a better score before stopping; 0 = off.", minimum=0)
     max_steps: int = free(
         0,
-        "Optimizer steps of the whole run after which it is saved and stops; 0 = off. No schedule follows it.",
+        "Optimizer steps of the whole run after which it is saved and stops; 0 = off. A schedule follows it with"
+        " -scheduler_steps -1 only.",
         minimum=0,
     )
     max_hours: float = free(

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.adapters.tuning import adapter_of, own_names
 from models.losses.objective import Objective, batch_loss
 from models.meter import StepMeter, mixed_figures
-from models.optimizers.build import build_optimizer
-from models.optimizers.schedules import build_scheduler
-from models.optimizers.settings import OptimSettings
+from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, state_memory
+from models.optimizers.schedules import Plateau, build_scheduler
+from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY, OptimSettings
 from utils.errors import NotFiniteError
 
 
@@ -26,7 +26,7 @@ class ModuleOptions:
     """What the module needs besides the settings of the optimizer."""
 
     seed: int
-    total_steps: int  # optimizer steps of the whole run
+    total_steps: int  # optimizer steps of the schedule
     accumulate: int  # micro-batches of an optimizer step on each rank
     log_every: int  # optimizer steps
     validated: tuple[str, ...] = ("",)  # the tasks that have validation rows, in the order of their loaders
@@ -71,6 +71,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.step_learning_rate: float | None = None  # of the latest step; None = adafactor's own
         self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
         self.batch_shape = ""  # of the latest batch, in words
+        self.plateau = Plateau(optim.plateau_patience) if optim.lr_scheduler == "plateau" else None
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
         self.strict_loading = adapter_of(model) is None  # else a checkpoint has the adapter's weights only
 
@@ -96,10 +97,30 @@ class Seq2SeqModule(pl.LightningModule):
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
-            rates = [group["lr"] for group in optimizer.param_groups]
-            scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})  # saved again before any step
+            self._set_rates(scheduler)
+
+    def _set_rates(self, scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+        """Set the rates of the next step."""
+        groups = scheduler.optimizer.param_groups
+        for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+        rates = [group["lr"] for group in groups]
+        scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})  # saved again before any step
+
+    def note_validation(self, better: bool) -> None:
+        """Take up, from the next step on, whether the monitored figure was better than all before: for plateau."""
+        scheduler = self.lr_schedulers()
+        if self.plateau is not None and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            self.plateau.note(better)
+            self._set_rates(scheduler)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.plateau is not None:
+            checkpoint[PLATEAU_KEY] = {name: getattr(self.plateau, name) for name in PLATEAU_COUNTS}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.plateau is not None and PLATEAU_KEY in checkpoint:
+            self.plateau = Plateau(self.optim.plateau_patience, **checkpoint[PLATEAU_KEY])
 
     def try_batch(self, batch: dict[str, Any]) -> None:
         """Go through a training step of `batch` and forget it: it needs the memory that training needs.
@@ -107,9 +128,7 @@ class Seq2SeqModule(pl.LightningModule):
         The optimizer's state is there from the first step on; until then as much memory stands for it.
         """
         optimizer: torch.optim.Optimizer = self.trainer.optimizers[0]
-        trained = [part for part in self.model.parameters() if part.requires_grad]
-        copies = 0 if optimizer.state or self.optim.optim == "adafactor" else 2  # two moments; adafactor factors them
-        state = [torch.empty_like(part) for part in trained for _ in range(copies)]
+        state = [] if optimizer.state else state_memory(self.model, self.optim)
         loss, _ = self._loss_sum(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         del state
@@ -133,7 +152,7 @@ class Seq2SeqModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,  # noqa: ARG002
     ) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        clip = self.optim.grad_clip if self.optim.optim != "adafactor" else 0.0
+        clip = 0.0 if OPTIMIZER_ROWS[self.optim.optim].clips else self.optim.grad_clip
         if clip or (self.trainer.global_step + 1) % self.options.log_every == 0:
             norm = self.grad_norm(gradients)
             if self.trainer.precision != "16-mixed":  # there an infinite norm is the scaler's daily work
@@ -149,10 +168,13 @@ class Seq2SeqModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optim = self.optim
         fused = self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.model, optim.optim, optim.learning_rate, optim.weight_decay, fused=fused)
-        scheduler = build_scheduler(optimizer, optim, self.options.total_steps)
+        optimizer = build_optimizer(self.model, optim, fused=fused)
+        scheduler = build_scheduler(
+            optimizer, optim, self.options.total_steps, lambda: self.plateau.reductions if self.plateau else 0
+        )
+        changing = {"params", *OPTIMIZER_ROWS[optim.optim].counts}
         self._hyperparameters = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            {name: value for name, value in group.items() if name not in changing} for group in optimizer.param_groups
         ]
         if scheduler is None:  # adafactor's own relative step
             return optimizer

@@ -23,6 +23,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from checkpoints import model_source
 from checkpoints.saved_run import read_run
+from config.optim_flags import OptimFlags
 from config.train_flags import TrainConfig
 from datamodules.encoding import cache as cache_files
 from datamodules.encoding.templates import render
@@ -38,6 +39,7 @@ from tests.saved_runs import whole_checkpoint
 from tests.small_configs import config_of
 from training.lightning_loop import DurableCheckpointIO
 from training.resuming import check_optimizer, finished_words, flag_differences, limit_words
+from training.trainer import optim_settings
 from utils.json_files import read_json
 
 Trial = Callable[[Path, random.Random], tuple[str, Callable[[], Any]]]
@@ -48,7 +50,7 @@ ROWS = [("이 영화 정말 좋았다", "긍정"), ("boring, really", "부정"),
 def _checkpoint() -> dict[str, Any]:
     """A whole checkpoint, with an optimizer that has taken a step."""
     model = from_config(config_of("bart"), seed=1)
-    optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
+    optimizer = build_optimizer(model, optim_settings(OptimFlags()))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -80,7 +82,7 @@ def checkpoint(folder: Path, chance: random.Random) -> tuple[str, Callable[[], A
         model = model_source.model_source(config, [get_task("seq2seq")], run.model).build(1)
         check_optimizer(run, [], model, config.optim)
         loaded = DurableCheckpointIO(run).load_checkpoint(path)
-        optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
+        optimizer = build_optimizer(model, optim_settings(OptimFlags()))
         for state in loaded["optimizer_states"]:
             optimizer.load_state_dict(state)
 

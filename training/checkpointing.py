@@ -131,6 +131,7 @@ class Checkpointer(pl.Callback):
         self.validation = dict(module.validation)
         score = module.validation.get(self.flags.monitor, math.nan)
         better = self._note_score(score, trainer.global_step)
+        module.note_validation(better)
         if math.isnan(score) and trainer.is_global_zero:
             tell(f"-monitor {self.flags.monitor}: undefined in this validation, which counts as no gain")
         if self.flags.early_stopping_patience and self.validations_without_gain >= self.flags.early_stopping_patience:

@@ -21,8 +21,9 @@ from checkpoints.run_folder import (
     resume_candidates,
     run_flags,
 )
-from config.checks import check_combinations, check_devices, collect, highest_rate
+from config.checks import check_combinations, check_devices, collect, highest_rate, schedule_of
 from config.model_flags import FREEZABLE, FULL
+from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from config.train_flags import TrainConfig
 from datamodules.checks import DATA, check_data, local_inputs
@@ -130,15 +131,31 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
         problems.append("-optim_cosanneal_gamma 0: above 0 and at most 1 expected; 1 keeps the peak of each cycle")
     if optim.warmup_steps >= 1 and optim.warmup_steps != int(optim.warmup_steps):
         problems.append(f"-warmup_steps {optim.warmup_steps}: whole steps, or a share below 1, expected")
-    if optim.optim == "adafactor" and optim.learning_rate is None and "lr_scheduler" in given:
+    if optim.wsd_decay_steps >= 1 and optim.wsd_decay_steps != int(optim.wsd_decay_steps):
+        problems.append(f"-wsd_decay_steps {optim.wsd_decay_steps}: whole steps, or a share below 1, expected")
+    for name in ("embedding_learning_rate", "layerwise_lr_decay"):
+        if getattr(optim, name) == 0:
+            problems.append(f"-{name} 0: above 0 expected; -freeze leaves parts as they are")
+    if optim.scheduler_steps == -1 and not config.run.max_steps:
+        problems.append("-scheduler_steps -1: only with -max_steps: it takes its length from there")
+    chosen, rate = OPTIMIZERS[optim.optim], highest_rate(optim)
+    problems += filter(None, [missing_package(chosen.package, f"-optim {optim.optim}") if chosen.package else ""])
+    if rate is None:
+        problems += [
+            f"{shown(name, getattr(optim, name))} has no effect on adafactor's own rate; give -learning_rate as well"
+            for name in ("lr_scheduler", "embedding_learning_rate", "layerwise_lr_decay", "scheduler_steps")
+            if name in given
+        ]
+    elif not chosen.scheduled and "lr_scheduler" in given and optim.lr_scheduler != "constant":
         problems.append(
-            f"-lr_scheduler {optim.lr_scheduler} has no effect on adafactor's own rate; give -learning_rate as well"
+            f"-lr_scheduler {optim.lr_scheduler}: not with -optim {optim.optim}, which has no schedule beyond its"
+            " warm-up; leave it out"
         )
-    cycles = optim.lr_scheduler in ("cosanneal", "cyclic")
-    rate = highest_rate(optim)
-    if cycles and rate and optim.optim_cosanneal_min_lr > rate:
-        highest = f"-learning_rate {rate}" if optim.learning_rate else f"adam's rate {rate}; give -learning_rate"
-        problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}")
+    with_floor = schedule_of(optim) in ("cosanneal", "cyclic", "cosine", "polynomial", "wsd", "plateau")
+    if with_floor and rate and optim.optim_cosanneal_min_lr > rate:
+        highest = f"-learning_rate {rate}" if optim.learning_rate else f"{optim.optim}'s rate {rate}"
+        more = "" if optim.learning_rate else "; give -learning_rate"
+        problems.append(f"-optim_cosanneal_min_lr {optim.optim_cosanneal_min_lr} is above {highest}{more}")
 
 
 def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -> None:
@@ -167,6 +184,7 @@ def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -
             "early_stopping_patience": run.early_stopping_patience,
         }
         flags = [shown(name, getattr(run, name)) for name, needed in needing.items() if needed]
+        flags += ["-lr_scheduler plateau"] if config.optim.lr_scheduler == "plateau" else []
         if flags:
             problems.append(
                 f"{', '.join(flags)}: only with validation rows: give -valid_data or -valid_data_proportions"

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from checkpoints.saved_run import TASKS_KEY
+from config.checks import schedule_steps
 from config.train_flags import TrainConfig
 from datamodules.splits import Splits
 from models.kernels.compiled import CompiledBlocks
@@ -124,9 +125,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
     validated = tuple(part.name for part in data.validated)
-    module = build_module(
-        config, prepared.model, prepared.tokenizer, total_steps, strategy, validated, prepared.teacher
-    )
+    steps = schedule_steps(config, total_steps)
+    module = build_module(config, prepared.model, prepared.tokenizer, steps, strategy, validated, prepared.teacher)
     description = {
         **described_tasks(parts),
         "flags": kept_flags(resumed, config),

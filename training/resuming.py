@@ -26,9 +26,10 @@ from datamodules.seq2seq_datamodule import TASKS, TEACHER, VALIDATION_DATA, WEIG
 from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
-from models.optimizers.build import state_problem
+from models.optimizers.state import state_problem
 from task_utils import LANGUAGES, Task
 from training.lightning_loop import leaves_out_parameters
+from training.trainer import optim_settings
 from utils.devices import Devices, arithmetic_of
 from utils.differences import Difference, difference_table, differences_of
 from utils.errors import UserError, raise_if_any
@@ -87,7 +88,7 @@ def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
 
 def flag_differences(resumed: SavedRun, config: TrainConfig, tasks: Sequence[Task]) -> list[Difference]:
     """Flags that would make another run of it; seen without reading any data."""
-    saved, now = (_with_rate(flags) for flags in (saved_flags(resumed, config), to_dict(config)))
+    saved, now = (_in_force(flags) for flags in (saved_flags(resumed, config), to_dict(config)))
 
     def is_base(name: str) -> bool:
         """Whether the flag says where the base model of an adapter lies now; a digest tells whether it is the same."""
@@ -118,10 +119,14 @@ def _task_differences(trained: Mapping[str, Any], task: Task, place: str = "") -
     return differences_of(trained, {name: present.get(name) for name in TASK_PARTS}, f"-{place}")
 
 
-def _with_rate(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags with the learning rate that is in force: one that is left out is the same as that of the optimizer."""
+def _in_force(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the learning rate and the length of the schedule that are in force.
+
+    A rate that is left out is the same as that of the optimizer.
+    """
     rate = highest_rate(replace(OptimFlags(), optim=flags["optim"], learning_rate=flags["learning_rate"]))
-    return {**flags, "learning_rate": "automatic" if rate is None else rate}
+    steps = flags["max_steps"] if flags["scheduler_steps"] == -1 else flags["scheduler_steps"]
+    return {**flags, "learning_rate": "automatic" if rate is None else rate, "scheduler_steps": steps}
 
 
 def saved_flags(resumed: SavedRun, config: TrainConfig) -> dict[str, Any]:
@@ -286,7 +291,7 @@ def check_optimizer(
     if dropped or tensors.optimizer is None:
         return
     complete = architecture(model.config.model_type).own_search and not leaves_out_parameters(model.config)
-    if problem := state_problem(flags.optim, model, tensors.optimizer, complete):
+    if problem := state_problem(optim_settings(flags), model, tensors.optimizer, complete):
         raise UserError(f"{resumed.model.place}: {OF_ANOTHER_KIND}: optimizer_states: {problem}")
 
 

@@ -30,7 +30,7 @@ from checkpoints.run_folder import (
     validated_checkpoint,
 )
 from checkpoints.saved_run import SavedRun, read_run
-from config.checks import highest_rate
+from config.checks import highest_rate, schedule_of, schedule_steps
 from config.parser import to_dict
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
@@ -38,6 +38,7 @@ from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
 from models.meter import peak_memory
+from models.optimizers.build import OPTIMIZER_ROWS
 from models.optimizers.schedules import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
 from training.checkpointing import Checkpointer
@@ -71,8 +72,8 @@ def resolved_settings(
         "precision": devices.arithmetic,
         "threads": torch.get_num_threads(),
         "learning_rate": rate or "its own relative step",
-        "lr_scheduler": None if rate is None else optim.lr_scheduler,
-        "warmup_steps": 0 if rate is None else resolve_warmup(optim.warmup_steps, total_steps),
+        "lr_scheduler": schedule_of(optim),
+        "warmup_steps": 0 if rate is None else resolve_warmup(optim.warmup_steps, schedule_steps(config, total_steps)),
         "steps_per_epoch": plan.num_steps,
         "steps": total_steps,
         "padding_share": round(plan.padding_share(), 4),
@@ -94,9 +95,12 @@ def summary_lines(
     source = "of the checkpoint" if resumed else model.init_model or model.config_path
     schedule = ""
     if resolved["lr_scheduler"]:
-        cycles = f" in {optim.optim_cosanneal_restarts} cycles" if optim.lr_scheduler in ("cosanneal", "cyclic") else ""
-        schedule = f", {optim.lr_scheduler}{cycles}, warm-up of {resolved['warmup_steps']:,} steps"
-    clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and optim.optim != "adafactor" else ""
+        name, steps = resolved["lr_scheduler"], schedule_steps(config, 0)
+        cycles = f" in {optim.optim_cosanneal_restarts} cycles" if name in ("cosanneal", "cyclic") else ""
+        length = f" over {steps:,} steps" if steps else ""
+        schedule = f", {name}{cycles}{length}, warm-up of {resolved['warmup_steps']:,} steps"
+    clips = OPTIMIZER_ROWS[optim.optim].clips
+    clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and not clips else ""
     device = config.device
     ways = {"deterministic": device.deterministic, "fused attention": device.attention == "fused"}
     ways["compiled layers"] = device.compile

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
+from config.optim_flags import OPTIMIZERS
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
@@ -149,6 +150,16 @@ def _building(config: TrainConfig, source: ModelSource, devices: Devices, resume
         yield
 
 
+def check_gradients(config: TrainConfig, devices: Devices) -> None:
+    """Raise `UserError` where the optimizer was not tried with gradients in fp16, and they are."""
+    name = config.optim.optim
+    if devices.precision == "16-mixed" and not OPTIMIZERS[name].fp16:
+        raise UserError(
+            f"-optim {name}: was not tried with the fp16 of -float_precision {config.device.float_precision}: give bf16"
+            " or 32, or an -optim of " + ", ".join(known for known, row in OPTIMIZERS.items() if row.fp16)
+        )
+
+
 def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
@@ -165,6 +176,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     if flags.attention == "fused":
         check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
+    check_gradients(config, devices)
     if flags.compile:
         check_compiler(devices.accelerator)
     use_arithmetic(devices)

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.saved_run import SavedRun
-from config.checks import highest_rate
+from config.checks import highest_rate, schedule_of
+from config.optim_flags import OptimFlags
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
@@ -37,7 +38,7 @@ def build_module(
     """The module around `model`; sets the generation config that exported folders carry.
 
     Args:
-        total_steps: optimizer steps of the whole run, for the schedule.
+        total_steps: optimizer steps of the schedule.
         validated: the tasks that have validation rows, by name where there are several.
     """
     model.generation_config = generation_config(model, tokenizer)
@@ -48,10 +49,16 @@ def build_module(
         log_every=config.run.log_every,
         validated=validated,
     )
-    flags = {field.name: getattr(config.optim, field.name) for field in fields(OptimSettings)}
-    flags["learning_rate"] = highest_rate(config.optim)
     objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
-    return Seq2SeqModule(model, tokenizer, OptimSettings(**flags), options, strategy.grad_norm, objective)
+    return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
+
+
+def optim_settings(flags: OptimFlags) -> OptimSettings:
+    """How the weights are moved, with the rate and the schedule that are in force."""
+    values = {field.name: getattr(flags, field.name) for field in fields(OptimSettings)}
+    return OptimSettings(
+        **{**values, "learning_rate": highest_rate(flags), "lr_scheduler": schedule_of(flags) or flags.lr_scheduler}
+    )
 
 
 def build_trainer(

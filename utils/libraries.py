@@ -17,7 +17,13 @@ from utils.errors import UserError
 HUB_SECONDS = 5.0
 GPU_MEMORY_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}  # names over time
 
-OPTIONAL = {"ctranslate2": "4.8.5", "peft": "0.21.2"}  # packages that single flags need: the versions that were tested
+OPTIONAL = {  # packages that single flags need: the versions that were tested
+    "bitsandbytes": "0.50.2",
+    "ctranslate2": "4.8.5",
+    "lion_pytorch": "0.2.5",
+    "peft": "0.21.2",
+    "schedulefree": "1.4.1",
+}
 
 
 def missing_package(package: str, flag: str) -> str:

@@ -39,7 +39,7 @@ def test_many_problems_are_told_at_once(tmp_path: Path) -> None:
         "-do_truncate maybe: true or false expected",
         "-max_epoch two: a whole number expected",
         "-grad_acc 0: at least 1 expected",
-        "-optim adem: one of adam, adafactor expected; did you mean adam?",
+        "-optim adem: one of adam, adafactor, adam8, lion, muon, schedulefree, adamwscale expected; did you mean adam?",
         "-float_precision 8: one of auto, 32, tf32, 16, bf16, fp16 expected",
         "-save_path is required: Folder of this run: checkpoints, logs, config.json.",
         "-train_data is required: a file, a folder or a hub name with the training rows",

@@ -149,7 +149,7 @@ def test_flags_named_in_the_text_exist() -> None:
     for document in DOCUMENTS:
         spans = CODE_SPAN.findall(re.sub(r"^```.*?^```", "", text_of(document), flags=re.MULTILINE | re.DOTALL))
         named = {
-            match for span in spans if "benchmarks/" not in span for match in re.findall(r"(?:^|\s)-([a-z_]+)", span)
+            match for span in spans if "benchmarks/" not in span for match in re.findall(r"(?:^|\s)-([a-z_]+\d?)", span)
         }
         assert named - known - {"h", "flag", "r", "part", "c"} == set(), document
 

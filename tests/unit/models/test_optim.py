@@ -13,8 +13,9 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from config.optim_flags import OPTIMIZERS, SCHEDULES
-from models.optimizers.build import build_optimizer, current_rate, decay_groups
-from models.optimizers.schedules import build_scheduler, resolve_warmup, schedule
+from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, current_rate
+from models.optimizers.groups import parameter_groups
+from models.optimizers.schedules import Plateau, build_scheduler, resolve_warmup, schedule
 from models.optimizers.settings import OptimSettings
 
 
@@ -30,9 +31,24 @@ def tiny_bart() -> nn.Module:
     return BartForConditionalGeneration(config)
 
 
-def settings(name: str, rate: float | None = 1.0, warmup_steps=0, restarts=4, gamma=0.75, floor=0.0) -> OptimSettings:
+def settings(
+    name: str, rate: float | None = 1.0, warmup_steps=0, restarts=4, gamma=0.75, floor=0.0, **more
+) -> OptimSettings:
     """Those of a schedule; with a rate of 1 its floor is a factor."""
-    return OptimSettings("adam", rate, name, warmup_steps, gamma, restarts, floor, 0.0, 0.0, 0.0)
+    return OptimSettings("adam", rate, name, warmup_steps, gamma, restarts, floor, **more)
+
+
+def moved_by(name: str, rate: float | None, weight_decay: float = 0.0, **more) -> OptimSettings:
+    return OptimSettings(name, rate, "constant", weight_decay=weight_decay, **more)
+
+
+def built(model: nn.Module, *args, fused: bool = True, **more) -> torch.optim.Optimizer:
+    return build_optimizer(model, moved_by(*args, **more), fused)
+
+
+def divided(model: nn.Module) -> list[list[torch.Tensor]]:
+    """The parameters with weight decay, and those without."""
+    return [group.parameters for group in parameter_groups(model, moved_by("adam", 1e-3))]
 
 
 def curve(name: str, steps: int, total_steps: int, **shape) -> list[float]:
@@ -93,6 +109,35 @@ def test_cyclic_curve():
     assert curve("cyclic", 9, 9, restarts=2) == pytest.approx(uneven)
 
 
+def test_cosine_curve():
+    swing = 0.45 * math.sqrt(0.5)  # cos(pi / 4)
+    expected = [0.5, 1.0, 1.0, 0.55 + swing, 0.55, 0.55 - swing, 0.1, 0.1]
+    assert curve("cosine", 8, 6, warmup_steps=2, floor=0.1) == pytest.approx(expected)
+
+
+def test_polynomial_curve():
+    expected = [0.5, 1.0, 1.0, 0.2 + 0.8 * 0.75**2, 0.2 + 0.8 * 0.25, 0.2 + 0.8 * 0.0625, 0.2, 0.2]
+    assert curve("polynomial", 8, 6, warmup_steps=2, floor=0.2, polynomial_power=2.0) == pytest.approx(expected)
+    assert curve("polynomial", 8, 6, warmup_steps=2) == curve("linear", 8, 6, warmup_steps=2)
+
+
+def test_wsd_curve():
+    expected = [0.5, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
+    assert curve("wsd", 10, 8, warmup_steps=2, floor=0.2, wsd_decay_steps=0.5) == pytest.approx(expected)
+    assert curve("wsd", 4, 3, wsd_decay_steps=0.0) == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_plateau_lowers_the_rate_after_each_wait():
+    """Two validations without a gain halve it, and the wait begins anew; it never falls below the floor."""
+    waits, factors = Plateau(patience=2), []
+    factor = schedule(settings("plateau", 1.0, 2, floor=0.3), 10, lambda: waits.reductions)
+    for better in (True, False, True, False, False, False, False, False):
+        waits.note(better)
+        factors.append(factor(5))
+    assert factors == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.3, 0.3]
+    assert factor(0) == 0.15
+
+
 @given(
     st.sampled_from(SCHEDULES),
     st.integers(1, 60),
@@ -118,7 +163,7 @@ def test_warmup_as_steps_and_as_a_fraction():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_scheduler_applies_the_curve_and_resumes(name):
     def build():
-        optimizer = build_optimizer(nn.Linear(2, 2), "adam", 1e-3, 0.0)
+        optimizer = built(nn.Linear(2, 2), "adam", 1e-3)
         return optimizer, build_scheduler(optimizer, settings(name, 1e-3, 0.2, 2, 0.5, 1e-5), 10)
 
     optimizer, scheduler = build()
@@ -141,21 +186,21 @@ def test_scheduler_applies_the_curve_and_resumes(name):
 
 @pytest.mark.parametrize("model", [tiny_t5(), tiny_bart()], ids=["t5", "bart"])
 def test_no_decay_on_biases_and_norms(model):
-    decayed, undecayed = ({id(parameter) for parameter in group} for group in decay_groups(model))
+    decayed, undecayed = ({id(parameter) for parameter in group} for group in divided(model))
     names = {name: id(parameter) for name, parameter in model.named_parameters()}
     without = {name for name, key in names.items() if key in undecayed}
     assert decayed | undecayed == set(names.values())
     assert not decayed & undecayed
     assert without == {name for name in names if "norm" in name or "bias" in name}
     assert names["shared.weight" if "shared.weight" in names else "model.shared.weight"] in decayed
-    optimizer = build_optimizer(model, "adam", 1e-3, 0.01)
+    optimizer = built(model, "adam", 1e-3, 0.01)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)  # tied ones once
 
 
 def test_expected_parameters_of_t5_are_free_of_decay():
     model = tiny_t5()
-    undecayed = {id(parameter) for parameter in decay_groups(model)[1]}
+    undecayed = {id(parameter) for parameter in divided(model)[1]}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in undecayed]
     assert sorted(name.removesuffix(".weight") for name in names) == [
         "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
@@ -173,11 +218,11 @@ def test_expected_parameters_of_t5_are_free_of_decay():
 def test_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    decayed, undecayed = decay_groups(model)
+    decayed, undecayed = divided(model)
     assert [decayed, undecayed] == [[model[1].weight], [model[1].bias]]
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
-        build_optimizer(model, "adam", 1e-3, 0.0)
+        built(model, "adam", 1e-3, 0.0)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -192,13 +237,13 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 def test_saved_state_continues_to_the_very_same_weights(name, rate, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
-    optimizer = build_optimizer(model, name, rate, 0.01)
+    optimizer = built(model, name, rate, 0.01)
     train(model, optimizer, range(3))
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
     train(model, optimizer, range(3, 6))
 
     resumed = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
-    resumed_optimizer = build_optimizer(resumed, name, rate, 0.01)
+    resumed_optimizer = built(resumed, name, rate, 0.01)
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     resumed.load_state_dict(weights)
     resumed_optimizer.load_state_dict(state)
@@ -209,14 +254,14 @@ def test_saved_state_continues_to_the_very_same_weights(name, rate, tmp_path):
 
 def test_adam_is_fused_and_can_be_unfused():
     model = nn.Linear(2, 2)
-    assert build_optimizer(model, "adam", 1e-3, 0.0).defaults["fused"] is True
-    assert build_optimizer(model, "adam", 1e-3, 0.0, fused=False).defaults["fused"] is None
-    assert build_optimizer(nn.Linear(2, 2, device="meta"), "adam", 1e-3, 0.0).defaults["fused"] is None
+    assert built(model, "adam", 1e-3, 0.0).defaults["fused"] is True
+    assert built(model, "adam", 1e-3, 0.0, fused=False).defaults["fused"] is None
+    assert built(nn.Linear(2, 2, device="meta"), "adam", 1e-3, 0.0).defaults["fused"] is None
 
 
 def test_adafactor_sets_its_own_rate_unless_one_is_given():
     model = nn.Linear(3, 2)
-    automatic = build_optimizer(model, "adafactor", None, 0.0)
+    automatic = built(model, "adafactor", None, 0.0)
     group = automatic.param_groups[0]
     assert (group["lr"], group["relative_step"], group["scale_parameter"], group["warmup_init"]) == (
         None,
@@ -228,7 +273,7 @@ def test_adafactor_sets_its_own_rate_unless_one_is_given():
     assert current_rate(automatic) == 0.0
     train(model, automatic, range(3))
     assert current_rate(automatic) == pytest.approx(3e-6)
-    group = build_optimizer(model, "adafactor", 1e-3, 0.0).param_groups[0]
+    group = built(model, "adafactor", 1e-3, 0.0).param_groups[0]
     assert (group["lr"], group["relative_step"], group["scale_parameter"], group["warmup_init"]) == (
         1e-3,
         False,
@@ -238,6 +283,6 @@ def test_adafactor_sets_its_own_rate_unless_one_is_given():
 
 
 def test_unknown_optimizer_is_refused_with_the_list():
-    assert OPTIMIZERS == ("adam", "adafactor")
-    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; choose one of adam, adafactor"):
-        build_optimizer(nn.Linear(2, 2), "sgd", 1e-3, 0.0)
+    assert list(OPTIMIZERS) == list(OPTIMIZER_ROWS)
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; choose one of adam, adafactor, adam8"):
+        built(nn.Linear(2, 2), "sgd", 1e-3, 0.0)

@@ -63,7 +63,7 @@ def test_values_and_names_that_are_not_of_this_version(run: Path) -> None:
     assert problems == [
         f"{path}: label_map is ['a'], which is no value of this flag",
         f"{path}: max_epoch is two, which is no value of this flag",
-        f"{path}: -optim sgd: one of adam, adafactor expected",
+        f"{path}: -optim sgd: one of adam, adafactor, adam8, lion, muon, schedulefree, adamwscale expected",
     ]
     assert lines[1] == f"{path} has flags that this version does not know: depth, width"
 
