@@ -19,7 +19,7 @@ from config.train_flags import TrainConfig
 from models.adapters.methods import Adapter, parse_adapter
 from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from_checkpoint, is_dense
 from models.meter import Totals
-from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY
+from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY
 from models.tokenizers import unpack_tokenizer
 from task_utils import Task
 from utils.errors import UserError, error_reason, raise_if_any
@@ -39,10 +39,11 @@ class Tensors:
 
     weights: Mapping[str, Tensor]  # by their names in the model itself
     optimizer: Mapping[str, Any] | None = None  # its state_dict; None = it begins with an empty state
+    trained: Mapping[str, Tensor] | None = None  # the weights that are trained, where `weights` are their mean
 
     def release(self) -> None:
         """Let go of the tensors; asking for them again is an AttributeError."""
-        del self.weights, self.optimizer
+        del self.weights, self.optimizer, self.trained
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,17 @@ class SavedRun:
         """
         schedule = {"last_epoch": self.global_step, "_step_count": self.global_step + 1, "lr_lambdas": []}
         scaler = {"MixedPrecision": self.scaler} if self.scaler else {}
+        tensors = self.model.tensors
+        mean = {} if tensors.trained is None else {MEAN_KEY: tensors.weights}
         return {
             "pytorch-lightning_version": version,
             "epoch": self.position.epoch,
             "global_step": self.global_step,
-            "state_dict": {WEIGHTS + name: value for name, value in self.model.tensors.weights.items()},
+            "state_dict": {WEIGHTS + name: value for name, value in (tensors.trained or tensors.weights).items()},
+            **mean,
             "loops": {"fit_loop": dict(fit_loop)},
             "callbacks": {"Checkpointer": asdict(self.scores)},
-            "optimizer_states": [self.model.tensors.optimizer] if self.model.tensors.optimizer else [],
+            "optimizer_states": [tensors.optimizer] if tensors.optimizer else [],
             "lr_schedulers": [schedule],
             "Seq2SeqDataModule": asdict(self.position),
             LOG_KEY: self.log,
@@ -188,6 +192,10 @@ def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False
     for key, entries in OPTIONAL_ENTRIES.items():
         if checkpoint.get(key) is not None:
             refuse_wrong_entries(checkpoint, entries, place)
+    if checkpoint.get(TRAINED_KEY) is not None:
+        model.tensors.trained = _of_model(checkpoint[TRAINED_KEY])
+        if _kinds(model.tensors.trained) != _kinds(model.tensors.weights):
+            raise UserError(f"{place}: {OF_ANOTHER_KIND}: {TRAINED_KEY} are not the weights of state_dict")
     position = Position(**_only(Position, checkpoint["Seq2SeqDataModule"]))
     if position.batches > position.batches_per_epoch:
         raise UserError(
@@ -219,8 +227,17 @@ def _model(checkpoint: Mapping[str, Any], place: str) -> SavedModel:
         description=content["model"],
         tokenizer_files=content["tokenizer"],
         state=state,
-        tensors=Tensors({name.removeprefix(WEIGHTS): weights[name] for name in weights if name.startswith(WEIGHTS)}),
+        tensors=Tensors(_of_model(weights)),
     )
+
+
+def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model itself, by their names in it."""
+    return {name.removeprefix(WEIGHTS): weights[name] for name in weights if name.startswith(WEIGHTS)}
+
+
+def _kinds(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (value.shape, value.is_floating_point()) for name, value in weights.items()}
 
 
 def _only(view: type, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,5 +405,6 @@ OPTIONAL_ENTRIES: dict[str, dict[str, Check]] = {  # those of an entry that not 
         f"MixedPrecision.{name}": (lambda value: _is_number(value) and value >= 0, "a number")
         for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
     },
+    TRAINED_KEY: {TRAINED_KEY: (_of(_is_text, is_dense), "dense tensors by name")},
     PLATEAU_KEY: {f"{PLATEAU_KEY}.{name}": COUNT for name in PLATEAU_COUNTS},
 }

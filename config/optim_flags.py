@@ -161,6 +161,14 @@ class OptimFlags:
     grad_clip: float = flag(
         1.0, "Largest gradient norm; adafactor clips by itself and ignores it; 0 = off.", minimum=0.0
     )
+    ema_decay: float = flag(
+        0.0,
+        "Decay of a moving average of the weights, e.g. 0.999: the average is validated, exported and predicted with,"
+        " and checkpoints hold both; 0 = off.",
+        minimum=0.0,
+        maximum=0.999999,
+        excludes={"optim=schedulefree": "it has a mean of the weights itself"},
+    )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
     rdrop_alpha: float = flag(
         0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.adapters.tuning import adapter_of, own_names
 from models.losses.objective import Objective, batch_loss
 from models.meter import StepMeter, mixed_figures
+from models.optimizers.averages import AveragedWeights, averaged_weights
 from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, state_memory
 from models.optimizers.schedules import Plateau, build_scheduler
-from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY, OptimSettings
+from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY, OptimSettings
 from utils.errors import NotFiniteError
 
 
@@ -72,6 +74,8 @@ class Seq2SeqModule(pl.LightningModule):
         self.between_batches: Callable[[], None] = lambda: None  # of a validation, as often on every rank
         self.batch_shape = ""  # of the latest batch, in words
         self.plateau = Plateau(optim.plateau_patience) if optim.lr_scheduler == "plateau" else None
+        self.averages: AveragedWeights | None = None
+        self._saved_mean: dict[str, Tensor] = {}  # of a run that goes on, until `averages` has it
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
         self.strict_loading = adapter_of(model) is None  # else a checkpoint has the adapter's weights only
 
@@ -115,12 +119,22 @@ class Seq2SeqModule(pl.LightningModule):
             self._set_rates(scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with an adapter the weights of that are saved, and nothing else."""
+        if adapter_of(self.model):
+            own = [f"model.{name}" for name in own_names(self.model)]
+            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
         if self.plateau is not None:
             checkpoint[PLATEAU_KEY] = {name: getattr(self.plateau, name) for name in PLATEAU_COUNTS}
+        if self.averages is not None:
+            names = checkpoint["state_dict"].keys()
+            for key, mean in (("state_dict", True), (TRAINED_KEY, False)):
+                with self.averages.switched(to_mean=mean):
+                    checkpoint[key] = {name: value for name, value in self.state_dict().items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.plateau is not None and PLATEAU_KEY in checkpoint:
             self.plateau = Plateau(self.optim.plateau_patience, **checkpoint[PLATEAU_KEY])
+        self._saved_mean = checkpoint.get(MEAN_KEY, {})
 
     def try_batch(self, batch: dict[str, Any]) -> None:
         """Go through a training step of `batch` and forget it: it needs the memory that training needs.
@@ -172,6 +186,8 @@ class Seq2SeqModule(pl.LightningModule):
         scheduler = build_scheduler(
             optimizer, optim, self.options.total_steps, lambda: self.plateau.reductions if self.plateau else 0
         )
+        self.averages = averaged_weights(self.model, optim, optimizer, self._saved_mean)
+        self._saved_mean = {}
         changing = {"params", *OPTIMIZER_ROWS[optim.optim].counts}
         self._hyperparameters = [
             {name: value for name, value in group.items() if name not in changing} for group in optimizer.param_groups
@@ -180,13 +196,25 @@ class Seq2SeqModule(pl.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of a model with an adapter the weights of that are saved, and nothing else."""
-        if adapter_of(self.model):
-            own = [f"model.{name}" for name in own_names(self.model)]
-            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.averages is not None:
+            self.averages.update(self.trainer.global_step + 1)
 
     # ---- validation
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model with the weights that are validated and exported."""
+        return nullcontext() if self.averages is None else self.averages.switched()
+
+    def on_validation_start(self) -> None:
+        if self.averages is not None:
+            self.averages.switch(to_mean=True)
+
+    def on_validation_end(self) -> None:
+        """The trained weights again, when all callbacks are done with the mean."""
+        if self.averages is not None:
+            self.averages.switch(to_mean=False)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_meters = [StepMeter() for _ in self.options.validated]

@@ -329,7 +329,8 @@ class Checkpointer(pl.Callback):
         self._settle(trainer)
         gone = self.kept.add(due, self.best_step)
         first, *others = [*(self.checkpoints / one.name for one in due), self.checkpoints / LAST_NAME]
-        weights = self.strategy.full_state(pl_module.model) if exported else None
+        with pl_module.averaged():
+            weights = self.strategy.full_state(pl_module.model) if exported else None
         state, weights = self.saves.copied((self.strategy.state(trainer), weights if trainer.is_global_zero else None))
         export = self._export(trainer, pl_module, weights) if weights is not None else None
         saved = f"saved at optimizer step {trainer.global_step}: {self.checkpoints / LAST_NAME}" if asked else ""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 PLATEAU_KEY = "s2s_plateau"  # in a checkpoint: what the schedule of that name counts
 PLATEAU_COUNTS = ("waited", "reductions")
+TRAINED_KEY = "s2s_trained_weights"  # there: those that are trained, where "state_dict" has their mean
+MEAN_KEY = "s2s_mean_weights"  # in what Lightning loads: the mean, where "state_dict" has those that are trained
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,4 @@ class OptimSettings:
     wsd_decay_steps: float = 0.1
     plateau_factor: float = 0.5
     plateau_patience: int = 2
+    ema_decay: float = 0.0

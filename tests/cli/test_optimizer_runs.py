@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.command import train_ok
 from tests.cli.tiny import BART, T5, flag_list, json_lines, write_config
@@ -25,7 +27,13 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.05,
     },
     "schedulefree": {"optim": "schedulefree", "warmup_steps": 3, "valid_generate_rows": 0},
-    "lion, wsd": {"optim": "lion", "lr_scheduler": "wsd", "scheduler_steps": 10, "weight_decay": 0.1},
+    "lion, wsd, moving average": {
+        "optim": "lion",
+        "lr_scheduler": "wsd",
+        "scheduler_steps": 10,
+        "weight_decay": 0.1,
+        "ema_decay": 0.7,
+    },
 }
 
 
@@ -50,9 +58,15 @@ def resume(folder: Path, whole: dict[str, Any], pattern: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_run_ends_the_same(letters: Path, tmp_path: Path, name: str) -> None:
+    """A checkpoint has the mean of the weights as its weights, so that it predicts as last/ does, and the others."""
     whole = begin(tmp_path, letters, **CASES[name])
     resume(tmp_path, whole, "epoch00-global_step6*")
     assert_same_end(tmp_path / "again", tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "saved_checkpoints" / "last.ckpt", weights_only=True)
+    exported = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    assert all(torch.equal(saved["state_dict"][f"model.{name}"], value) for name, value in exported.items())
+    trained = saved.get("s2s_trained_weights", saved["state_dict"])["model.model.shared.weight"]
+    assert torch.equal(trained, exported["model.shared.weight"]) == (name == "muon, plateau")
 
 
 def test_plateau_lowers_the_rate_from_the_next_step_on(letters: Path, tmp_path: Path) -> None:
