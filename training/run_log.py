@@ -13,8 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.tensorboard import SummaryWriter
 
+from checkpoints.entries import LOG_KEY
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
-from checkpoints.saved_run import LOG_KEY
 from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
 from models.meter import Totals, peak_memory

@@ -15,10 +15,11 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from checkpoints.entries import MODEL_ENTRIES, RUN_ENTRIES
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import exported_step
-from checkpoints.saved_run import MODEL_ENTRIES, RUN_ENTRIES, read_run
+from checkpoints.saved_run import read_run
 from models.loading import (
     check_config_builds,
     config_from_dict,
