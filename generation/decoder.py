@@ -36,7 +36,7 @@ from generation.passage_spans import PassageRule, PassageSpans, SpanGraph
 from generation.sampling import sample
 from generation.topk import require_finite
 from models.architectures import longest_output, shared_target_limit
-from models.forward import decoder_start_token
+from models.forward import decoder_start_token, source_inputs
 from models.languages import in_language, language_codes
 from models.special_tokens import encoded_target, example_target, fixed_first_token
 from postprocessors.labels import LabelMap
@@ -314,6 +314,7 @@ class Decoder:
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
+                **source_inputs(self.model, attention_mask),
                 generation_config=config,
                 logits_processor=processors,
                 output_scores=with_scores and beams,  # both are kept for every step

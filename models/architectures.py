@@ -16,7 +16,7 @@ class Architecture:
 
     family: str = ""  # t5 or bart: built like it, so that our own search and encoder pass serve it
     class_name: str = ""  # how the classes of the libraries begin, of a family
-    plain_logits: bool = True  # product of hidden states and output embedding, plus a bias; test_architectures.py
+    plain_logits: bool = True  # known to be those of `forward.DecoderOutput`: test_architectures.py
     norm_first: bool = True  # in a layer; else after it
     embedding_norm: bool = True  # of BART's family: a norm behind the embedding
     places_skip_padding: bool = False  # of BART's family: a pad token has no position of its own
@@ -27,8 +27,11 @@ class Architecture:
     last_token_first: bool = False  # the first decoder input is the target's own last token
     needs_start_token: bool = True
     output_layer: str = ""  # where the logits are made, if not in the output embedding
-    two_models: bool = False  # a pair, each with a config of its own; the encoder's pooler takes no part
-    refused_loss: str = ""  # its training needs this, which is not computed here
+    tied_in_decoder: bool = False  # the output embedding to the decoder's own, and not to the encoder's
+    leaves_out_parameters: bool = False  # a training step may: experts, the eyes of a model, a BERT's pooler
+    first_sees_all: bool = False  # the first token of a source has global attention, the others a window
+    router_losses: bool = False  # a mixture of experts, which adds them to the cross-entropy: docs/architectures.md
+    refused: str = ""  # what it does that is not supported
 
     @property
     def like_t5(self) -> bool:
@@ -47,6 +50,8 @@ class Architecture:
 
 
 _T5 = Architecture(family="t5", relative_positions=True, overflows_in_fp16=True)
+_GEMMA = Architecture(needs_start_token=False, overflows_in_fp16=True)
+_NLLB_MOE = "sends all tokens to two of its experts in this release of transformers"
 ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "t5": replace(_T5, class_name="T5"),
     "mt5": replace(_T5, class_name="MT5"),
@@ -56,18 +61,19 @@ ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "pegasus": Architecture(family="bart", class_name="Pegasus", embedding_norm=False),
     "m2m_100": Architecture(family="bart", class_name="M2M100", embedding_norm=False, places_skip_padding=True),
     "longt5": replace(_T5, family=""),
+    "led": Architecture(first_sees_all=True),
     "plbart": Architecture(last_token_first=True, needs_start_token=False),
     "fsmt": Architecture(
         last_token_first=True, needs_start_token=False, output_layer="model.decoder.output_projection"
     ),
-    **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "marian", "mvp"), Architecture()),
+    **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mvp"), Architecture()),
     **dict.fromkeys(("pegasus_x", "seamless_m4t", "seamless_m4t_v2"), Architecture()),
-    "t5gemma": Architecture(plain_logits=False, needs_start_token=False),
-    "t5gemma2": Architecture(plain_logits=False, needs_start_token=False),
-    "encoder-decoder": Architecture(plain_logits=False, two_models=True),
-    "switch_transformers": replace(_T5, family="", plain_logits=False, refused_loss="a router loss"),
-    "nllb-moe": Architecture(plain_logits=False, refused_loss="a router loss"),
-    "prophetnet": Architecture(plain_logits=False, refused_loss="a loss of several future tokens"),
+    "t5gemma": replace(_GEMMA, tied_in_decoder=True),
+    "t5gemma2": replace(_GEMMA, leaves_out_parameters=True),
+    "encoder-decoder": Architecture(plain_logits=False, leaves_out_parameters=True),
+    "switch_transformers": replace(_T5, family="", leaves_out_parameters=True, router_losses=True),
+    "nllb-moe": Architecture(plain_logits=False, refused=_NLLB_MOE),
+    "prophetnet": Architecture(plain_logits=False, refused="trains with a loss of several future tokens"),
 }
 OTHER = Architecture(plain_logits=False)
 
@@ -125,19 +131,37 @@ def _positions(config: PreTrainedConfig, side: str) -> int:
     row = architecture(config.model_type)
     if row.relative_positions:
         return 0
-    part = getattr(config, side, None) if row.two_models else config
+    part = getattr(config, side, None)  # a config of its own, in which text may have another one, or what is no config
+    part = getattr(part, "text_config", part) if isinstance(part, PreTrainedConfig) else config
     found = (getattr(part, name, None) for name in ("max_position_embeddings", f"max_{side}_position_embeddings"))
-    return min((int(value) for value in found if value), default=0)
+    limit = min((int(value) for value in found if value), default=0)
+    window = getattr(config, "attention_window", 1) if row.first_sees_all and side == "encoder" else 1
+    return limit - limit % (max(window) if isinstance(window, list | tuple) else window)  # to which sources are padded
 
 
-def refuse_other_losses(config: PreTrainedConfig, place: str) -> None:
-    """Refuse a model whose loss is more than the cross-entropy of a product of hidden states and output embedding."""
-    kind = config.model_type
-    if refused := architecture(kind).refused_loss:
-        raise UserError(f"{place}: a {kind} model trains with {refused}, which is not supported")
-    for part in (config, getattr(config, "decoder", None)):
-        if getattr(part, "final_logit_softcapping", None) is not None:
-            raise UserError(
-                f"{place}: a {kind} model with final_logit_softcapping changes its logits before the loss, which is not"
-                " supported; choose a model without it (T5, mT5, UMT5, ByT5, BART, mBART, Pegasus, M2M100, ...)"
-            )
+def logit_softcap(config: PreTrainedConfig) -> float:
+    """What bounds the logits, softcap * tanh(logits / softcap), as in Gemma; 0 = nothing."""
+    parts = (config, getattr(config, "decoder", None))
+    return next((float(cap) for part in parts if (cap := getattr(part, "final_logit_softcapping", None))), 0.0)
+
+
+def notes(config: PreTrainedConfig, training: bool) -> list[str]:
+    """What is said at the start of a training or a prediction of an architecture."""
+    kind, row = config.model_type, architecture(config.model_type)
+    lines = []
+    if not row.own_search:
+        lines.append(f"a {kind} model is decoded by generate of transformers: slower than our search, the same texts")
+    if row.first_sees_all:
+        lines.append(f"a {kind} model: the first token of each source has global attention, the others a window")
+    if row.router_losses and training:
+        lines.append(
+            f"a {kind} model: the loss of training includes those of its routers, val_loss does not; an expert takes"
+            f" {config.expert_capacity} tokens of a row, and those beyond pass it by"
+        )
+    return lines
+
+
+def refuse_unsupported(config: PreTrainedConfig, place: str) -> None:
+    """Refuse an architecture that would train on another loss, or whose library class is wrong."""
+    if refused := architecture(config.model_type).refused:
+        raise UserError(f"{place}: a {config.model_type} model {refused}, which is not supported")

@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.architectures import architecture, logit_scale, with_plain_logits
+from models.architectures import architecture, logit_scale, logit_softcap, with_plain_logits
 from utils.errors import UserError
 from utils.padding import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What the loss is computed from: logits = scale * hidden @ weight.T + bias.
+    """What the loss is computed from: logits = scale * hidden @ weight.T + bias, bounded by softcap unless that is 0.
 
     `hidden` is (batch, target_length, d_model), `weight` (vocabulary, d_model), `bias` (vocabulary) or None.
+    `router_loss` is what the routers of a mixture of experts add in training, a mean over tokens.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
+    softcap: float = 0.0
+    router_loss: Tensor | float = 0.0
 
 
 def decode_teacher_forced(
@@ -69,14 +72,33 @@ def _other_architecture(model: PreTrainedModel, inputs: dict[str, Tensor]) -> De
     """The hidden states as they enter the output layer; its logits are computed as well and dropped."""
     head = _output_layer(model)
     seen: list[Tensor] = []
+    routed = model.training and architecture(model.config.model_type).router_losses
+    router_loss: Tensor | float = 0.0
     hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     try:
-        model(**inputs, use_cache=False)
+        options = {"output_router_logits": True} if routed else {}
+        output = model(**inputs, **source_inputs(model, inputs["attention_mask"]), **options, use_cache=False)
     finally:
         hook.remove()
     bias = logits_bias(model)
     bias = getattr(head, "bias", None) if bias is None else bias
-    return DecoderOutput(hidden=seen[0], weight=head.weight, bias=bias)
+    if routed:
+        router_loss = model.router_z_loss_coef * (output.encoder_z_loss + output.decoder_z_loss)
+        router_loss += model.router_aux_loss_coef * (output.encoder_aux_loss + output.decoder_aux_loss)
+    softcap = logit_softcap(model.config)
+    return DecoderOutput(seen[0], head.weight, bias, softcap=softcap, router_loss=router_loss)
+
+
+def source_inputs(model: PreTrainedModel, attention_mask: Tensor) -> dict[str, Tensor]:
+    """What an architecture takes of sources besides ids and mask: LED's first token attends to all, and all to it.
+
+    Beltagy et al. 2020, "Longformer", section 7, and the examples of the library.
+    """
+    if not architecture(model.config.model_type).first_sees_all:
+        return {}
+    seen = torch.zeros_like(attention_mask)
+    seen[:, 0] = 1
+    return {"global_attention_mask": seen}
 
 
 def logits_bias(model: PreTrainedModel) -> Tensor | None:
@@ -127,11 +149,13 @@ def check_logits(model: PreTrainedModel, place: str) -> None:
     ids = torch.tensor([[2, 3]], device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        own = model.eval()(**inputs, decoder_input_ids=shift_right(model, ids), use_cache=False).logits
+        extra = source_inputs(model, inputs["attention_mask"])
+        own = model.eval()(**inputs, **extra, decoder_input_ids=shift_right(model, ids), use_cache=False).logits
         output = decode_teacher_forced(model, **inputs, labels=ids)
     model.train(training)
     logits = output.scale * output.hidden @ output.weight.T
     logits = logits if output.bias is None else logits + output.bias
+    logits = output.softcap * torch.tanh(logits / output.softcap) if output.softcap else logits
     if not bool(((logits - own).abs() <= 1e-5 * own.abs().max()).all()):
         raise UserError(
             f"{place}: a {kind} model changes its logits behind the output embedding, which is not supported; choose"

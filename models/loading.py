@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, Pr
 
 from models.adapters.methods import adapter_text
 from models.adapters.tuning import adapter_of
-from models.architectures import architecture, refuse_other_losses
+from models.architectures import architecture, refuse_unsupported
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
@@ -39,7 +39,7 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
         raise UserError(f"{flag} {name}: no model could be loaded: {not_loaded(name, error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{flag} {name}: a {config.model_type} model is no encoder-decoder (BART, T5, mT5, ByT5, ...)")
-    refuse_other_losses(config, f"{flag} {name}")
+    refuse_unsupported(config, f"{flag} {name}")
     _check_config(config, f"{flag} {name}")
     return config
 
@@ -99,7 +99,7 @@ def config_from_dict(content: Mapping[str, Any], place: str = "-config_path") ->
         raise UserError(f"{place}: not a valid {model_type} config: {error_reason(error)}") from error
     if not config.is_encoder_decoder:
         raise UserError(f"{place}: model_type {model_type} is no encoder-decoder (t5, mt5, umt5, bart, mbart, ...)")
-    refuse_other_losses(config, place)
+    refuse_unsupported(config, place)
     _check_config(config, place)
     return config
 
@@ -144,7 +144,8 @@ def from_config(content: Mapping[str, Any], seed: int, place: str = "-config_pat
     if content.get("tie_word_embeddings") is False and not is_untied(model):
         untie(model)
         with torch.no_grad():
-            model.get_output_embeddings().weight.normal_(0.0, config.hidden_size**-0.5)
+            output = model.get_output_embeddings().weight
+            output.normal_(0.0, output.shape[1] ** -0.5)
     settle_tying(model)
     return model
 
@@ -219,8 +220,10 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
 
 def is_untied(model: PreTrainedModel) -> bool:
     """Whether the output embedding is a matrix of its own."""
-    output = model.get_output_embeddings()
-    return output is not None and output.weight is not model.get_input_embeddings().weight
+    output, source = model.get_output_embeddings(), model
+    if architecture(model.config.model_type).tied_in_decoder:
+        source = model.get_decoder()
+    return output is not None and output.weight is not source.get_input_embeddings().weight
 
 
 def untie(model: PreTrainedModel) -> None:

@@ -30,7 +30,7 @@ from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, conv
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.passage_spans import PassageRule
-from models.architectures import architecture, longest_output, overflowing
+from models.architectures import longest_output, notes, overflowing
 from models.kernels.compiled import check_compiler
 from models.languages import language_codes
 from models.special_tokens import encoded_target
@@ -59,7 +59,7 @@ class Ready:
     postprocessor: Postprocessor
     devices: Devices
     encoder: RowEncoder
-    model_type: str
+    model_config: Any  # of the first
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
 
     def predicting(self, label: LabelFlags, **columns: Any) -> Ready:
@@ -129,7 +129,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     config = replace(config, decode=with_length(decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
     encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, postprocessor, devices, encoder, model_config.model_type, target_limit)
+    return Ready(config, models, task, postprocessor, devices, encoder, model_config, target_limit)
 
 
 def check_min_length(decode: DecodeFlags, target_limit: int) -> None:
@@ -243,10 +243,8 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
     longest = longest_output(ready.target_limit)
     if decoding is None and longest and decode.max_predict_length > longest:
         tell(f"-max_predict_length {decode.max_predict_length}: outputs end at {longest} tokens, the model's limit")
-    if decode.engine == "torch" and not architecture(ready.model_type).own_search:
-        tell(
-            f"a {ready.model_type} model is decoded by generate of transformers: slower than our search, the same texts"
-        )
+    if decode.engine == "torch":
+        tell(*notes(ready.model_config, training=False))
     with_scores = is_structured(ready.config.output.save_output) or ready.config.length.doc_stride > 0
     if decode.engine == "ctranslate2":
         return convert(models[0], decode, with_scores, examples, devices.device(0))

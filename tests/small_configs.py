@@ -61,7 +61,68 @@ def with_dropout(name: str, rate: float = 0.1) -> dict[str, Any]:
 
 
 _WIDE = {"dropout": 0.1, "encoder_layers": 1, "decoder_layers": 1, "scale_embedding": True}
-NEWER: dict[str, dict[str, Any]] = {  # one layer a side, with dropout
+_DEEP = {"dropout_rate": 0.1, "num_layers": 1, "num_decoder_layers": 1}
+_GEMMA = {"vocab_size": 384, "dropout_rate": 0.1, "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
+_GEMMA_LAYERS = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,  # with a sliding window, and without
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "max_position_embeddings": 128,
+    "final_logit_softcapping": 3.0,
+    "attn_logit_softcapping": 2.0,
+    "initializer_range": 0.1,
+}
+_SEEING = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_IMAGES = {"boi_token_index": 380, "eoi_token_index": 381, "image_token_index": 382}
+NEWER: dict[str, dict[str, Any]] = {  # small, with dropout
     "pegasus": config_of("bart", **_WIDE, model_type="pegasus"),
     "m2m_100": config_of("bart", **_WIDE, model_type="m2m_100", decoder_start_token_id=1),
+    "longt5-local": config_of("t5", **_DEEP, model_type="longt5", encoder_attention_type="local", local_radius=3),
+    "longt5-global": config_of(
+        "t5",
+        **_DEEP,
+        model_type="longt5",
+        encoder_attention_type="transient-global",
+        local_radius=3,
+        global_block_size=4,
+    ),
+    "led": config_of(
+        "bart",
+        **_WIDE,
+        model_type="led",
+        attention_window=4,
+        max_encoder_position_embeddings=62,
+        max_decoder_position_embeddings=32,
+    ),
+    "t5gemma": {**_GEMMA, "encoder": _GEMMA_LAYERS, "decoder": _GEMMA_LAYERS, "model_type": "t5gemma"},
+    "t5gemma2": {
+        **_GEMMA,
+        "encoder": {"text_config": _GEMMA_LAYERS, "vision_config": _SEEING, "mm_tokens_per_image": 4, **_IMAGES},
+        "decoder": _GEMMA_LAYERS,
+        "model_type": "t5gemma2",
+        **_IMAGES,
+    },
+    "switch": config_of(
+        "t5",
+        model_type="switch_transformers",
+        dropout_rate=0.1,
+        num_experts=4,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        router_z_loss_coef=0.1,
+        router_aux_loss_coef=0.1,
+    ),
 }

@@ -258,10 +258,10 @@ def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
 
 
 def leaves_out_parameters(config: PreTrainedConfig) -> bool:
-    """Whether a training step may use a part of the parameters only: layers dropped at random, or a BERT's pooler."""
+    """Whether a training step may use a part of the parameters only: layers dropped at random, or what its row says."""
     parts = (config, getattr(config, "encoder", None), getattr(config, "decoder", None))
     drops = any(getattr(part, f"{side}_layerdrop", 0) for part in parts for side in ("encoder", "decoder"))
-    return drops or architecture(config.model_type).two_models
+    return drops or architecture(config.model_type).leaves_out_parameters
 
 
 class _Launcher(_SubprocessScriptLauncher):

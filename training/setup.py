@@ -22,7 +22,7 @@ from datamodules.mixture import Mixture
 from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
-from models.architectures import architecture, overflowing, source_limit, target_limit
+from models.architectures import architecture, notes, overflowing, source_limit, target_limit
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.loading import undrawn
@@ -181,6 +181,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
         check_compiler(devices.accelerator)
     use_arithmetic(devices)
     use_threads(devices, saved_threads(resumed, config, devices))
+    say(*notes(source.config, training=True))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     parts = encoded_parts(config, mixture, source, cache)

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.losses.chunked import accumulation_dtype, chunked_loss, most_tokens
+from models.losses.chunked import Criterion, accumulation_dtype, chunked_loss, most_tokens
+from models.losses.soft_cap import SoftCapped
 from utils.padding import IGNORE_INDEX
 
 
@@ -39,6 +40,7 @@ def token_loss_and_correct(
     target_index: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float = 1.0,
+    softcap: float = 0.0,
     label_smoothing: float = 0.0,
     token_weights: Tensor | None = None,
     max_logits: int | None = None,
@@ -48,7 +50,8 @@ def token_loss_and_correct(
 
     The loss is a scalar in fp32 (fp64 for fp64 input), the count an int64 scalar. Logits are
     `scale * hidden @ weight.T + bias`; T5 with `config.scale_decoder_outputs` needs `scale=d_model**-0.5`, BART has
-    `bias=final_logits_bias`. Without any label the loss is exactly 0, and so are the gradients.
+    `bias=final_logits_bias`; `softcap` bounds them, 0 = off. Without any label the loss is exactly 0, and so are the
+    gradients.
 
     Args:
         hidden: (batch, target_length, d_model) the decoder's last hidden states.
@@ -72,9 +75,11 @@ def token_loss_and_correct(
     bias = None if bias is None else bias.reshape(-1)
     chunk_tokens = most_tokens(weight.shape[0], hidden.device, max_logits)
     if hidden.device.type != "cpu" or len(targets) > chunk_tokens:
-        criterion = CrossEntropy(label_smoothing, token_weights)
+        criterion: Criterion = CrossEntropy(label_smoothing, token_weights)
+        criterion = SoftCapped(criterion, softcap) if softcap else criterion
         return chunked_loss(hidden, weight, bias, targets, criterion, chunk_tokens, count_correct)
     logits = _logits(hidden, weight, bias)
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
     if token_weights is None:
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     else:

@@ -29,6 +29,7 @@ class Distillation:
         rows: (vocabulary and what aligns it, d_model of the teacher) its output embedding, in the type of `hidden`.
         bias: (vocabulary,) or None.
         temperature: T, above 0.
+        softcap: of the teacher's logits, 0 = off.
         share: w, 0 to 1.
         token_weights: (target tokens,) factors; None = all 1.
     """
@@ -40,6 +41,7 @@ class Distillation:
     share: float
     label_smoothing: float = 0.0
     token_weights: Tensor | None = None
+    softcap: float = 0.0
     passes: int = 1
 
     def __call__(
@@ -48,6 +50,8 @@ class Distillation:
         """See `Criterion`."""
         factors = _factors(self.token_weights, places, logits)
         taught = logits_of(self.hidden[places], self.rows, self.bias, vocabulary, logits.dtype)[:, :vocabulary]
+        if self.softcap:
+            taught = taught.div_(self.softcap).tanh_().mul_(self.softcap)
         taught = torch.log_softmax(taught.div_(self.temperature), -1)
         softened = torch.log_softmax(logits[:, :vocabulary] / self.temperature, -1)
         probabilities = taught.exp()

@@ -15,6 +15,7 @@ from models.kernels.casts import autocast_dtype
 from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_rows
 from models.losses.cross_entropy import token_loss_and_correct
 from models.losses.divergence import COPIES, Distillation, RDrop
+from models.losses.soft_cap import SoftCapped
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,19 @@ def batch_loss(
     """Give `token_loss_and_correct` of one pass over a batch of `datamodules.collate`, on the model's device."""
     labels = batch["labels"]
     output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], labels)
-    return token_loss_and_correct(
+    loss, correct = token_loss_and_correct(
         output.hidden,
         output.weight,
         labels,
         target_index=batch["target_index"],
         bias=output.bias,
         scale=output.scale,
+        softcap=output.softcap,
         label_smoothing=label_smoothing,
         token_weights=batch.get("token_weights"),
         count_correct=count_correct,
     )
+    return _with_routers(loss, output, batch), correct
 
 
 def _distillation_loss(
@@ -85,9 +88,11 @@ def _distillation_loss(
             share=teacher.share,
             label_smoothing=label_smoothing,
             token_weights=batch.get("token_weights"),
+            softcap=taught.softcap,
         )
     output = decode_teacher_forced(model, *inputs)
-    return _summed(output, _of_targets(output, index), labels.reshape(-1)[index], criterion)
+    loss = _summed(output, _of_targets(output, index), labels.reshape(-1)[index], criterion)
+    return _with_routers(loss, output, batch)
 
 
 def _rdrop_loss(model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, label_smoothing: float) -> Tensor:
@@ -97,7 +102,19 @@ def _rdrop_loss(model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, 
     output = decode_teacher_forced(model, *twice)
     neighbours = torch.stack((index, index + labels.numel()), 1).flatten()
     criterion = RDrop(alpha, label_smoothing, batch.get("token_weights"))
-    return _summed(output, _of_targets(output, neighbours), labels.reshape(-1)[index], criterion)
+    loss = _summed(output, _of_targets(output, neighbours), labels.reshape(-1)[index], criterion)
+    return _with_routers(loss, output, batch)
+
+
+def _with_routers(loss: Tensor, output: DecoderOutput, batch: Mapping[str, Any]) -> Tensor:
+    """The loss and that of a mixture's routers, once for each target token (with its weight) as the whole is a sum.
+
+    So it is the library's loss where one batch is a step, and the mean of those of several, by target tokens.
+    """
+    if isinstance(output.router_loss, float):
+        return loss
+    weights = batch.get("token_weights")
+    return loss + output.router_loss * (len(batch["target_index"]) if weights is None else weights.sum())
 
 
 def _of_targets(output: DecoderOutput, index: Tensor) -> Tensor:
@@ -112,4 +129,6 @@ def _flat(bias: Tensor | None) -> Tensor | None:
 
 def _summed(output: DecoderOutput, hidden: Tensor, targets: Tensor, criterion: Criterion) -> Tensor:
     tokens = most_tokens(output.weight.shape[0], hidden.device, copies=COPIES * criterion.passes)
+    if output.softcap:
+        criterion = SoftCapped(criterion, output.softcap)
     return chunked_loss(hidden, output.weight, _flat(output.bias), targets, criterion, tokens)[0]

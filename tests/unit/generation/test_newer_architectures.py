@@ -20,6 +20,7 @@ from generation.incremental.decoder import StepModel
 from generation.incremental.weights import Tables, encoder_weights, supports
 from generation.label_scoring import LabelScorer
 from models.architectures import architecture
+from models.forward import source_inputs
 from models.kernels.accelerate import accelerate
 from models.loading import describe, from_checkpoint, from_config
 from models.losses.objective import batch_loss
@@ -30,7 +31,7 @@ from tests.trained_models import TOKENIZER, encoded, words
 from tests.unit.generation.test_label_scoring import brute_force
 from utils.padding import IGNORE_INDEX
 
-STEPS, KILLED_AT = 100, 70
+STEPS, KILLED_AT = 60, 45
 LONGEST = 12  # tokens written
 
 
@@ -46,7 +47,7 @@ class Run:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.train()
         accelerate(model)
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=8e-3)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         self.losses: list[float] = []
 
     def train(self, begin: int, end: int) -> None:
@@ -80,7 +81,7 @@ def trained(name: str) -> tuple[Run, Run]:
 @pytest.mark.parametrize("name", NEWER)
 def test_loss_falls_and_a_resumed_run_ends_with_the_same_bits(name: str) -> None:
     run, resumed = trained(name)
-    assert run.losses[-1] < run.losses[0] / 2
+    assert run.losses[-1] < 0.7 * run.losses[0]
     assert resumed.losses == run.losses[KILLED_AT:]
     expected = run.model.state_dict()
     assert all(value.equal(expected[key]) for key, value in resumed.model.state_dict().items())
@@ -90,6 +91,7 @@ def test_loss_falls_and_a_resumed_run_ends_with_the_same_bits(name: str) -> None
 def test_the_loss_is_that_of_the_library(name: str) -> None:
     model, batch = trained(name)[0].model.eval(), batch_of(words(9, seed=500))
     given = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    given |= source_inputs(model, batch["attention_mask"])
     with torch.no_grad():
         ours = batch_loss(model, batch)[0].item() / len(batch["target_index"])
         assert ours == pytest.approx(model(**given).loss.item(), rel=1e-5)
@@ -101,16 +103,17 @@ def test_the_loss_is_that_of_the_library(name: str) -> None:
 def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
     model = trained(name)[0].model.eval()
     ids, mask = encoded(words(24, seed=99))
-    decoder = Decoder(model, TOKENIZER, DecodeFlags(max_predict_length=LONGEST, beam_size=beams, num_return=beams))
+    flags = DecodeFlags(max_predict_length=LONGEST, min_predict_length=3, beam_size=beams, num_return=beams)
+    decoder = Decoder(model, TOKENIZER, flags)
     found = decoder.decode(ids, mask)
     assert decoder.own == architecture(model.config.model_type).own_search
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": NEWER[name]["decoder_start_token_id"]}
     model.generation_config = GenerationConfig(**tokens)
-    options = {"max_new_tokens": LONGEST, "num_beams": beams, "num_return_sequences": beams, "do_sample": False}
-    expected = model.generate(input_ids=ids, attention_mask=mask, **options)
+    options = {"max_new_tokens": LONGEST, "min_length": 3, "num_beams": beams, "num_return_sequences": beams}
+    expected = model.generate(input_ids=ids, attention_mask=mask, **source_inputs(model, mask), **options)
     texts = TOKENIZER.batch_decode(expected, skip_special_tokens=True)
     assert [output.text for row in found for output in row] == texts
-    assert len(set(texts)) > 4
+    assert len(set(texts)) > beams
 
 
 BART_LIKE = [name for name, config in NEWER.items() if architecture(config["model_type"]).like_bart]

@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from models import architectures
-from models.architectures import ARCHITECTURES, Architecture, architecture, source_limit, with_plain_logits
-from models.forward import check_logits, decode_teacher_forced, decoder_start_token, shift_right
+from models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture,
+    source_limit,
+    target_limit,
+    with_plain_logits,
+)
+from models.forward import check_logits, decode_teacher_forced, decoder_start_token, shift_right, source_inputs
 from models.loading import config_from_dict, from_config
 from models.losses.cross_entropy import token_loss_sum
-from tests.small_configs import config_of
+from tests.small_configs import NEWER, config_of
 from tests.small_models import example_batch
 from utils.errors import UserError
 
@@ -30,16 +37,6 @@ BERT = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 128,
-}
-GEMMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "final_logit_softcapping": 30.0,
 }
 UNITS = ("speech_encoder_layers", "t2u_encoder_layers", "t2u_decoder_layers")  # not for text; as few as can be
 SEAMLESS = {**config_of("bart"), "hidden_size": 32, **dict.fromkeys(UNITS, 1)}
@@ -59,24 +56,22 @@ OWN_KEYS: dict[str, dict[str, Any]] = {
     },
     "seamless_m4t": SEAMLESS,
     "seamless_m4t_v2": SEAMLESS,
-    "t5gemma": {"encoder": GEMMA, "decoder": GEMMA, "vocab_size": VOCABULARY, "decoder_start_token_id": 2},
+    "t5gemma": NEWER["t5gemma"],
+    "t5gemma2": NEWER["t5gemma2"],
     "prophetnet": {"pad_token_id": 0, "decoder_start_token_id": 2},
     "nllb-moe": {**config_of("bart"), "num_experts": 2},
     **{kind: config_of("t5") for kind in ("t5", "mt5", "umt5", "longt5", "switch_transformers")},
 }
 REFUSED = {
-    "nllb-moe": "trains with a router loss",
-    "switch_transformers": "trains with a router loss",
+    "nllb-moe": "sends all tokens to two of its experts",
     "prophetnet": "trains with a loss of several future tokens",
-    "t5gemma": "final_logit_softcapping changes its logits",
 }
-NOT_FOR_TEXT = ("t5gemma2",)  # its encoder takes a vision model's config
 
 
 def text_types() -> list[str]:
     """Model types that the library counts as sequence to sequence, without those that are no encoder-decoder."""
     kinds = sorted(set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) - {"encoder-decoder"})
-    pairs = [kind for kind in kinds if kind not in NOT_FOR_TEXT and AutoConfig.for_model(kind).is_encoder_decoder]
+    pairs = [kind for kind in kinds if AutoConfig.for_model(kind).is_encoder_decoder]
     return [*pairs, "encoder-decoder"]
 
 
@@ -100,10 +95,12 @@ def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> N
     labels = inputs["labels"].clone()
     with torch.no_grad():
         output = decode_teacher_forced(model, **inputs)
-        ours = token_loss_sum(output.hidden, output.weight, labels, bias=output.bias, scale=output.scale)
+        options = {"bias": output.bias, "scale": output.scale, "softcap": output.softcap}
+        ours = token_loss_sum(output.hidden, output.weight, labels, **options)
         decoder_inputs = shift_right(model, labels)
         sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        own = model(**sources, decoder_input_ids=decoder_inputs, use_cache=False).logits
+        extra = source_inputs(model, inputs["attention_mask"])
+        own = model(**sources, **extra, decoder_input_ids=decoder_inputs, use_cache=False).logits
     assert torch.equal(inputs["labels"], labels)
     assert decoder_inputs[:, 1:].tolist() == labels[:, :-1].clamp(min=0).tolist()  # 0 = padding
     starts = (
@@ -113,6 +110,27 @@ def test_the_loss_is_the_cross_entropy_of_the_model_s_own_logits(kind: str) -> N
     expected = F.cross_entropy(own.flatten(0, 1), labels.flatten(), reduction="sum")
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     check_logits(model, "-init_model X")
+
+
+def test_nllb_moe_is_refused_as_long_as_the_library_leaves_experts_out() -> None:
+    """Its experts take a mask of one column an expert for a number of an expert (transformers 5.23)."""
+    config = AutoConfig.for_model(**config_of("bart", model_type="nllb-moe", num_experts=4, encoder_sparse_step=1))
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    inputs = example_batch()
+    model(**inputs).loss.backward()
+    experts = model.model.encoder.layers[0].ffn.experts
+    used = [name for name, weight in experts.named_parameters() if "fc1.weight" in name and weight.grad is not None]
+    assert used == ["expert_0.fc1.weight", "expert_1.fc1.weight"]
+
+
+def test_positions_of_two_sides_and_of_windows() -> None:
+    """LED pads sources to whole windows, of 4 tokens here; a Gemma has a config for each side, and one for its text."""
+    limits = {
+        name: (source_limit(config), target_limit(config))
+        for name in ("led", "t5gemma", "t5gemma2")
+        for config in [config_from_dict(NEWER[name])]
+    }
+    assert limits == {"led": (60, 32), "t5gemma": (128, 128), "t5gemma2": (128, 128)}
 
 
 def test_known_architectures_are_those_tested() -> None:
@@ -141,12 +159,12 @@ def test_an_unknown_architecture_that_changes_its_logits_is_refused(monkeypatch:
 def test_a_row_is_enough_for_limits_loss_and_start(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = build("pegasus"), build("pegasus").config
     assert source_limit(config) == 128
-    row = Architecture(relative_positions=True, overflows_in_fp16=True, last_token_first=True, refused_loss="magic")
+    row = Architecture(relative_positions=True, overflows_in_fp16=True, last_token_first=True, refused="does magic")
     monkeypatch.setitem(architectures.ARCHITECTURES, "pegasus", row)
     assert source_limit(config) == 0
     assert architectures.overflowing("pegasus") == "pegasus"
     assert decoder_start_token(model, [250, 97, 5]) == 5
-    with pytest.raises(UserError, match="a pegasus model trains with magic, which is not supported"):
+    with pytest.raises(UserError, match="a pegasus model does magic, which is not supported"):
         config_from_dict({**config.to_dict(), "model_type": "pegasus"}, "-config_path X")
 
 
