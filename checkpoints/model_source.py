@@ -23,6 +23,7 @@ from models.adapters.methods import Adapter, chosen_adapter
 from models.adapters.tuning import adapter_of, apply, merge
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
+from models.freezing import freeze_parts
 from models.kernels.accelerate import accelerate
 from models.kernels.fused import use_fused_attention
 from models.languages import with_languages
@@ -30,7 +31,6 @@ from models.layer_selection import smaller_config, with_layers
 from models.loading import (
     check_config_builds,
     config_from_dict,
-    freeze_parts,
     from_config,
     from_pretrained,
     load_config,
@@ -38,6 +38,7 @@ from models.loading import (
 from models.presets import TOKENIZER_KEY, read_config
 from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer
 from task_utils import LANGUAGES, Task, fixed_languages
+from utils.console import say
 from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
@@ -304,7 +305,7 @@ def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "
     given = [f"{flag} {value}" for flag, value in places.items() if value]
     check_logits(model, (given or [f"-resume_checkpoint {config.run.resume_checkpoint}"])[0])
     if flags.tuning_method == FULL:
-        freeze_parts(model, flags.freeze)
+        say(*freeze_parts(model, flags.freeze))
     elif adapter_of(model) is None:
         adapter = chosen_adapter(
             *(model, flags.tuning_method, flags.target_modules, flags.modules_to_save),

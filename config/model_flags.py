@@ -80,10 +80,10 @@ class TrainModelFlags:
     )
     freeze: tuple[str, ...] = flag(
         (),
-        "Part that is not trained: embedding, encoder or decoder.",
-        metavar="PART",
+        "Part that is not trained: embedding, encoder, decoder, layers:A-B (of both, from 0), or a regular expression"
+        " that is searched in the names of parameters.",
+        metavar="embedding|encoder|decoder|layers:A-B|REGEX",
         resume="optimizer",
-        choices=FREEZABLE,
     )
     gradient_checkpointing: bool = free(
         False, "Recompute activations in the backward pass: less memory, about a third slower."

@@ -244,31 +244,6 @@ def settle_tying(model: PreTrainedModel) -> None:
         tied.pop("lm_head.weight", None)
 
 
-def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> int:
-    """Stop training `embedding`, `encoder` or `decoder`; returns the number of frozen parameters.
-
-    A shared embedding is frozen only when `embedding` is named: freezing the encoder leaves it trained.
-    """
-    base = getattr(model, "model", model)
-    embeddings = {
-        id(parameter)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if module is not None
-        for parameter in module.parameters()
-    }
-    frozen: dict[int, nn.Parameter] = {}
-    for part in parts:
-        if part == "embedding":
-            chosen = list(model.get_input_embeddings().parameters())
-        else:
-            module = base.get_encoder() if part == "encoder" else base.get_decoder()
-            chosen = [parameter for parameter in module.parameters() if id(parameter) not in embeddings]
-        frozen.update({id(parameter): parameter for parameter in chosen})
-    for parameter in frozen.values():
-        parameter.requires_grad_(False)
-    return sum(parameter.numel() for parameter in frozen.values())
-
-
 class _quiet_tying_warning:
     """Hold back the library's advice on `tie_word_embeddings`: `settle_tying` follows it right after."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TypeAlias
@@ -107,6 +108,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         )
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
+    problems += [f"-freeze {part}: no regular expression: {why}" for part in model.freeze if (why := _not_regex(part))]
     if model.tuning_method != FULL:
         problems += filter(None, [missing_package("peft", f"-tuning_method {model.tuning_method}")])
     check_combinations(config, problems)
@@ -121,6 +123,15 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         _check_save_path(config, given, _inputs(config, mixture), problems)
     _check_requeue(config, problems)
     return mixture
+
+
+def _not_regex(text: str) -> str:
+    """Why `text` is no regular expression; empty where it is one."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        return str(error)
+    return ""
 
 
 def _check_optimization(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:

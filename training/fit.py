@@ -13,6 +13,7 @@ from checkpoints.saved_run import TASKS_KEY
 from config.checks import schedule_steps
 from config.train_flags import TrainConfig
 from datamodules.splits import Splits
+from models.freezing import trained_lines
 from models.kernels.compiled import CompiledBlocks
 from models.seq2seq_module import Seq2SeqModule
 from models.tokenizers import pack_tokenizer
@@ -147,6 +148,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
     say(*summary_lines(config, prepared.mixture, resolved, resumed, bool(validated)))
+    say(*trained_lines(prepared.model))
     stop.install()
     try:
         with memory_errors(module, config):

@@ -27,7 +27,7 @@ def test_many_problems_are_told_at_once(tmp_path: Path) -> None:
     result = train(
         *("-batchsize", 8, "-optim", "adem", "-max_epoch", "two", "-grad_acc", 0, "-do_truncate", "maybe"),
         *("-valid_data_proportions", 0.6, "-test_data_proportions", 0.5, "-config_path", "bart-mino", "stray"),
-        *("-task", "nsmc-naiv", "-freeze", "head", "-monitor", "f2", "-float_precision", 8),
+        *("-task", "nsmc-naiv", "-freeze", "(", "-monitor", "f2", "-float_precision", 8),
     )
     assert result.code == 2
     assert "Traceback" not in result.err
@@ -43,7 +43,7 @@ def test_many_problems_are_told_at_once(tmp_path: Path) -> None:
         "-float_precision 8: one of auto, 32, tf32, 16, bf16, fp16 expected",
         "-save_path is required: Folder of this run: checkpoints, logs, config.json.",
         "-train_data is required: a file, a folder or a hub name with the training rows",
-        "-freeze head: one of embedding, encoder, decoder expected",
+        "-freeze (: no regular expression: missing ), unterminated subpattern at position 0",
         "-valid_data_proportions 0.6 and -test_data_proportions 0.5 leave no training rows: their sum must be below 1",
     ):
         assert part in result.errors
