@@ -114,8 +114,15 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
-    if config.device.num_nodes > 1 and (config.device.cpu_processes or config.device.gpus == 0):
-        problems.append("-num_nodes above 1 goes with GPUs; -gpus 0 and -cpu_processes are for one machine")
+    if (
+        config.device.num_nodes > 1
+        and not started_by_launcher()
+        and not {"MASTER_ADDR", "MASTER_PORT"} <= {*os.environ}
+    ):
+        problems.append(
+            f"-num_nodes {config.device.num_nodes}: this process was started alone; start it by torchrun --nnodes"
+            f" {config.device.num_nodes} on each machine, or by srun with a task for each device"
+        )
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     _check_monitor(config, mixture, problems)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,8 @@ class OurDDP(DDPStrategy):
     control_group: Any = None  # None: there is one process only
 
     def setup_environment(self) -> None:
-        super().setup_environment()
+        with _meeting():
+            super().setup_environment()
         if self.world_size > 1:
             self.control_group = _tcp_group()
 
@@ -231,6 +232,23 @@ class OurDDP(DDPStrategy):
         if leaves_out_parameters(module.model.config):
             self._ddp_kwargs["find_unused_parameters"] = True
         super().configure_ddp()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Raise `RunError`, with what to look at, where the processes do not find each other in the time of torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunError(
+            f"the processes do not find each other at {place} ({first_line(error)}): start all of them, with an address"
+            " of the first machine that the others reach; where machines have several networks, set GLOO_SOCKET_IFNAME"
+            " and with GPUs NCCL_SOCKET_IFNAME to the interface that they share, e.g. eth0; `ip -brief address` lists"
+            " them"
+        ) from error
 
 
 def _tcp_group() -> Any:

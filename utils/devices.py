@@ -162,12 +162,17 @@ def check_launcher(devices: Devices) -> None:
     Raises:
         UserError: names both numbers.
     """
-    launched = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    if launched is not None:
-        if launched != str(devices.world_size):
+    if "RANK" in os.environ:
+        wanted = (devices.world_size, devices.count)
+        started = tuple(
+            int(os.environ.get(name, number))
+            for name, number in zip(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), wanted, strict=True)
+        )
+        if started != wanted:
             raise UserError(
-                f"the launcher started {launched} processes (WORLD_SIZE), and -gpus, -cpu_processes and -num_nodes make"
-                f" {devices.world_size}: give the same number"
+                f"the launcher started {started[0]} processes, {started[1]} of them on this machine, and -gpus,"
+                f" -cpu_processes and -num_nodes make {wanted[0]}, {wanted[1]} on each: give the same numbers (torchrun"
+                f" --nnodes {devices.num_nodes} --nproc-per-node {devices.count})"
             )
         return
     tasks, nodes = step_tasks(), int(os.environ.get("SLURM_NNODES", "1"))

@@ -55,3 +55,20 @@ def test_a_network_that_gloo_does_not_find_is_told_with_the_variable_to_set(monk
         " GLOO_SOCKET_IFNAME to the network interface that the machines share, e.g. GLOO_SOCKET_IFNAME=eth0; `ip -brief"
         " address` lists them"
     )
+
+
+def test_processes_that_do_not_meet_are_told_with_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def setup_environment(_: Any) -> None:
+        raise torch.distributed.DistStoreError("Timed out after 1801 seconds waiting for clients. 1/2 clients joined.")
+
+    monkeypatch.setattr(DDPStrategy, "setup_environment", setup_environment)
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(RunError) as caught:
+        OurDDP().setup_environment()
+    assert str(caught.value) == (
+        "the processes do not find each other at node0:29500 (Timed out after 1801 seconds waiting for clients. 1/2"
+        " clients joined.): start all of them, with an address of the first machine that the others reach; where"
+        " machines have several networks, set GLOO_SOCKET_IFNAME and with GPUs NCCL_SOCKET_IFNAME to the interface that"
+        " they share, e.g. eth0; `ip -brief address` lists them"
+    )

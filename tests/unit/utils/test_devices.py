@@ -89,6 +89,20 @@ def test_other_tasks_than_devices_are_refused(slurm: pytest.MonkeyPatch, what: s
     assert str(refused.value) == message
 
 
+def test_other_processes_of_torchrun_than_devices_are_refused(slurm: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        slurm.setenv(name, value)
+    check_launcher(TWO)
+    slurm.setenv("LOCAL_WORLD_SIZE", "1")
+    check_launcher(Devices("cpu", 1, 2, "32-true"))
+    with pytest.raises(UserError) as refused:
+        check_launcher(TWO)
+    assert str(refused.value) == (
+        "the launcher started 2 processes, 1 of them on this machine, and -gpus, -cpu_processes and -num_nodes make 2,"
+        " 2 on each: give the same numbers (torchrun --nnodes 1 --nproc-per-node 2)"
+    )
+
+
 THREADS = {  # processes, resumed, OMP_NUM_THREADS -> threads on 8 processors; torch has 5 of its own accord
     "one process": (1, 0, None, 8),
     "one process, told": (1, 0, "3", 5),
