@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
+from config.model_flags import FULL
 from config.optim_flags import OPTIMIZERS
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
@@ -141,10 +142,11 @@ def _building(config: TrainConfig, source: ModelSource, devices: Devices, resume
     the first process alone where it gives its weights to the others (DDP does, before the first step).
     """
     given = devices.world_size > 1 and not is_first_process() and not STRATEGIES[config.device.strategy].sharded
+    drawn = bool(config.model.config_path) and config.model.tuning_method == FULL
     with ExitStack() as stack:
         if resumed:
             stack.enter_context(torch.device(devices.device(local_rank())))
-        elif given and config.model.config_path and architecture(source.config.model_type).plain_logits:
+        elif given and drawn and architecture(source.config.model_type).plain_logits:
             stack.enter_context(torch.device(devices.device(local_rank())))
             stack.enter_context(undrawn())  # type: ignore[no-untyped-call]
         yield
