@@ -20,6 +20,7 @@ PAGES = (
     "docs/export",
     "docs/run-files",
     "docs/troubleshooting",
+    "docs/scaling",
     "docs/slurm",
     "docs/flags",
     "docs/benchmarks",

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from config.inference_flags import InferenceConfig
+from config.parser import parse_flags
+from config.train_flags import TrainConfig
 from tests.cli.command import ROOT, Result, make_environment, run
 from tests.cli.tiny import BART, T5, letter_rows, write_tsv
 from tests.small_models import KOREAN_CORPUS, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -267,3 +270,29 @@ def test_the_korean_benchmark_writes_one_table_and_goes_on(tmp_path: Path) -> No
     assert twice.errors == ["SEEDS '1 1': give different whole numbers, for example SEEDS='1 2 3'"]
     wrong = run("bash", "run_scripts/bench_ko.sh", str(model), str(tmp_path), env={"TASKS": "klue-nl"})
     assert (wrong.code, wrong.errors[0][:60]) == (2, "TASKS: no such task 'klue-nl' (did you mean klue-nli?); know")
+
+
+def test_slurm_scripts(tmp_path: Path) -> None:
+    """What they start on two nodes of four GPUs; and that a prediction which runs out of time is queued again."""
+    stubs = {
+        "srun": 'shift 2; shift; printf "%s\\n" "$@"; [ "$1" = train.py ] || kill -USR1 $PPID\n',
+        "scontrol": 'echo "scontrol $*"\n',
+    }
+    for name, content in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{content}")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    job["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    started = script("slurm/train.sh", "-seed", "5", **job).out.split()
+    assert started[0] == "train.py"
+    config, _, problems = parse_flags(TrainConfig, started[1:])
+    assert problems == []
+    assert (config.device.num_nodes, config.device.gpus) == (2, 4)
+    assert (config.run.requeue, config.run.resume_checkpoint, config.run.seed) == (True, "auto", 5)
+    ended = run("bash", "run_scripts/slurm/predict.sh", "-beam_size", "4", env={**job, "MODEL": "runs/mine"})
+    assert "scontrol requeue 77\n" in ended.out
+    started = ended.out.replace("scontrol requeue 77\n", "").split()
+    assert started[0] == "inference.py"
+    inference, _, problems = parse_flags(InferenceConfig, started[1:])
+    assert problems == []
+    assert inference.decode.beam_size == 4
