@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.model_paths import check_model_paths
+from config.checks import check_combinations
 from config.export_flags import ExportConfig
 from config.parser import information, parse_flags
 from deploy.export import run
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
         check_model_paths(problems, {"-model": flags.model})
     if "compute_type" in given and flags.format != "ctranslate2":
         problems.append(f"-compute_type {flags.compute_type} goes with -format ctranslate2, not {flags.format}")
+    check_combinations(config, problems)
     raise_if_any(problems)
     return run(flags)
 

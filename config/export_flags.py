@@ -9,6 +9,7 @@ from config.inference_flags import COMPUTE_TYPES
 from config.parser import free
 
 EXPORT_FORMATS = ("safetensors", "ctranslate2")
+WITHOUT_ROWS = {"valid_data": "no rows are decoded"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,16 @@ class ExportFlags:
         choices=EXPORT_FORMATS,
     )
     compute_type: str = free("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)
+    valid_data: tuple[str, ...] = free(
+        (),
+        "File with rows that the model and its export both decode, on the CPU: texts, metrics, speed and size are"
+        " compared, and an export that decodes otherwise is refused; may repeat; empty = none.",
+        metavar="FILE",
+    )
+    rows: int = free(
+        200, "Rows of -valid_data that are decoded, evenly spaced; 0 = all.", minimum=0, needs=WITHOUT_ROWS
+    )
+    task: str = free("", "Task of -valid_data; empty = the checkpoint's.", metavar="NAME", needs=WITHOUT_ROWS)
     overwrite: bool = free(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
@@ -18,6 +19,9 @@ from utils.escapes import is_unicode
 from utils.files import NO_UTF8_NAME
 from utils.json_files import read_json
 from utils.libraries import require_package
+
+if TYPE_CHECKING:
+    from deploy.proof import ProofRows
 
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
 EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
@@ -46,7 +50,13 @@ def run(flags: ExportFlags) -> int:
         require_package("ctranslate2", "-format ctranslate2")
     check_merging(flags, names)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
-    write(flags, names, target)
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = None
+        if flags.valid_data:
+            from deploy.proof import proof_rows
+
+            rows = proof_rows(flags, names[0], Path(temporary))
+        write(flags, names, target, rows)
     tell(f"exported: {target}")
     return 0
 
@@ -160,11 +170,14 @@ def _same_or_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
+def write(flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRows | None = None) -> None:
     """Load the model of `names` (their mean) and write it to `target`.
 
+    Args:
+        rows: that it and the export both decode.
+
     Raises:
-        UserError: a checkpoint cannot be read or converted, or the mean cannot be taken.
+        UserError: a checkpoint cannot be read or converted, the mean cannot be taken, or the export decodes otherwise.
         RunError: the disk refused; what was there before is untouched.
     """
     from checkpoints.averaging import averaged
@@ -191,7 +204,7 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         else:
             fill_folder(folder, model, tokenizer, state)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        content = {
+        content: dict[str, Any] = {
             "model": [within_run(name) for name in names],
             "format": flags.format,
             "average": flags.average,
@@ -199,6 +212,10 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path) -> None:
         }
         if flags.format == "ctranslate2":
             content["compute_type"] = flags.compute_type
+        if rows is not None:
+            from deploy.proof import prove
+
+            content["proof"] = prove(rows, flags, folder, model, tokenizer)
         write_json(folder / MARK, content)
 
     clean_folder_leftovers(target)

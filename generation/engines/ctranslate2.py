@@ -290,6 +290,15 @@ class ConvertedModel:
         )
 
 
+def unread_outputs(
+    decoder: Decoder, generation: GenerationConfig, device: torch.device
+) -> dict[tuple[int, ...], list[Hypothesis]]:
+    """What our own engine makes of the `unread_sources`."""
+    sources = unread_sources(generation.decoder_start_token_id, generation.eos_token_id)
+    outputs = decoder.decode(*pad_sources([np.array(ids) for ids in sources], generation.pad_token_id, device))
+    return dict(zip(sources, outputs, strict=True))
+
+
 def convert(
     model: InferenceModel,
     flags: DecodeFlags,
@@ -308,9 +317,7 @@ def convert(
     check_start_token(flags, generation.decoder_start_token_id, generation.eos_token_id)
     folder = cached_conversion(model.name, loaded, tokenizer, flags.compute_type)
     decoder = Decoder(loaded.to(device), tokenizer, flags)
-    sources = unread_sources(generation.decoder_start_token_id, generation.eos_token_id)
-    outputs = decoder.decode(*pad_sources([np.array(ids) for ids in sources], tokenizer.pad_token_id, device))
-    unread = dict(zip(sources, outputs, strict=True))
+    unread = unread_outputs(decoder, generation, device)
     converted = ConvertedModel(folder, tokenizer, flags, generation, with_scores, unread)
     engine = converted(device)
     tell(*engine.notes())

@@ -50,11 +50,13 @@ class TorchEngine:
                 f"-model {self.models[0].name}: its layers are no plain ones, so that generate of transformers decodes"
             )
         decoder.release()
-        return _TorchPredictor(decoder, tokenizer, device, self.with_scores)
+        return TorchPredictor(decoder, tokenizer, device, self.with_scores)
 
 
 @dataclass(frozen=True)
-class _TorchPredictor:
+class TorchPredictor:
+    """Predictions of batches by a decoder whose models lie on `device`."""
+
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase
     device: torch.device

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
 
 import export
 from checkpoints.averaging import best_checkpoints
+from checkpoints.model_folder import fill_folder
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import checkpoints_of
 from config.inference_flags import DecodeFlags
@@ -237,3 +242,50 @@ def write_lock(folder: Path) -> Iterator[None]:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield
     os.close(descriptor)
+
+
+def test_an_export_says_how_it_decodes_the_validation_rows(
+    copy_run: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, data = copy_run / "run" / "best", letters / "valid.tsv"
+    for name, more in (("safetensors", []), ("float32", ["ctranslate2"]), ("int8", ["ctranslate2"])):
+        flags = ["-format", *more, "-compute_type", name] if more else []
+        exported("-model", best, "-save_path", tmp_path / name, "-valid_data", data, "-rows", "25", *flags)
+        proof = json.loads((tmp_path / name / "export.json").read_text())["proof"]
+        assert (proof["valid_data"], proof["rows"], proof["equal_texts"]) == (["valid.tsv"], 25, 25)
+        assert proof["metrics"]["model"] == proof["metrics"]["export"]
+        assert proof["bytes"]["export"] > 10_000
+        difference = proof["largest_score_difference"]
+        assert difference == 0.0 if name == "safetensors" else difference < (1e-4 if name == "float32" else 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    words = "the largest difference of a length-normalised log-probability is 0"
+    assert f"25 of 25 texts of -valid_data are equal; {words}" in lines
+    assert next(line.split() for line in lines if "ctranslate2" in line and "int8" in line and "model" in line) == [
+        "model",
+        "ctranslate2",
+        "int8",
+    ]
+
+
+def test_an_export_that_decodes_otherwise_is_not_kept(
+    copy_run: Path, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, data, folder = copy_run / "run" / "best", letters / "valid.tsv", tmp_path / "model"
+    exported("-model", best, "-save_path", folder)
+    before = listing(folder)
+
+    def damage(target: Path, model: PreTrainedModel, tokenizer: Any, state: Any) -> None:
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).neg_()
+        fill_folder(target, model, tokenizer, state)
+
+    monkeypatch.setattr("checkpoints.model_folder.fill_folder", damage)
+    told = refusal("-model", best, "-save_path", folder, "-overwrite", "-valid_data", data)
+    assert re.match(r"-format safetensors: \d+ of 40 texts are others than the model's, and nothing is written: ", told)
+    assert listing(folder) == before
+    assert "no such file" in refusal("-model", best, "-save_path", tmp_path / "x", "-valid_data", tmp_path / "gone.tsv")
+    assert "-rows 3: only with -valid_data: no rows are decoded" in refusal(
+        "-model", best, "-save_path", tmp_path / "x", "-rows", "3"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
