@@ -54,6 +54,8 @@ class TrainModelFlags:
             "config_path": "an adapter is for a pretrained model; give -init_model",
             "encoder_layers": "an adapter is for a whole pretrained model",
             "decoder_layers": "an adapter is for a whole pretrained model",
+            "compile": "the two were not tried together",
+            "teacher": "the two were not tried together",
             "freeze": "an adapter freezes the model itself; -target_modules says which layers it goes to",
         },
     )

@@ -168,6 +168,12 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
+    method, strategy = config.model.tuning_method, config.device.strategy
+    if method != FULL and STRATEGIES[strategy].sharded:
+        raise UserError(
+            f"-tuning_method {method}: was not tried with -strategy {strategy}, which divides the weights; an adapter"
+            " needs little memory: give -strategy ddp"
+        )
     source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     found = find_teacher(config.distillation, source)
     flags = config.device

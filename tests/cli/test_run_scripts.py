@@ -31,6 +31,7 @@ TRAIN_NSMC = {
     "train_nsmc_skt-kobart-v2.sh": "kobart",
     "train_nsmc_kebyt5-small.sh": "byt5",
     "train_nsmc_byt5-small.sh": "byt5",
+    "train_nsmc_lora.sh": "byt5",
     "train_nsmc_mT5-small.sh": "mt5",
 }
 NER = "## klue-ner-v1_train_{0}-nsmc\t<김하늘:PS> 최고\n김\tB-PS\n하\tI-PS\n늘\tI-PS\n \tO\n최\tO\n고\tO\n\n"
