@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.command import infer, infer_ok, train_ok
+from tests.cli.command import ROOT, infer, infer_ok, train_ok
 from tests.cli.tiny import T5, flag_list, write_config
 
 CODE = """
@@ -63,3 +63,25 @@ def test_a_metric_and_an_architecture_of_the_user(letters: Path, tmp_path: Path)
     without = infer(*predict)
     assert (without.code, len(without.errors)) == (2, 1)
     assert "unknown metric 'first_letter'" in without.errors[0]
+
+
+def test_the_worked_example_trains_resumes_and_predicts(letters: Path, tmp_path: Path) -> None:
+    settings = json.loads((ROOT / "examples" / "gbst_t5.json").read_text())
+    flags = {
+        "user_code": "examples/gbst_t5.py",
+        "train_data": f"{letters / 'train.tsv'}:4",
+        "valid_data": f"{letters / 'valid.tsv'}:4",
+        "config_path": write_config(tmp_path / "config.json", settings, d_model=32, d_ff=48),
+        "save_path": tmp_path / "run",
+        "batch_size": 10,
+        "max_epoch": 1,
+        "max_steps": 3,
+    }
+    told = train_ok(*flag_list(flags)).out
+    assert "a gbst-t5 model is decoded by generate of transformers" in told
+    resumed = train_ok(*flag_list({**flags, "max_steps": 0, "resume_checkpoint": "last"})).out
+    assert "trained to optimizer step 5" in resumed
+    predict = ["-model", tmp_path / "run", "-test_data", letters / "test.tsv", "-max_predict_length", 3]
+    infer_ok(*predict, "-user_code", "examples/gbst_t5.py", "-save_output", tmp_path / "out.txt")
+    rows = len((letters / "test.tsv").read_text().splitlines()) - 1
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == rows

@@ -32,7 +32,7 @@ FLOORS = {
     "analyze": 9,
 }
 COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
-NO_PRODUCT = ("tests", "benchmarks", "docs", "samples")
+NO_PRODUCT = ("tests", "benchmarks", "docs", "samples", "examples")
 MOST_FILES = 16  # of a folder
 MOST_LINES = 400  # of a file
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from config.inference_flags import DecodeFlags
+from examples.gbst_t5 import Gbst, GbstT5Config
 from generation.decoder import Decoder, generation_config
 from generation.engines.conversion import save_converted
 from generation.engines.ctranslate2 import CTranslate2Engine
@@ -26,11 +27,12 @@ from models.loading import describe, from_checkpoint, from_config
 from models.losses.objective import batch_loss
 from models.seq2seq_module import micro_batch_seed
 from models.special_tokens import encoded_target
-from tests.small_configs import NEWER
+from tests.small_configs import NEWER, config_of
 from tests.trained_models import TOKENIZER, encoded, words
 from tests.unit.generation.test_label_scoring import brute_force
 from utils.padding import IGNORE_INDEX
 
+CONFIGS = NEWER | {"gbst": config_of("t5", model_type=GbstT5Config.model_type, dropout_rate=0.1)}
 STEPS, KILLED_AT = 60, 45
 LONGEST = 12  # tokens written
 
@@ -70,7 +72,7 @@ class Run:
 @cache
 def trained(name: str) -> tuple[Run, Run]:
     """A run that nobody stopped, and one that was resumed on its way."""
-    run = Run(from_config(NEWER[name], seed=4))
+    run = Run(from_config(CONFIGS[name], seed=4))
     run.train(0, KILLED_AT)
     resumed = run.resumed()
     run.train(KILLED_AT, STEPS)
@@ -78,7 +80,7 @@ def trained(name: str) -> tuple[Run, Run]:
     return run, resumed
 
 
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_loss_falls_and_a_resumed_run_ends_with_the_same_bits(name: str) -> None:
     run, resumed = trained(name)
     assert run.losses[-1] < 0.7 * run.losses[0]
@@ -87,7 +89,7 @@ def test_loss_falls_and_a_resumed_run_ends_with_the_same_bits(name: str) -> None
     assert all(value.equal(expected[key]) for key, value in resumed.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_is_that_of_the_library(name: str) -> None:
     model, batch = trained(name)[0].model.eval(), batch_of(words(9, seed=500))
     given = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
@@ -98,7 +100,7 @@ def test_the_loss_is_that_of_the_library(name: str) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
     model = trained(name)[0].model.eval()
@@ -107,7 +109,7 @@ def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
     decoder = Decoder(model, TOKENIZER, flags)
     found = decoder.decode(ids, mask)
     assert decoder.own == architecture(model.config.model_type).own_search
-    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": NEWER[name]["decoder_start_token_id"]}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": CONFIGS[name]["decoder_start_token_id"]}
     model.generation_config = GenerationConfig(**tokens)
     options = {"max_new_tokens": LONGEST, "min_length": 3, "num_beams": beams, "num_return_sequences": beams}
     expected = model.generate(input_ids=ids, attention_mask=mask, **source_inputs(model, mask), **options)
@@ -151,3 +153,21 @@ def test_an_m2m100_that_starts_with_padding_is_left_to_the_library() -> None:
     """Which gives the first token after it another position in training than in `generate`."""
     model = from_config({**NEWER["m2m_100"], "decoder_start_token_id": 0}, seed=4)
     assert not supports(model)
+
+
+def test_gbst_scores_the_blocks_that_a_byte_lies_in_and_padding_takes_no_part() -> None:
+    torch.manual_seed(1)
+    gbst = Gbst(GbstT5Config(d_model=3, max_block_size=3, downsample_factor=2))
+    x, length = torch.randn(2, 7, 3), 5
+    mask = torch.tensor([[1] * 7, [1] * length + [0] * 2])
+    found = gbst(x, mask)
+    row = torch.nn.functional.pad(x[1, :length], (0, 0, 0, 2)).T.unsqueeze(0)
+    row = gbst.order(row)[0].T  # (5, 3): the bytes and those that follow
+    mixed = []
+    for place in range(length):
+        begins = [place - place % size for size in (1, 2, 3)]
+        blocks = torch.stack([row[begin : begin + size].mean(0) for size, begin in zip((1, 2, 3), begins, strict=True)])
+        mixed.append((blocks * gbst.score(blocks).softmax(0)).sum(0))
+    expected = torch.stack([sum(mixed[begin : begin + 2]) / len(mixed[begin : begin + 2]) for begin in (0, 2, 4)])
+    assert found.shape == (2, 4, 3)
+    torch.testing.assert_close(found[1], torch.cat((expected, torch.zeros(1, 3))))

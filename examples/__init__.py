@@ -1,0 +1,1 @@
+"""Worked examples of what users add themselves; no product code imports them."""
