@@ -6,9 +6,9 @@ Two predictions, one behind the other; a command that was stopped goes on where 
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
@@ -24,7 +24,11 @@ from prediction.checks import check_files, local_models
 from utils.console import run_command, tell
 from utils.errors import errors_at, raise_if_any
 from utils.files import write_json
+from utils.launch import is_first_rank
 from utils.tables import counted
+
+if TYPE_CHECKING:
+    from prediction.workers.ranks import Shared
 
 USAGE = """\
 usage: python analyze.py -keyword_model MODEL -sentiment_model MODEL -data FILE -save_output FILE.jsonl [flags]
@@ -40,15 +44,21 @@ def main(argv: list[str]) -> int:
         return 0
     config, given, problems = parse_flags(AnalyzeConfig, argv)
     import_user_code(config.review.user_code)
-    check(config.review, problems)
+    if is_first_rank():
+        check(config.review, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
     raise_if_any(problems)
     from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as temporary:
-        analyze(config, given, Path(temporary))
+    from prediction.workers.ranks import shared_temporary, work_for_first
+
+    if not is_first_rank():
+        work_for_first(config.review.save_output)
+        return 0
+    with shared_temporary(config.review.save_output) as shared:
+        analyze(config, given, shared)
     return 0
 
 
@@ -69,7 +79,7 @@ def check(flags: AnalyzeFlags, problems: list[str]) -> None:
             problems.append(f"-{name} {outputs[name]}: give a file that ends in {ending}")
 
 
-def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> None:
+def analyze(config: AnalyzeConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict keywords, then sentiments; write both together, and score them."""
     from analysis.page import Examples
     from analysis.reviews import PairScores, Reviews, analyses, save_analyses, write_pairs
@@ -78,11 +88,11 @@ def analyze(config: AnalyzeConfig, given: frozenset[str], temporary: Path) -> No
     from prediction.run import predicted, scored
     from prediction.setup import prepare
 
-    flags, pairs = config.review, temporary / "pairs.jsonl"
+    flags, pairs = config.review, shared.folder / "pairs.jsonl"
     ready = []
     for name, stage in (("keyword", keyword_config(config)), ("sentiment", sentiment_config(config, pairs))):
         with errors_at(f"-{name}_model, -{name}_task"):
-            ready.append(prepare(stage, given, temporary))
+            ready.append(prepare(stage, given, shared.folder, shared.first))
     first, second = ready
     stages = Stages.of(flags, first.task, second.task)
     first = first.predicting(LabelFlags(label_decoding="score", thresholds=flags.thresholds))

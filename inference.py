@@ -16,9 +16,10 @@ from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
-from prediction.checks import check_inference
+from prediction.checks import check_inference, check_launched
 from utils.console import run_command
 from utils.errors import raise_if_any
+from utils.launch import is_first_rank
 
 USAGE = """\
 usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]
@@ -44,17 +45,23 @@ def main(argv: list[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             score_files(config, Path(temporary))
         return 0
-    check_inference(config, problems)
+    check_launched(config.output.save_output, config.data.test_data, problems)
+    if is_first_rank():
+        check_inference(config, problems)
     raise_if_any(problems)
     from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
     quiet_libraries()
     from prediction.run import run, run_stream
+    from prediction.workers.ranks import shared_temporary, work_for_first
 
-    with tempfile.TemporaryDirectory() as temporary:
+    if not is_first_rank():
+        work_for_first(config.output.save_output)
+        return 0
+    with shared_temporary(config.output.save_output) as shared:
         work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run
-        work(config, given, Path(temporary))
+        work(config, given, shared)
     return 0
 
 

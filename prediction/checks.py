@@ -25,6 +25,7 @@ from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task, task_name, task_names
 from utils.errors import closest, raise_if_any
 from utils.files import is_too_long, lies_in, same_file
+from utils.launch import world_size
 from utils.libraries import missing_package
 from utils.tables import counted
 
@@ -54,6 +55,16 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     check_label_flags(config, task, problems)
     check_model_paths(problems, {"-model": config.model.model, "-tokenizer": config.model.tokenizer})
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
+
+
+def check_launched(output: str, inputs: Sequence[str], problems: list[str]) -> None:
+    """Problems of a prediction that torchrun or srun started as several processes."""
+    if world_size() > 1 and STANDARD_INPUT in inputs:
+        problems.append(f"-test_data {STANDARD_INPUT}: one process reads standard input; start it without a launcher")
+    elif world_size() > 1 and not output:
+        problems.append(
+            "-save_output is required where torchrun or srun starts several processes: what they share lies beside it"
+        )
 
 
 def perplexity_problems(metrics: Collection[str], doc_stride: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Part files: the predictions of a chunk of rows, each whole or not there, and which process works on which chunk.
+"""Part files: the predictions of a chunk of rows, each whole or not there.
 
 rows longest first, cut into chunks by the input and the flags alone -> a process claims a chunk -> part file
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import os
 import resource
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ import numpy as np
 from generation.batch_limits import BatchLimits, longest_first
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from prediction.parts_folder import CLAIMS_NAME
 from utils.errors import RunError
-from utils.files import try_lock, write_file
+from utils.files import write_file
 
 PARTS_WANTED = 500  # all are open at once when they are merged; what a kill loses is one for each process
 SCORE_DIGITS = 6
@@ -147,36 +145,6 @@ def finished_chunks(folder: Path, chunks: Chunks) -> tuple[list[int], list[Path]
         else:
             finished.append(chunk)
     return finished, torn
-
-
-class Claims:
-    """Chunks that this process works on, so that no other one does: the kernel gives back those of a dead process.
-
-    They are locks of single bytes of a file in the folder. Where the file system has no locks, every process works on
-    each `count`-th chunk.
-    """
-
-    def __init__(self, folder: Path, rank: int, count: int) -> None:
-        self.folder, self.rank, self.count = folder, rank, count
-        self.descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
-
-    def open_chunks(self, chunks: Chunks) -> Iterator[int]:
-        """Chunks without a part, each claimed before it is given, the one with the longest rows first."""
-        for chunk in range(len(chunks)):
-            path = part_path(self.folder, chunk)
-            # Another process may have ended a chunk between the first look and the claim.
-            if not path.exists() and self._take(chunk) and not path.exists():
-                yield chunk
-
-    def _take(self, chunk: int) -> bool:
-        taken = try_lock(self.descriptor, byte=chunk)
-        return chunk % self.count == self.rank if taken is None else taken
 
 
 def _allow_open_files(count: int) -> None:

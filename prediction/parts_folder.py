@@ -18,10 +18,12 @@ from utils.json_files import read_json
 
 PARTS_SUFFIX = ".parts"
 MANIFEST = "manifest.json"
-CLAIMS_NAME = "claims"
+CLAIMS_NAME = "claims"  # of earlier versions
 STRUCTURED = (".jsonl", ".tsv")
 
-OUR_FILES = re.compile(rf"part-\d{{6}}\.jsonl|{CLAIMS_NAME}|{re.escape(MANIFEST)}|{re.escape(LOCK_NAME)}|\..*\.tmp")
+OUR_FILES = re.compile(
+    rf"part-\d{{6}}\.jsonl|claim-\d{{6}}|worker-.*|{CLAIMS_NAME}|{re.escape(MANIFEST)}|{re.escape(LOCK_NAME)}|\..*\.tmp"
+)
 
 
 @contextmanager
@@ -57,8 +59,9 @@ def open_parts(output: Path, identity: Mapping[str, Any], overwrite: bool) -> It
 def _take_up(output: Path, folder: Path, flag: str, identity: Mapping[str, Any], overwrite: bool) -> None:
     """Clean up what a killed process left, and see to it that all parts in the folder are of this command."""
     clean_temporary(output)
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+    for pattern in (".*.tmp", "claim-*", "worker-*", CLAIMS_NAME):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
     parts = list(folder.glob("part-*"))
     try:
         saved = _manifest(folder)
@@ -102,6 +105,11 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 def parts_folder(output: Path) -> Path:
     """Where the finished parts of an output lie until it is whole."""
     return output.with_name(output.name + PARTS_SUFFIX)
+
+
+def claim_path(folder: Path, chunk: int) -> Path:
+    """The name by which a process claims a chunk."""
+    return folder / f"claim-{chunk:06d}"
 
 
 def has_parts(output: Path) -> bool:

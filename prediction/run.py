@@ -58,6 +58,7 @@ from prediction.setup import (
 )
 from prediction.streaming import claim_standard_output, stream, waiting_lines
 from prediction.windows import by_row
+from prediction.workers.ranks import Shared
 from utils.console import STANDARD_STREAMS, give_up_if_full, tell
 from utils.digests import tokenizer_digest
 from utils.errors import RunError, Terminated, raise_if_any
@@ -85,9 +86,9 @@ class Predicted:
         return LazySequence(len(self.split), lambda row: self.predictions[row].text)
 
 
-def run(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+def run(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict the rows of files."""
-    ready = prepare(config, given, temporary)
+    ready = prepare(config, given, shared.folder, shared.first)
     config = ready.config
     raise_if_any(missing_packages(ready.task.metrics))
     paths = config.data.test_data or config.data.valid_data
@@ -115,7 +116,7 @@ def predicted(ready: Ready, split: EncodedSplit, words_of: str = "") -> Iterator
     limits, kept = BatchLimits.of(ready.config.decode), bool(ready.config.output.save_output)
     with parts_of(ready, split, decoding) as parts:
         with telling_what_is_kept(split, limits, parts, kept):
-            predictions = predict(engine, split, limits, ready.devices, parts)
+            predictions = predict(engine, split, limits, ready.devices, parts, ready.first)
         with predictions:
             found: tuple[EncodedSplit, Sequence[Prediction]] = split, predictions
             if ready.config.length.doc_stride:
@@ -123,10 +124,10 @@ def predicted(ready: Ready, split: EncodedSplit, words_of: str = "") -> Iterator
             yield Predicted(ready, found[0], decoding, found[1])
 
 
-def run_stream(config: InferenceConfig, given: frozenset[str], temporary: Path) -> None:
+def run_stream(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict the lines of standard input as they come; on standard output are predictions alone."""
     with claim_standard_output() as output:
-        ready = prepare(config, given, temporary)
+        ready = prepare(config, given, shared.folder, shared.first)
         escapes = ready.config.data.tsv_escapes
         encode = LineEncoder(ready.encoder)
         decoding = asked_decoding(ready.config, ready.postprocessor, ready.encoder)

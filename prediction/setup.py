@@ -38,11 +38,12 @@ from postprocessors.base import FreeText, Postprocessor
 from prediction.checks import check_labels, named_metrics, perplexity_problems, with_metrics
 from prediction.label_calibration import label_decoding
 from prediction.parts_folder import is_structured
-from prediction.predict import Engine
 from prediction.windows import by_probability
+from prediction.workers.claims import Presence
+from prediction.workers.work import Engine
 from task_utils import Task, fixed_languages, get_task, override_task, task_name, task_names
 from utils.console import tell
-from utils.devices import Devices, resolve_devices, use_arithmetic, use_threads
+from utils.devices import Devices, launched_devices, resolve_devices, use_arithmetic, use_threads
 from utils.errors import UserError, closest, raise_if_any
 from utils.mapping_files import FILE_SUFFIXES
 
@@ -61,6 +62,7 @@ class Ready:
     encoder: RowEncoder
     model_config: Any  # of the first
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
+    first: Presence | None = None  # of several processes of a launcher, by what they see this one
 
     def predicting(self, label: LabelFlags, **columns: Any) -> Ready:
         """The same with other flags of labels, which were checked, and other columns."""
@@ -69,11 +71,12 @@ class Ready:
         return replace(self, config=config, encoder=replace(self.encoder, data=data))
 
 
-def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> Ready:
+def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, first: Presence | None = None) -> Ready:
     """Resolve the flags against the model, without loading its weights.
 
     Args:
         temporary: folder of the encoded rows where no -cache_dir is given.
+        first: of several processes of a launcher, by what they see this one.
 
     Raises:
         UserError: a model that cannot be read, a task that it does not fit, devices that are not there, a model or an
@@ -111,6 +114,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
         config.device.float_precision,
         overflowing(model_config.model_type),
     )
+    if first:
+        devices = launched_devices(devices, config.device.gpus > 0 or config.device.cpu_processes > 0)
     if config.decode.engine == "ctranslate2":
         if task.target_language and language_codes(tokenizer):
             raise UserError(
@@ -129,7 +134,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path) -> 
     config = replace(config, decode=with_length(decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
     encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
-    return Ready(config, models, task, postprocessor, devices, encoder, model_config, target_limit)
+    return Ready(config, models, task, postprocessor, devices, encoder, model_config, target_limit, first)
 
 
 def check_min_length(decode: DecodeFlags, target_limit: int) -> None:

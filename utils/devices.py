@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
-from utils.launch import step_tasks
+from utils.launch import local_world_size, step_tasks
 
 CONTROL_GROUPS = {  # by their name in /proc/self/cgroup: where they lie, files of limit and use, entry of memory.stat
     "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -102,6 +102,26 @@ def resolve_devices(
     precision = _precision(float_precision, accelerator, overflowing)
     tf32 = float_precision == "tf32" and accelerator == "cuda"
     return Devices(accelerator, count or max(cpu_processes, 1), num_nodes, precision, tf32, deterministic)
+
+
+def launched_devices(devices: Devices, asked: bool) -> Devices:
+    """Those of a prediction whose processes a launcher started: each of them has one.
+
+    Args:
+        asked: whether flags ask for a number of devices.
+
+    Raises:
+        UserError: other numbers of processes, devices or flags; names both.
+    """
+    count = local_world_size()
+    started = f"the launcher started {count} process{'' if count == 1 else 'es'} on this machine"
+    if asked and devices.count != count:
+        raise UserError(f"{started}, and -gpus or -cpu_processes ask for {devices.count}: leave the flag out")
+    if devices.accelerator == "cuda" and devices.count != count and (devices.count > 1 or "RANK" in os.environ):
+        raise UserError(
+            f"{started}, and visible GPUs: {devices.count}; start as many processes as GPUs, or give -gpus 0"
+        )
+    return replace(devices, count=count)
 
 
 def use_arithmetic(devices: Devices) -> None:

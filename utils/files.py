@@ -29,6 +29,7 @@ LONGEST_NAME = 255  # bytes, of a file system's name
 STATE_NAME = "training_state.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 MOST_REFUSALS = 100  # of a folder that others remove
 
 
@@ -128,6 +129,32 @@ def _link(existing: str | Path, path: str | Path) -> None:
         shutil.copyfile(existing, path)
 
 
+def take_name(existing: Path, path: Path) -> bool:
+    """Make `path` a second name of `existing`, or a copy where there are no links, if nothing has that name: of several
+    processes, on whatever machines, one succeeds.
+
+    Raises:
+        RunError: the disk refused; names `path`.
+    """
+    with run_error(path):
+        try:
+            os.link(existing, path)
+            return True
+        except FileExistsError:  # or it was made, and the answer of the server was lost
+            return same_file(existing, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+        content = existing.read_bytes()
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        return True
+
+
 def link_folder(existing: Path, folder: Path, linked: str) -> None:
     """Swap `folder` for one with the files of `existing`, as `write_folder` does.
 
@@ -220,16 +247,15 @@ def _is_written(folder: Path) -> bool:
     return False
 
 
-def try_lock(descriptor: int, shared: bool = False, wait: bool = False, byte: int | None = None) -> bool | None:
-    """Whether an open file, or one byte of it, is now locked for this process; None where there are no locks.
+def try_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool | None:
+    """Whether an open file is now locked for this process; None where there are no locks.
 
     The kernel gives the lock back when the process ends or closes the file. Unlike those of flock it is not inherited
     by processes that are forked, which may outlive this one.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    part = (0, 0) if byte is None else (1, byte)  # length and start
     try:
-        fcntl.lockf(descriptor, kind if wait else kind | fcntl.LOCK_NB, *part)
+        fcntl.lockf(descriptor, kind if wait else kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
             return None

@@ -10,7 +10,7 @@ from utils.errors import RunError, raise_if_any
 
 NUMBERS = (  # of processes and machines, as torchrun and srun set them
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
-    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"),
 )
 
 
@@ -79,3 +79,34 @@ def local_rank() -> int:
 def started_by_launcher() -> bool:
     """Whether torchrun, or srun with several tasks, started this process together with others."""
     return "RANK" in os.environ or step_tasks() > 1
+
+
+def world_size() -> int:
+    """How many processes the launcher started, on all machines; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else step_tasks()
+
+
+def local_world_size() -> int:
+    """How many processes the launcher started on this machine; 1 without one."""
+    if "RANK" in os.environ:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    return -(-step_tasks() // nodes)
+
+
+def global_rank() -> int:
+    """Which of all processes of the launcher this one is."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if world_size() > 1 else 0
+
+
+def is_first_rank() -> bool:
+    """Whether this process prepares and writes what all processes of the launcher work on."""
+    return global_rank() == 0
+
+
+def launch_id() -> str:
+    """What the processes of one launch have in common, and those of another launch do not, as far as that is known."""
+    of_torchrun = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"]
+    of_srun = ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"]
+    names = of_torchrun if "RANK" in os.environ else of_srun
+    return " ".join(os.environ.get(name, "-") for name in names)

@@ -26,7 +26,8 @@ def stop_with_a_part(output: Path) -> Path:
     """Open the parts of an output, finish one, and be stopped; gives the folder."""
     with suppress(KeyboardInterrupt), open_parts(output, IDENTITY, overwrite=False) as folder:
         write_part(folder, 0, [0], [Prediction("a")])
-        (folder / ".part-000001.jsonl.77.tmp").touch()  # of a process that was killed
+        for name in (".part-000001.jsonl.77.tmp", "claim-000001", "worker-a-7-0", "claims"):  # of one that was killed
+            (folder / name).touch()
         raise KeyboardInterrupt
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import signal
@@ -26,12 +25,14 @@ from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from prediction.parts import PARTS_WANTED, Chunks, Claims, Parts, finished_chunks, part_path, write_part
-from prediction.parts_folder import CLAIMS_NAME
+from prediction.parts import PARTS_WANTED, Chunks, Parts, finished_chunks, part_path, write_part
+from prediction.parts_folder import claim_path
 from prediction.predict import finished_rows, predict
+from prediction.workers.claims import DEAD_SECONDS, Claims
 from task_utils import get_task
 from utils.devices import Devices
 from utils.errors import RunError, UserError
+from utils.files import write_json
 
 PAIRS = BatchLimits(2)
 ONE, TWO = (Devices("cpu", count, 1, "32-true") for count in (1, 2))
@@ -211,35 +212,92 @@ CLAIM = """
 import sys
 from pathlib import Path
 import numpy as np
-from prediction.parts import Chunks, Claims
-with Claims(Path(sys.argv[1]), 0, 2) as claims:
+from prediction.parts import Chunks
+from prediction.workers.claims import Claims
+with Claims(Path(sys.argv[1])) as claims:
     print(next(claims.open_chunks(Chunks(np.arange(3), [0, 1, 2], 1))), flush=True)
     sys.stdin.read()
 """
+THREE = Chunks(np.arange(3), [0, 1, 2], 1)
 
 
-def test_a_chunk_is_claimed_by_one_process_and_free_when_it_dies(parts: Path) -> None:
-    chunks = Chunks(np.arange(3), [0, 1, 2], 1)
+@pytest.mark.parametrize("links", [True, False])
+def test_a_chunk_is_claimed_by_one_process_and_free_when_it_dies(
+    parts: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed and not yet waited for by its parent, it is dead all the same."""
+
+    def no_links(*_: object) -> NoReturn:
+        raise OSError(errno.EOPNOTSUPP, "no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     other = subprocess.Popen(
         [sys.executable, "-c", CLAIM, parts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with other, Claims(parts, 1, 2) as claims:
+    with other, Claims(parts) as claims:
         assert other.stdout is not None
         assert other.stdout.readline() == "0\n"
-        assert list(claims.open_chunks(chunks)) == [1, 2]
+        assert list(claims.open_chunks(THREE)) == [1, 2]
         other.kill()
-        other.wait()
-        assert list(claims.open_chunks(chunks)) == [0, 1, 2]
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert next(claims.open_chunks(THREE)) == 0
 
 
-def test_without_locks_each_process_has_chunks_of_its_own(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> NoReturn:
-        raise OSError(errno.ENOLCK, "no locks")
+def claim_from_elsewhere(parts: Path, seconds: float) -> None:
+    """Chunk 0 is claimed by a process of another machine that was seen some seconds ago."""
+    with Claims(parts) as other:
+        assert next(other.open_chunks(THREE)) == 0
+        worker, content = other.worker.path, other.worker.content
+    write_json(worker, {**content, "place": "another machine"})
+    claim_path(parts, 0).unlink()
+    os.link(worker, claim_path(parts, 0))
+    os.utime(worker, (os.stat(worker).st_mtime - seconds,) * 2)
 
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with Claims(parts, 1, 2) as claims:
-        assert list(claims.open_chunks(Chunks(np.arange(5), range(5), 1))) == [1, 3]
-    assert (parts / CLAIMS_NAME).exists()
+
+def test_a_process_of_another_machine_is_dead_when_it_was_not_seen_for_long(parts: Path) -> None:
+    claim_from_elsewhere(parts, DEAD_SECONDS - 10)
+    with Claims(parts) as claims:
+        assert list(claims.open_chunks(THREE)) == [1, 2]
+    claim_path(parts, 0).unlink()
+    claim_from_elsewhere(parts, DEAD_SECONDS + 1)
+    with Claims(parts) as claims:
+        assert next(claims.open_chunks(THREE)) == 0
+
+
+def test_others_are_waited_for_and_their_chunks_taken_over(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim_from_elsewhere(parts, 0)
+    waited: list[int] = []
+    monkeypatch.setattr("prediction.workers.claims.POLL_SECONDS", 0)
+
+    def waiting() -> None:
+        waited.append(len(waited))
+        if len(waited) == 3:
+            (worker,) = set(parts.glob("worker-*")) - {claims.worker.path}
+            worker.unlink()
+
+    given = []
+    with Claims(parts) as claims:
+        for chunk in claims.open_chunks(THREE, waiting):
+            given.append(chunk)
+            write_part(parts, chunk, THREE.rows(chunk).tolist(), [Prediction("a")])
+    assert (given, waited) == ([1, 2, 0], [0, 1, 2])
+
+
+def test_a_process_that_another_run_has_replaced_writes_nothing(split: EncodedSplit, parts: Path) -> None:
+    """It slept for long; meanwhile the same output was begun again, perhaps by another command."""
+
+    def replaced(_: torch.device) -> Callable[..., list[Prediction]]:
+        def predictor(row_ids: Sequence[int], *_: Any) -> list[Prediction]:
+            for path in parts.glob("worker-*"):
+                path.unlink()
+            return [Prediction("of the old command") for _ in row_ids]
+
+        return predictor
+
+    with pytest.raises(RunError, match=r"worker-.* is gone: another run has taken over, or the file system"):
+        predict(replaced, split, PAIRS, ONE, parts)
+    assert list(parts.glob("part-*")) == []
 
 
 # ---- work
