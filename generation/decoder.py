@@ -384,6 +384,8 @@ def decode_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor | Sequence[Sequ
     rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     if isinstance(tokenizer, ByT5Tokenizer):
         return [_decode_bytes(row) for row in rows]
+    if languages := set(getattr(tokenizer, "lang_code_to_id", {}).values()):  # M2M100's need not be special tokens
+        rows = [[token for token in row if token not in languages] for row in rows]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return texts
 

@@ -137,7 +137,8 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
         if id_ is None:
             raise UserError(f"the tokenizer has no {token}, which training and decoding need; name it in {CONFIG_FILE}")
     size = vocabulary_size(config)
-    highest = max(tokenizer.get_vocab().values(), default=0)
+    languages = getattr(tokenizer, "lang_code_to_id", {})  # M2M100's stand behind its vocabulary
+    highest = max([*tokenizer.get_vocab().values(), *languages.values()], default=0)
     if max(len(tokenizer), highest + 1) <= size:
         return tokenizer
     if not isinstance(tokenizer, ByT5Tokenizer):

@@ -30,7 +30,7 @@ from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, conv
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.passage_spans import PassageRule
-from models.architectures import longest_output, notes, overflowing
+from models.architectures import architecture, longest_output, notes, overflowing
 from models.kernels.compiled import check_compiler
 from models.languages import language_codes
 from models.special_tokens import encoded_target
@@ -108,6 +108,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
     data = config.data
     model_config, tokenizer = models[0].config_and_tokenizer()
     check_languages(task, data, tokenizer)
+    check_search(config, model_config.model_type)
     devices = resolve_devices(
         config.device.gpus,
         config.device.cpu_processes,
@@ -135,6 +136,23 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
     cache = Path(data.cache_dir or temporary)
     encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
     return Ready(config, models, task, postprocessor, devices, encoder, model_config, target_limit, first)
+
+
+def check_search(config: InferenceConfig, model_type: str) -> None:
+    """Raise `UserError` for what only our own search does, where `generate` decodes the model."""
+    decode, mode = config.decode, config.label.label_decoding
+    asked = {
+        f"-label_decoding {mode}": mode != "generate",
+        "-do_sample": decode.do_sample,
+        "-compile": decode.compile,
+        "several -model": len(config.model.model) > 1,
+    }
+    raise_if_any(
+        f"{flag}: not for a {model_type} model, which generate of transformers decodes; docs/architectures.md lists the"
+        " models that our own search decodes"
+        for flag, given in asked.items()
+        if given and not architecture(model_type).own_search
+    )
 
 
 def check_min_length(decode: DecodeFlags, target_limit: int) -> None:

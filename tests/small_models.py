@@ -83,6 +83,30 @@ def nllb_tokenizer(folder: str | Path) -> Any:
     return _reloaded(NllbTokenizer(vocab=vocab, merges=[], extra_special_tokens=codes), folder)
 
 
+def m2m100_tokenizer(folder: str | Path, corpus: Iterable[str] = KOREAN_CORPUS) -> Any:
+    """A tokenizer of M2M100 (SentencePiece, Python), trained on `corpus`, saved in `folder`: `__ko__ text </s>`."""
+    import json
+
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+    from transformers import M2M100Tokenizer
+
+    made = Path(folder, "made")
+    made.mkdir()
+    tokens = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([*corpus] * 20),
+        model_prefix=str(made / "spm"),
+        vocab_size=150,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **tokens,
+    )
+    pieces = SentencePieceProcessor(model_file=str(made / "spm.model"))
+    vocabulary = {pieces.id_to_piece(number): number for number in range(len(pieces))}
+    (made / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return _reloaded(M2M100Tokenizer(str(made / "vocab.json"), str(made / "spm.model")), folder)
+
+
 def _letters() -> list[tuple[str, float]]:
     specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     return [*specials, ("▁", -2.0), *((letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz가나다라마바사")]

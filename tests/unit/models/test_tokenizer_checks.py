@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config
 
 from checkpoints.model_source import InferenceModel
 from models.loading import config_from_dict, from_config
 from models.tokenizers import fitting_tokenizer, load_tokenizer
 from tests.small_configs import config_of
-from tests.small_models import KOREAN_CORPUS, bart_tokenizer, byte_tokenizer, kobart_tokenizer, unigram_tokenizer
+from tests.small_models import (
+    KOREAN_CORPUS,
+    bart_tokenizer,
+    byte_tokenizer,
+    kobart_tokenizer,
+    m2m100_tokenizer,
+    unigram_tokenizer,
+)
 from utils.errors import UserError
 
 CLASS_LOST = "no tokenizer files of a run there: tokenizer_config.json is missing or names no tokenizer_class; "
@@ -145,3 +152,12 @@ def test_what_a_tokenizer_cannot_be_is_told(file: str, change: Any, told: str, t
     folder = word_tokenizer(tmp_path, file, change)
     with pytest.raises(UserError, match=told):
         fitting_tokenizer(config_from_dict(config_of("bart")), load_tokenizer(str(folder)))
+
+
+def test_the_languages_of_an_m2m100_behind_its_vocabulary_count(tmp_path: Path) -> None:
+    tokenizer = m2m100_tokenizer(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^the tokenizer has \d+ tokens with ids up to 1\d\d but the model's vocabulary"
+    ):
+        fitting_tokenizer(T5Config(vocab_size=len(tokenizer) + 8), tokenizer)
+    assert fitting_tokenizer(T5Config(vocab_size=len(tokenizer) + 100), tokenizer) is tokenizer

@@ -178,6 +178,13 @@ def test_a_search_that_is_not_our_own_is_told(tmp_path: Path, told: Prepared) ->
     assert told("-model", blenderbot)[1:] == [
         "a blenderbot model is decoded by generate of transformers: slower than our search, the same texts"
     ]
+    with pytest.raises(UserError) as refused:
+        told("-model", blenderbot, "-model", blenderbot, "-do_sample")
+    end = (
+        "not for a blenderbot model, which generate of transformers decodes; docs/architectures.md lists the models"
+        " that our own search decodes"
+    )
+    assert refused.value.problems == (f"-do_sample: {end}", f"several -model: {end}")
 
 
 def test_layers_that_are_no_plain_ones_are_told(capsys: pytest.CaptureFixture[str]) -> None:
