@@ -17,6 +17,7 @@ from checkpoints.adapter_base import build_adapted, find_base, lasting_name, wei
 from checkpoints.model_paths import model_path
 from checkpoints.saved_run import DIGEST_KEY, SavedModel, check_state, read_model, trained_tasks
 from config.model_flags import FULL
+from config.optim_flags import dropout_rates
 from config.train_flags import TrainConfig
 from models.adapters.folder import is_adapter_folder, read_adapter, read_weights
 from models.adapters.methods import Adapter, chosen_adapter
@@ -36,6 +37,7 @@ from models.loading import (
     load_config,
 )
 from models.presets import TOKENIZER_KEY, read_config
+from models.regularisation import set_dropout
 from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer
 from task_utils import LANGUAGES, Task, fixed_languages
 from utils.console import say
@@ -301,6 +303,7 @@ def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "
         base: its folder or hub name, where it has no adapter yet.
     """
     flags = config.model
+    set_dropout(model, dropout_rates(config.optim))
     places = {"-config_path": flags.config_path, "-init_model": flags.init_model}
     given = [f"{flag} {value}" for flag, value in places.items() if value]
     check_logits(model, (given or [f"-resume_checkpoint {config.run.resume_checkpoint}"])[0])

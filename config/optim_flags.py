@@ -43,6 +43,9 @@ NO_BETAS = {"optim=adafactor": "it has no such moments"}
 NO_TEACHER = {"teacher": "there is nobody to learn from"}
 
 
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimFlags:
     """Optimization"""
@@ -169,6 +172,24 @@ class OptimFlags:
         maximum=0.999999,
         excludes={"optim=schedulefree": "it has a mean of the weights itself"},
     )
+    dropout: float | None = flag(
+        None, "Dropout of the layers, of T5's family all there is; automatic = the model's.", minimum=0.0, maximum=0.9
+    )
+    attention_dropout: float | None = flag(
+        None,
+        "Dropout of attention weights, where the model has one apart; automatic = the model's.",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    activation_dropout: float | None = flag(
+        None,
+        "Dropout inside feed-forward layers, where the model has one apart; automatic = the model's.",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    neftune_alpha: float = flag(
+        0.0, "Size of the noise on the source embeddings in training (NEFTune), e.g. 5; 0 = off.", minimum=0.0
+    )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
     rdrop_alpha: float = flag(
         0.0,
@@ -199,3 +220,8 @@ class DistillationFlags:
         maximum=1.0,
         needs=NO_TEACHER,
     )
+
+
+def dropout_rates(optim: OptimFlags) -> dict[str, float | None]:
+    """The rates that replace those of the model config, by flag."""
+    return {name: getattr(optim, name) for name in DROPOUTS}

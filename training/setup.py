@@ -15,7 +15,7 @@ from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
 from config.model_flags import FULL
-from config.optim_flags import OPTIMIZERS
+from config.optim_flags import OPTIMIZERS, dropout_rates
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
@@ -28,6 +28,7 @@ from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.loading import undrawn
 from models.losses.objective import Teacher
+from models.regularisation import check_dropout
 from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
@@ -185,6 +186,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
         check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
     check_gradients(config, devices)
+    check_dropout(source.config, dropout_rates(config.optim))
     if flags.compile:
         check_compiler(devices.accelerator)
     use_arithmetic(devices)

@@ -16,6 +16,7 @@ from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
 from models.losses.objective import Objective, Teacher
 from models.optimizers.settings import OptimSettings
+from models.regularisation import add_embedding_noise
 from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
@@ -49,6 +50,8 @@ def build_module(
         log_every=config.run.log_every,
         validated=validated,
     )
+    if config.optim.neftune_alpha:
+        add_embedding_noise(model, config.optim.neftune_alpha, tokenizer.pad_token_id)
     objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
     return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
 

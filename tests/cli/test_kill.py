@@ -24,9 +24,16 @@ CASES = {
         "grad_acc": 4,
         "num_workers": 2,
     },
-    "t5, adafactor, two processes": {"model": "t5-untied", "optim": "adafactor", "grad_acc": 1, "cpu_processes": 2},
-    "three tasks with class weights, bart, adam, accumulation": {
+    "t5, adafactor, two processes, noise": {
+        "model": "t5-untied",
+        "optim": "adafactor",
+        "grad_acc": 1,
+        "cpu_processes": 2,
+        "neftune_alpha": 5,
+    },
+    "three tasks with class weights, bart, adam, a moving average, accumulation": {
         "class_weights": "balanced",
+        "ema_decay": 0.9,
         "model": "bart",
         "optim": "adam",
         "grad_acc": 4,
@@ -65,7 +72,7 @@ def test_one_process_that_dies_ends_the_run_in_plain_words(letters: Path, tmp_pa
 
     The disk is slow: the save of step 8 is still being written when the other process dies in step 9.
     """
-    case = CASES["t5, adafactor, two processes"]
+    case = CASES["t5, adafactor, two processes, noise"]
     flags = flags_of(tmp_path, letters, "run", case)
     dies = {"FAULT_RANK": "1", "FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": "9"}
     done = start(flags, {**dies, "FAULT_SLOW": "0.05"})

@@ -27,12 +27,14 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.05,
     },
     "schedulefree": {"optim": "schedulefree", "warmup_steps": 3, "valid_generate_rows": 0},
-    "lion, wsd, moving average": {
+    "lion, wsd, moving average, noise": {
         "optim": "lion",
         "lr_scheduler": "wsd",
         "scheduler_steps": 10,
         "weight_decay": 0.1,
         "ema_decay": 0.7,
+        "neftune_alpha": 5,
+        "dropout": 0.3,
     },
 }
 
@@ -67,6 +69,8 @@ def test_resumed_run_ends_the_same(letters: Path, tmp_path: Path, name: str) -> 
     assert all(torch.equal(saved["state_dict"][f"model.{name}"], value) for name, value in exported.items())
     trained = saved.get("s2s_trained_weights", saved["state_dict"])["model.model.shared.weight"]
     assert torch.equal(trained, exported["model.shared.weight"]) == (name == "muon, plateau")
+    config = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
+    assert config["dropout"] == CASES[name].get("dropout", 0.2)
 
 
 def test_plateau_lowers_the_rate_from_the_next_step_on(letters: Path, tmp_path: Path) -> None:
