@@ -231,7 +231,8 @@ class OurDDP(DDPStrategy):
         module: Any = self.lightning_module
         if leaves_out_parameters(module.model.config):
             self._ddp_kwargs["find_unused_parameters"] = True
-        super().configure_ddp()
+        with _meeting():  # NCCL connects when it is used first
+            super().configure_ddp()
 
 
 @contextmanager

@@ -51,7 +51,9 @@ class Replicated:
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
-        return bool(torch.stack([torch.isfinite(parameter.detach()).all() for parameter in parameters]).all())
+        parts = [parameter.detach() for parameter in parameters]
+        sums = torch.stack([part.sum() for part in parts])  # quick, and not finite if a weight is not; may overflow
+        return bool(sums.isfinite().all() or torch.stack([part.isfinite().all() for part in parts]).all())
 
     def state(self, trainer: pl.Trainer) -> Any:
         """What this process writes of a checkpoint, in the memory that training uses; every process calls it."""
