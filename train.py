@@ -22,7 +22,7 @@ from training.checks import check_train, parse_training_flags
 from training.process_watch import die_with_the_first
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
-from utils.errors import SharedError, raise_if_any
+from utils.errors import SharedError, nothing_kept_on_user_error, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
@@ -85,7 +85,6 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     from training.run import end_finished_run
     from training.setup import prepare
     from training.strategies.registry import STRATEGIES
-    from utils.files import nothing_kept_on_user_error
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
     config = with_seed(config, resumed)

@@ -46,7 +46,7 @@ CASES: list[Case] = [
 KILLS_OF_A_RUN = 6
 
 
-def case_flags(folder: Path, case: Case, name: str) -> dict[str, Any]:
+def case_flags(folder: Path, case: Case, name: str, strategy: str) -> dict[str, Any]:
     """100 rows under the flags of a case."""
     model, optimizer, accumulate, ranks, workers, data = case
     mixture = {"train_task": write_mixture(folder), "class_weights": "balanced"} if data == MIXTURE else {}
@@ -61,6 +61,7 @@ def case_flags(folder: Path, case: Case, name: str) -> dict[str, Any]:
         grad_acc=accumulate,
         num_workers=workers,
         cpu_processes=ranks if ranks > 1 else 0,
+        strategy=strategy,
     )
 
 
@@ -69,6 +70,8 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     draw = random.Random(options.seed)
     done, runs, identical, failures = 0, 0, 0, []
     cases = [case for case in CASES if not options.mixture or case[-1] == MIXTURE]
+    if options.strategy != "auto":
+        cases = [case for case in cases if case[1] == "adam" and case[3] == 2]
     draw.shuffle(cases)
     for case in itertools.cycle(cases):
         if done >= options.kills:
@@ -77,8 +80,8 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             folder = Path(name)
             write_tsv(folder / "train.tsv", letter_rows(100, 1))
             write_tsv(folder / "valid.tsv", letter_rows(40, 2))
-            events = events_of(case_flags(folder, case, "whole"), folder / "events.txt")
-            flags = case_flags(folder, case, "killed")
+            events = events_of(case_flags(folder, case, "whole", options.strategy), folder / "events.txt")
+            flags = case_flags(folder, case, "killed", options.strategy)
             wanted = min(KILLS_OF_A_RUN, options.kills - done)
             runs += 1
             result = Killed()
@@ -234,6 +237,7 @@ def main() -> None:
     parser.add_argument("-part", choices=sorted(parts), default="kills")
     parser.add_argument("-kills", type=int, default=100)
     parser.add_argument("-mixture", action="store_true", help="only the cases of several tasks")
+    parser.add_argument("-strategy", choices=("auto", "fsdp"), default="auto", help="fsdp: two processes and adam only")
     parser.add_argument("-repeats", type=int, default=5)
     parser.add_argument("-batch", type=int, default=10_000, help="where in the epoch -part start resumes")
     parser.add_argument("-data", default="", help="NSMC's ratings_train.txt, for -part start")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel, check_same_texts
 from checkpoints.retention import KEEP_BEST
-from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, step_of
+from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, is_checkpoint, step_of
 from checkpoints.saved_run import read_model, read_run
 from utils.errors import UserError
 
@@ -78,7 +78,7 @@ def best_checkpoints(run: Path) -> list[Path]:
         kept = read_run(newest, "-average").scores.kept
         ordered = sorted(kept["best"], key=lambda entry: -entry[0])
         paths = [run / CHECKPOINT_FOLDER / name for _, name in ordered]
-        return [path for path in paths if path.is_file()]
+        return [path for path in paths if path.exists()]
     return []
 
 
@@ -133,7 +133,7 @@ def weight_source(name: str, flag: str = "-average") -> WeightSource:
         UserError: missing, torn, or of another kind.
     """
     place = f"{flag} {name}"
-    if not Path(name).is_dir():
+    if is_checkpoint(Path(name)):
         weights = read_model(Path(name), flag).tensors.weights
         return WeightSource(place, weights.keys(), weights.__getitem__)
     files: dict[str, Path] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from checkpoints.format import CONTENT_KEY
+from checkpoints.sharded import Rows
 from models.loading import OF_ANOTHER_KIND, is_dense
 from models.meter import Totals
 from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY
@@ -86,7 +87,10 @@ FIGURES: Check = (_of(_is_text, lambda value: isinstance(value, float | int)), "
 SETTINGS: Check = (_of(_is_text, _is_plain), "plain values by name")
 
 MODEL_ENTRIES: dict[str, Check] = {  # what a checkpoint must hold to give its model
-    "state_dict": (_of(_is_text, is_dense), "dense tensors by name"),
+    "state_dict": (
+        lambda value: isinstance(value, Rows) or _of(_is_text, is_dense)(value),  # which was checked when it was read
+        "dense tensors by name",
+    ),
     f"{CONTENT_KEY}.model.model_config": TEXT,
     f"{CONTENT_KEY}.model.untied": FLAG,
     f"{CONTENT_KEY}.tokenizer": (lambda value: isinstance(value, Mapping), "files by name"),

@@ -7,11 +7,14 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints.run_folder import INDEX_NAME
+from checkpoints.sharded import joined
 from models.loading import OF_ANOTHER_KIND
 from utils.errors import RunError, UserError
 
@@ -26,7 +29,7 @@ class TornCheckpoint(UserError):
 
 
 def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", checked: bool = False) -> dict[str, Any]:
-    """The content of one of our .ckpt files, on the CPU; its tensors are read from the disk when used.
+    """The content of one of our .ckpt files or folders, on the CPU; its tensors are read from the disk when used.
 
     Only the version is checked of it: `saved_run` reads the rest.
 
@@ -39,11 +42,37 @@ def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", checked: bool =
         RunError: the disk or the memory refused.
     """
     path = Path(path)
+    sharded = path.is_dir()
+    if sharded and not (path / INDEX_NAME).is_file():
+        raise TornCheckpoint(f"{flag} {path}: no checkpoint, or a torn one: this folder has no {INDEX_NAME}")
+    checkpoint: Any = _read_file(path / INDEX_NAME if sharded else path, flag, checked)
+    if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
+        raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
+    content = checkpoint[CONTENT_KEY]
+    version = content.get("format_version") if isinstance(content, Mapping) else None
+    if type(version) is not int:
+        raise UserError(f"{flag} {path}: {OF_ANOTHER_KIND}: its format version is missing or no number")
+    if not 1 <= version <= FORMAT_VERSION:
+        raise UserError(
+            f"{flag} {path}: format version {version}; this program reads versions 1 to {FORMAT_VERSION}, so take the"
+            " one that wrote it"
+        )
+    whole: dict[str, Any] = dict(checkpoint)
+    if sharded:
+        read = partial(_read_file, flag=flag, checked=checked)
+        whole = joined(path, whole, CONTENT_KEY, f"{flag} {path}", read, TornCheckpoint)
+    for older in range(version, FORMAT_VERSION):
+        whole = UPGRADES[older](whole)
+    return whole
+
+
+def _read_file(path: Path, flag: str, checked: bool) -> Any:
+    """What is in a file; raises as `read_checkpoint`."""
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
         damage = _damage(path, checked)
-        checkpoint = None if damage else _load(path)
+        content = None if damage else _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: refused, it holds pickled objects that could run code ({_reason(error)}); our checkpoints"
@@ -59,21 +88,7 @@ def read_checkpoint(path: Any, flag: str = "-resume_checkpoint", checked: bool =
         raise UserError(f"{flag} {path}: no checkpoint, though its bytes are whole ({_reason(error)})") from error
     if damage:
         raise TornCheckpoint(f"{flag} {path}: the file is torn or no checkpoint ({damage})")
-    if not isinstance(checkpoint, Mapping) or CONTENT_KEY not in checkpoint:
-        raise UserError(f"{flag} {path}: a checkpoint of another kind; ours are written by train.py")
-    content = checkpoint[CONTENT_KEY]
-    version = content.get("format_version") if isinstance(content, Mapping) else None
-    if type(version) is not int:
-        raise UserError(f"{flag} {path}: {OF_ANOTHER_KIND}: its format version is missing or no number")
-    if not 1 <= version <= FORMAT_VERSION:
-        raise UserError(
-            f"{flag} {path}: format version {version}; this program reads versions 1 to {FORMAT_VERSION}, so take the"
-            " one that wrote it"
-        )
-    checkpoint = dict(checkpoint)
-    for older in range(version, FORMAT_VERSION):
-        checkpoint = UPGRADES[older](checkpoint)
-    return checkpoint
+    return content
 
 
 def _load(path: Path) -> Any:

@@ -51,15 +51,14 @@ def write_export(
     """Swap `folder` for one with this model, tokenizer and state.
 
     Args:
-        weights: those of `model`; None takes them from it.
+        weights: those of `model`, which trains on meanwhile; None takes them from it.
 
     Raises:
         RunError: the disk refused; the folder is as it was before.
     """
     state = training_state(exported, description)
-    write_folder(
-        folder, lambda target: fill_folder(target, model, tokenizer, state, weights), needed=model_bytes(model)
-    )
+    needed = weight_bytes(weights) if weights else model_bytes(model)
+    write_folder(folder, lambda target: fill_folder(target, model, tokenizer, state, weights), needed=needed)
 
 
 def training_state(exported: Exported, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +96,12 @@ def fill_folder(
 
 def model_bytes(model: PreTrainedModel) -> int:
     """About what the weights take on the disk: of an adapter, where the model has one."""
-    return sum(value.nbytes for value in (state_of(model) if adapter_of(model) else model.state_dict()).values())
+    return weight_bytes(state_of(model) if adapter_of(model) else model.state_dict())
+
+
+def weight_bytes(weights: Mapping[str, Any]) -> int:
+    """About what weights take on the disk."""
+    return sum(value.nbytes for value in weights.values())
 
 
 def exported_at(run: SavedRun) -> Exported:

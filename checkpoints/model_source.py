@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from checkpoints.adapter_base import build_adapted, find_base, lasting_name, weights_digest
 from checkpoints.model_paths import model_path
+from checkpoints.run_folder import is_checkpoint
 from checkpoints.saved_run import DIGEST_KEY, SavedModel, check_state, read_model, trained_tasks
 from config.model_flags import FULL
 from config.optim_flags import dropout_rates
@@ -71,8 +72,8 @@ class InferenceModel:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the name is a file (a .ckpt) rather than a folder or hub name."""
-        return os.path.isfile(self.name) or self.name.endswith(".ckpt")
+        """Whether the name is a .ckpt, a file or a folder, rather than the folder of a model or a hub name."""
+        return is_checkpoint(Path(self.name))
 
     def saved_state(self) -> dict[str, Any]:
         """`task`, `label_map` and `flags` of the training; empty for a model that we did not train.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, step_of
 from utils.console import tell
-from utils.files import LONGEST_NAME, link_file, run_error
+from utils.files import LONGEST_NAME, link_path, remove_path
 
 if TYPE_CHECKING:  # which asks here what is kept
     from checkpoints.saved_run import SavedRun
@@ -105,7 +105,7 @@ def continue_from(folder: Path, resumed: SavedRun) -> None:
     """
     last = folder / CHECKPOINT_FOLDER / LAST_NAME
     if not last.exists() or not resumed.path.samefile(last):
-        link_file(resumed.path, last)
+        link_path(resumed.path, last)
     remove_uncounted(folder, resumed, later=True)
 
 
@@ -130,5 +130,4 @@ def remove_uncounted(folder: Path, resumed: SavedRun, later: bool) -> None:
             continue
         if step_of(path) > step:
             tell(f"the run goes on from optimizer step {step}: {path}, of a later step, is removed")
-        with run_error(path):
-            path.unlink()
+        remove_path(path)

@@ -14,17 +14,17 @@ from utils.console import tell
 from utils.errors import UserError
 from utils.files import (
     STATE_NAME,
-    TEMPORARY_SUFFIX,
+    clean_all_leftovers,
     clean_folder_leftovers,
     clean_temporary,
     file_lock,
-    leftovers,
     try_lock,
 )
 from utils.json_files import read_json
 
 CHECKPOINT_FOLDER = "saved_checkpoints"
 LAST_NAME = "last.ckpt"
+INDEX_NAME = "index.ckpt"  # of a checkpoint that is a folder
 STEP_LOG = "metrics.jsonl"
 EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
@@ -50,13 +50,22 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
     A second name of the same file (`last.ckpt` is one, as a rule) is left out.
     """
-    files = [path for path in (folder / CHECKPOINT_FOLDER).glob("*.ckpt") if path.is_file()]
+    files = [path for path in (folder / CHECKPOINT_FOLDER).glob("*.ckpt") if path.is_file() or path.is_dir()]
     files.sort(key=lambda path: (path.name != LAST_NAME, -step_of(path), path.name))
     distinct: dict[tuple[int, int], Path] = {}
     for path in files:
-        status = path.stat()
+        index = path / INDEX_NAME
+        status = index.stat() if index.is_file() else path.stat()
         distinct.setdefault((status.st_dev, status.st_ino), path)
     return list(distinct.values())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file or folder is a single checkpoint, as its name or content says, rather than a run or a model."""
+    if path.is_dir():
+        marked = path.name.endswith(".ckpt") and not (path / CHECKPOINT_FOLDER).is_dir()
+        return marked or (path / INDEX_NAME).is_file()
+    return path.is_file() or path.name.endswith(".ckpt")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -112,8 +121,10 @@ def misplaced(folder: Path) -> list[str]:
     for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs", PROFILE_FOLDER):
         if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
             problems.append(f"{name} is no folder, and the run needs one; move it away")
-    for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, f"{CHECKPOINT_FOLDER}/{LAST_NAME}"):
-        if os.path.exists(folder / name) and not os.path.isfile(folder / name):
+    last = f"{CHECKPOINT_FOLDER}/{LAST_NAME}"
+    for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, last):
+        sharded = name == last and os.path.isfile(folder / name / INDEX_NAME)
+        if os.path.exists(folder / name) and not os.path.isfile(folder / name) and not sharded:
             kind = "folder" if os.path.isdir(folder / name) else "device or a pipe"
             problems.append(f"{name} is a {kind}, and the run needs a file; move it away")
     return problems
@@ -185,8 +196,7 @@ def clean_leftovers(folder: Path) -> None:
         clean_folder_leftovers(folder / name)
     for name in (CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT):
         clean_temporary(folder / name)
-    for leftover in leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt", TEMPORARY_SUFFIX):
-        leftover.unlink()
+    clean_all_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt")
 
 
 def resume_candidates(config: TrainConfig) -> list[Path]:
@@ -201,7 +211,8 @@ def resume_candidates(config: TrainConfig) -> list[Path]:
     if "://" in value:
         raise UserError(f"-resume_checkpoint {value}: a file on this machine is expected, not a URL")
     place = folder if value in ("last", "auto", "best") else Path(value)
-    found = checkpoints_of(place) if os.path.isdir(place) else []
+    sharded = os.path.isdir(place) and is_checkpoint(place)
+    found = [place] if sharded else checkpoints_of(place) if os.path.isdir(place) else []
     if value == "best":
         best = validated_checkpoint(folder, exported_step(folder, "best"))
         if best is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from checkpoints.adapter_base import build_adapted, find_base
 from checkpoints.entries import LOG_KEY, MODEL_ENTRIES, MOST, OPTIONAL_ENTRIES, RUN_ENTRIES, refuse_wrong_entries, shown
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.retention import kept_problem
+from checkpoints.sharded import Rows
 from config.parser import flag_groups
 from config.train_flags import TrainConfig
 from models.adapters.methods import Adapter, parse_adapter
@@ -151,7 +152,7 @@ class SavedRun:
             "pytorch-lightning_version": version,
             "epoch": self.position.epoch,
             "global_step": self.global_step,
-            "state_dict": {WEIGHTS + name: value for name, value in (tensors.trained or tensors.weights).items()},
+            "state_dict": _renamed(tensors.trained or tensors.weights, lambda name: WEIGHTS + name),
             **mean,
             "loops": {"fit_loop": dict(fit_loop)},
             "callbacks": {"Checkpointer": asdict(self.scores)},
@@ -226,9 +227,15 @@ def _model(checkpoint: Mapping[str, Any], place: str) -> SavedModel:
     )
 
 
-def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _of_model(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The weights of the model itself, by their names in it."""
-    return {name.removeprefix(WEIGHTS): weights[name] for name in weights if name.startswith(WEIGHTS)}
+    return _renamed(weights, lambda name: name.removeprefix(WEIGHTS))
+
+
+def _renamed(weights: Mapping[str, Tensor], name: Callable[[str], str]) -> Mapping[str, Tensor]:
+    if isinstance(weights, Rows):  # its tensors are not put together for that
+        return weights.renamed(name)
+    return {name(key): value for key, value in weights.items()}
 
 
 def _kinds(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from config.optim_flags import OPTIMIZERS, OptimFlags
 from config.parser import flag_specs, shown, to_dict
 from config.train_flags import TrainConfig
 from utils.errors import UserError
+from utils.files import LONGEST_NAME
+
+NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
+LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 
 
 def collect(problems: list[str], action: Callable[[], Any]) -> Any:
@@ -82,3 +87,24 @@ def schedule_of(optim: OptimFlags) -> str | None:
     if highest_rate(optim) is None:
         return None
     return optim.lr_scheduler if OPTIMIZERS[optim.optim].scheduled else "constant"
+
+
+# ---- paths
+
+
+def is_too_long(path: Path) -> bool:
+    """Whether a file system takes no such name, or none for the files of a run below it."""
+    parts = [len(os.fsencode(part)) for part in path.absolute().parts]
+    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
+
+
+def same_file(first: str | Path, second: str | Path) -> bool:
+    """Whether both are there and one file, under whatever names."""
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
+    parent, name = os.path.split(os.path.abspath(path))
+    names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
+    return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)

@@ -19,6 +19,8 @@ STANDARD_INPUT = "-"
 
 # What `excludes` of several flags share.
 ONE_OF_THEM = "give one of them"
+SHARDED = "strategy=fsdp|fsdp_offload"
+NOT_TRIED = "the two were not tried together"
 OF_ONE_TASK = ("task", "train_data", "valid_data", "test_data", "source_column", "target_column", "label_map")
 OF_ITS_TEXTS = ("label_separator", "input_template", "target_template")
 LINES = {"test_data=-": "a line is a source and nothing else, and is cut where it is too long; give a file of rows"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from config.flags import NOT_TRIED, SHARDED
 from config.parser import flag, free
 
 FREEZABLE = ("embedding", "encoder", "decoder")
@@ -56,6 +57,7 @@ class TrainModelFlags:
             "decoder_layers": "an adapter is for a whole pretrained model",
             "compile": "the two were not tried together",
             "teacher": "the two were not tried together",
+            SHARDED: NOT_TRIED,
             "freeze": "an adapter freezes the model itself; -target_modules says which layers it goes to",
         },
     )

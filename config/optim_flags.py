@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from config.flags import NOT_TRIED, SHARDED
 from config.parser import flag, free
 
 
@@ -170,7 +171,7 @@ class OptimFlags:
         " and checkpoints hold both; 0 = off.",
         minimum=0.0,
         maximum=0.999999,
-        excludes={"optim=schedulefree": "it has a mean of the weights itself"},
+        excludes={"optim=schedulefree": "it has a mean of the weights itself", SHARDED: NOT_TRIED},
     )
     dropout: float | None = flag(
         None, "Dropout of the layers, of T5's family all there is; automatic = the model's.", minimum=0.0, maximum=0.9
@@ -188,7 +189,10 @@ class OptimFlags:
         maximum=0.9,
     )
     neftune_alpha: float = flag(
-        0.0, "Size of the noise on the source embeddings in training (NEFTune), e.g. 5; 0 = off.", minimum=0.0
+        0.0,
+        "Size of the noise on the source embeddings in training (NEFTune), e.g. 5; 0 = off.",
+        minimum=0.0,
+        excludes={SHARDED: NOT_TRIED},
     )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
     rdrop_alpha: float = flag(
@@ -196,7 +200,7 @@ class OptimFlags:
         "Weight of R-Drop: every row goes through the model twice, and the divergence of the two outputs joins the"
         " loss; about twice the time and memory; 0 = off.",
         minimum=0.0,
-        excludes={"teacher": "the two were not tried together"},
+        excludes={"teacher": NOT_TRIED, SHARDED: NOT_TRIED},
     )
 
 
@@ -209,6 +213,7 @@ class DistillationFlags:
         "Model whose output distributions this one learns to imitate: a run's folder, a folder, a .ckpt or a hub name,"
         " with the same tokenizer and vocabulary; empty = none.",
         metavar="MODEL",
+        excludes={SHARDED: NOT_TRIED},
     )
     distill_temperature: float = flag(
         1.0, "Softens both distributions before they are compared; 1 = as they are.", minimum=0.1, needs=NO_TEACHER

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import PRECISION_HELP, PRECISIONS
+from config.flags import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED
 from config.parser import flag, free
 
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp", "fsdp_offload")
 ATTENTIONS = ("plain", "fused")
 
 
@@ -123,7 +123,21 @@ class TrainDeviceFlags:
     )
     cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
     num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
-    strategy: str = free("auto", "How devices share the work; auto = ddp on several, plain on one.", choices=STRATEGIES)
+    strategy: str = free(
+        "auto",
+        "How devices share the work: ddp = each has the whole model; fsdp = each has a part of weights, gradients and"
+        " optimizer state (FSDP2), and a checkpoint is a folder; fsdp_offload = such parts in the memory of the host,"
+        " on GPUs only, and none has run it yet; auto = ddp on several, plain on one.",
+        choices=STRATEGIES,
+        change="sums are rounded differently from here",
+    )
+    gradient_compression: str = flag(
+        "none",
+        "Type in which DDP sends gradients from process to process: bf16 = half the bytes, and 8 bits of mantissa of"
+        " each summand, so that more processes no longer give exactly the gradient of one big batch; none = fp32.",
+        choices=("none", "bf16"),
+        excludes={SHARDED: "its parts of gradients are sent as they are"},
+    )
     float_precision: str = flag(
         "auto",
         PRECISION_HELP,
@@ -136,6 +150,7 @@ class TrainDeviceFlags:
         " and its speed was not measured.",
         choices=ATTENTIONS,
         change="dropout in the attention draws other numbers from here",
+        excludes={SHARDED: NOT_TRIED},
     )
     deterministic: bool = free(
         False,
@@ -146,5 +161,5 @@ class TrainDeviceFlags:
         False,
         "Compile the layers with torch.compile for the training steps, in minutes; lengths are padded to multiples of"
         " 64. Needs a C++ compiler, and Triton on a GPU; not measured on one.",
-        excludes={"attention=fused": "its kernel does not go through torch.compile"},
+        excludes={"attention=fused": "its kernel does not go through torch.compile", SHARDED: NOT_TRIED},
     )

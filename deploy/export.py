@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
+from config.checks import NO_UTF8_NAME
 from config.export_flags import ExportFlags
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
-from utils.files import NO_UTF8_NAME
 from utils.json_files import read_json
 from utils.libraries import require_package
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
-from config.checks import check_combinations, check_devices, collect
+from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
 from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
@@ -24,7 +24,6 @@ from postprocessors.numbers import MOST_CHOICES, Number
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
 from task_utils import Task, get_task, override_task, task_name, task_names
 from utils.errors import closest, raise_if_any
-from utils.files import is_too_long, lies_in, same_file
 from utils.launch import world_size
 from utils.libraries import missing_package
 from utils.tables import counted

@@ -44,10 +44,10 @@ from training.lightning_loop import (
     validation_due,
 )
 from training.signals import PROCESS_BEGAN, Request, StopSignal, TrainingStopped
-from training.strategies.replicated import Replicated
+from training.strategies.base import Strategy
 from utils.console import tell
 from utils.errors import NotFiniteError, RunError, SharedError
-from utils.files import link_file, link_folder, run_error
+from utils.files import link_folder, link_path, remove_path, run_error
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Checkpointer(pl.Callback):
         folder: Path,
         description: Mapping[str, Any],
         stop: StopSignal,
-        strategy: Replicated,
+        strategy: Strategy,
     ) -> None:
         self.flags = flags
         self.folder = folder
@@ -340,10 +340,9 @@ class Checkpointer(pl.Callback):
             if not trainer.is_global_zero:
                 return
             for path in others:  # last.ckpt comes last: what it counts is there
-                link_file(first, path)
+                link_path(first, path)
             for path in gone:
-                with run_error(path):
-                    path.unlink(missing_ok=True)
+                remove_path(path)
             if export:
                 export()
             if better:

@@ -17,12 +17,23 @@ from checkpoints.run_folder import (
     checkpoints_of,
     foreign_names,
     holds_run,
+    is_checkpoint,
     is_of_run,
     misplaced,
     resume_candidates,
     run_flags,
 )
-from config.checks import check_combinations, check_devices, collect, highest_rate, schedule_of
+from config.checks import (
+    NO_UTF8_NAME,
+    check_combinations,
+    check_devices,
+    collect,
+    highest_rate,
+    is_too_long,
+    lies_in,
+    same_file,
+    schedule_of,
+)
 from config.model_flags import FREEZABLE, FULL
 from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
@@ -33,10 +44,12 @@ from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric
 from models.presets import read_config
 from utils.errors import UserError, closest
 from utils.escapes import is_unicode
-from utils.files import NO_UTF8_NAME, is_too_long, lies_in, same_file
 from utils.json_files import read_json
 from utils.launch import is_first_process, started_by_launcher
 from utils.libraries import missing_package
+
+SHARDED_STRATEGIES = ("fsdp", "fsdp_offload")
+SHARDED_OPTIMIZERS = ("adam",)  # that take every number by itself
 
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
@@ -142,7 +155,12 @@ def _not_regex(text: str) -> str:
 
 
 def _check_optimization(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
-    optim = config.optim
+    optim, strategy = config.optim, config.device.strategy
+    if strategy in SHARDED_STRATEGIES and optim.optim not in SHARDED_OPTIMIZERS:
+        problems.append(
+            f"-strategy {strategy}: not with -optim {optim.optim}, which needs whole matrices or was not tried on parts"
+            f" of them; give -optim {' or '.join(SHARDED_OPTIMIZERS)}"
+        )
     if optim.learning_rate == 0:
         problems.append("-learning_rate 0: above 0 expected")
     if optim.optim_cosanneal_gamma == 0:
@@ -286,7 +304,7 @@ def _began_from(folder: Path, checkpoint: Path) -> bool:
     value = (run_flags(folder) or {}).get("resume_checkpoint")
     if not value or any((folder / CHECKPOINT_FOLDER).glob("*.ckpt")):
         return False
-    before = checkpoints_of(Path(value))[:1] if os.path.isdir(value) else [Path(value)]
+    before = [Path(value)] if is_checkpoint(Path(value)) else checkpoints_of(Path(value))[:1]
     return bool(before) and os.path.realpath(before[0]) == os.path.realpath(checkpoint)
 
 

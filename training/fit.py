@@ -137,7 +137,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
     }
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
-    generated = GeneratedValidation(config.run.valid_generate_rows, metric_names)
+    generated = GeneratedValidation(config.run.valid_generate_rows, metric_names, strategy)
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
     callbacks = [LargestBatchFirst(), generated, run_log, checkpointer]
     if config.device.compile:

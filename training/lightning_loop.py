@@ -15,9 +15,11 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from transformers import PreTrainedConfig
 
 from checkpoints.saved_run import SavedRun
+from checkpoints.sharded import Rows
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from models.architectures import architecture
 from models.seq2seq_module import Seq2SeqModule
@@ -171,11 +173,13 @@ class DurableCheckpointIO(CheckpointIO):
         resumed: the run that is continued, as it was read and checked; nothing else can be loaded. Its tensors are
             handed over once, so that they do not stay in memory for the whole run.
         on_cpu: the state of the optimizer stays there: it is copied, so that no page of the file is in use any more.
+        sharded: the strategy takes its part of the tensors by itself.
     """
 
-    def __init__(self, resumed: SavedRun | None = None, on_cpu: bool = False) -> None:
+    def __init__(self, resumed: SavedRun | None = None, on_cpu: bool = False, sharded: bool = False) -> None:
         self.resumed = resumed
         self.on_cpu = on_cpu
+        self.sharded = sharded
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         del storage_options
@@ -192,13 +196,20 @@ class DurableCheckpointIO(CheckpointIO):
         loop = fit_loop_state(position.epoch, position.batches, position.batches_per_epoch, resumed.global_step)
         loaded = resumed.for_lightning(loop, version("pytorch-lightning"))
         resumed.model.tensors.release()
-        if self.on_cpu:
-            loaded["optimizer_states"] = copy.deepcopy(loaded["optimizer_states"])
+        if not self.sharded:
+            loaded["optimizer_states"] = [_whole_state(state, self.on_cpu) for state in loaded["optimizer_states"]]
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:
         with run_error(Path(path)):
             Path(path).unlink(missing_ok=True)
+
+
+def _whole_state(saved: Mapping[str, Any], copied: bool) -> dict[str, Any]:
+    """The state of an optimizer with whole tensors, wherever they come from."""
+    kept = {number: dict(one) if isinstance(one, Rows) else one for number, one in saved["state"].items()}
+    state = {**saved, "state": kept}
+    return copy.deepcopy(state) if copied else state
 
 
 def _tensor_bytes(value: Any) -> int:
@@ -213,15 +224,22 @@ class OurDDP(DDPStrategy):
     """DDP that does not wait for the gradients of parameters that a step leaves out, where the model does so.
 
     Its processes have a second group, on the CPU and over TCP: what they tell each other there waits for no device.
+
+    Args:
+        compressed: gradients are sent in bf16.
     """
 
     control_group: Any = None  # None: there is one process only
+
+    def __init__(self, compressed: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.compressed = compressed
 
     def setup_environment(self) -> None:
         with _meeting():
             super().setup_environment()
         if self.world_size > 1:
-            self.control_group = _tcp_group()
+            self.control_group = tcp_group()
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -233,6 +251,10 @@ class OurDDP(DDPStrategy):
             self._ddp_kwargs["find_unused_parameters"] = True
         with _meeting():  # NCCL connects when it is used first
             super().configure_ddp()
+        if self.compressed:
+            wrapped: Any = self.model
+            # torch refuses it by its name on a CPU, where gloo sums bf16 as well.
+            wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
 @contextmanager
@@ -252,7 +274,8 @@ def _meeting() -> Iterator[None]:
         ) from error
 
 
-def _tcp_group() -> Any:
+def tcp_group() -> Any:
+    """Another group of all processes, on the CPU; every process calls it. `RunError` where they cannot talk."""
     try:
         return torch.distributed.new_group(backend="gloo")
     except RuntimeError as error:
@@ -265,6 +288,19 @@ def _tcp_group() -> Any:
 def control_group(trainer: pl.Trainer) -> Any:
     """The group of the processes on the CPU; None where there is one process only."""
     return getattr(trainer.strategy, "control_group", None)
+
+
+def tcp_gather(trainer: pl.Trainer) -> Callable[[Any], list[Any]]:
+    """What gives a value of every process, by rank, over TCP and beside the training; every process calls it."""
+    group = getattr(trainer.strategy, "save_group", None)
+
+    def gather(value: Any) -> list[Any]:
+        found = [value] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(found, value, group=group)
+        return found
+
+    return gather
 
 
 def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:

@@ -142,10 +142,11 @@ def _building(config: TrainConfig, source: ModelSource, devices: Devices, resume
     What a checkpoint holds goes right to the device, and never into the memory of the host; seeds draw on the CPU, in
     the first process alone where it gives its weights to the others (DDP does, before the first step).
     """
-    given = devices.world_size > 1 and not is_first_process() and not STRATEGIES[config.device.strategy].sharded
+    sharded = STRATEGIES[config.device.strategy].sharded  # it takes the model apart in the memory of the host
+    given = devices.world_size > 1 and not is_first_process() and not sharded
     drawn = bool(config.model.config_path) and config.model.tuning_method == FULL
     with ExitStack() as stack:
-        if resumed:
+        if resumed and not sharded:
             stack.enter_context(torch.device(devices.device(local_rank())))
         elif given and drawn and architecture(source.config.model_type).plain_logits:
             stack.enter_context(torch.device(devices.device(local_rank())))
@@ -187,6 +188,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     check_launcher(devices)
     check_gradients(config, devices)
     check_dropout(source.config, dropout_rates(config.optim))
+    STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
         check_compiler(devices.accelerator)
     use_arithmetic(devices)

@@ -21,8 +21,8 @@ from models.seq2seq_module import ModuleOptions, Seq2SeqModule
 from training.lightning_loop import DurableCheckpointIO, take_over_loop
 from training.process_watch import ProcessWatch
 from training.profiling import StepProfile
+from training.strategies.base import Strategy
 from training.strategies.cluster import cluster_environment
-from training.strategies.replicated import Replicated
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -32,7 +32,7 @@ def build_module(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     total_steps: int,
-    strategy: Replicated,
+    strategy: Strategy,
     validated: tuple[str, ...] = ("",),
     teacher: Teacher | None = None,
 ) -> Seq2SeqModule:
@@ -66,7 +66,7 @@ def optim_settings(flags: OptimFlags) -> OptimSettings:
 
 def build_trainer(
     config: TrainConfig,
-    strategy: Replicated,
+    strategy: Strategy,
     devices: Devices,
     plan: BatchPlan,
     validates: bool,
@@ -89,13 +89,14 @@ def build_trainer(
         "accelerator": devices.accelerator,
         "devices": devices.count,
         "num_nodes": devices.num_nodes,
-        "strategy": strategy.lightning(devices),
+        "strategy": strategy.lightning(devices, config.device.gradient_compression == "bf16"),
         "precision": devices.precision,
         "max_epochs": config.optim.max_epoch,
         "accumulate_grad_batches": accumulate,
         "val_check_interval": min(interval, plan.batches_per_rank),
         "limit_val_batches": 1.0 if validates else 0,
         "num_sanity_val_steps": 0,
+        "inference_mode": not strategy.sharded,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -103,7 +104,7 @@ def build_trainer(
         "use_distributed_sampler": False,
         "default_root_dir": config.run.save_path,
         "plugins": [
-            DurableCheckpointIO(resumed, devices.accelerator == "cpu"),
+            DurableCheckpointIO(resumed, devices.accelerator == "cpu", strategy.sharded),
             *filter(None, [cluster_environment(devices)]),
         ],
         "callbacks": callbacks,

@@ -19,6 +19,7 @@ from models.meter import mixed_figures
 from models.seq2seq_module import Seq2SeqModule
 from prediction.windows import by_probability, by_row
 from training.lightning_loop import data_module, gathered, in_precision, ours
+from training.strategies.base import Strategy
 from utils.padding import pad_sources
 
 ROWS_AT_ONCE = 32
@@ -33,10 +34,12 @@ class GeneratedValidation(pl.Callback):
     Args:
         rows: how many validation rows of each task are predicted, all ranks together; 0 = none.
         metric_names: of the generated rows, by the name of the task among several.
+        strategy: of the run; every process predicts with the whole weights.
     """
 
-    def __init__(self, rows: int, metric_names: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, rows: int, metric_names: Mapping[str, tuple[str, ...]], strategy: Strategy) -> None:
         self.rows = rows
+        self.strategy = strategy
         self.metric_names = metric_names
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,7 +47,8 @@ class GeneratedValidation(pl.Callback):
         if not self.rows or not parts:
             return
         module = ours(pl_module)
-        figures = mixed_figures({part.name: self._score(trainer, module, part) for part in parts})
+        with self.strategy.whole(module):
+            figures = mixed_figures({part.name: self._score(trainer, module, part) for part in parts})
         module.validation.update({name: figure for name, figure in figures.items() if not math.isnan(figure)})
 
     def _score(self, trainer: pl.Trainer, module: Seq2SeqModule, part: Splits) -> Mapping[str, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
@@ -82,3 +83,20 @@ def first_line(error: BaseException) -> str:
     """What `error` says first; with the next line, which holds the reason, where the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+@contextmanager
+def nothing_kept_on_user_error(folder: Path) -> Iterator[None]:
+    """Remove what the block made below `folder`, and the folders above it, when it raises a `UserError`."""
+    before = {folder, *folder.rglob("*")}
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except UserError:
+        for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+            if path not in before:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise

@@ -19,12 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from utils.errors import RunError, UserError
+from utils.errors import RunError
 
 TEMPORARY_SUFFIX = ".tmp"
 OLD_SUFFIX = ".old"
-NO_UTF8_NAME = "the name is no UTF-8, and the library that writes weights takes no other; choose another"
-LONGEST_PATH = 4000  # bytes; the file systems of Linux take 4096, and a run's files go deeper
 LONGEST_NAME = 255  # bytes, of a file system's name
 STATE_NAME = "training_state.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -112,14 +110,44 @@ def write_json(path: Path, content: Any, replace: bool = True) -> None:
     write_file(path, lambda file: file.write(encoded), replace=replace)
 
 
-def link_file(existing: Path, path: Path) -> None:
-    """Make `path` a second name of `existing` (a copy where the file system has no links), replacing it whole.
+def link_path(existing: Path, path: Path) -> None:
+    """Make `path` a second name of the file `existing` (a copy where the file system has no links), replacing it whole.
+
+    Of a folder it gets the same files under second names. What `path` was before may be of the other kind.
 
     Raises:
         RunError: the disk refused; names `path`, which is what it was before.
     """
-    with run_error(path), whole_file(path) as temporary:
+    if existing.is_dir():
+        link_folder(existing, path, linked="")
+        return
+    with run_error(path):
+        if not path.is_dir():
+            with whole_file(path) as temporary:
+                _link(existing, temporary)
+            return
+        temporary, old = temporary_sibling(path), temporary_sibling(path, OLD_SUFFIX)
         _link(existing, temporary)
+        _swap(temporary, path, old)
+        _remove(old)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, which is never there in part; `RunError` that names it where the disk refuses."""
+    with run_error(path):
+        if path.is_dir():
+            temporary = temporary_sibling(path)
+            os.replace(path, temporary)
+            _remove(temporary)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link(existing: str | Path, path: str | Path) -> None:
@@ -141,7 +169,7 @@ def take_name(existing: Path, path: Path) -> bool:
             os.link(existing, path)
             return True
         except FileExistsError:  # or it was made, and the answer of the server was lost
-            return same_file(existing, path)
+            return os.path.samefile(existing, path)
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
@@ -192,14 +220,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
             for path in temporary.rglob("*"):
                 sync_path(path)
             sync_path(temporary)
-            if not folder.exists():
-                os.replace(temporary, folder)
-            elif exchange(temporary, folder):
-                os.replace(temporary, old)
-            else:
-                os.replace(folder, old)
-                os.replace(temporary, folder)
-            sync_path(folder.parent)
+            _swap(temporary, folder, old)
     except _write_errors() as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
@@ -209,7 +230,19 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _swap(temporary: Path, path: Path, old: Path) -> None:
+    """Make `temporary` be `path`, and what was there be `old`."""
+    if not path.exists():
+        os.replace(temporary, path)
+    elif exchange(temporary, path):
+        os.replace(temporary, old)
+    else:
+        os.replace(path, old)
+        os.replace(temporary, path)
+    sync_path(path.parent)
 
 
 def _write_errors() -> tuple[type[Exception], ...]:
@@ -329,23 +362,6 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def nothing_kept_on_user_error(folder: Path) -> Iterator[None]:
-    """Remove what the block made below `folder`, and the folders above it, when it raises a `UserError`."""
-    before = {folder, *folder.rglob("*")}
-    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-    try:
-        yield
-    except UserError:
-        for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
-            if path not in before:
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
 def clean_folder_leftovers(folder: Path) -> None:
     """Remove what killed writes of `folder` left beside it, and put back one that was being swapped.
 
@@ -357,11 +373,18 @@ def clean_folder_leftovers(folder: Path) -> None:
         return
     for leftover in leftovers(folder.parent, name, OLD_SUFFIX):
         if folder.exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         else:
             os.replace(leftover, folder)
     for half in halves:
-        shutil.rmtree(half, ignore_errors=True)
+        _remove(half)
+
+
+def clean_all_leftovers(folder: Path, names: str) -> None:
+    """`clean_folder_leftovers` of all files and folders in `folder` whose names match the pattern `names`."""
+    found = [path for suffix in (TEMPORARY_SUFFIX, OLD_SUFFIX) for path in leftovers(folder, names, suffix)]
+    for name in dict.fromkeys(path.name[1:].rsplit(".", 2)[0] for path in found):
+        clean_folder_leftovers(folder / name)
 
 
 def clean_temporary(path: Path) -> None:
@@ -374,20 +397,3 @@ def leftovers(folder: Path, names: str, suffix: str) -> list[Path]:
     """What `temporary_sibling` named in `folder` for one of `names` (alternatives of a pattern), in any process."""
     pattern = re.compile(rf"\.(?:{names})\.\d+{re.escape(suffix)}")
     return sorted(path for path in folder.glob(".*") if pattern.fullmatch(path.name))
-
-
-def is_too_long(path: Path) -> bool:
-    parts = [len(os.fsencode(part)) for part in path.absolute().parts]
-    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > LONGEST_PATH
-
-
-def same_file(first: str | Path, second: str | Path) -> bool:
-    """Whether both are there and one file, under whatever names."""
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
-
-
-def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Whether `path` is `folder` or lies in it, as a name or, through symbolic links, as a file."""
-    parent, name = os.path.split(os.path.abspath(path))
-    names = (os.path.realpath(path), os.path.join(os.path.realpath(parent), name))
-    return any(Path(name).is_relative_to(os.path.realpath(folder)) for name in names)

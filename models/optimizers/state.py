@@ -54,7 +54,7 @@ def state_problem(settings: OptimSettings, model: nn.Module, saved: Mapping[str,
 
 def _misfit(state: Any, expected: Kept, place: str, name: str) -> str:
     """What is not as expected in the state of a parameter, or in a part of it; empty if nothing is."""
-    if not isinstance(state, dict):
+    if not isinstance(state, Mapping):
         return "state is not of the model's parameters"
     if set(state) != set(expected):
         return f"{place} is not one of {name}"

@@ -127,11 +127,21 @@ def whole_checkpoint(folder: Path) -> bool:
     """Whether at least one checkpoint of the run can be loaded."""
     for path in (folder / "saved_checkpoints").glob("*.ckpt"):
         try:
-            torch.load(path, weights_only=True)
+            load_checkpoint(path)
         except Exception:
             continue
         return True
     return False
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, of one that is a folder the index and all shards."""
+    if not path.is_dir():
+        return dict(torch.load(path, weights_only=True))
+    files = {file.name: torch.load(file, weights_only=True) for file in path.iterdir()}
+    index: dict[str, Any] = files.pop("index.ckpt")
+    assert len(index["s2s"]["shards"]) == len(files)
+    return {**index, "files": files}
 
 
 def assert_loads(exported: Path) -> None:
@@ -178,9 +188,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_same_end(run_folder: Path, whole: Path) -> None:
     """Weights, optimizer, schedule, loop position, best score, exported folders and logs."""
-    mine, reference = (
-        torch.load(folder / "saved_checkpoints" / "last.ckpt", weights_only=True) for folder in (run_folder, whole)
-    )
+    mine, reference = (load_checkpoint(folder / "saved_checkpoints" / "last.ckpt") for folder in (run_folder, whole))
     for part in (mine, reference):
         part["s2s"].pop("flags")
         log = part["s2s_log"]

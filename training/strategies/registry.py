@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from training.strategies.base import Strategy
+from training.strategies.fsdp import Sharded
 from training.strategies.replicated import Replicated
 
-STRATEGIES = {
+STRATEGIES: dict[str, Strategy] = {
     "auto": Replicated(plain_on_one=True),
     "ddp": Replicated(plain_on_one=False),
+    "fsdp": Sharded(offload=False),
+    "fsdp_offload": Sharded(offload=True),
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from checkpoints.saved_run import SavedRun, read_run
 from training.lightning_loop import OurDDP, checkpoint_of, write_checkpoint
@@ -33,13 +35,23 @@ class Replicated:
     def __init__(self, plain_on_one: bool) -> None:
         self.plain_on_one = plain_on_one
 
-    def lightning(self, devices: Devices) -> Any:
+    def check(self, config: PreTrainedConfig, devices: Devices) -> None:
+        """Refuse nothing."""
+
+    def lightning(self, devices: Devices, compressed: bool) -> Any:
         """What Lightning is given as its strategy."""
         if self.plain_on_one and devices.world_size == 1:
             return "auto"
         backend = "gloo" if devices.accelerator == "cpu" else "nccl"
         # No buffer of an encoder-decoder changes in training: nothing is to be synchronised before a forward pass.
-        return OurDDP(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        return OurDDP(
+            compressed, process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """While it lasts, every process holds the whole weights, as always."""
+        del module
+        return nullcontext()
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole weights, on the first process at least; every process calls it."""
@@ -61,22 +73,24 @@ class Replicated:
         return checkpoint if trainer.is_global_zero else None
 
     def write(self, state: Any, path: Path) -> None:
-        """Write a checkpoint, a file here, of a copy of `state`; every process calls it, beside the training.
-
-        The processes go on meanwhile: a collective would have to be of a group of its own.
-        """
+        """Write a checkpoint, a file here, of a copy of `state`; every process calls it, beside the training."""
         if state is not None:
             write_checkpoint(state, path)
 
     def load(self, path: Path) -> SavedRun:
-        """The run of a checkpoint that `save` wrote; raises as `read_run` does.
+        """The run of a checkpoint; raises as `read_run` does."""
+        return load_run(path)
 
-        The first process of a machine checks every byte; those that it or a launcher starts there take its word while
-        the file is the same. Its tensors are pages of the file, which all of them share.
-        """
-        state = f"{path.resolve()} {file_states(path)}"
-        if PARENT_VARIABLE in os.environ:
-            return read_run(path, checked=os.environ.get(CHECKED_VARIABLE) == state)
-        run = checked_once(state, lambda checked: read_run(path, checked=checked))
-        os.environ[CHECKED_VARIABLE] = state
-        return run
+
+def load_run(path: Path) -> SavedRun:
+    """The run of a checkpoint; raises as `read_run` does.
+
+    The first process of a machine checks every byte; those that it or a launcher starts there take its word while
+    the file is the same. Its tensors are pages of the file, which all of them share.
+    """
+    state = f"{path.resolve()} {file_states(path)}"
+    if PARENT_VARIABLE in os.environ:
+        return read_run(path, checked=os.environ.get(CHECKED_VARIABLE) == state)
+    run = checked_once(state, lambda checked: read_run(path, checked=checked))
+    os.environ[CHECKED_VARIABLE] = state
+    return run

@@ -20,8 +20,8 @@ from training import resuming
 from training.lightning_loop import DurableCheckpointIO
 from training.process_watch import PARENT_VARIABLE
 from training.strategies.registry import STRATEGIES
-from utils.errors import RunError, UserError
-from utils.files import link_file, link_folder, nothing_kept_on_user_error, write_file, write_folder, write_json
+from utils.errors import RunError, UserError, nothing_kept_on_user_error
+from utils.files import link_folder, link_path, write_file, write_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -55,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_link_replaces_the_newest_and_survives_the_removal_of_its_source(tmp_path: Path) -> None:
     for text in ("one", "two"):
         (tmp_path / f"{text}.ckpt").write_text(text)
-        link_file(tmp_path / f"{text}.ckpt", tmp_path / "last.ckpt")
+        link_path(tmp_path / f"{text}.ckpt", tmp_path / "last.ckpt")
     (tmp_path / "two.ckpt").unlink()
     assert (tmp_path / "last.ckpt").read_text() == "two"
     assert names(tmp_path) == ["last.ckpt", "one.ckpt"]
@@ -67,7 +67,7 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "one.ckpt").write_text("one")
-    link_file(tmp_path / "one.ckpt", tmp_path / "last.ckpt")
+    link_path(tmp_path / "one.ckpt", tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_text() == "one"
     assert (tmp_path / "last.ckpt").stat().st_ino != (tmp_path / "one.ckpt").stat().st_ino
 
@@ -219,7 +219,7 @@ def test_what_the_disk_refuses_beside_a_write_is_told_in_words(tmp_path: Path, m
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"last\.ckpt could not be changed: the disk is full, .* bytes are free\)"):
-        link_file(tmp_path / "one.ckpt", tmp_path / "last.ckpt")
+        link_path(tmp_path / "one.ckpt", tmp_path / "last.ckpt")
 
 
 def test_checkpoints_of_another_kind_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""What does not go with a strategy is refused before anything is read, in a line that says what does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedConfig
+
+from config.parser import parse_flags
+from config.train_flags import TrainConfig
+from models.loading import config_from_dict
+from tests.small_configs import config_of
+from training.checks import check_train
+from training.strategies.registry import STRATEGIES
+from utils.devices import Devices
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("-optim adafactor", "-strategy fsdp: not with -optim adafactor, which needs whole matrices or was not tried on"
+         " parts of them; give -optim adam"),
+        ("-gradient_compression bf16", "-gradient_compression bf16: not with -strategy fsdp: its parts of gradients are"
+         " sent as they are"),
+        ("-compile", "-compile: not with -strategy fsdp: the two were not tried together"),
+        ("-attention fused", "-attention fused: not with -strategy fsdp: the two were not tried together"),
+        ("-deterministic", ""),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_go_together(flags: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("a\tb\n")
+    argv = [
+        "-train_data",
+        str(tmp_path / "train.tsv"),
+        "-config_path",
+        "bart-mini",
+        "-save_path",
+        str(tmp_path / "run"),
+    ]
+    config, given, problems = parse_flags(TrainConfig, [*argv, "-strategy", "fsdp", *flags.split()])
+    check_train(config, given, problems)
+    assert problems == ([told] if told else [])
+
+
+def model_config(name: str, **changes: float) -> PreTrainedConfig:
+    return config_from_dict(config_of(name, **changes))
+
+
+def test_models_and_devices_that_cannot_be_taken_apart() -> None:
+    cpu, gpu = Devices("cpu", 2, 1, "32-true"), Devices("cuda", 2, 1, "16-mixed")
+    told = []
+    for strategy, config, devices in (
+        ("fsdp_offload", model_config("t5-untied"), cpu),
+        ("fsdp", model_config("bart"), gpu),
+        ("fsdp", model_config("bart", encoder_layerdrop=0.1), cpu),
+    ):
+        STRATEGIES["ddp"].check(config, devices)
+        with pytest.raises(UserError) as caught:
+            STRATEGIES[strategy].check(config, devices)
+        told += caught.value.problems
+    assert told == [
+        "-strategy fsdp_offload: only on GPUs; on the CPU -strategy fsdp has its parts in the memory of the host",
+        "-strategy fsdp: not in fp16, whose scale the processes do not share; give -float_precision bf16",
+        "-strategy fsdp: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
+        " since every process must go through the same ones; give -strategy ddp",
+    ]
+    STRATEGIES["fsdp"].check(model_config("t5-untied"), cpu)

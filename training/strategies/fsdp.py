@@ -1,0 +1,230 @@
+"""Every process holds a part of each weight, of its gradient and of its optimizer state: PyTorch's FSDP2."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedConfig
+
+from checkpoints.format import CONTENT_KEY
+from checkpoints.saved_run import SavedRun
+from checkpoints.sharded import RANK, STATES, WEIGHTS, Rows, write_sharded
+from models.architectures import architecture
+from models.kernels.accelerate import blocks
+from training.lightning_loop import OurDDP, checkpoint_of, leaves_out_parameters, ours, tcp_gather, tcp_group
+from training.strategies.replicated import load_run
+from utils.devices import Devices
+from utils.errors import UserError
+
+
+class Sharded:
+    """FSDP2: a block's weights are put together for its forward and backward pass, and taken apart again.
+
+    Args:
+        offload: parts, gradients and optimizer states lie in the memory of the host.
+    """
+
+    sharded = True
+
+    def __init__(self, offload: bool) -> None:
+        self.offload = offload
+
+    def check(self, config: PreTrainedConfig, devices: Devices) -> None:
+        """Refuse what was not tried, or would let the processes wait for each other for ever.
+
+        Raises:
+            UserError: names the flag.
+        """
+        flag = f"-strategy {'fsdp_offload' if self.offload else 'fsdp'}"
+        if self.offload and devices.accelerator == "cpu":
+            raise UserError(f"{flag}: only on GPUs; on the CPU -strategy fsdp has its parts in the memory of the host")
+        if devices.precision == "16-mixed":
+            raise UserError(f"{flag}: not in fp16, whose scale the processes do not share; give -float_precision bf16")
+        if not architecture(config.model_type).own_search:
+            raise UserError(f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy ddp")
+        if leaves_out_parameters(config):
+            raise UserError(
+                f"{flag}: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
+                " since every process must go through the same ones; give -strategy ddp"
+            )
+
+    def lightning(self, devices: Devices, compressed: bool) -> Any:
+        """What Lightning is given as its strategy."""
+        del compressed  # -gradient_compression is of DDP alone
+        backend = "gloo" if devices.accelerator == "cpu" else "cpu:gloo,cuda:nccl" if self.offload else "nccl"
+        return ShardedStrategy(self.offload, process_group_backend=backend)
+
+    @contextmanager
+    def whole(self, module: nn.Module) -> Iterator[None]:
+        """While it lasts, every process holds the whole weights; every process enters and leaves it."""
+        parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.reshard()
+                part.set_reshard_after_forward(part is not module, recurse=False)
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The whole weights on the CPU of the first process, nothing on the others; every process calls it."""
+        first = torch.distributed.get_rank() == 0
+        found: dict[int, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, value in model.state_dict(keep_vars=True).items():
+            if id(value) not in found:  # shared weights are put together once, and stay one tensor
+                whole = value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+                found[id(value)] = whole.cpu() if first else whole[:0]
+            state[name] = found[id(value)]
+        return state if first else {}
+
+    def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of the whole gradient, the same on every process."""
+        square = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients]).square()
+        torch.distributed.all_reduce(square)
+        return square.sqrt()
+
+    def all_finite(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
+        good = torch.stack([torch.isfinite(local(part)).all() for part in parameters]).all().to(torch.uint8)
+        torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
+        return bool(good)
+
+    def state(self, trainer: pl.Trainer) -> Any:
+        """What this process writes of a checkpoint, in the memory that training uses; every process calls it."""
+        index, shard = taken_apart(checkpoint_of(trainer))
+        return index if trainer.is_global_zero else None, shard, tcp_gather(trainer)
+
+    def write(self, state: Any, path: Path) -> None:
+        """Write a checkpoint, a folder here, of a copy of `state`; every process calls it, beside the training."""
+        index, shard, gather = state
+        write_sharded(path, index, shard, CONTENT_KEY, gather)
+
+    def load(self, path: Path) -> SavedRun:
+        """The run of a checkpoint; raises as `read_run` does."""
+        return load_run(path)
+
+
+class ShardedStrategy(OurDDP):
+    """The processes of DDP, which hold a part of the model each in place of a copy."""
+
+    def __init__(self, offload: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.offload = offload
+        self.mesh: DeviceMesh | None = None
+        self.save_group: Any = None
+
+    def model_to_device(self) -> None:
+        """Leave the model where it was built: a part goes to the device when it is taken apart."""
+
+    def configure_ddp(self) -> None:
+        assert self.lightning_module is not None
+        module = ours(self.lightning_module)
+        self.save_group = tcp_group() if self.world_size > 1 else None  # for the thread that saves
+        self.mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        shard(module, self.mesh, self.offload)
+
+    def teardown(self) -> None:
+        if isinstance(self.lightning_module, FSDPModule):
+            self.lightning_module.reset_iter_state()  # an error may have come in the middle of a pass
+        super().teardown()
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: the model was built with these weights."""
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each process its part of the state."""
+        assert self.mesh is not None
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [part for group in optimizer.param_groups for part in group["params"]]
+            states = {
+                number: {name: like(parameters[number], state, name) for name in state}
+                for number, state in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": states})
+
+
+def shard(module: Any, mesh: DeviceMesh, offload: bool) -> None:
+    """Take the module apart: each block of encoder and decoder by itself, and what is left, embeddings for example.
+
+    `_loss_sum` is its forward pass.
+    """
+    # T5's first blocks return the position bias, a view, which nothing of T5 or of ours changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    for block in blocks(module):
+        for embedding in (part for part in block.modules() if isinstance(part, nn.Embedding)):
+            # Of positions: our blocks ask for it before their own forward pass begins.
+            fully_shard(embedding, mesh=mesh, offload_policy=policy)
+        fully_shard(block, mesh=mesh, offload_policy=policy)
+    fully_shard(module, mesh=mesh, offload_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(module, "_loss_sum")
+
+
+def taken_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index and this process's shard of a checkpoint of Lightning's; see `checkpoints.sharded`."""
+    states = checkpoint[STATES]
+    index = {
+        **checkpoint,
+        WEIGHTS: _shapes(checkpoint[WEIGHTS]),
+        STATES: [
+            {**saved, "state": {number: _shapes(kept) for number, kept in saved["state"].items()}} for saved in states
+        ],
+    }
+    parts = [{number: _parts(kept) for number, kept in saved["state"].items()} for saved in states]
+    return index, {RANK: torch.distributed.get_rank(), WEIGHTS: _parts(checkpoint[WEIGHTS]), STATES: parts}
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value.shape) if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+
+def _parts(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: local(value) for name, value in tensors.items() if isinstance(value, DTensor)}
+
+
+def local(value: Tensor) -> Tensor:
+    """The part of this process of a tensor that is taken apart; another tensor itself."""
+    return value.to_local().detach() if isinstance(value, DTensor) else value.detach()
+
+
+def like(parameter: Tensor, tensors: Mapping[str, Any], name: str) -> Any:
+    """A tensor of a checkpoint taken apart as `parameter` is; as it is where that is whole, or has another shape."""
+    shape = tensors.shapes.get(name) if isinstance(tensors, Rows) else getattr(tensors[name], "shape", None)
+    if not isinstance(parameter, DTensor) or shape is None or list(shape) != list(parameter.shape):
+        return tensors[name]
+    mesh = parameter.device_mesh
+    start, stop = rows_of(len(parameter), mesh.get_local_rank(), mesh.size())
+    part = tensors.rows(name, start, stop) if isinstance(tensors, Rows) else tensors[name][start:stop]
+    return DTensor.from_local(
+        part.to(parameter.device, copy=True),
+        mesh,
+        [Shard(0)],
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def rows_of(count: int, rank: int, world: int) -> tuple[int, int]:
+    """The rows that FSDP2 gives a process: as many for each, fewer or none for the last."""
+    each = -(-count // world)
+    return min(rank * each, count), min((rank + 1) * each, count)
