@@ -25,6 +25,7 @@ from models.loading import describe, from_checkpoint, from_config
 from models.losses.cross_entropy import token_loss_and_correct
 from models.meter import StepMeter
 from models.optimizers.build import build_optimizer
+from models.optimizers.settings import OptimSettings
 from postprocessors.labels import LabelMap
 from tests.counting.device import DEVICE, CountingTensor, Counts, counting, on_device
 from tests.small_configs import config_of, with_dropout
@@ -142,7 +143,7 @@ def _training(kind: str, enter: Callable[[], Any], layers: dict[str, int] | None
     model = _with_layers(kind, layers).train()
     accelerate(model)
     on_device(model)
-    optimizer = build_optimizer(model, "adam", 1e-3, 0.0)
+    optimizer = build_optimizer(model, OptimSettings("adam", 1e-3, "constant"))
     meter = StepMeter()
     with counting() as counts:
         batch = _moved(_batch())
@@ -160,7 +161,8 @@ def _training(kind: str, enter: Callable[[], Any], layers: dict[str, int] | None
 def _adafactor(kind: str, layers: dict[str, int] | None = None) -> dict[str, Any]:
     """The second step of adafactor with its own rate and weight decay, and how many parameters it moves."""
     models = _with_layers(kind, layers), on_device(_with_layers(kind, layers))
-    optimizers = [build_optimizer(model, "adafactor", None, 0.01) for model in models]
+    settings = OptimSettings("adafactor", None, "constant", weight_decay=0.01)
+    optimizers = [build_optimizer(model, settings) for model in models]
     for step in range(2):
         for of_cpu, of_device in zip(models[0].parameters(), models[1].parameters(), strict=True):
             of_cpu.grad = torch.randn(of_cpu.shape, generator=torch.Generator().manual_seed(step))

@@ -7,6 +7,7 @@ import torch
 
 from models.loading import describe, from_checkpoint, from_config
 from models.optimizers.build import build_optimizer
+from models.optimizers.settings import OptimSettings
 from tests.small_configs import with_dropout
 
 pytestmark = [
@@ -18,7 +19,8 @@ pytestmark = [
 @pytest.mark.parametrize("rate", [None, 1e-3])
 def test_adafactor_steps_as_on_the_cpu_and_never_waits(rate: float | None) -> None:
     models = [from_config(with_dropout("t5"), seed=1).to(device) for device in ("cpu", "cuda")]
-    optimizers = [build_optimizer(model, "adafactor", rate, 0.01) for model in models]
+    settings = OptimSettings("adafactor", rate, "constant", weight_decay=0.01)
+    optimizers = [build_optimizer(model, settings) for model in models]
     for step in range(5):
         for on_cpu, on_gpu in zip(models[0].parameters(), models[1].parameters(), strict=True):
             on_cpu.grad = torch.randn(on_cpu.shape, generator=torch.Generator().manual_seed(step))
