@@ -2,7 +2,8 @@
 
     python benchmarks/kill_resume.py -part kills -kills 100      SIGKILL at random events, inside writes as well
     python benchmarks/kill_resume.py -part stop                  time from SIGTERM to the saved checkpoint and the exit
-    python benchmarks/kill_resume.py -part save                  seconds of a checkpoint, share with -save_every 100
+    python benchmarks/kill_resume.py -part save                  seconds that training waits for a checkpoint, and
+                                                                 that its thread writes; the share of -save_every 100
     python benchmarks/kill_resume.py -part start -data F.txt     time to the first step: fresh, and at batch 10,000
 
 The faults come from `tests/faults`: the product has no hook for them. Results are printed and, with -output, written
@@ -149,33 +150,41 @@ def stop(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def save(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a step checkpoint (fsync included), and its share of 100 steps; in this process."""
-    del options
+    """Seconds that training waits for a step checkpoint, its share of the steps between, and seconds of its write."""
     import train
     from training.checkpointing import Checkpointer
+    from training.strategies.replicated import Replicated
 
-    seconds: list[float] = []
-    write = Checkpointer._save
+    seconds: dict[str, list[float]] = {"_save": [], "write": []}
 
-    def timed(*arguments: Any, **settings: Any) -> None:
-        began = time.monotonic()
-        write(*arguments, **settings)
-        seconds.append(time.monotonic() - began)
+    def time_calls(owner: type, name: str) -> None:
+        call = getattr(owner, name)
 
-    Checkpointer._save = timed  # type: ignore[method-assign]
+        def timed(*arguments: Any, **settings: Any) -> Any:
+            began = time.monotonic()
+            result = call(*arguments, **settings)
+            seconds[name].append(time.monotonic() - began)
+            return result
+
+        setattr(owner, name, timed)
+
+    time_calls(Checkpointer, "_save")
+    time_calls(Replicated, "write")
+    every = options.every
     with tempfile.TemporaryDirectory() as name:
-        flags = {**sample_flags(Path(name)), "save_every": 100, "max_steps": 300, "log_every": 100}
+        flags = {**sample_flags(Path(name)), "save_every": every, "max_steps": 3 * every, "log_every": every}
         began = time.monotonic()
-        train.main(flag_list(flags))
+        train.main(flag_list({**flags, "config_path": options.config, "batch_size": options.rows}))
         checkpoint = max(path.stat().st_size for path in (Path(name) / "run" / "saved_checkpoints").iterdir())
         lines = [json.loads(line) for line in (Path(name) / "run" / "metrics.jsonl").read_text().splitlines()]
-        hundred = statistics.median(100 * 32 / line["rows_per_second"] for line in lines)
-    mean = statistics.mean(seconds)
+        between = statistics.median(every * options.rows / line["rows_per_second"] for line in lines)
+    waited = statistics.mean(seconds["_save"])
     return {
         "checkpoint_bytes": checkpoint,
-        "seconds": mean,
-        "seconds_of_100_steps": hundred,
-        "share": mean / (mean + hundred),
+        "seconds_waited": waited,
+        "seconds_written": statistics.mean(seconds["write"]),
+        "seconds_of_the_steps": between,
+        "share": waited / (waited + between),
         "whole_run_seconds": time.monotonic() - began,
     }
 
@@ -241,6 +250,9 @@ def main() -> None:
     parser.add_argument("-repeats", type=int, default=5)
     parser.add_argument("-batch", type=int, default=10_000, help="where in the epoch -part start resumes")
     parser.add_argument("-data", default="", help="NSMC's ratings_train.txt, for -part start")
+    parser.add_argument("-config", default="byt5-mini", help="the model of -part save: a preset, or its JSON")
+    parser.add_argument("-every", type=int, default=100, help="optimizer steps between the checkpoints of -part save")
+    parser.add_argument("-rows", type=int, default=32, help="of a batch of -part save")
     parser.add_argument("-seed", type=int, default=1)
     parser.add_argument("-output", default="", help="JSON file of the results")
     options = parser.parse_args()
