@@ -81,13 +81,13 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     quiet_libraries(training=True)
     from training.evaluate import report_test_splits
     from training.fit import fit
-    from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest, with_seed
+    from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest, with_found
     from training.run import end_finished_run
     from training.setup import prepare
     from training.strategies.registry import STRATEGIES
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
-    config = with_seed(config, resumed)
+    config = with_found(config, resumed)
     finished = ""
     if resumed:
         check_same(flag_differences(resumed, config, mixture.tasks), config)
@@ -100,7 +100,7 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
         with nothing_kept_on_user_error(cache) if is_first_process() else nullcontext():
             prepared = prepare(config, mixture, resumed)
         if not finished:
-            fit(prepared, stop)
+            prepared = fit(prepared, stop)
         if is_first_process() and any(part.test for part in prepared.parts):
             with stop.ending_at_once("the training is complete, the test rows are not scored"):
                 say(*report_test_splits(prepared))

@@ -15,17 +15,29 @@ ATTENTIONS = ("plain", "fused")
 class BatchFlags:
     """Batches"""
 
-    batch_size: int = flag(48, "Rows in a batch on each device.", minimum=1, maximum=10**7, resume="batches")
+    batch_size: int = flag(
+        48,
+        "Rows in a batch on each device; 0 = the most that fit into its memory, found by trying.",
+        minimum=0,
+        maximum=10**7,
+        resume="batches",
+    )
     max_tokens: int = flag(
         0,
-        "Padded source and target tokens in a batch on each device, in place of -batch_size; 0 = off.",
-        minimum=0,
+        "Padded source and target tokens in a batch on each device, in place of -batch_size; 0 = off; -1 = the most"
+        " that fit into its memory, found by trying.",
+        minimum=-1,
         resume="batches",
     )
     grad_acc: int = flag(
         1, "Batches whose gradients are summed for one optimizer step.", minimum=1, maximum=10**5, resume="batches"
     )
     num_workers: int = free(0, "Processes that load batches, for each device; 0 = the training process.", minimum=0)
+
+
+def automatic(batch: BatchFlags) -> bool:
+    """Whether the size of batches is to be found."""
+    return not batch.batch_size or batch.max_tokens < 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +134,12 @@ class TrainDeviceFlags:
         minimum=-1,
     )
     cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
+    memory_limit: float = free(
+        0.0,
+        "GiB of each GPU that the run may take, as where others use it too; on the CPU the memory that -batch_size 0"
+        " and -max_tokens -1 keep to; 0 = all.",
+        minimum=0.0,
+    )
     num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
     strategy: str = free(
         "auto",

@@ -59,14 +59,19 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.plan.batches_per_rank if self.plan else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.plan is None:
-            raise RuntimeError("follow(plan, rank) comes first")
-        rows = self.plan.batch(self.rank, index)
+    def of_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """A batch of these rows, outside of any step."""
         encoded = [(self.split.source_ids(int(row)), self.split.target_ids(int(row))) for row in rows]
         batch: dict[str, Any] = {**collate(encoded, self.pad_token_id, self.pad_to_multiple_of)}
         batch["num_rows"] = len(rows)
         batch["num_source_tokens"] = sum(len(source) for source, _ in encoded)
+        return batch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.plan is None:
+            raise RuntimeError("follow(plan, rank) comes first")
+        rows = self.plan.batch(self.rank, index)
+        batch = self.of_rows(rows)
         step = self.plan.step_of(index)
         batch["step_target_tokens"] = int(self.plan.step_target_tokens[step])
         if self.weights is not None:
@@ -187,6 +192,10 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         batches = self._batches(self.train, self._row_weights())
         batches.follow(self.plan(0, self._world_size), self._rank)
         return batches
+
+    def batch_of(self, rows: np.ndarray) -> dict[str, Any]:
+        """A batch of training rows, to be tried."""
+        return self._batches(self.train).of_rows(rows)
 
     def _row_weights(self) -> np.ndarray | None:
         """The weight of every training row in the loss; None = all 1."""

@@ -142,11 +142,14 @@ class Seq2SeqModule(pl.LightningModule):
         The optimizer's state is there from the first step on; until then as much memory stands for it.
         """
         optimizer: torch.optim.Optimizer = self.trainer.optimizers[0]
-        state = [] if optimizer.state else state_memory(self.model, self.optim)
+        self.go_through(batch, [] if optimizer.state else state_memory(self.model, self.optim))
+        optimizer.zero_grad()
+
+    def go_through(self, batch: dict[str, Any], state: list[Tensor]) -> None:
+        """The passes of a training step, forward and backward, while there is `state`."""
         loss, _ = self._loss_sum(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         del state
-        optimizer.zero_grad()
 
     def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
         """Sum over the target tokens of `batch` of the objective in training and of the cross-entropy in validation,

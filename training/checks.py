@@ -37,6 +37,7 @@ from config.checks import (
 from config.model_flags import FREEZABLE, FULL
 from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
+from config.run_flags import automatic
 from config.train_flags import TrainConfig
 from datamodules.checks import DATA, check_data, local_inputs
 from datamodules.mixture import Mixture, mixture_of
@@ -138,6 +139,11 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         )
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
+    if not resuming and automatic(batch) and (config.device.num_nodes > 1 or started_by_launcher()):
+        problems.append(
+            "-batch_size 0 and -max_tokens -1: the devices of one machine search, without torchrun or srun; give the"
+            " number that one of them finds"
+        )
     _check_monitor(config, mixture, problems)
     if not config.task.show_examples:  # which writes nothing
         _check_save_path(config, given, _inputs(config, mixture), problems)

@@ -20,6 +20,7 @@ from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
 from training.lightning_loop import data_module, in_precision, ours
+from training.memory.batch_search import with_found_batch
 from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
 from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
@@ -108,13 +109,14 @@ def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def fit(prepared: Prepared, stop: StopSignal) -> None:
-    """Train to the end.
+def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
+    """Train to the end; gives what was prepared, with the size of batches that was found where one was to be.
 
     Raises:
         TrainingStopped: a signal or a limit; the run was saved at a step boundary.
         RunError: a NaN, or the disk refused.
     """
+    prepared = with_found_batch(prepared)
     strategy = STRATEGIES[prepared.config.device.strategy]
     config, resumed, parts = prepared.config, prepared.resumed, prepared.parts
     folder = Path(config.run.save_path)
@@ -167,6 +169,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> None:
         stop.talk = False  # no optimizer step is left to stop after
     speed, of_tasks = run_log.speed(), run_log.best_of_tasks()
     say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
+    return prepared
 
 
 def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate
 from config.optim_flags import OptimFlags
 from config.parser import flag_specs, to_dict
+from config.run_flags import automatic
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from datamodules.seq2seq_datamodule import TASKS, TEACHER, VALIDATION_DATA, WEIGHTS
@@ -75,8 +76,12 @@ def read_newest(
     return None
 
 
-def with_seed(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
-    """The config with a seed below 0 replaced: by the resumed run's, or one drawn at random for every process."""
+def with_found(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
+    """The config with what is to be drawn or found replaced: by that of the resumed run, which is never searched for
+    anew; of a new run the seed, by one drawn at random for every process."""
+    if resumed and automatic(config.batch):
+        saved = {name: resumed.flags[name] for name in ("batch_size", "max_tokens")}
+        config = replace(config, batch=replace(config.batch, **saved))
     if config.run.seed >= 0:
         return config
     if resumed:

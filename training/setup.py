@@ -40,7 +40,7 @@ from training.resuming import (
 )
 from training.strategies.registry import STRATEGIES
 from utils.console import say
-from utils.devices import Devices, check_launcher, resolve_devices, use_arithmetic, use_threads
+from utils.devices import Devices, check_launcher, limit_memory, resolve_devices, use_arithmetic, use_threads
 from utils.differences import Difference
 from utils.errors import UserError
 from utils.escapes import printable
@@ -70,7 +70,7 @@ class Prepared:
         batch, on_gpu = self.config.batch, self.devices.accelerator == "cuda"
         options = BatchOptions(
             batch_size=0 if batch.max_tokens else batch.batch_size,
-            max_tokens=batch.max_tokens,
+            max_tokens=max(batch.max_tokens, 0),
             accumulate=batch.grad_acc,
             pad_to_multiple_of=PADDED_TO if self.config.device.compile else 8 if on_gpu else 1,
         )
@@ -192,6 +192,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     if flags.compile:
         check_compiler(devices.accelerator)
     use_arithmetic(devices)
+    limit_memory(devices.device(local_rank()), flags.memory_limit)
     use_threads(devices, saved_threads(resumed, config, devices))
     say(*notes(source.config, training=True))
     say(*(changed_words(resumed, config, devices) if resumed else []))

@@ -144,6 +144,13 @@ def use_arithmetic(devices: Devices) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def limit_memory(device: torch.device, limit: float) -> None:
+    """Let this process take no more of a GPU than so many GiB; 0 = no limit. Nothing is done on a CPU."""
+    if limit and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total), device)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left; for the CPU, and some libraries of a GPU, there is no class."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
