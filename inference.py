@@ -12,12 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from config.adapters import each_adapter
 from config.flags import STANDARD_INPUT
 from config.inference_flags import InferenceConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from prediction.checks import check_inference, check_launched
-from utils.console import run_command
+from utils.console import run_command, tell
 from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 
@@ -45,10 +46,11 @@ def main(argv: list[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             score_files(config, Path(temporary))
         return 0
+    configs = each_adapter(config, problems)
     check_launched(config.output.save_output, config.data.test_data, problems)
-    if is_first_rank():
-        check_inference(config, problems)
-    raise_if_any(problems)
+    for one in configs if is_first_rank() else ():
+        check_inference(one, problems)
+    raise_if_any(dict.fromkeys(problems))
     from utils.libraries import fix_sums, quiet_libraries
 
     fix_sums()
@@ -59,9 +61,11 @@ def main(argv: list[str]) -> int:
     if not is_first_rank():
         work_for_first(config.output.save_output)
         return 0
-    with shared_temporary(config.output.save_output) as shared:
-        work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run
-        work(config, given, shared)
+    work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run
+    for one in configs:
+        tell(*(f"-adapter {adapter}" for adapter in one.model.adapter))
+        with shared_temporary(one.output.save_output) as shared:
+            work(one, given, shared)
     return 0
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from checkpoints.model_paths import model_path
-from models.adapters.methods import Adapter, check_fits
+from models.adapters.methods import Adapter, fitted
 from models.adapters.tuning import apply
 from models.loading import from_pretrained
 from utils.errors import UserError
@@ -61,18 +64,40 @@ def find_base(adapter: Adapter, place: str, flag: str, given: str = "") -> str:
         ) from error
 
 
+@lru_cache(maxsize=1)
+def _kept_base(path: str, flag: str) -> tuple[PreTrainedModel, str]:
+    """The base model and the digest of its weights; stays in memory for the next adapter."""
+    model = from_pretrained(path, flag)
+    return model, weights_digest(model)
+
+
+def _sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same weights in memory: what is put in their place, or moved to a device, is its own."""
+    shared: dict[int, Any] = {id(one): nn.Parameter(one.data, one.requires_grad) for one in model.parameters()}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
 def build_adapted(
-    adapter: Adapter, weights: Mapping[str, Tensor], place: str, flag: str, given: str = ""
+    adapter: Adapter, weights: Mapping[str, Tensor], place: str, flag: str, given: str = "", keep_base: bool = False
 ) -> PreTrainedModel:
     """The base model with the adapter in it; the arguments are those of `find_base`.
+
+    Args:
+        keep_base: leave the base in memory for another adapter.
 
     Raises:
         UserError: opened by `place`: no base, another one than the adapter was trained on, or weights that do not fit.
     """
     path = find_base(adapter, place, flag, given)
-    model = from_pretrained(path, flag)
-    check_fits(model, adapter, place)
-    if adapter.digest and weights_digest(model) != adapter.digest:
+    if keep_base:
+        kept, digest = _kept_base(path, flag)
+        model = _sharing(kept)
+    else:
+        model = from_pretrained(path, flag)
+        digest = weights_digest(model) if adapter.digest else ""
+    adapter = fitted(model, adapter, place)
+    if adapter.digest and digest != adapter.digest:
         raise UserError(
             f"{place}: the adapter was trained on another base model than {path}: the weights are others; give the"
             f" right one as {flag} (it was {adapter.base})"

@@ -69,6 +69,7 @@ class InferenceModel:
     flag: str = "-model"  # that named it, for messages
     found: tuple[FileState, ...] = ()  # its files when the command began; none = they may change
     base: str = ""  # the base model of an adapter, where it is not the one that the training took
+    keep_base: bool = False  # for the next adapter
 
     @property
     def is_checkpoint(self) -> bool:
@@ -146,7 +147,9 @@ class InferenceModel:
             model = _checkpoint(self.name, self.flag).build(BASE_FLAG, self.base)
         elif self.is_adapter:
             place = f"{self.flag} {self.name}"
-            model = build_adapted(self._adapter(), read_weights(self.name, place), place, BASE_FLAG, self.base)
+            model = build_adapted(
+                self._adapter(), read_weights(self.name, place), place, BASE_FLAG, self.base, self.keep_base
+            )
         else:
             model = from_pretrained(self.name, self.flag)
         self._check_unchanged()
@@ -183,7 +186,9 @@ class InferenceModel:
         return load_tokenizer(name, flag, src_lang=self.source_language, tgt_lang=self.target_language)
 
 
-def inference_models(names: Sequence[str], tokenizer_name: str = "", base: str = "") -> tuple[InferenceModel, ...]:
+def inference_models(
+    names: Sequence[str], tokenizer_name: str = "", base: str = "", keep_base: bool = False
+) -> tuple[InferenceModel, ...]:
     """The models of -model, and of -base_model where they are adapters.
 
     Raises:
@@ -191,7 +196,10 @@ def inference_models(names: Sequence[str], tokenizer_name: str = "", base: str =
     """
     tokenizer_path = model_path("-tokenizer", tokenizer_name) if tokenizer_name else ""
     paths = [model_path("-model", name) for name in names]
-    models = tuple(InferenceModel(path, tokenizer_path, found=file_states(Path(path)), base=base) for path in paths)
+    models = tuple(
+        InferenceModel(path, tokenizer_path, found=file_states(Path(path)), base=base, keep_base=keep_base)
+        for path in paths
+    )
     raise_if_any(
         f"-base_model {base}: is for adapters, and -model {model.name} is a whole model"
         for model in models

@@ -43,6 +43,16 @@ class InferenceModelFlags:
         unless=("score_only",),
         metavar="MODEL",
     )
+    adapter: tuple[str, ...] = free(
+        (),
+        "Adapter on -model, which is its base then: a run's folder, its best/ or last/; several are predicted one after"
+        " the other on a base that is loaded once, and {adapter} in a -save_ name stands for that of their run.",
+        metavar="FOLDER",
+        excludes={
+            "score_only": SCORING,
+            "test_data=-": "a line has one prediction; give a file of rows",
+        },
+    )
     base_model: str = free("", BASE_MODEL)
     tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
     task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")

@@ -83,7 +83,9 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
             arithmetic that -engine ctranslate2 does not have, outputs longer than the model can write.
     """
     data = config.data
-    models = inference_models(config.model.model, config.model.tokenizer, config.model.base_model)
+    models = inference_models(
+        config.model.model, config.model.tokenizer, config.model.base_model, bool(config.model.adapter)
+    )
     tell(
         *(
             f"-model {name}: {model.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -99,15 +99,26 @@ def chosen_adapter(
     return Adapter(method, found, (), kept, r, alpha, dropout)
 
 
-def check_fits(model: PreTrainedModel, adapter: Adapter, place: str) -> None:
-    """Raise `UserError`, opened by `place`, where the model lacks modules that the adapter was made for."""
-    endings = [name for name in adapter.target_modules if not _matching(model, (name,))]
-    whole = [name for name in adapter.modules_to_save if name not in dict(model.named_modules())]
-    if endings or whole:
+def fitted(model: PreTrainedModel, adapter: Adapter, place: str) -> Adapter:
+    """`adapter` with the whole names of the modules that are trained in full, which others write as endings.
+
+    Raises:
+        UserError: opened by `place`: the model lacks modules that the adapter was made for, or shares one of these with
+            another one.
+    """
+    owners = _owners(model)
+    kept = {ending: [name for name in owners if _ends(name, ending)] for ending in adapter.modules_to_save}
+    missing = [name for name in adapter.target_modules if not _matching(model, (name,))]
+    missing += [ending for ending, names in kept.items() if not names]
+    if missing:
         raise UserError(
-            f"{place}: the adapter is of another model: there is no {shortened([*endings, *whole], 3)} in a"
+            f"{place}: the adapter is of another model: there is no {shortened(missing, 3)} in a"
             f" {model.config.model_type} model, whose linear layers are {', '.join(_endings(model))}"
         )
+    whole = tuple(dict.fromkeys(name for names in kept.values() for name in names))
+    if tied := _tied_outside(model, whole):
+        raise UserError(f"{place}: the adapter holds {tied[0]}, which is one matrix with {tied[1]} in this model")
+    return replace(adapter, modules_to_save=whole)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
@@ -144,19 +155,24 @@ def _endings(model: PreTrainedModel) -> list[str]:
 
 def _matching(model: PreTrainedModel, endings: Iterable[str]) -> list[str]:
     """The linear layers that have one of these names or endings."""
-    return [
-        name
-        for name in linear_layers(model)
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings)
-    ]
+    return [name for name in linear_layers(model) if any(_ends(name, ending) for ending in endings)]
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")
+
+
+def _owners(model: PreTrainedModel) -> list[str]:
+    """The modules with parameters of their own."""
+    return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
 
 
 def _whole_names(model: PreTrainedModel, endings: Sequence[str]) -> tuple[str, ...]:
     """The modules with parameters of their own that have one of these names or endings."""
-    owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    owners = _owners(model)
     found: dict[str, None] = {}
     for ending in endings:
-        named = [name for name in owners if name == ending or name.endswith(f".{ending}")]
+        named = [name for name in owners if _ends(name, ending)]
         if not named:
             choices = dict.fromkeys(name.rpartition(".")[2] for name in owners)
             raise UserError(f"-modules_to_save {ending}: no such module; there are {', '.join(choices)}")

@@ -47,7 +47,9 @@ def apply(model: PreTrainedModel, adapter: Adapter, weights: Mapping[str, Tensor
         warnings.simplefilter("ignore")  # on tied weights, which `methods` refuses, and the library's own calls
         package.inject_adapter_in_model(config, model, NAME)
     for name in adapter.modules_to_save:
-        model.get_submodule(name).requires_grad_(True)
+        module = model.get_submodule(name)
+        for own, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(own, nn.Parameter(parameter.detach().clone()))  # the base's may be shared
     if adapter.method == "pissa":
         for name, layer in adapted_layers(model).items():
             if new_pissa:
@@ -62,7 +64,7 @@ def apply(model: PreTrainedModel, adapter: Adapter, weights: Mapping[str, Tensor
         for layer in adapted_layers(model).values():
             base, (first, second) = layer.get_base_layer().weight, (getattr(layer, name).cpu() for name in INITIAL)
             rest = base.data.cpu() - (layer.scaling[NAME] * second) @ first  # the same bits wherever it is trained
-            base.data = rest.to(base.device)
+            layer.get_base_layer().weight = nn.Parameter(rest.to(base.device), requires_grad=False)
 
 
 def adapter_of(model: Any) -> Adapter | None:

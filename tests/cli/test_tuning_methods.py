@@ -85,6 +85,12 @@ def test_every_form_predicts_the_same_and_another_base_is_refused(adapted: Path,
         assert done.code == 0, done.err
         texts[name] = output.read_text()
     assert texts["ckpt"] == texts["last"]
+    several = run(
+        *("python", "inference.py", "-model", adapted / "base", "-adapter", adapted / "whole", *test),
+        *("-adapter", adapted / "killed/last", "-save_output", tmp_path / "of-{adapter}.txt"),
+    )
+    assert several.code == 0, several.err
+    assert [(tmp_path / f"of-{name}.txt").read_text() for name in ("whole", "killed")] == [texts["best"], texts["last"]]
     refused = run(
         *("python", "inference.py", "-model", adapted / "whole/best", "-base_model", tmp_path / "other", *test),
         *("-save_output", tmp_path / "x.txt"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from models.adapters.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, read_adapter, read_weights, write_adapter
-from models.adapters.methods import Adapter, adapter_text, check_fits, chosen_adapter, parse_adapter
+from models.adapters.methods import Adapter, adapter_text, chosen_adapter, fitted, parse_adapter
 from models.adapters.tuning import MergedWeights, adapter_of, apply, merge, own_names, state
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
@@ -143,7 +143,7 @@ def test_an_adapter_of_another_architecture_is_told_with_its_modules() -> None:
     with pytest.raises(
         UserError, match=r"^-model x: the adapter is of another model: there is no q, v in a bart model"
     ):
-        check_fits(base("bart"), chosen(base("t5"), "lora"), "-model x")
+        fitted(base("bart"), chosen(base("t5"), "lora"), "-model x")
 
 
 def test_weights_that_do_not_fit_are_told() -> None:

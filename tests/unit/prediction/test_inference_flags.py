@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from config.adapters import each_adapter
 from config.inference_flags import InferenceConfig
 from config.parser import parse_flags
 from prediction.checks import check_inference
@@ -166,3 +167,24 @@ def test_what_older_scripts_give_is_accepted() -> None:
 def test_one_kind_of_device() -> None:
     told = ["-cpu_processes 2 and -gpus 1 exclude each other; leave one of them out"]
     assert problems_of("-cpu_processes", "2", "-gpus", "1") == told
+
+
+@pytest.mark.usefixtures("place")
+def test_each_adapter_is_a_prediction_of_its_own() -> None:
+    argv = ["-model", "base", "-adapter", "runs/a/best", "-adapter", "runs/b", "-test_data", "good.tsv"]
+    config, _, problems = parse_flags(InferenceConfig, [*argv, "-save_output", "{adapter}.txt"])
+    found = each_adapter(config, problems)
+    assert problems == []
+    assert [(one.model.model, one.model.base_model, one.output.save_output) for one in found] == [
+        (("runs/a/best",), "base", "a.txt"),
+        (("runs/b",), "base", "b.txt"),
+    ]
+    config, _, problems = parse_flags(
+        InferenceConfig, [*argv, "-adapter", "a", "-save_output", "o", "-base_model", "x"]
+    )
+    each_adapter(config, problems)
+    assert problems == [
+        "-base_model x: with -adapter the base model is -model",
+        "-adapter a: two adapters have the name a; give a link or a copy another name",
+        "-save_output o: each adapter writes a file of its own; put {adapter} into the name",
+    ]
