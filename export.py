@@ -1,4 +1,4 @@
-"""Write a model to deploy: flags -> checkpoints (or their mean) -> a from_pretrained or CTranslate2 folder.
+"""Write a model to deploy: flags -> checkpoints (or their mean) -> a folder for transformers, CTranslate2 or ONNX.
 
 The folder appears whole or not at all, and nothing but an earlier export is ever replaced. `-h` lists the flags.
 """
@@ -19,7 +19,7 @@ from utils.console import run_command
 from utils.errors import raise_if_any
 
 USAGE = """\
-usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format safetensors|ctranslate2] [flags]
+usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format FORMAT] [flags]
 
   python export.py -model runs/mine -save_path mine
   python export.py -model runs/mine -average best:3 -format ctranslate2 -compute_type int8 -save_path mine

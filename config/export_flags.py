@@ -8,7 +8,7 @@ from config.flags import BASE_MODEL
 from config.inference_flags import COMPUTE_TYPES
 from config.parser import free
 
-EXPORT_FORMATS = ("safetensors", "ctranslate2")
+EXPORT_FORMATS = ("safetensors", "ctranslate2", "onnx")
 WITHOUT_ROWS = {"valid_data": "no rows are decoded"}
 
 
@@ -34,12 +34,13 @@ class ExportFlags:
     base_model: str = free("", BASE_MODEL)
     save_path: str = free(
         "",
-        "Folder that is made; empty = <folder of the run>_hfmodel, for ctranslate2 <folder of the run>_ctranslate2.",
+        "Folder that is made; empty = <folder of the run>_hfmodel, else _ctranslate2 or _onnx behind it.",
         metavar="FOLDER",
     )
     format: str = free(
         "safetensors",
-        "What is written: a from_pretrained folder, or a model for CTranslate2 (docs/architectures.md: which models).",
+        "What is written: a from_pretrained folder, a model for CTranslate2, or graphs for ONNX Runtime"
+        " (docs/architectures.md: which models).",
         choices=EXPORT_FORMATS,
     )
     compute_type: str = free("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)

@@ -29,14 +29,15 @@ EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or wha
     r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
-    r"adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt"
+    r"(encoder|prefill|decode)\.onnx(\.data)?|adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt"
 )
-SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2"}
+SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_onnx"}
 
 
 def run(flags: ExportFlags) -> int:
     target = target_folder(flags)
     check_target(target, flags)
+    from checkpoints.model_source import InferenceModel
     from utils.libraries import quiet_libraries
 
     quiet_libraries()
@@ -48,6 +49,10 @@ def run(flags: ExportFlags) -> int:
     )
     if flags.format == "ctranslate2":
         require_package("ctranslate2", "-format ctranslate2")
+    if flags.format == "onnx":
+        from generation.engines.onnx import check_onnx
+
+        check_onnx(InferenceModel(names[0], base=flags.base_model).config_and_tokenizer()[0].model_type, "-format onnx")
     check_merging(flags, names)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -201,10 +206,13 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRow
     def fill(folder: Path) -> None:
         if flags.format == "ctranslate2":
             fill_ctranslate2(folder, model, tokenizer, state, flags.compute_type)
+        elif flags.format == "onnx":
+            fill_onnx(folder, model, tokenizer, state)
         else:
             fill_folder(folder, model, tokenizer, state)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         content: dict[str, Any] = {
+            **(read_json(folder / MARK) if flags.format == "onnx" else {}),  # the exporter's, by the same name
             "model": [within_run(name) for name in names],
             "format": flags.format,
             "average": flags.average,
@@ -241,6 +249,10 @@ def check_merging(flags: ExportFlags, names: Sequence[str]) -> None:
         )
     if adapters and flags.format != "safetensors" and not flags.merge:
         raise UserError(f"-format {flags.format}: holds full models, and {adapters[0]} is an adapter; give -merge")
+    if adapters and flags.valid_data and not flags.merge:
+        raise UserError(
+            f"-valid_data: decodes full models, and {adapters[0]} is an adapter; give -merge, or leave it out"
+        )
 
 
 def saved_state(names: Sequence[str], flag: str) -> dict[str, Any]:
@@ -290,3 +302,31 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     engine = CTranslate2Engine(folder, tokenizer, flags, generation_config(model, tokenizer, flags))
     sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
     tell(engine.check_parity(Decoder(model, tokenizer, flags), sources, "-format ctranslate2"))
+
+
+def fill_onnx(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any]) -> None:
+    """Write the graphs with tokenizer, generation config and state, and compare some texts with our engine."""
+    import numpy as np
+    import torch
+
+    from config.inference_flags import DecodeFlags
+    from deploy.proof import refuse_other_outputs
+    from generation.decoder import Decoder, generation_config
+    from generation.engines.ctranslate2 import PARITY_TEXTS
+    from generation.engines.onnx import OnnxEngine, save_onnx
+    from generation.engines.pytorch import TorchPredictor
+    from utils.files import STATE_NAME, write_json
+
+    save_onnx(folder, model, tokenizer)
+    tokenizer.save_pretrained(folder)
+    if state:
+        write_json(folder / STATE_NAME, state)
+    flags = DecodeFlags(max_predict_length=32)
+    rows = range(len(PARITY_TEXTS))
+    sources = [np.array(tokenizer(text).input_ids) for text in PARITY_TEXTS]
+    predictor = TorchPredictor(Decoder(model, tokenizer, flags), tokenizer, torch.device("cpu"), with_scores=True)
+    exported = OnnxEngine(folder, tokenizer, generation_config(model, tokenizer, flags))
+    ours, theirs = predictor(rows, sources), exported(rows, sources)
+    refuse_other_outputs("onnx", rows, ours, theirs)
+    same = sum(one.text == other.text for one, other in zip(ours, theirs, strict=True))
+    tell(f"ONNX Runtime: {same} of the first {len(rows)} texts are those of -engine torch")

@@ -20,6 +20,7 @@ from datamodules.splits import evenly_spaced, prediction_split
 from generation.decoder import Decoder, generation_config
 from generation.engines.base import BatchPredictor, Prediction
 from generation.engines.ctranslate2 import SCORE_TOLERANCE, CTranslate2Engine, supported_compute_types, unread_outputs
+from generation.engines.onnx import OnnxEngine
 from generation.engines.pytorch import TorchPredictor
 from metrics.registry import METRICS
 from metrics.score import score
@@ -78,6 +79,7 @@ def proof_rows(flags: ExportFlags, name: str, temporary: Path) -> ProofRows | No
     words = ["-model", name, "-gpus", "0", "-doc_stride", "0"]
     words += [word for path in flags.valid_data for word in ("-valid_data", path)]
     words += ["-task", flags.task] if flags.task else []
+    words += ["-base_model", flags.base_model] if flags.base_model else []
     words += ["-engine", "ctranslate2", "-compute_type", flags.compute_type] if converted else []
     config, given, problems = parse_flags(InferenceConfig, words)
     check_inference(config, problems)
@@ -99,18 +101,21 @@ def prove(chosen: ProofRows, flags: ExportFlags, folder: Path, model: Any, token
     decode = chosen.ready.config.decode
     decoder = Decoder(model, tokenizer, decode)
     ours, our_seconds = chosen.decoded(TorchPredictor(decoder, tokenizer, CPU, with_scores=True))
+    generation = generation_config(model, tokenizer, decode)
+    exported: BatchPredictor
     if flags.format == "ctranslate2":
-        generation = generation_config(model, tokenizer, decode)
         unread = unread_outputs(decoder, generation, CPU)
         threads = torch.get_num_threads()
-        exported: BatchPredictor = CTranslate2Engine(
-            folder, tokenizer, decode, generation, threads=threads, unread=unread
-        )
+        exported = CTranslate2Engine(folder, tokenizer, decode, generation, threads=threads, unread=unread)
+    elif flags.format == "onnx":
+        exported = OnnxEngine(folder, tokenizer, generation)
     else:
         loaded, own_tokenizer = InferenceModel(str(folder))()
         exported = TorchPredictor(Decoder(loaded, own_tokenizer, decode), own_tokenizer, CPU, with_scores=True)
     theirs, their_seconds = chosen.decoded(exported)
-    refuse_other_outputs(flags, chosen.rows, ours, theirs)
+    kept = flags.compute_type if flags.format == "ctranslate2" else "float32"
+    if kept == "float32":
+        refuse_other_outputs(flags.format, chosen.rows, ours, theirs)
     count = len(chosen.rows)
     proof = {
         "valid_data": [Path(path).name for path in flags.valid_data],
@@ -126,13 +131,11 @@ def prove(chosen: ProofRows, flags: ExportFlags, folder: Path, model: Any, token
 
 
 def refuse_other_outputs(
-    flags: ExportFlags, rows: Sequence[int], ours: Sequence[Prediction], theirs: Sequence[Prediction]
+    form: str, rows: Sequence[int], ours: Sequence[Prediction], theirs: Sequence[Prediction]
 ) -> None:
-    """Raise `UserError` where an export decodes otherwise that must not: safetensors any row, CTranslate2 at float32 a
-    score by more than its tolerance, or more than an eighth of the texts. The others round, and are only told of."""
-    exact = flags.format == "safetensors"
-    if not exact and flags.compute_type != "float32":
-        return
+    """Raise `UserError` where an export in fp32 decodes otherwise: safetensors any row, other engines a score by more
+    than their tolerance, or more than an eighth of the texts."""
+    exact = form == "safetensors"
     differences = _score_differences(ours, theirs)
     other = [place for place, (one, its) in enumerate(zip(ours, theirs, strict=True)) if one.text != its.text]
     wrong = [place for place, difference in enumerate(differences) if difference > (0.0 if exact else SCORE_TOLERANCE)]
@@ -142,7 +145,7 @@ def refuse_other_outputs(
         place = wrong[0]
         one, its = ours[place], theirs[place]
         raise UserError(
-            f"-format {flags.format}: {len(other):,} of {len(rows):,} texts are others than the model's, and nothing is"
+            f"-format {form}: {len(other):,} of {len(rows):,} texts are others than the model's, and nothing is"
             f" written: row {rows[place] + 1} is {its.text[:60]!r} (score {its.score:.4f}) for {one.text[:60]!r}"
             f" ({one.score:.4f})"
         )

@@ -21,6 +21,8 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "bitsandbytes": "0.50.2",
     "ctranslate2": "4.8.5",
     "lion_pytorch": "0.2.5",
+    "onnxruntime": "1.32.0",
+    "onnxscript": "0.7.2",
     "peft": "0.21.2",
     "schedulefree": "1.4.1",
 }

@@ -121,8 +121,8 @@ def test_mistakes_are_told_and_nothing_is_written(copy_run: Path, tmp_path: Path
     assert "-model must be the folder of a run" in refusal(
         "-model", tmp_path / "mine", "-average", "last:2", "-save_path", tmp_path / "x"
     )
-    result = run(PYTHON, "export.py", "-model", best, "-save_path", tmp_path / "x", "-format", "onnx")
-    assert (result.code, result.errors) == (2, ["-format onnx: one of safetensors, ctranslate2 expected"])
+    result = run(PYTHON, "export.py", "-model", best, "-save_path", tmp_path / "x", "-format", "gguf")
+    assert (result.code, result.errors) == (2, ["-format gguf: one of safetensors, ctranslate2, onnx expected"])
     assert "Traceback" not in result.err
     assert listing(copy_run / "run") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
@@ -265,6 +265,19 @@ def test_an_export_says_how_it_decodes_the_validation_rows(
         "ctranslate2",
         "int8",
     ]
+
+
+def test_onnx_decodes_as_the_run(
+    copy_run: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, folder = copy_run / "run" / "best", tmp_path / "onnx"
+    exported("-model", best, "-save_path", folder, "-format", "onnx", "-valid_data", letters / "valid.tsv")
+    assert "ONNX Runtime: 4 of the first 4 texts are those of -engine torch" in capsys.readouterr().out.splitlines()
+    content = json.loads((folder / "export.json").read_text())
+    assert (content["format"], set(content["components"])) == ("onnx", {"encoder", "prefill", "decode"})
+    assert (content["proof"]["rows"], content["proof"]["equal_texts"]) == (40, 40)
+    assert content["proof"]["largest_score_difference"] < 1e-4
+    assert {"encoder.onnx", "prefill.onnx", "decode.onnx", "training_state.json"} <= set(content["files"])
 
 
 def test_an_export_that_decodes_otherwise_is_not_kept(
