@@ -16,16 +16,17 @@ class Optimizer:
     package: str = ""  # of `utils.libraries.OPTIONAL`
     scheduled: bool = True  # takes a schedule of the rate
     fp16: bool = False  # was tried with gradients in fp16
+    sharded: bool = False  # needs no whole matrix, and was tried where processes have parts of one
 
 
 OPTIMIZERS = {
-    "adam": Optimizer(1e-4, fp16=True),
+    "adam": Optimizer(1e-4, fp16=True, sharded=True),
     "adafactor": Optimizer(None, fp16=True),
     "adam8": Optimizer(1e-4, "bitsandbytes"),
-    "lion": Optimizer(2e-5, "lion_pytorch"),
+    "lion": Optimizer(2e-5, "lion_pytorch", sharded=True),
     "muon": Optimizer(1e-4),
     "schedulefree": Optimizer(3e-4, "schedulefree", scheduled=False),
-    "adamwscale": Optimizer(1e-3),
+    "adamwscale": Optimizer(1e-3, sharded=True),
 }
 SCHEDULES = (
     "cosanneal",

@@ -50,7 +50,6 @@ from utils.launch import is_first_process, started_by_launcher
 from utils.libraries import missing_package
 
 SHARDED_STRATEGIES = ("fsdp", "fsdp_offload")
-SHARDED_OPTIMIZERS = ("adam",)  # that take every number by itself
 
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
@@ -162,10 +161,10 @@ def _not_regex(text: str) -> str:
 
 def _check_optimization(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
     optim, strategy = config.optim, config.device.strategy
-    if strategy in SHARDED_STRATEGIES and optim.optim not in SHARDED_OPTIMIZERS:
+    if strategy in SHARDED_STRATEGIES and not OPTIMIZERS[optim.optim].sharded:
         problems.append(
             f"-strategy {strategy}: not with -optim {optim.optim}, which needs whole matrices or was not tried on parts"
-            f" of them; give -optim {' or '.join(SHARDED_OPTIMIZERS)}"
+            f" of them; give -optim {', '.join(name for name, row in OPTIMIZERS.items() if row.sharded)}"
         )
     if optim.learning_rate == 0:
         problems.append("-learning_rate 0: above 0 expected")

@@ -51,7 +51,7 @@ class AdamWScale(Optimizer):
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         size = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        scale = torch.linalg.vector_norm(parameter).div_(parameter.numel() ** 0.5).clamp_(min=SMALLEST_SCALE)
+        scale = (torch.linalg.vector_norm(parameter) / parameter.numel() ** 0.5).clamp(min=SMALLEST_SCALE)
         update = state["exp_avg"] / state["exp_avg_sq"].sqrt().add_(group["eps"])
         parameter.sub_(update.mul_(scale * size))
         if group["weight_decay"]:

@@ -39,7 +39,6 @@ class OptimizerRow:
 
     build: Callable[[Groups, OptimSettings, bool], Optimizer]  # groups, settings, whether it may be fused
     kept: Callable[[tuple[int, ...], bool], Kept]  # of a parameter's shape; whether it is a matrix of a layer
-    by_element: bool  # no weight's step asks more than a norm of the others in its parameter: shards do as well
     clips: bool = False  # by itself
     counts: Mapping[str, type] = field(default_factory=dict)  # what steps change in a group, besides the rate
 
@@ -199,16 +198,15 @@ def _free(shape: tuple[int, ...], matrix: bool) -> Kept:
 
 
 OPTIMIZER_ROWS = {
-    "adam": OptimizerRow(_adam, _two_moments, by_element=True),
-    "adafactor": OptimizerRow(_adafactor, _factored, by_element=False, clips=True),
-    "adam8": OptimizerRow(_adam8, _in_8_bits, by_element=False),
-    "lion": OptimizerRow(_lion, _sign, by_element=True),
-    "muon": OptimizerRow(_muon, _momentum, by_element=False),
+    "adam": OptimizerRow(_adam, _two_moments),
+    "adafactor": OptimizerRow(_adafactor, _factored, clips=True),
+    "adam8": OptimizerRow(_adam8, _in_8_bits),
+    "lion": OptimizerRow(_lion, _sign),
+    "muon": OptimizerRow(_muon, _momentum),
     "schedulefree": OptimizerRow(
         _schedulefree,
         _free,
-        by_element=False,  # its mean of the weights was not tried in shards
         counts={"k": int, "weight_sum": float, "lr_max": float, "scheduled_lr": float},
     ),
-    "adamwscale": OptimizerRow(_adamwscale, _two_moments, by_element=True),
+    "adamwscale": OptimizerRow(_adamwscale, _two_moments),
 }

@@ -21,7 +21,7 @@ from utils.errors import UserError
     ("flags", "told"),
     [
         ("-optim adafactor", "-strategy fsdp: not with -optim adafactor, which needs whole matrices or was not tried on"
-         " parts of them; give -optim adam"),
+         " parts of them; give -optim adam, lion, adamwscale"),
         ("-gradient_compression bf16", "-gradient_compression bf16: not with -strategy fsdp: its parts of gradients are"
          " sent as they are"),
         ("-compile", "-compile: not with -strategy fsdp: the two were not tried together"),
