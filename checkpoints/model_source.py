@@ -120,7 +120,7 @@ class InferenceModel:
         if os.path.exists(self.name):
             content = content_of(Path(self.name))
             self._check_unchanged()
-            if not self.is_adapter or self.is_checkpoint or DIGEST_KEY in self.saved_state():
+            if self.is_checkpoint or not self.is_adapter or DIGEST_KEY in self.saved_state():
                 return content  # of an adapter, that of its base is in it
             return f"{content} on {replace(self, name=self._whole_model()).identity()}"
         return f"{self.name} at {getattr(self.config_and_tokenizer()[0], '_commit_hash', None)}"
