@@ -17,5 +17,5 @@ python train.py -task nsmc-prompted -train_data "$TRAIN_DATA" \
     -teacher "$TEACHER" -distill_temperature 2 -distill_weight 0.9 -save_path "$SAVE_PATH" -gpus "${GPUS:--1}" \
     -max_seq_length 512 -batch_size 32 -grad_acc 2 -max_epoch 3 -learning_rate 3e-4 -lr_scheduler linear -warmup_steps 0.05 "$@"
 for model in "$TEACHER" "$SAVE_PATH"; do
-    python inference.py -model "$model" -test_data "$TEST_DATA" -gpus "${GPUS:--1}"
+    python inference.py -task nsmc-prompted -model "$model" -test_data "$TEST_DATA" -gpus "${GPUS:--1}"
 done
