@@ -189,9 +189,12 @@ def _rows(found: Mapping[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> Ro
     """`Rows` of an entry of the index. Raises ValueError where the shards have not the rows that it names."""
     shapes = {name: value for name, value in found.items() if isinstance(value, list)}
     whole = {name: value for name, value in found.items() if name not in shapes}
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise ValueError("a shard has no rows by name")
     for name, shape in shapes.items():
         rows = [part[name] for part in parts]
-        fitting = shape and all(is_dense(one) and one.ndim and list(one.shape[1:]) == shape[1:] for one in rows)
+        fitting = shape and all(type(size) is int for size in shape)
+        fitting = fitting and all(is_dense(one) and one.ndim and list(one.shape[1:]) == shape[1:] for one in rows)
         if not fitting or sum(map(len, rows)) != shape[0] or len({one.dtype for one in rows}) != 1:
             raise ValueError(f"{name} is not {shape}")
     for name, value in whole.items():

@@ -149,6 +149,26 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value", "told"),
+    [
+        (STATES, "exp_avg", [7, torch.ones(2)], r"its shards do not fit index\.ckpt \(exp_avg is not \["),
+        (STATES, "exp_avg", ["7", 2], r"its shards do not fit index\.ckpt \(exp_avg is not \['7', 2\]"),
+        (WEIGHTS, "model.model.shared.weight", 2.5, "state_dict is a Rows of 95, not dense tensors by name"),
+    ],
+)
+def test_an_index_with_something_else_for_a_shape_is_refused(
+    tmp_path: Path, part: str, name: str, value: Any, told: str
+) -> None:
+    path = tmp_path / "a.ckpt"
+    write(path)
+    index = torch.load(path / "index.ckpt", weights_only=True)
+    (index[WEIGHTS] if part == WEIGHTS else index[STATES][0]["state"][0])[name] = value
+    torch.save(index, path / "index.ckpt")
+    with pytest.raises(UserError, match=told):
+        read_run(path)
+
+
 def test_a_full_disk_of_one_process_is_told_by_all_and_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
