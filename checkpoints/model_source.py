@@ -21,7 +21,7 @@ from config.model_flags import FULL
 from config.optim_flags import dropout_rates
 from config.train_flags import TrainConfig
 from models.adapters.folder import is_adapter_folder, read_adapter, read_weights
-from models.adapters.methods import Adapter, chosen_adapter
+from models.adapters.methods import Adapter, check_virtual_tokens, chosen_adapter
 from models.adapters.tuning import adapter_of, apply, merge
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
@@ -132,6 +132,14 @@ class InferenceModel:
             return _checkpoint(self.name, self.flag).has_adapter
         return is_adapter_folder(self.name)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens that its adapter puts in front of every source; 0 = none."""
+        if not self.is_adapter:
+            return 0
+        adapter = _checkpoint(self.name, self.flag).adapter() if self.is_checkpoint else self._adapter()
+        return adapter.num_virtual_tokens
+
     def _adapter(self) -> Adapter:
         return read_adapter(self.name, f"{self.flag} {self.name}", self.saved_state().get(DIGEST_KEY, ""))
 
@@ -156,7 +164,10 @@ class InferenceModel:
         return model
 
     def __call__(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model in evaluation mode on the CPU, an adapter merged into its weights, and its tokenizer."""
+        """The model in evaluation mode on the CPU, an adapter merged into its weights, and its tokenizer.
+
+        Virtual tokens stay in front of the sources.
+        """
         _, tokenizer = self.config_and_tokenizer()
         model = self.load()
         merge(model)
@@ -247,7 +258,8 @@ def _texts(state: Mapping[str, Any], keys: Sequence[str], name: str) -> dict[str
 def shared_limits(models: Sequence[InferenceModel]) -> tuple[int, int]:
     """Tokens of a source, and of a target, that all the models can hold; 0 = no limit."""
     configs = [model.config_and_tokenizer()[0] for model in models]
-    return min(filter(None, map(source_limit, configs)), default=0), shared_target_limit(configs)
+    sources = [source_limit(config, model.virtual_tokens) for config, model in zip(configs, models, strict=True)]
+    return min(filter(None, sources), default=0), shared_target_limit(configs)
 
 
 @dataclass(frozen=True)
@@ -288,7 +300,11 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
             f"-init_model {path}: an adapter, on which -tuning_method {flags.tuning_method} cannot put another one;"
             " write a full model first with export.py -merge, or give -tuning_method finetune"
         )
+    if origin.virtual_tokens:
+        raise UserError(f"-init_model {path}: an adapter of virtual tokens, which no model can be made of to train on")
     model_config = origin.config()
+    if flags.virtual_tokens:
+        check_virtual_tokens(model_config, flags.virtual_tokens, f"-tuning_method {flags.tuning_method}")
     layers = flags.encoder_layers, flags.decoder_layers
     if any(layers):
         model_config = smaller_config(model_config, layers, f"-init_model {path}")
@@ -321,7 +337,7 @@ def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "
     elif adapter_of(model) is None:
         adapter = chosen_adapter(
             *(model, flags.tuning_method, flags.target_modules, flags.modules_to_save),
-            *(flags.lora_r, flags.lora_alpha, flags.lora_dropout),
+            *(flags.lora_r, flags.lora_alpha, flags.lora_dropout, flags.num_virtual_tokens),
         )
         torch.manual_seed(seed)
         apply(model, replace(adapter, base=lasting_name(base), digest=weights_digest(model)))

@@ -65,13 +65,14 @@ class SavedModel:
         """Whether its weights are those of an adapter, so that a base model is needed."""
         return ADAPTER_KEY in self.description
 
-    def _adapter(self) -> Adapter:
+    def adapter(self) -> Adapter:
+        """The adapter that it holds; `UserError` where that is damaged."""
         return parse_adapter(self.description[ADAPTER_KEY], self.place)
 
     def find_base(self, flag: str, base: str) -> None:
         """Raise `UserError` where an adapter's base model is not there; the arguments are those of `build`."""
         if self.has_adapter:
-            find_base(self._adapter(), self.place, flag, base)
+            find_base(self.adapter(), self.place, flag, base)
 
     def build(self, flag: str = "-base_model", base: str = "") -> PreTrainedModel:
         """The model on the CPU, with its adapter in it where it has one; `UserError` if weights and config do not fit.
@@ -81,7 +82,7 @@ class SavedModel:
             base: its value; empty = the one that the training took.
         """
         if self.has_adapter:
-            return build_adapted(self._adapter(), self.tensors.weights, self.place, flag, base)
+            return build_adapted(self.adapter(), self.tensors.weights, self.place, flag, base)
         return from_checkpoint(self.description, self.tensors.weights, self.place)
 
 

@@ -11,9 +11,12 @@ FREEZABLE = ("embedding", "encoder", "decoder")
 OF_A_MODEL = {"init_model": "its layers are taken"}
 FULL = "finetune"  # the method without an adapter
 LORA = "lora|dora|rslora|pissa"
-ADAPTERS = f"{LORA}|ia3"
+OF_LAYERS = f"{LORA}|ia3"
+PROMPTS = "prompt|ptuning"
+ADAPTERS = f"{OF_LAYERS}|{PROMPTS}"
 OF_LORA = {f"tuning_method={LORA}": "it is about the matrices of a LoRA"}
-OF_ADAPTERS = {f"tuning_method={ADAPTERS}": "it is about adapters"}
+OF_ADAPTERS = {f"tuning_method={OF_LAYERS}": "it is about adapters of layers"}
+OF_PROMPTS = {f"tuning_method={PROMPTS}": "it is about the virtual tokens of these"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,13 @@ class TrainModelFlags:
         needs=OF_LORA,
     )
     lora_dropout: float = flag(0.0, "Dropout of a LoRA's inputs; 0 = off.", minimum=0.0, maximum=0.9, needs=OF_LORA)
+    num_virtual_tokens: int = flag(
+        20,
+        "Trained vectors in front of every source, which is so many tokens longer for the model.",
+        minimum=1,
+        maximum=4096,
+        needs=OF_PROMPTS,
+    )
     target_modules: tuple[str, ...] = flag(
         (),
         "Linear layers that the adapter goes to, by the end of their names (q, SelfAttention.v, fc1), or all-linear;"
@@ -92,3 +102,8 @@ class TrainModelFlags:
     gradient_checkpointing: bool = free(
         False, "Recompute activations in the backward pass: less memory, about a third slower."
     )
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens in front of every source; 0 = none."""
+        return self.num_virtual_tokens if self.tuning_method in PROMPTS.split("|") else 0

@@ -242,6 +242,9 @@ def check_merging(flags: ExportFlags, names: Sequence[str]) -> None:
     if (flags.merge or flags.base_model) and not adapters:
         given = "-merge" if flags.merge else f"-base_model {flags.base_model}"
         raise UserError(f"{given}: is for an adapter, and {names[0]} is a full model")
+    virtual = next((name for name in names if InferenceModel(name).virtual_tokens), "")
+    if virtual and flags.merge:
+        raise UserError(f"-merge: {virtual} has virtual tokens in front of its sources, which no weights can stand for")
     if len(names) > 1 and adapters:
         raise UserError(
             f"{adapters[0]}: an adapter, and the mean of adapters is none; write each as a full model with -merge, and"

@@ -35,6 +35,7 @@ from generation.logits_processors import ScoreRules, force_first
 from generation.passage_spans import PassageRule, PassageSpans, SpanGraph
 from generation.sampling import sample
 from generation.topk import require_finite
+from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import longest_output, shared_target_limit
 from models.forward import decoder_start_token, source_inputs
 from models.languages import in_language, language_codes
@@ -313,7 +314,7 @@ class Decoder:
         try:
             output = self.model.generate(
                 input_ids=input_ids,
-                attention_mask=attention_mask,
+                attention_mask=with_virtual_tokens(self.model, attention_mask),
                 **source_inputs(self.model, attention_mask),
                 generation_config=config,
                 logits_processor=processors,

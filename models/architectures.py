@@ -107,9 +107,14 @@ def logit_scale(model: PreTrainedModel) -> float:
     return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", tied) else 1.0
 
 
-def source_limit(config: PreTrainedConfig) -> int:
-    """Longest source in tokens that the model has positions for; 0 = no limit (T5's relative bias)."""
-    return _positions(config, "encoder")
+def source_limit(config: PreTrainedConfig, virtual_tokens: int = 0) -> int:
+    """Longest source in tokens that the model has positions for; 0 = no limit (T5's relative bias).
+
+    Args:
+        virtual_tokens: of an adapter, in front of every source.
+    """
+    limit = _positions(config, "encoder")
+    return limit - virtual_tokens if limit else 0
 
 
 def target_limit(config: PreTrainedConfig) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import architecture, logit_scale, logit_softcap, with_plain_logits
 from utils.errors import UserError
 from utils.padding import IGNORE_INDEX
@@ -36,7 +37,7 @@ def decode_teacher_forced(
     """One pass over (batch, source_length) sources and (batch, target_length) labels padded with -100."""
     decoder_input_ids = shift_right(model, labels)
     row = architecture(model.config.model_type)
-    attention_mask = unread_mask(model.config, attention_mask)
+    attention_mask = unread_mask(model.config, with_virtual_tokens(model, attention_mask))
     if row.like_t5:
         encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = model.decoder(

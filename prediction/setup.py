@@ -111,6 +111,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
     model_config, tokenizer = models[0].config_and_tokenizer()
     check_languages(task, data, tokenizer)
     check_search(config, model_config.model_type)
+    check_virtual_tokens(config.decode, models)
     devices = resolve_devices(
         config.device.gpus,
         config.device.cpu_processes,
@@ -154,6 +155,16 @@ def check_search(config: InferenceConfig, model_type: str) -> None:
         " models that our own search decodes"
         for flag, given in asked.items()
         if given and not architecture(model_type).own_search
+    )
+
+
+def check_virtual_tokens(decode: DecodeFlags, models: Sequence[InferenceModel]) -> None:
+    """Raise `UserError` where virtual tokens of an adapter would be in front of sources that others encode."""
+    flag = "-engine ctranslate2" if decode.engine == "ctranslate2" else "-compile" if decode.compile else ""
+    raise_if_any(
+        f"{flag}: not for {model.name}, an adapter with virtual tokens in front of the sources; leave it out"
+        for model in models
+        if flag and model.virtual_tokens
     )
 
 

@@ -11,6 +11,7 @@ from checkpoints.model_paths import model_path
 from checkpoints.model_source import InferenceModel, ModelSource
 from config.optim_flags import DistillationFlags
 from datamodules.splits import Splits
+from models.adapters.virtual_tokens import count_of
 from models.architectures import source_limit, target_limit
 from models.forward import check_logits
 from models.losses.objective import Teacher
@@ -52,8 +53,9 @@ def load_teacher(found: InferenceModel, flags: DistillationFlags, parts: Sequenc
     model, _ = found()
     place = f"-teacher {found.name}"
     check_logits(model, place)
+    source = source_limit(model.config, count_of(model.get_encoder()))
     for side, flag, limit, lengths in (
-        ("source", "-max_seq_length", source_limit(model.config), [part.train.source_lengths for part in parts]),
+        ("source", "-max_seq_length", source, [part.train.source_lengths for part in parts]),
         ("target", "-max_target_length", target_limit(model.config), [part.train.target_lengths for part in parts]),
     ):
         longest = max(int(of_part.max(initial=0)) for of_part in lengths)

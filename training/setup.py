@@ -91,7 +91,7 @@ def encoded_parts(config: TrainConfig, mixture: Mixture, source: ModelSource, ca
     """The rows of every task, encoded for the model."""
     for task in mixture.tasks:
         check_languages(task, config.data, source.tokenizer)
-    limits = source_limit(source.config), target_limit(source.config)
+    limits = source_limit(source.config, config.model.virtual_tokens), target_limit(source.config)
     windowed = [task for task in mixture.tasks if task.passage] or mixture.tasks  # -doc_stride is for these alone
     encoders = []
     for member in mixture.members:

@@ -32,6 +32,7 @@ from generation.incremental.layers import (
     without_autocast,
 )
 from generation.incremental.weights import Tables, decoder_weights, encoder_weights, head_weights
+from models.adapters.virtual_tokens import count_of
 
 # Steps that a fresh cache has room for, and one that was just compacted; a full cache is doubled.
 COLUMNS_AT_FIRST = 64
@@ -49,6 +50,7 @@ class StepModel:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         tables = Tables(dtype)
         self.device = model.device
+        self.in_front = count_of(model.get_encoder())  # virtual tokens, which ids and masks are without
         self.encoder: Any = model.get_encoder() if self.device.type == "cpu" else None
         self.encoder_weights = None if self.encoder else encoder_weights(model, tables)
         self.weights = decoder_weights(model, tables)
@@ -65,6 +67,7 @@ class StepModel:
         """What the decoder needs of (B, S) source ids."""
         with without_autocast(self.device) if self.encoder is None else nullcontext():
             encoded = self._encoded(input_ids, attention_mask).to(self.dtype)
+        attention_mask = self._seen(attention_mask)
         crosses = [layer.cross for layer in self.weights.layers if layer.cross is not None]
         pairs = [cross_keys_values(self.weights, cross, encoded) for cross in crosses]
         mask = None
@@ -73,19 +76,23 @@ class StepModel:
         keys, values = zip(*pairs, strict=True)
         return Sources(list(keys), list(values), mask)
 
+    def _seen(self, attention_mask: Tensor) -> Tensor:
+        """The mask with the virtual tokens in front."""
+        return functional.pad(attention_mask, (self.in_front, 0), value=1)
+
     def _additive(self, attention_mask: Tensor) -> Tensor:
         mask = torch.zeros(attention_mask.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(attention_mask == 0, torch.finfo(self.dtype).min)
 
     def _encoded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The encoder's states (B, S, width); those of padding mean nothing.
+        """The encoder's states (B, virtual tokens + S, width); those of padding mean nothing.
 
         A CPU goes through a batch in parts, each only as wide as its longest source.
         """
         length = input_ids.shape[1]
         if self.encoder_weights is not None:
-            places = torch.arange(length, device=self.device)
-            blocked = self._additive(attention_mask).unsqueeze(1)
+            places = torch.arange(self.in_front + length, device=self.device)
+            blocked = self._additive(self._seen(attention_mask)).unsqueeze(1)
             biases = self_bias(self.encoder_weights, (places.unsqueeze(1) - places).unsqueeze(0), blocked)
             return states(self.encoder_weights, input_ids, places.unsqueeze(0), biases, NoMemory())
         rows = max(1, TOKENS_AT_ONCE // length)
@@ -95,7 +102,7 @@ class StepModel:
             used = mask.any(0).nonzero()
             width = int(used[-1]) + 1 if len(used) else 1
             ids = input_ids[start : start + rows, :width]
-            encoded = self.encoder(input_ids=ids, attention_mask=mask[:, :width])[0]
+            encoded = self.encoder(input_ids=ids, attention_mask=self._seen(mask[:, :width]))[0]
             parts.append(functional.pad(encoded, (0, 0, 0, length - width)))
         return torch.cat(parts)
 

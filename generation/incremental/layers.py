@@ -100,10 +100,15 @@ def _aligned(mask: Tensor) -> Tensor:
 
 
 def embedded(stack: Stack, tokens: Tensor, positions: Tensor) -> Tensor:
-    """States (B * Q, width) as they enter the first layer, of (B, Q) tokens at (B or 1, Q or 1) positions."""
+    """States (B * Q, width) as they enter the first layer, of (B, Q) tokens at (B or 1, Q or 1) positions.
+
+    Positions, and states, are also of the virtual tokens that a stack has in front.
+    """
     x = functional.embedding(tokens, stack.embedding).to(stack.layers[0].self_norm.weight.dtype)
     if stack.embedding_scale != 1.0:
         x = x * stack.embedding_scale
+    if stack.in_front is not None:
+        x = torch.cat((stack.in_front.to(x.dtype).expand(len(tokens), -1, -1), x), 1)
     if stack.positions is not None:
         x = x + functional.embedding(positions, stack.positions)
     if stack.first_norm is not None:
@@ -124,11 +129,13 @@ def states(
     Args:
         given: the sources of a decoder.
     """
+    in_front = 0 if stack.in_front is None else len(stack.in_front)
+    shape = torch.Size((len(tokens), in_front + tokens.shape[1]))
     x = embedded(stack, tokens, positions)
     for number, layer in enumerate(stack.layers):
         source = None if given is None else given.of(number)
-        x = through_layer(stack, layer, x, tokens.shape, biases[number], partial(memory.extend, number), source)
-    return finished(stack, x, tokens.shape)
+        x = through_layer(stack, layer, x, shape, biases[number], partial(memory.extend, number), source)
+    return finished(stack, x, shape)
 
 
 def through_layer(

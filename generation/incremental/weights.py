@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from models.adapters.virtual_tokens import count_of, vectors_of
 from models.architectures import architecture, logit_scale
 from models.forward import logits_bias
 from models.kernels.casts import autocast_dtype
@@ -77,6 +78,7 @@ class Stack:
     layers: list[Layer]
     last_norm: Norm | None
     nearest: int
+    in_front: Tensor | None = None  # (virtual tokens, width) of an encoder
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def decoder_weights(model: Any, tables: Tables) -> Stack:
 
 def encoder_weights(model: Any, tables: Tables) -> Stack:
     """The weights of the encoder as they are now; `supports(model)` must hold."""
-    return _stack(model, model.get_encoder(), tables)
+    encoder = model.get_encoder()
+    return replace(_stack(model, encoder, tables), in_front=vectors_of(encoder).detach() if count_of(encoder) else None)
 
 
 def head_weights(model: Any, tables: Tables) -> Head:

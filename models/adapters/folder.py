@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, cat
 from transformers import PreTrainedModel
 
-from models.adapters.methods import LORA, Adapter, checked
+from models.adapters.methods import LORA, PROMPTS, Adapter, checked
 from models.adapters.tuning import NAME, adapter_of, lora_settings, state
+from models.adapters.virtual_tokens import in_file
 from utils.errors import UserError
 from utils.files import write_json
 from utils.json_files import read_json
@@ -31,6 +32,12 @@ PICKLE_NAME = "adapter_model.bin"
 BASE_NAME = "base_model_name_or_path"
 PREFIX = "base_model.model."  # of the names of weights in the file
 READ = ("peft_type", "target_modules", "modules_to_save", "feedforward_modules", "r", "lora_alpha", "lora_dropout")
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING")  # of both the file holds vectors, as prompt tuning trains them
+OF_VIRTUAL = (  # how training began, and what it took the vectors from
+    *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+    *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"),
+)
 SWITCHES = ("use_dora", "use_rslora")
 SAYS_NOTHING = (  # about what the adapter computes, or only together with another field
     *("task_type", "peft_version", BASE_NAME, "revision", "inference_mode", "init_ia3_weights", "bias"),
@@ -53,14 +60,17 @@ def write_adapter(folder: Path, model: PreTrainedModel, weights: Mapping[str, Te
     """Write config and weights of the model's adapter into `folder`, so that `peft` loads them on its base.
 
     What PiSSA trained is written as a LoRA of twice the rank, the difference from what it began with: that is an
-    adapter of the base itself (Meng et al. 2024, appendix C).
+    adapter of the base itself (Meng et al. 2024, appendix C). What p-tuning trained is written as the vectors that it
+    gives, those of a prompt tuning.
 
     Args:
         weights: those of `model`; None takes them from it.
     """
     adapter = adapter_of(model)
     assert adapter is not None
-    own = {_in_file(name): value.detach().cpu() for name, value in state(model, weights).items()}
+    own = state(model, weights)
+    own = in_file(model, own) if adapter.method in PROMPTS else {_in_file(name): own[name] for name in own}
+    own = {name: value.detach().cpu() for name, value in own.items()}
     if adapter.method == "pissa":
         adapter, own = (
             replace(adapter, method="lora", r=2 * adapter.r, lora_alpha=2 * adapter.lora_alpha),
@@ -70,19 +80,31 @@ def write_adapter(folder: Path, model: PreTrainedModel, weights: Mapping[str, Te
         {name: value.contiguous() for name, value in own.items()}, folder / WEIGHTS_NAME, metadata={"format": "pt"}
     )
     package = require_package("peft", f"-tuning_method {adapter.method}")
-    common = {
-        "target_modules": list(adapter.target_modules),
+    common: dict[str, Any] = {
         "modules_to_save": list(adapter.modules_to_save) or None,
         "task_type": "SEQ_2_SEQ_LM",
         "inference_mode": True,
         BASE_NAME: adapter.base or None,
     }
-    if adapter.method in LORA:
-        config = package.LoraConfig(**lora_settings(adapter), **common)
+    layers = {"target_modules": list(adapter.target_modules)}
+    if adapter.method in PROMPTS:
+        config = package.PromptTuningConfig(**common, **_virtual_sizes(model, adapter))
+    elif adapter.method in LORA:
+        config = package.LoraConfig(**lora_settings(adapter), **layers, **common)
     else:
-        config = package.IA3Config(feedforward_modules=list(adapter.feedforward_modules), **common)
+        config = package.IA3Config(feedforward_modules=list(adapter.feedforward_modules), **layers, **common)
     settings = {name: _as_json(value) for name, value in config.to_dict().items()}
     write_json(folder / CONFIG_NAME, settings)
+
+
+def _virtual_sizes(model: PreTrainedModel, adapter: Adapter) -> dict[str, int]:
+    return {
+        "num_virtual_tokens": adapter.num_virtual_tokens,
+        "token_dim": model.config.hidden_size,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": model.config.num_attention_heads,
+        "num_layers": model.config.num_hidden_layers,
+    }
 
 
 def _as_json(value: Any) -> Any:
@@ -126,12 +148,14 @@ def read_adapter(folder: str, place: str, digest: str = "") -> Adapter:
     if not isinstance(content, dict):
         raise UserError(f"{place}: {path} is damaged: an object is expected, not {str(content)[:60]}")
     kind = content.get("peft_type")
-    if kind not in ("LORA", "IA3"):
-        raise UserError(f"{place}: {path}: peft_type is {kind!r:.60}; LORA and IA3 are supported")
+    if kind not in ("LORA", "IA3", *VIRTUAL):
+        raise UserError(
+            f"{place}: {path}: peft_type is {kind!r:.60}; LORA, IA3, PROMPT_TUNING and P_TUNING are supported"
+        )
     if content.get("auto_mapping"):
         raise UserError(f"{place}: {path}: auto_mapping names classes to import, which is never done; leave it out")
     for name, value in content.items():
-        if name not in (*READ, *SWITCHES, *SAYS_NOTHING) and value:
+        if name not in (*READ, *SWITCHES, *SAYS_NOTHING, *(OF_VIRTUAL if kind in VIRTUAL else ())) and value:
             raise UserError(f"{place}: {path}: {name} is {value!r:.60}, which is not supported")
     if content.get("bias", "none") != "none" or content.get("init_lora_weights") not in BEGUN_PLAIN:
         raise UserError(
@@ -142,10 +166,14 @@ def read_adapter(folder: str, place: str, digest: str = "") -> Adapter:
 
 
 def _adapter(content: Mapping[str, Any], place: str) -> Adapter:
+    if (kind := content["peft_type"]) in VIRTUAL:
+        if content.get("modules_to_save"):
+            raise UserError(f"{place}: modules_to_save besides virtual tokens are not supported")
+        return checked(Adapter("prompt", (), num_virtual_tokens=content.get("num_virtual_tokens", 0)), place)
     lists = {name: _names(content.get(name), f"{place}: {name}") for name in READ[1:4]}
     if not lists["target_modules"]:
         raise UserError(f"{place}: target_modules names no module")
-    if content["peft_type"] == "IA3":
+    if kind == "IA3":
         return checked(Adapter("ia3", **lists), place)  # type: ignore[arg-type]
     dora, rslora = (content.get(name) is True for name in SWITCHES)
     if dora and rslora:

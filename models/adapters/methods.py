@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from models.architectures import architecture, source_limit
 from utils.errors import UserError, shortened
 from utils.json_files import parse_json
 
 LORA = ("lora", "dora", "rslora", "pissa")
+PROMPTS = ("prompt", "ptuning")  # virtual tokens in front of the sources
 ALL_LINEAR = "all-linear"
-LARGEST_RANK = 1 << 16
+LARGEST_RANK = 1 << 16  # and most virtual tokens
 DEFAULT_TARGETS = {  # of T5's family, and of BART's and most others: as the papers have them
     "lora": (("q", "v"), ("q_proj", "v_proj")),
     "ia3": (("k", "v", "wo"), ("k_proj", "v_proj", "fc2")),
@@ -38,6 +40,7 @@ class Adapter:
     r: int = 0
     lora_alpha: int = 0
     lora_dropout: float = 0.0
+    num_virtual_tokens: int = 0
     base: str = ""  # the model that it was trained on: a folder or a hub name
     digest: str = ""  # of the weights of that; "" = not known
 
@@ -60,10 +63,12 @@ def parse_adapter(text: Any, place: str) -> Adapter:
 def checked(adapter: Adapter, place: str) -> Adapter:
     """`adapter`, which somebody else may have written. Raises `UserError`, opened by `place`, where it cannot be."""
     names = (adapter.target_modules, adapter.feedforward_modules, adapter.modules_to_save)
-    wrong = adapter.method not in (*LORA, "ia3") or not all(
+    wrong = adapter.method not in (*LORA, "ia3", *PROMPTS) or not all(
         isinstance(text, str) for text in (adapter.base, adapter.digest)
     )
     wrong |= not all(isinstance(part, tuple) and all(isinstance(name, str) for name in part) for part in names)
+    count = adapter.num_virtual_tokens
+    wrong |= type(count) is not int or not (0 < count <= LARGEST_RANK if adapter.method in PROMPTS else count == 0)
     if adapter.method in LORA:
         r, alpha, dropout = adapter.r, adapter.lora_alpha, adapter.lora_dropout
         wrong |= type(r) is not int or not 0 < r <= LARGEST_RANK
@@ -82,12 +87,15 @@ def chosen_adapter(
     r: int,
     alpha: int,
     dropout: float,
+    num_virtual_tokens: int = 0,
 ) -> Adapter:
     """The adapter that the flags ask for, of the modules that `model` has.
 
     Raises:
         UserError: -target_modules or -modules_to_save names what is not there; the message lists what is.
     """
+    if method in PROMPTS:
+        return Adapter(method, (), num_virtual_tokens=num_virtual_tokens)
     found = _targets(model, method, targets)
     kept = _whole_names(model, modules_to_save)
     both = [name for name in _matching(model, found) if name in kept]
@@ -99,13 +107,27 @@ def chosen_adapter(
     return Adapter(method, found, (), kept, r, alpha, dropout)
 
 
+def check_virtual_tokens(config: PreTrainedConfig, count: int, place: str) -> None:
+    """Raise `UserError`, opened by `place`, where the model cannot have so many in front of its sources."""
+    kind, limit = config.model_type, source_limit(config)
+    if not architecture(kind).own_search or kind == "pegasus":
+        why = "peft leaves out its scale of embeddings" if kind == "pegasus" else "they were not tried there"
+        raise UserError(f"{place}: virtual tokens are for the families of T5 and BART, not for {kind}: {why}")
+    if limit and count >= limit:
+        raise UserError(
+            f"{place}: {count:,} virtual tokens leave no room for a source: the model has positions for {limit:,}"
+        )
+
+
 def fitted(model: PreTrainedModel, adapter: Adapter, place: str) -> Adapter:
     """`adapter` with the whole names of the modules that are trained in full, which others write as endings.
 
     Raises:
         UserError: opened by `place`: the model lacks modules that the adapter was made for, or shares one of these with
-            another one.
+            another one; or cannot have its virtual tokens.
     """
+    if adapter.method in PROMPTS:
+        check_virtual_tokens(model.config, adapter.num_virtual_tokens, place)
     owners = _owners(model)
     kept = {ending: [name for name in owners if _ends(name, ending)] for ending in adapter.modules_to_save}
     missing = [name for name in adapter.target_modules if not _matching(model, (name,))]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.adapters.methods import LORA, Adapter
+from models.adapters import virtual_tokens
+from models.adapters.methods import LORA, PROMPTS, Adapter
 from utils.errors import shortened
 from utils.libraries import require_package
 
@@ -40,6 +41,12 @@ def apply(model: PreTrainedModel, adapter: Adapter, weights: Mapping[str, Tensor
         ValueError: weights are missing, left over or of another shape; the message names them.
     """
     package = require_package("peft", f"-tuning_method {adapter.method}")
+    if adapter.method in PROMPTS:
+        virtual_tokens.add_virtual_tokens(model, adapter, package)
+        model.s2s_adapter = adapter
+        if weights is not None:
+            _load(model, virtual_tokens.placed(model, adapter, weights))
+        return
     new_pissa = adapter.method == "pissa" and weights is None
     config = _library_config(package, adapter, "pissa" if new_pissa else True)
     originals = _base_weights(model) if new_pissa else {}
@@ -84,6 +91,8 @@ def own_names(model: PreTrainedModel) -> list[str]:
     assert adapter is not None
     layers = tuple(f"{name}.{part}" for name in adapted_layers(model) for part in PARTS)
     kept = tuple(f"{name}." for name in adapter.modules_to_save)
+    if adapter.method in PROMPTS:
+        kept = (f"{virtual_tokens.module_name(model)}.",)
     return [name for name in model.state_dict() if name.startswith((*layers, *kept))]
 
 
@@ -167,8 +176,15 @@ def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 def merge(model: PreTrainedModel) -> None:
-    """Make an adapted model a plain one with merged weights, for good; layer by layer, a plain one stays."""
-    if adapter_of(model) is None:
+    """Make an adapted model a plain one with merged weights, for good; layer by layer, a plain one stays.
+
+    Virtual tokens stay in front of the sources, as plain vectors.
+    """
+    adapter = adapter_of(model)
+    if adapter is None:
+        return
+    if adapter.method in PROMPTS:
+        virtual_tokens.settle(model)
         return
     with torch.no_grad():
         for name, layer in adapted_layers(model).items():

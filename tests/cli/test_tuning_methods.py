@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer, GenerationConfig
 
 from checkpoints.model_source import InferenceModel
 from models.loading import from_config
-from tests.cli.command import run, train
+from tests.cli.command import infer_ok, run, train
+from tests.cli.test_optimizer_runs import begin, resume
 from tests.cli.tiny import flag_list
 from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire
 from tests.small_configs import config_of
@@ -51,6 +52,34 @@ def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted:
     base = sum(value.nbytes for value in InferenceModel(str(adapted / "base"))()[0].state_dict().values())
     assert own < base / 2
     assert not (adapted / "whole/best/config.json").exists()
+
+
+def test_virtual_tokens_resume_the_same_and_predict_as_in_peft(letters: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    from_config(config_of("bart"), seed=4).save_pretrained(base)
+    ByT5Tokenizer().save_pretrained(base)
+    method = {"tuning_method": "ptuning", "num_virtual_tokens": 6, "gradient_checkpointing": "true"}
+    whole = begin(tmp_path, letters, config_path=None, init_model=base, **method)
+    resume(tmp_path, whole, "epoch00-global_step6*")
+    assert_same_end(tmp_path / "again", tmp_path / "run")
+    last = tmp_path / "run/last"
+    assert (last / "adapter_model.safetensors").stat().st_size < 6 * 32 * 4 + 200
+
+    texts = tmp_path / "texts.txt"
+    checkpoint = tmp_path / "run/saved_checkpoints/last.ckpt"
+    infer_ok("-model", checkpoint, "-test_data", letters / "valid.tsv", "-save_output", texts)
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(base), str(last)).eval()
+    sources = [line.split("\t")[0] for line in (letters / "valid.tsv").read_text().splitlines()[1:]]
+    batch = ByT5Tokenizer()(sources, padding=True, return_tensors="pt")
+    found = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(last))
+    assert texts.read_text().splitlines() == ByT5Tokenizer().batch_decode(found, skip_special_tokens=True)
+    for command, told in {
+        ("export.py", "-merge", "-save_path", tmp_path / "x"): "-merge: ",
+        ("inference.py", "-compile", "-test_data", letters / "valid.tsv", "-save_output", tmp_path / "x"): "-compile: ",
+    }.items():
+        refused = run("python", *command, "-model", last)
+        assert (refused.code, len(refused.errors)) == (2, 1)
+        assert refused.errors[0].startswith(told)
 
 
 def test_peft_loads_best_and_export_merges_it(adapted: Path, tmp_path: Path) -> None:

@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from models.adapters.folder import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, read_adapter, read_weights, write_adapter
-from models.adapters.methods import Adapter, adapter_text, chosen_adapter, fitted, parse_adapter
+from models.adapters.methods import (
+    PROMPTS,
+    Adapter,
+    adapter_text,
+    check_virtual_tokens,
+    chosen_adapter,
+    fitted,
+    parse_adapter,
+)
 from models.adapters.tuning import MergedWeights, adapter_of, apply, merge, own_names, state
 from models.kernels.accelerate import accelerate
 from models.loading import from_config
@@ -22,7 +30,8 @@ from tests.small_configs import config_of
 from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library's own loading, with which ours is compared
-METHODS = ("lora", "dora", "rslora", "pissa", "ia3")
+OF_LAYERS = ("lora", "dora", "rslora", "pissa", "ia3")
+METHODS = (*OF_LAYERS, *PROMPTS)
 IDS, DECODER_IDS = torch.arange(3, 30).view(3, 9), torch.arange(40, 55).view(3, 5)
 
 
@@ -37,14 +46,14 @@ def logits(model: Any) -> Tensor:
 
 
 def chosen(model: PreTrainedModel, method: str, *targets: str, kept: tuple[str, ...] = ()) -> Adapter:
-    return chosen_adapter(model, method, targets, kept, 4, 8, 0.0)
+    return chosen_adapter(model, method, targets, kept, 4, 8, 0.0, 5)
 
 
 def trained(name: str, method: str, base_name: str = "") -> PreTrainedModel:
     """A model whose adapter has moved, as in training; a T5's output layer is trained in full."""
     model = base(name)
     torch.manual_seed(2)
-    adapter = chosen(model, method, kept=("lm_head",) if name == "t5-untied" else ())
+    adapter = chosen(model, method, kept=("lm_head",) if name == "t5-untied" and method not in PROMPTS else ())
     apply(model, replace(adapter, base=base_name))
     accelerate(model)
     with torch.no_grad():
@@ -85,7 +94,8 @@ def test_an_adapter_is_the_same_in_training_merged_and_in_a_folder_of_peft(
     )
     merge(ours)
     torch.testing.assert_close(logits(ours), expected, rtol=0, atol=1e-5)
-    assert (adapter_of(ours), all(parameter.requires_grad for parameter in ours.parameters())) == (None, True)
+    if method not in PROMPTS:
+        assert (adapter_of(ours), all(parameter.requires_grad for parameter in ours.parameters())) == (None, True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +114,7 @@ def test_training_moves_the_adapter_and_nothing_else(method: str) -> None:
 
 
 def test_an_adapter_begins_as_the_model_itself() -> None:
-    for method in METHODS:
+    for method in OF_LAYERS:
         model = base("bart")
         apply(model, chosen(model, method))
         torch.testing.assert_close(logits(model), logits(base("bart")), rtol=0, atol=1e-5)
@@ -160,7 +170,7 @@ def change(content: dict[str, Any], **fields: Any) -> str:
 
 FORGED: list[tuple[Callable[[dict[str, Any]], str], str]] = [
     (lambda content: change(content, auto_mapping={"parent_library": "os"}), "auto_mapping names classes to import"),
-    (lambda content: change(content, peft_type="XLORA"), "peft_type is 'XLORA'; LORA and IA3 are supported"),
+    (lambda content: change(content, peft_type="XLORA"), "peft_type is 'XLORA'; LORA, IA3, PROMPT_TUNING and P_TUNING"),
     (lambda content: change(content, eva_config={"rho": 2}), r"eva_config is \{'rho': 2\}, which is not supported"),
     (lambda content: change(content, target_modules=".*"), r"target_modules is '\.\*', not a list of names"),
     (lambda content: change(content, init_lora_weights="pissa"), "trained biases, and an init_lora_weights that"),
@@ -194,3 +204,33 @@ def test_an_adapter_survives_a_checkpoint_and_a_damaged_one_is_told() -> None:
     for text in ("[]", "{}", 3, adapter_text(replace(adapter, method="finetune"))):
         with pytest.raises(UserError, match=r"^-model x: "):
             parse_adapter(text, "-model x")
+
+
+def test_the_folder_of_a_p_tuning_by_peft_itself_is_read(tmp_path: Path) -> None:
+    """It has vectors for the decoder too, which the library never reads."""
+    peft = pytest.importorskip("peft")
+    config = peft.PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, encoder_hidden_size=16)
+    theirs = peft.get_peft_model(base("bart"), config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = base("bart")
+    adapter = read_adapter(str(tmp_path), "-model x")
+    apply(ours, fitted(ours, adapter, "-model x"), read_weights(str(tmp_path), "-model x"))
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "told"),
+    [
+        ("bart", 128, r"128 virtual tokens leave no room for a source: the model has positions for 128"),
+        (
+            "pegasus",
+            5,
+            r"virtual tokens are for the families of T5 and BART, not for pegasus: peft leaves out",
+        ),
+        ("led", 5, r"virtual tokens are for the families of T5 and BART, not for led: they were not tried there"),
+    ],
+)
+def test_virtual_tokens_that_cannot_be_are_told(kind: str, count: int, told: str) -> None:
+    config = AutoConfig.for_model(kind, max_position_embeddings=128)
+    with pytest.raises(UserError, match=f"^-model x: {told}"):
+        check_virtual_tokens(config, count, "-model x")
