@@ -42,6 +42,7 @@ from models.regularisation import set_dropout
 from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer
 from task_utils import LANGUAGES, Task, fixed_languages
 from utils.console import say
+from utils.devices import all_finite
 from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
@@ -186,8 +187,7 @@ class InferenceModel:
     def _check_finite(self, model: PreTrainedModel) -> None:
         """Refuse weights that hold NaN or infinity: every prediction would be empty."""
         for name, value in (*model.named_parameters(), *model.named_buffers()):
-            # The sum is quick and not finite if a weight is not; it may overflow too, so that each is asked then.
-            if value.is_floating_point() and not value.sum().isfinite() and not bool(value.isfinite().all()):
+            if value.is_floating_point() and not all_finite([value]):
                 raise UserError(f"{self.flag} {self.name}: the weights are not finite: {name} holds NaN or infinity")
 
     def _named_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -336,8 +336,14 @@ def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "
         say(*freeze_parts(model, flags.freeze))
     elif adapter_of(model) is None:
         adapter = chosen_adapter(
-            *(model, flags.tuning_method, flags.target_modules, flags.modules_to_save),
-            *(flags.lora_r, flags.lora_alpha, flags.lora_dropout, flags.num_virtual_tokens),
+            model,
+            flags.tuning_method,
+            flags.target_modules,
+            flags.modules_to_save,
+            flags.lora_r,
+            flags.lora_alpha,
+            flags.lora_dropout,
+            flags.num_virtual_tokens,
         )
         torch.manual_seed(seed)
         apply(model, replace(adapter, base=lasting_name(base), digest=weights_digest(model)))

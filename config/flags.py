@@ -19,7 +19,8 @@ STANDARD_INPUT = "-"
 
 # What `excludes` of several flags share.
 ONE_OF_THEM = "give one of them"
-SHARDED = "strategy=fsdp|fsdp_offload"
+SHARDED_STRATEGIES = ("fsdp", "fsdp_offload")  # a process holds a part of the weights
+SHARDED = f"strategy={'|'.join(SHARDED_STRATEGIES)}"
 NOT_TRIED = "the two were not tried together"
 OF_ONE_TASK = ("task", "train_data", "valid_data", "test_data", "source_column", "target_column", "label_map")
 OF_ITS_TEXTS = ("label_separator", "input_template", "target_template")

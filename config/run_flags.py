@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED
+from config.flags import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED, SHARDED_STRATEGIES
 from config.parser import flag, free
 
-STRATEGIES = ("auto", "ddp", "fsdp", "fsdp_offload")
+STRATEGIES = ("auto", "ddp", *SHARDED_STRATEGIES)
 ATTENTIONS = ("plain", "fused")
 
 
@@ -35,9 +35,9 @@ class BatchFlags:
     num_workers: int = free(0, "Processes that load batches, for each device; 0 = the training process.", minimum=0)
 
 
-def automatic(batch: BatchFlags) -> bool:
-    """Whether the size of batches is to be found."""
-    return not batch.batch_size or batch.max_tokens < 0
+def automatic(batch: BatchFlags) -> str:
+    """The name of the flag whose number is to be found; empty where both are given."""
+    return "batch_size" if not batch.batch_size else "max_tokens" if batch.max_tokens < 0 else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from config.checks import (
     same_file,
     schedule_of,
 )
+from config.flags import SHARDED_STRATEGIES
 from config.model_flags import FREEZABLE, FULL
 from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
@@ -48,8 +49,6 @@ from utils.escapes import is_unicode
 from utils.json_files import read_json
 from utils.launch import is_first_process, started_by_launcher
 from utils.libraries import missing_package
-
-SHARDED_STRATEGIES = ("fsdp", "fsdp_offload")
 
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
@@ -138,10 +137,16 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         )
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
-    if not resuming and automatic(batch) and (config.device.num_nodes > 1 or started_by_launcher()):
+    sought = "" if resuming else automatic(batch)
+    if sought and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(
-            "-batch_size 0 and -max_tokens -1: the devices of one machine search, without torchrun or srun; give the"
-            " number that one of them finds"
+            f"{shown(sought, getattr(batch, sought))}: is found on one machine, without torchrun or srun; give the"
+            " number that a run on one of the machines finds"
+        )
+    if sought and config.device.strategy in SHARDED_STRATEGIES:
+        problems.append(
+            f"{shown(sought, getattr(batch, sought))}: not with -strategy {config.device.strategy}, under which a"
+            " device holds a part of the model; give the number"
         )
     _check_monitor(config, mixture, problems)
     if not config.task.show_examples:  # which writes nothing

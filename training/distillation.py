@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
-
+from checkpoints.adapter_base import weights_digest
 from checkpoints.model_paths import model_path
 from checkpoints.model_source import InferenceModel, ModelSource
 from config.optim_flags import DistillationFlags
@@ -66,12 +64,3 @@ def load_teacher(found: InferenceModel, flags: DistillationFlags, parts: Sequenc
             )
     model.requires_grad_(False)
     return Teacher(model, flags.distill_temperature, flags.distill_weight, weights_digest(model))
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """16 hexadecimal digits that change with any weight."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.named_parameters()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().contiguous().view(-1).numpy().data)
-    return digest.hexdigest()

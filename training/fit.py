@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,9 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     say(*trained_lines(prepared.model))
     stop.install()
     try:
-        with memory_errors(module, config):
+        with memory_errors(module, config), profile or nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
-        if profile:
-            profile.end()
     except TrainingStopped:  # on every rank alike
-        if profile:
-            profile.end()
         raise
     except BaseException as error:
         process_watch(trainer).end_all(error)

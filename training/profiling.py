@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pytorch_lightning.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from checkpoints.run_folder import PROFILE_FOLDER, TRACE_NAME
+from training.signals import TrainingStopped
 from utils.console import tell
 from utils.files import write_folder
 from utils.tables import format_table
@@ -94,6 +96,16 @@ class StepProfile(Profiler):
 
     def _leave(self) -> None:
         self.open.pop()[1].__exit__(None, None, None)
+
+    def __enter__(self) -> StepProfile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """`end`, unless an error ends the run."""
+        if error is None or isinstance(error, TrainingStopped):
+            self.end()
 
     def end(self) -> None:
         """Write the trace, also of fewer steps than were asked for, and tell what it holds.

@@ -16,6 +16,8 @@ from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
 from config.model_flags import FULL
 from config.optim_flags import OPTIMIZERS, dropout_rates
+from config.parser import shown
+from config.run_flags import automatic
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
@@ -164,18 +166,22 @@ def check_gradients(config: TrainConfig, devices: Devices) -> None:
         )
 
 
+def check_memory_limit(config: TrainConfig, devices: Devices) -> None:
+    """Raise `UserError` where the size of batches is to be found on a CPU, and nothing says in how much memory."""
+    name = automatic(config.batch)
+    if name and devices.accelerator == "cpu" and not config.device.memory_limit:
+        raise UserError(
+            f"{shown(name, getattr(config.batch, name))}: on the CPU give -memory_limit too, since the system does not"
+            " say how much memory is left for the run"
+        )
+
+
 def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
     """
-    method, strategy = config.model.tuning_method, config.device.strategy
-    if method != FULL and STRATEGIES[strategy].sharded:
-        raise UserError(
-            f"-tuning_method {method}: was not tried with -strategy {strategy}, which divides the weights; an adapter"
-            " needs little memory: give -strategy ddp"
-        )
     source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     found = find_teacher(config.distillation, source)
     flags = config.device
@@ -187,6 +193,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
         check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
     check_gradients(config, devices)
+    check_memory_limit(config, devices)
     check_dropout(source.config, dropout_rates(config.optim))
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:

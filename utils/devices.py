@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -156,6 +156,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether no number of the tensors, all on one device, is NaN or infinite; waits for the device."""
+    sums = torch.stack([tensor.sum() for tensor in tensors])  # quick, and not finite if a number is not; may overflow
+    return bool(sums.isfinite().all() or torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def free_host_memory() -> int:

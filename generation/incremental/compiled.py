@@ -36,8 +36,8 @@ FIRST_STEPS: list[float] = []  # seconds that the first step of every bucket too
 def compilations() -> list[str]:
     """What -compile cost in this process, in a line; none where nothing was compiled."""
     count = graphs() if FIRST_STEPS else 0
-    buckets = f"{counted(len(FIRST_STEPS), 'bucket')} of shapes, whose first steps took {sum(FIRST_STEPS):,.1f} s"
-    return [f"-compile: {counted(count, 'compilation')} for {buckets}"] if count else []
+    buckets = f"the first steps of {counted(len(FIRST_STEPS), 'bucket')} of shapes"
+    return [f"-compile: {counted(count, 'compilation')} took {sum(FIRST_STEPS):,.1f} s, {buckets}"] if count else []
 
 
 def bucket(count: int) -> int:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.kernels.accelerate import blocks
 from utils.errors import RunError, UserError, first_line
+from utils.tables import counted
 
 PADDED_TO = 64  # tokens: the lengths of a batch are rounded up to it, so that there are few of them
 MOST = 64  # compilations of a process; what comes beyond them runs uncompiled
@@ -54,7 +55,7 @@ class CompiledBlocks:
     def describe(self) -> str:
         """Compilations and their cost in words."""
         limit = f"; other batches run uncompiled (at most {self.most})" if self.compilations >= self.most else ""
-        return f"-compile: {self.compilations} compilations took {self.seconds:,.1f} s{limit}"
+        return f"-compile: {counted(self.compilations, 'compilation')} took {self.seconds:,.1f} s{limit}"
 
     def _run(self, plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.on:

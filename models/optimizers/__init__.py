@@ -1,1 +1,1 @@
-"""Faster blocks: accelerate(model), and behind flags fused attention and compilation. Imports models and utils."""
+"""Optimizers, their schedules and settings, and the averages of the weights. Imports models and utils."""

@@ -62,7 +62,7 @@ def test_a_resume_with_another_teacher_is_refused(student: dict[str, Any], tmp_p
     checkpoint = student["save_path"] / "saved_checkpoints" / "last.ckpt"
     result = train(*flag_list({**student, **more, "resume_checkpoint": checkpoint}))
     assert result.code == 2
-    assert re.search(r"\n  what +checkpoint +now\n  -teacher  [0-9a-f]{16}  [0-9a-f]{16}\n$", result.err)
+    assert re.search(r"\n  what +checkpoint +now\n  -teacher  [0-9a-f]{32}  [0-9a-f]{32}\n$", result.err)
     assert not (tmp_path / "other" / "saved_checkpoints").exists()
 
 

@@ -39,13 +39,13 @@ def with_found_batch(prepared: Prepared) -> Prepared:
     """The same with -batch_size or -max_tokens found where they are to be; tells it.
 
     Raises:
-        UserError: not a single row fits; on the CPU no -memory_limit; processes of a launcher.
+        UserError: not a single row fits.
     """
     config = prepared.config
     batch = config.batch
-    if not automatic(batch):
+    name = automatic(batch)
+    if not name:
         return prepared
-    name = "batch_size" if not batch.batch_size else "max_tokens"
     if PARENT_VARIABLE in os.environ:
         found = int(os.environ[VARIABLE])
     else:
@@ -75,12 +75,7 @@ def largest(fits: Callable[[int], bool], start: int, most: int) -> tuple[int, in
 def _found_on_devices(prepared: Prepared, name: str) -> int:
     """The number that fits on every device of this machine."""
     devices, config = prepared.devices, prepared.config
-    flag = f"-{name} {getattr(config.batch, name)}"
-    if devices.accelerator == "cpu" and not config.device.memory_limit:
-        raise UserError(f"{flag}: on the CPU give -memory_limit: the system gives what memory it has")
     strategy = STRATEGIES[config.device.strategy]
-    if strategy.sharded:
-        raise UserError(f"{flag}: not with -strategy {config.device.strategy}, where one device holds a part; give one")
     module = build_module(config, prepared.model, prepared.tokenizer, 1, strategy, teacher=prepared.teacher)
     prepared.model.train()
     first = local_rank()

@@ -29,7 +29,7 @@ from models.architectures import architecture
 from models.kernels.accelerate import blocks
 from training.lightning_loop import OurDDP, checkpoint_of, leaves_out_parameters, ours, tcp_gather, tcp_group
 from training.strategies.replicated import load_run
-from utils.devices import Devices
+from utils.devices import Devices, all_finite
 from utils.errors import UserError
 
 
@@ -104,7 +104,8 @@ class Sharded:
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
-        good = torch.stack([torch.isfinite(local(part)).all() for part in parameters]).all().to(torch.uint8)
+        parts = [local(part) for part in parameters]
+        good = torch.tensor(all_finite(parts), dtype=torch.uint8, device=parts[0].device)
         torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
         return bool(good)
 

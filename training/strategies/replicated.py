@@ -17,7 +17,7 @@ from checkpoints.saved_run import SavedRun, read_run
 from training.lightning_loop import OurDDP, checkpoint_of, write_checkpoint
 from training.process_watch import PARENT_VARIABLE
 from training.strategies.cluster import checked_once
-from utils.devices import Devices
+from utils.devices import Devices, all_finite
 from utils.digests import file_states
 
 CHECKED_VARIABLE = "S2S_CHECKED"  # the checkpoint whose bytes the first process has checked, for those that it starts
@@ -63,9 +63,7 @@ class Replicated:
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
-        parts = [parameter.detach() for parameter in parameters]
-        sums = torch.stack([part.sum() for part in parts])  # quick, and not finite if a weight is not; may overflow
-        return bool(sums.isfinite().all() or torch.stack([part.isfinite().all() for part in parts]).all())
+        return all_finite([parameter.detach() for parameter in parameters])
 
     def state(self, trainer: pl.Trainer) -> Any:
         """What this process writes of a checkpoint, in the memory that training uses; every process calls it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 
 import training.memory.batch_search as search
 from config.optim_flags import OptimFlags
+from config.parser import parse_flags
 from config.run_flags import BatchFlags, TrainDeviceFlags
 from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
+from training.checks import check_train
 from training.memory.batch_search import PRECISION, largest
 from training.resuming import with_found
+from training.setup import check_memory_limit
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -119,6 +123,18 @@ def test_a_single_row_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPat
         "-batch_size 0: not even one row of up to 40 source and 50 target tokens fits into 90% of 0.00 GiB of cpu: give"
         " a smaller -max_seq_length or -max_target_length, or -gradient_checkpointing, or -optim adafactor"
     )
+
+
+def test_what_cannot_be_found_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "data.tsv").write_text("source\ttarget\na\tb\n")
+    words = f"-train_data {tmp_path / 'data.tsv'} -config_path bart-mini -save_path {tmp_path / 'run'}".split()
+    config, given, problems = parse_flags(TrainConfig, [*words, "-batch_size", "0", "-strategy", "fsdp"])
+    check_train(config, given, problems)
+    assert problems == [
+        "-batch_size 0: not with -strategy fsdp, under which a device holds a part of the model; give the number"
+    ]
+    with pytest.raises(UserError, match=r"^-max_tokens -1: on the CPU give -memory_limit too, "):
+        check_memory_limit(TrainConfig(batch=BatchFlags(max_tokens=-1)), Devices("cpu", 1, 1, "32-true"))
 
 
 def test_a_resumed_run_takes_the_number_that_was_found() -> None:
