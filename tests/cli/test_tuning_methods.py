@@ -29,7 +29,7 @@ def adapted(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) 
         from_config(config_of("t5-untied"), seed=4).save_pretrained(folder / "base")
         ByT5Tokenizer().save_pretrained(folder / "base")
         flags = {
-            **run_flags(folder, "whole", "t5-untied", f"{letters / 'train.tsv'}:2", learning_rate=2e-2),
+            **run_flags(folder, "whole", "t5-untied", f"{letters / 'train.tsv'}:2", learning_rate=2e-2, max_epoch=1),
             "valid_data": letters / "valid.tsv",
             "config_path": None,
             "init_model": folder / "base",

@@ -73,6 +73,14 @@ def flags(copy_run: Path, letters: Path, output: Path, *more: str) -> list[str]:
     return ["inference.py", *data, *search, "-save_output", str(output), *more]
 
 
+@pytest.fixture(scope="module")
+def whole(copy_run: Path, letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process predicts."""
+    output = tmp_path_factory.mktemp("whole") / "out.jsonl"
+    infer_ok(*flags(copy_run, letters, output)[1:])
+    return output
+
+
 def wait_for(found: Callable[[], object]) -> None:
     until = time.monotonic() + TIMEOUT
     while not found():
@@ -86,10 +94,9 @@ def workers(parts: Path) -> set[int]:
 
 
 def test_three_processes_one_of_them_killed(
-    copy_run: Path, letters: Path, tmp_path: Path, launch: Callable[..., Launched]
+    copy_run: Path, letters: Path, whole: Path, tmp_path: Path, launch: Callable[..., Launched]
 ) -> None:
     """The bytes of one process, whose chunks the others take over; the first one alone prints, writes and waits."""
-    infer_ok(*flags(copy_run, letters, tmp_path / "whole.jsonl")[1:])
     output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
     launched = launch(flags(copy_run, letters, output), count=3)
     told = tmp_path / "out.jsonl.ranks" / "first.json"
@@ -104,14 +111,13 @@ def test_three_processes_one_of_them_killed(
     assert (first.code, second.code, third.code) == (0, 0, -9), first.out + second.out
     assert "3 processes of the launcher share the rows\n" in first.out
     assert (second.out, third.out) == ("", "")
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "printed", "whole.jsonl"]
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "printed"]
 
 
 def test_the_first_is_killed_and_one_process_completes_it(
-    copy_run: Path, letters: Path, tmp_path: Path, launch: Callable[..., Launched]
+    copy_run: Path, letters: Path, whole: Path, tmp_path: Path, launch: Callable[..., Launched]
 ) -> None:
-    infer_ok(*flags(copy_run, letters, tmp_path / "whole.jsonl")[1:])
     output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
     launched = launch(flags(copy_run, letters, output), by_srun)
     wait_for(lambda: list(parts.glob("part-*")))
@@ -125,7 +131,7 @@ def test_the_first_is_killed_and_one_process_completes_it(
     kept = len(list(parts.glob("part-*")))
     done = infer_ok(*flags(copy_run, letters, output)[1:])
     assert f"{4 * kept} of {ROWS} rows were finished before" in done.out
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert output.read_bytes() == whole.read_bytes()
 
 
 def test_labels_scored_and_calibrated(label_run: Path, tmp_path: Path, launch: Callable[..., Launched]) -> None:
