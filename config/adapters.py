@@ -23,12 +23,15 @@ def each_adapter(config: InferenceConfig, problems: list[str]) -> list[Inference
     if not chosen:
         return [config]
     if world_size() > 1:
-        problems.append("-adapter: not where torchrun or srun starts several processes; give one adapter as -model")
+        problems.append(
+            f"-adapter {chosen[0]}: not where torchrun or srun starts several processes; give one adapter as -model"
+        )
     if config.model.base_model:
         problems.append(f"-base_model {config.model.base_model}: with -adapter the base model is -model")
     names = [_name(adapter) for adapter in chosen]
     if len(config.model.model) != 1:
-        problems.append("-adapter: give the base model as -model, once")
+        given = " ".join(f"-model {name}" for name in config.model.model)
+        problems.append(f"-adapter {chosen[0]}: give its base model as one -model{given and f', not {given}'}")
     problems += [
         f"-adapter {adapter}: two adapters have the name {name}; give a link or a copy another name"
         for number, (adapter, name) in enumerate(zip(chosen, names, strict=True))

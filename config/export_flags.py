@@ -34,7 +34,7 @@ class ExportFlags:
     base_model: str = free("", BASE_MODEL)
     save_path: str = free(
         "",
-        "Folder that is made; empty = <folder of the run>_hfmodel, else _ctranslate2 or _onnx behind it.",
+        "Folder that is made; empty = <folder of the run>_hfmodel, _ctranslate2 or _onnx, by -format.",
         metavar="FOLDER",
     )
     format: str = free(

@@ -45,8 +45,9 @@ class InferenceModelFlags:
     )
     adapter: tuple[str, ...] = free(
         (),
-        "Adapter on -model, which is its base then: a run's folder, its best/ or last/; several are predicted one after"
-        " the other on a base that is loaded once, and {adapter} in a -save_ name stands for that of their run.",
+        "Adapter to predict with, on -model as its base model: a run's folder, its best/ or last/. Several are"
+        " predicted one after the other, the base is loaded once, and {adapter} in a -save_ name becomes the name of"
+        " the run.",
         metavar="FOLDER",
         excludes={
             "score_only": SCORING,

@@ -34,14 +34,14 @@ class TrainModelFlags:
     )
     encoder_layers: int = flag(
         0,
-        "Layers of the encoder of -init_model to begin with, evenly spaced from the first to the last; 0 = all.",
+        "Layers of the encoder of -init_model to start from, evenly spaced from the first to the last; 0 = all.",
         minimum=0,
         resume="if given",
         needs=OF_A_MODEL,
     )
     decoder_layers: int = flag(
         0,
-        "Layers of its decoder to begin with, evenly spaced from the first to the last; 0 = all.",
+        "Layers of the decoder of -init_model to start from, evenly spaced from the first to the last; 0 = all.",
         minimum=0,
         resume="if given",
         needs=OF_A_MODEL,

@@ -98,7 +98,7 @@ class OptimFlags:
     )
     adam_beta2: float | None = flag(
         None,
-        "Decay of the running mean of its square, for lion of the gradient itself; automatic = 0.999, lion 0.99.",
+        "Decay of the running mean of the squared gradient (lion: of the gradient); automatic = 0.999, lion 0.99.",
         minimum=0.0,
         maximum=0.999999,
         excludes=NO_BETAS,
@@ -112,9 +112,9 @@ class OptimFlags:
     )
     lr_scheduler: str = flag(
         "cosanneal",
-        "Course of the learning rate: cosine cycles, a straight line to 0, triangles, constant, 1/sqrt(step), one"
-        " cosine, a polynomial, constant until -wsd_decay_steps before its end (wsd), or lowered whenever -monitor"
-        " stops gaining (plateau).",
+        "Course of the learning rate: cosanneal = cosine cycles, linear = a straight line to 0, cyclic = triangles,"
+        " constant, inverse_sqrt = 1/sqrt(step), cosine = half a cosine, polynomial, wsd = constant until"
+        " -wsd_decay_steps before its end, plateau = lowered whenever -monitor stops gaining.",
         choices=SCHEDULES,
     )
     warmup_steps: float = flag(
@@ -175,17 +175,20 @@ class OptimFlags:
         excludes={"optim=schedulefree": "it has a mean of the weights itself", SHARDED: NOT_TRIED},
     )
     dropout: float | None = flag(
-        None, "Dropout of the layers, of T5's family all there is; automatic = the model's.", minimum=0.0, maximum=0.9
+        None,
+        "Dropout of the layers, the only one that T5's family has; automatic = the model's.",
+        minimum=0.0,
+        maximum=0.9,
     )
     attention_dropout: float | None = flag(
         None,
-        "Dropout of attention weights, where the model has one apart; automatic = the model's.",
+        "Dropout of attention weights, where the model has a rate for them alone; automatic = the model's.",
         minimum=0.0,
         maximum=0.9,
     )
     activation_dropout: float | None = flag(
         None,
-        "Dropout inside feed-forward layers, where the model has one apart; automatic = the model's.",
+        "Dropout inside feed-forward layers, where the model has a rate for them alone; automatic = the model's.",
         minimum=0.0,
         maximum=0.9,
     )

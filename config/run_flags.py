@@ -136,23 +136,23 @@ class TrainDeviceFlags:
     cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
     memory_limit: float = free(
         0.0,
-        "GiB of each GPU that the run may take, as where others use it too; on the CPU the memory that -batch_size 0"
-        " and -max_tokens -1 keep to; 0 = all.",
+        "GiB of each GPU that the run may take, where others use it too; on the CPU, GiB that -batch_size 0 and"
+        " -max_tokens -1 may fill; 0 = all.",
         minimum=0.0,
     )
     num_nodes: int = free(1, "Machines of the cluster.", minimum=1)
     strategy: str = free(
         "auto",
         "How devices share the work: ddp = each has the whole model; fsdp = each has a part of weights, gradients and"
-        " optimizer state (FSDP2), and a checkpoint is a folder; fsdp_offload = such parts in the memory of the host,"
-        " on GPUs only, and none has run it yet; auto = ddp on several, plain on one.",
+        " optimizer state (FSDP2), and a checkpoint is a folder; fsdp_offload = the same with the parts in the memory"
+        " of the host, on GPUs only: none has run it yet; auto = ddp on several, plain on one.",
         choices=STRATEGIES,
         change="sums are rounded differently from here",
     )
     gradient_compression: str = flag(
         "none",
-        "Type in which DDP sends gradients from process to process: bf16 = half the bytes, and 8 bits of mantissa of"
-        " each summand, so that more processes no longer give exactly the gradient of one big batch; none = fp32.",
+        "Type in which DDP sends gradients between processes: bf16 = half the bytes, but rounded to 8 bits of mantissa,"
+        " so that more processes no longer give exactly the gradient of one big batch; none = fp32.",
         choices=("none", "bf16"),
         excludes={SHARDED: "its parts of gradients are sent as they are"},
     )
