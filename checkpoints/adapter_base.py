@@ -40,7 +40,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 def find_base(adapter: Adapter, place: str, flag: str, given: str = "") -> str:
     """The folder or hub name of an adapter's base model.
 
-    A hub name that only the adapter says is never fetched: it stands for what was downloaded before.
+    A hub name that the adapter's files give is never downloaded: it must be in the cache of the hub.
 
     Args:
         flag: with which the user names it, for messages.
@@ -72,7 +72,7 @@ def _kept_base(path: str, flag: str) -> tuple[PreTrainedModel, str]:
 
 
 def _sharing(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same weights in memory: what is put in their place, or moved to a device, is its own."""
+    """A copy of the model over the same memory; weights that are replaced or moved in the copy stay in the model."""
     shared: dict[int, Any] = {id(one): nn.Parameter(one.data, one.requires_grad) for one in model.parameters()}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared)
@@ -87,7 +87,8 @@ def build_adapted(
         keep_base: leave the base in memory for another adapter.
 
     Raises:
-        UserError: opened by `place`: no base, another one than the adapter was trained on, or weights that do not fit.
+        UserError: there is no base, the adapter was trained on another one, or its weights do not fit; `place` opens
+            the message.
     """
     path = find_base(adapter, place, flag, given)
     if keep_base:

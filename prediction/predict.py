@@ -34,7 +34,7 @@ def predict(
     How many rows were predicted, and how fast, is told.
 
     Args:
-        first: of several processes that a launcher started, by what they see this one; None = this one is alone.
+        first: the sign of life of this process, the first of several that a launcher started; None = it is alone.
 
     Raises:
         UserError: the model cannot be loaded; in a process of its own as in this one.

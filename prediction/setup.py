@@ -62,7 +62,7 @@ class Ready:
     encoder: RowEncoder
     model_config: Any  # of the first
     target_limit: int  # tokens of a target that all models have positions for; 0 = no limit
-    first: Presence | None = None  # of several processes of a launcher, by what they see this one
+    first: Presence | None = None  # sign of life of this process, the first of several; None = it is alone
 
     def predicting(self, label: LabelFlags, **columns: Any) -> Ready:
         """The same with other flags of labels, which were checked, and other columns."""
@@ -76,7 +76,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
 
     Args:
         temporary: folder of the encoded rows where no -cache_dir is given.
-        first: of several processes of a launcher, by what they see this one.
+        first: the sign of life of this process, the first of several that a launcher started; None = it is alone.
 
     Raises:
         UserError: a model that cannot be read, a task that it does not fit, devices that are not there, a model or an

@@ -77,8 +77,10 @@ def read_newest(
 
 
 def with_found(config: TrainConfig, resumed: SavedRun | None) -> TrainConfig:
-    """The config with what is to be drawn or found replaced: by that of the resumed run, which is never searched for
-    anew; of a new run the seed, by one drawn at random for every process."""
+    """The config with the seed that is to be drawn, and of a resumed run with the size of batches that it has found.
+
+    A resumed run keeps its own seed; a new one draws a seed for all processes.
+    """
     if resumed and automatic(config.batch):
         saved = {name: resumed.flags[name] for name in ("batch_size", "max_tokens")}
         config = replace(config, batch=replace(config.batch, **saved))

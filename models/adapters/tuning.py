@@ -1,10 +1,10 @@
 """An adapter in a model: apply, merge, and the weights that are its own.
 
-The model stays an object of its class: `peft` puts layers of its own in the place of the linear layers that are
-adapted. A search runs on plain layers with merged weights, which are put in their place for so long; the weights of the
-base are never changed and changed back, which would not give the same bits. An exception is PiSSA (Meng et al. 2024),
-which trains the principal part of a matrix and freezes the rest: what it began with is kept beside the adapter, so that
-the rest can be computed once more.
+The model stays an object of its class: `peft` replaces the linear layers that are adapted by layers of its own. For a
+search, plain layers with merged weights take their place (`MergedWeights`). The weights of the base stay as they are:
+adding the adapter and subtracting it again would not give the same bits. PiSSA (Meng et al. 2024) is the exception: it
+trains the principal part of a matrix and freezes the rest. The initial principal part is kept beside the adapter, so
+that the rest can be computed again from the base.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def lora_settings(adapter: Adapter) -> dict[str, Any]:
 
 
 class MergedWeights:
-    """`with` it, the model has plain layers with merged weights, as they were when this object was made.
+    """In its `with` block the model has plain layers, with the merged weights of the time when this object was made.
 
-    A plain model stays as it is. It may be entered again and again, so that in between the model is itself.
+    Outside the block the model has its adapter; the block may be entered many times. A plain model stays as it is.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -1,9 +1,8 @@
-"""Which process works on which chunk: names in the folder of parts, right on network file systems too.
+"""Which process works on which chunk: files in the folder of parts, for network file systems too.
 
-a file of this process, touched every few seconds -> a claim is a second name of it -> that of a dead one is taken over
-
-A claim that two processes hold, after a long pause of one of them, costs time and nothing else: both make the same
-part.
+Each process has a file that it touches every few seconds. Its claim on a chunk is a second name of that file, and the
+claims of a process whose file has grown old are taken over. After a long pause of a process two may hold one claim:
+that costs time only, since both write the same part.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ OUR_NAMES = re.compile(rf"{FIRST}|{ROWS}|(rank|left|job)-\d+|problem-\d+\.json|{
 
 @dataclass(frozen=True)
 class Shared:
-    """A temporary folder, and how the first of several processes is seen by the others; None where there is one."""
+    """A temporary folder, and the sign of life of this process, the first of several; None where it is alone."""
 
     folder: Path
     first: Presence | None = None

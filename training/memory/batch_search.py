@@ -1,6 +1,6 @@
 """-batch_size 0 and -max_tokens -1: the largest batch that fits, found by training steps of the longest rows.
 
-one row, or as many tokens as the longest row has -> twice as much until it does not fit -> halves of the gap
+one row, or the tokens of the longest row -> doubled until it does not fit -> the gap halved, to a 32nd
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GIB = 2**30
 
 
 def with_found_batch(prepared: Prepared) -> Prepared:
-    """The same with -batch_size or -max_tokens found where they are to be; tells it.
+    """`prepared`, with the number of -batch_size or -max_tokens where it is to be found; the number is printed.
 
     Raises:
         UserError: not a single row fits.
@@ -163,7 +163,7 @@ class _Trial:
         return peak
 
     def _go_through(self, batch: dict[str, Any]) -> None:
-        """In a call of its own: nothing of it lives on when it has failed."""
+        """A training step, in a call of its own: when it fails, no local variable keeps memory."""
         moved = {name: part.to(self.device) if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
         with self.prepared.devices.autocast():
             self.module.go_through(moved, state_memory(self.module.model, self.module.optim))
@@ -179,7 +179,7 @@ def _memory(device: torch.device, limit: float) -> int:
 
 
 def _empty(device: torch.device) -> None:
-    """Give back what is free, and begin to measure."""
+    """Give cached memory back to the device or the system, and start a new peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -190,7 +190,7 @@ def _empty(device: torch.device) -> None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes that this process has had at most since `_empty`."""
+    """The most bytes that this process has held since `_empty`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -18,7 +18,7 @@ from utils.devices import Devices
 class Strategy(Protocol):
     """How the processes of a run share its weights."""
 
-    sharded: bool  # whether a process holds a part of the weights; outside of `whole` it never computes without them
+    sharded: bool  # whether each process holds a part of the weights only; within `whole` it has all of them
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:
         """Refuse a model, a device or an arithmetic that it cannot train with, before anything is read.

@@ -44,13 +44,14 @@ def cluster_environment(devices: Devices) -> ClusterEnvironment | None:
 
 
 def checked_once(subject: str, read: Callable[[bool], Checked]) -> Checked:
-    """What `read(checked)` gives, where of the processes that a launcher started on a machine only the first checks.
+    """What `read(checked)` gives; of the processes that a launcher started on a machine, the first alone checks.
 
-    The others wait for its word; where that is not "whole", or does not come, they check too. It goes over a socket of
-    the kernel, which has a name and no file, and ends with the process.
+    The others wait until it says that the subject is whole. Where it says otherwise, or nothing, they check too. It
+    answers over an abstract Unix socket, which needs no file and closes with the process.
 
     Args:
-        subject: what is checked, in what state.
+        subject: names what is checked, and its state.
+        read: reads the subject, without checks where `checked` is true.
     """
     if not started_by_launcher():
         return read(False)
