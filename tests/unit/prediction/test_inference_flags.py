@@ -180,11 +180,12 @@ def test_each_adapter_is_a_prediction_of_its_own() -> None:
         (("runs/b",), "base", "b.txt"),
     ]
     config, _, problems = parse_flags(
-        InferenceConfig, [*argv, "-adapter", "a", "-save_output", "o", "-base_model", "x"]
+        InferenceConfig, [*argv, "-adapter", "a", "-save_output", "o", "-base_model", "x", "-model", "other"]
     )
     each_adapter(config, problems)
     assert problems == [
         "-base_model x: with -adapter the base model is -model",
+        "-adapter runs/a/best: give its base model as one -model, not -model base -model other",
         "-adapter a: two adapters have the name a; give a link or a copy another name",
         "-save_output o: each adapter writes a file of its own; put {adapter} into the name",
     ]
