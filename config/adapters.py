@@ -6,11 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from config.inference_flags import InferenceConfig
+from config.inference_flags import OUTPUT_FILES, InferenceConfig
 from utils.launch import world_size
 
 PLACE = "{adapter}"  # in the name of a written file: the name of the adapter
-WRITTEN = ("save_output", "save_label", "save_report")
 OF_RUNS = ("best", "last")  # folders of a run, which has the telling name
 
 
@@ -37,7 +36,7 @@ def each_adapter(config: InferenceConfig, problems: list[str]) -> list[Inference
         for number, (adapter, name) in enumerate(zip(chosen, names, strict=True))
         if name in names[:number]
     ]
-    for flag in WRITTEN:
+    for flag in OUTPUT_FILES:
         path = getattr(config.output, flag)
         if path and len(chosen) > 1 and PLACE not in path:
             problems.append(f"-{flag} {path}: each adapter writes a file of its own; put {PLACE} into the name")
@@ -47,7 +46,7 @@ def each_adapter(config: InferenceConfig, problems: list[str]) -> list[Inference
             config,
             model=replace(config.model, model=(adapter,), base_model=base, adapter=(adapter,)),
             output=replace(
-                config.output, **{flag: getattr(config.output, flag).replace(PLACE, name) for flag in WRITTEN}
+                config.output, **{flag: getattr(config.output, flag).replace(PLACE, name) for flag in OUTPUT_FILES}
             ),
         )
         for adapter, name in zip(chosen, names, strict=True)

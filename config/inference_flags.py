@@ -26,6 +26,7 @@ RULES = {
 }
 SAMPLING = {"do_sample": "it is about drawing tokens"}
 PROBABILITIES = {"label_decoding=score": "it is about label probabilities"}
+OUTPUT_FILES = ("save_output", "save_label", "save_report")
 SCORING, WRITTEN = "files are scored, and nothing is predicted", ("save_output", "save_label", "keep_fields")
 NO_FILES = {"test_data=-": "predictions go to standard output, a line each; give a file of rows"}
 ALL_ROWS = {"test_data=-": "a prior and a calibration need all rows, and a line holds no probabilities"}

@@ -12,7 +12,7 @@ from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, m
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
 from config.flags import STANDARD_INPUT
-from config.inference_flags import InferenceConfig, LabelFlags
+from config.inference_flags import OUTPUT_FILES, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from metrics.probabilities import PERPLEXITY
@@ -29,7 +29,6 @@ from utils.libraries import missing_package
 from utils.tables import counted
 
 FITTED_ON = ("calibrate", "thresholds")  # flags of labelled rows
-OUTPUTS = ("save_output", "save_label", "save_report")
 OF_ONE_LABEL = ["label_prior", "calibrate", "label_temperature", "highlight"]
 OF_SEVERAL = ["thresholds"]
 OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
@@ -109,7 +108,7 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, **fitting)
     inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
     inputs += local_models("-model", model.model)
-    check_files({name: getattr(output, name) for name in OUTPUTS}, inputs, output.overwrite, problems)
+    check_files({name: getattr(output, name) for name in OUTPUT_FILES}, inputs, output.overwrite, problems)
     if config.label.highlight and not is_structured(output.save_output):
         problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
     if STANDARD_INPUT not in config.data.test_data and not config.scoring.score_only:
@@ -138,7 +137,7 @@ def check_files(
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
-            problem = problem or (_ending_problem(name, value) if name in OUTPUTS else "")
+            problem = problem or (_ending_problem(name, value) if name in OUTPUT_FILES else "")
             parts = next((folder for folder in folders if lies_in(value, folder)), "")
             if not problem and name != "save_output" and parts:
                 problem = f"{parts} is for the finished parts of -save_output; choose another place"
