@@ -1,1 +1,1 @@
-"""What decodes a batch: our own search, or CTranslate2. Imports generation and the floors below."""
+"""What decodes a batch: our own search, CTranslate2 or ONNX Runtime. Imports generation and the floors below."""

@@ -1,1 +1,1 @@
-"""What fits into the memory of the devices. Imports models, datamodules and the floors below."""
+"""What fits into the memory of the devices. Imports training and the floors below."""

@@ -1,1 +1,1 @@
-"""How the processes of a training run share its weights; one class a strategy. May import all floors below training."""
+"""How the processes of a training run share its weights; one class a strategy. Imports training and floors below."""
