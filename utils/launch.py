@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ from utils.errors import RunError, raise_if_any
 NUMBERS = (  # of processes and machines, as torchrun and srun set them
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"),
+    "SLURM_NNODES",
 )
+COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_NNODES")
+OWN_ADDRESSES = ("localhost", "127.0.0.1", "::1")
 
 
 def check_environment() -> None:
@@ -20,6 +24,15 @@ def check_environment() -> None:
         f"{name}={os.environ[name]} in the environment: a whole number expected, as torchrun and srun set it; unset it"
         for name in NUMBERS
         if not os.environ.get(name, "0").isdecimal()
+    ]
+    numbers = {name: int(os.environ[name]) for name in NUMBERS if os.environ.get(name, "").isdecimal()}
+    problems += [f"{name}=0 in the environment: at least 1 expected" for name in COUNTS if numbers.get(name) == 0]
+    pairs = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")) if "RANK" in numbers else ()
+    problems += [
+        f"{rank}={numbers[rank]} and {count}={numbers[count]} in the environment:"
+        " a rank is below its number of processes"
+        for rank, count in pairs
+        if 0 < numbers.get(count, 0) <= numbers.get(rank, 0)
     ]
     if sys.flags.optimize > 1:
         problems.append("PYTHONOPTIMIZE=2 or -OO takes away the docstrings that transformers reads; leave it out")
@@ -109,4 +122,6 @@ def launch_id() -> str:
     of_torchrun = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"]
     of_srun = ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"]
     names = of_torchrun if "RANK" in os.environ else of_srun
-    return " ".join(os.environ.get(name, "-") for name in names)
+    # torchrun names the launches of one machine alike on every machine.
+    own = [socket.gethostname()] if "RANK" in os.environ and os.environ.get("MASTER_ADDR") in OWN_ADDRESSES else []
+    return " ".join([*(os.environ.get(name, "-") for name in names), *own])

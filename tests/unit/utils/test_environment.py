@@ -26,6 +26,19 @@ def test_numbers_of_processes_are_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_numbers_of_processes_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process waits minutes for others that never come."""
+    names = {"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "SLURM_STEP_NUM_NODES": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        check_environment()
+    assert refused.value.problems == (
+        "SLURM_STEP_NUM_NODES=0 in the environment: at least 1 expected",
+        "RANK=5 and WORLD_SIZE=2 in the environment: a rank is below its number of processes",
+    )
+
+
 def test_a_python_without_docstrings_is_refused_and_a_safe_path_is_not() -> None:
     def answer(*options: str) -> tuple[int, str]:
         done = subprocess.run(
