@@ -169,7 +169,8 @@ def take_name(existing: Path, path: Path) -> bool:
             os.link(existing, path)
             return True
         except FileExistsError:  # or it was made, and the answer of the server was lost
-            return os.path.samefile(existing, path)
+            with suppress(FileNotFoundError):  # it went meanwhile
+                return os.path.samefile(existing, path)
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise

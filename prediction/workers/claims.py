@@ -21,11 +21,12 @@ from typing import Any
 from prediction.parts import Chunks, part_path
 from prediction.parts_folder import claim_path
 from utils.errors import RunError
-from utils.files import take_name, write_json
+from utils.files import remove_path, take_name, write_json
 
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 60.0  # without a beat, by the clock of the file system
 POLL_SECONDS = 0.2
+CONTENT = {"name": str, "id": str, "place": str, "pid": int, "start": str}  # of the file of a process
 
 
 class Presence:
@@ -95,12 +96,14 @@ def lives(path: Path, now: float, silence: float = DEAD_SECONDS) -> bool:
 
 
 def read_presence(path: Path) -> dict[str, Any] | None:
-    """What a `Presence` says, and when it was `seen`; None where there is none."""
+    """What a `Presence` says, and when it was `seen`; None where there is none, or something else."""
     try:
         with open(path, encoding="utf-8") as file:  # opening asks the server, where `stat` may know an older time
-            return {**json.load(file), "seen": os.fstat(file.fileno()).st_mtime}
+            content, seen = json.load(file), os.fstat(file.fileno()).st_mtime
     except (OSError, ValueError):
         return None
+    ours = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in CONTENT.items())
+    return {**content, "seen": seen} if ours else None
 
 
 def _place() -> str:
@@ -166,5 +169,5 @@ class Claims:
         owner = read_presence(claim)
         if owner is not None and lives(self.folder / owner["name"], self.worker.now()):
             return False
-        claim.unlink(missing_ok=True)
+        remove_path(claim)
         return take_name(self.worker.path, claim)

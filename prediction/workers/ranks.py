@@ -82,7 +82,11 @@ def ranks_folder(output: str) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    return all(OUR_NAMES.fullmatch(name) for name in os.listdir(folder))
+    with os.scandir(folder) as entries:
+        return all(
+            OUR_NAMES.fullmatch(entry.name) and (entry.name == ROWS or not entry.is_dir(follow_symlinks=False))
+            for entry in entries
+        )
 
 
 def _clear(folder: Path) -> None:
@@ -165,7 +169,7 @@ def _await_first(folder: Path, output: str) -> str:
     while time.monotonic() < until:
         found = read_presence(folder / FIRST)
         with suppress(FileNotFoundError):  # the first one clears the folder when it begins
-            if found and found["launch"] == launch_id() and lives(folder / FIRST, _now(folder), 3 * BEAT_SECONDS):
+            if found and found.get("launch") == launch_id() and lives(folder / FIRST, _now(folder), 3 * BEAT_SECONDS):
                 return str(found["id"])
         time.sleep(POLL_SECONDS)
     raise RunError(

@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import prediction.workers.ranks as ranks
 from prediction.checks import check_launched
-from prediction.workers.claims import Presence
+from prediction.parts import Chunks
+from prediction.parts_folder import claim_path
+from prediction.workers.claims import Claims, Presence
 from prediction.workers.processes import raise_problem
 from prediction.workers.ranks import shared_temporary, work_for_first
 from utils.devices import Devices, launched_devices
@@ -57,6 +60,43 @@ def test_the_first_process_of_another_launch_is_not_followed(
         work_for_first(str(tmp_path / "out.txt"))
 
 
+def test_a_launch_of_the_same_name_on_another_machine_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process 1 would take the place of that of the first launch, and end both."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("socket.gethostname", lambda: "first")
+    (tmp_path / "out.txt.ranks").mkdir()
+    with Presence(tmp_path / "out.txt.ranks" / "first.json", launch=launch_id(), jobs=0, done=True):
+        work_for_first(str(tmp_path / "out.txt"))
+        monkeypatch.setattr("socket.gethostname", lambda: "second")
+        with pytest.raises(RunError, match="has seen nothing of process 0"):
+            work_for_first(str(tmp_path / "out.txt"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"launch": 1}'])
+def test_something_else_in_place_of_the_first_process_is_not_followed(tmp_path: Path, content: str) -> None:
+    (tmp_path / "out.txt.ranks").mkdir()
+    (tmp_path / "out.txt.ranks" / "first.json").write_text(content)
+    with pytest.raises(RunError, match="has seen nothing of process 0"):
+        work_for_first(str(tmp_path / "out.txt"))
+
+
+@pytest.mark.parametrize("claimed", ["a folder", "a link to nothing", "no object"])
+def test_a_claim_of_nobody_is_taken_over(tmp_path: Path, claimed: str) -> None:
+    claim = claim_path(tmp_path, 0)
+    if claimed == "a folder":
+        (claim / "inside").mkdir(parents=True)
+    elif claimed == "a link to nothing":
+        claim.symlink_to(tmp_path / "nothing")
+    else:
+        claim.write_text("[]")
+    chunks = Chunks(np.arange(2), [0], 1)
+    with Claims(tmp_path) as claims:
+        assert list(claims.open_chunks(chunks)) == [0]
+        assert claim.samefile(claims.worker.path)
+
+
 def test_a_first_process_that_is_dead_is_not_followed(tmp_path: Path, first: Presence) -> None:
     """Left behind by an earlier launch, which torchrun may have called the same."""
     first.update(pid=2**22 + 1)
@@ -90,14 +130,16 @@ def test_when_all_is_done_the_others_end(tmp_path: Path, first: Presence) -> Non
 
 def test_a_folder_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    (tmp_path / "out.txt.ranks").mkdir()
-    (tmp_path / "out.txt.ranks" / "thesis.doc").touch()
-    with (
-        pytest.raises(UserError, match=r"out\.txt\.ranks is in the way and no folder of ours; choose another name$"),
-        shared_temporary(str(tmp_path / "out.txt")),
-    ):
-        pytest.fail("taken")
-    (tmp_path / "out.txt.ranks" / "thesis.doc").unlink()
+    for name in ("thesis.doc", "rank-1"):
+        (tmp_path / "out.txt.ranks" / name).mkdir(parents=True)
+        with (
+            pytest.raises(
+                UserError, match=r"out\.txt\.ranks is in the way and no folder of ours; choose another name$"
+            ),
+            shared_temporary(str(tmp_path / "out.txt")),
+        ):
+            pytest.fail("taken")
+        (tmp_path / "out.txt.ranks" / name).rmdir()
     with shared_temporary(str(tmp_path / "out.txt")) as shared:  # nobody else comes: it does not wait for ever
         assert shared.folder == tmp_path / "out.txt.ranks" / "rows"
     assert list(tmp_path.iterdir()) == []
