@@ -117,6 +117,17 @@ def test_equal_to_one_process_with_batches_twice_as_large(two_processes: Path, l
             assert line.get(figure) == expected.get(figure)
 
 
+def test_gradients_are_sent_in_bf16_on_request(two_processes: Path, letters: Path, tmp_path: Path) -> None:
+    """The same descent up to the 8 bits of bf16."""
+    flags = flags_of(two_processes, letters, "two", save_path=tmp_path / "run", max_steps=3, save_every=0)
+    train_ok(*flag_list({**flags, "gradient_compression": "bf16"}))
+    line, expected = (json_lines(folder / "metrics.jsonl")[0] for folder in (tmp_path / "run", two_processes / "two"))
+    assert line["step"] == expected["step"] == 3
+    for figure in ("loss", "gradient_norm"):
+        assert line[figure] == pytest.approx(expected[figure], rel=1e-2), figure
+        assert line[figure] != pytest.approx(expected[figure], rel=1e-6), figure
+
+
 def test_stopped_by_ctrl_c_on_both_processes_and_resumed(two_processes: Path, letters: Path, tmp_path: Path) -> None:
     """SIGINT goes to the process group, as from a terminal; the printed command ends bit for bit the same.
 
