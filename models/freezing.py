@@ -12,7 +12,7 @@ from models.adapters.tuning import adapter_of, own_names
 from utils.errors import UserError, closest
 from utils.tables import format_table
 
-LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
+LAYERS = re.compile(r"layers:(\d{1,9})(?:-(\d{1,9}))?")
 PARTS = ("embedding", "encoder", "decoder", "output layer", "other", "adapter")  # of the table
 SHOWN = 4  # names in a message
 

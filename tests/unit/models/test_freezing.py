@@ -54,6 +54,7 @@ def test_layers_and_expressions() -> None:
     ("part", "told"),
     [
         ("layers:0-9", r"-freeze layers:0-9: the layers of this model are layers:0-1"),
+        (f"layers:{'9' * 5000}", "-freeze layers:9+: no parameter has such a name"),
         ("layers:1-0", r"-freeze layers:1-0: the layers of this model are layers:0-1"),
         ("encodr", r"-freeze encodr: no parameter has such a name \(did you mean encoder\?\); give .*model\.shared"),
     ],
