@@ -50,6 +50,8 @@ from utils.json_files import read_json
 from utils.launch import is_first_process, started_by_launcher
 from utils.libraries import missing_package
 
+SMALLEST_MEAN_BETA = 0.01  # of schedule-free training, which loses as many digits where it takes the mean
+
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
 
@@ -182,6 +184,11 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
     for name in ("embedding_learning_rate", "layerwise_lr_decay"):
         if getattr(optim, name) == 0:
             problems.append(f"-{name} 0: above 0 expected; -freeze leaves parts as they are")
+    beta1 = optim.adam_beta1
+    if optim.optim == "schedulefree" and beta1 is not None and beta1 < SMALLEST_MEAN_BETA:
+        problems.append(
+            f"-adam_beta1 {beta1}: at least {SMALLEST_MEAN_BETA} expected with -optim schedulefree, which divides by it"
+        )
     if optim.scheduler_steps == -1 and not config.run.max_steps:
         problems.append("-scheduler_steps -1: only with -max_steps: it takes its length from there")
     chosen, rate = OPTIMIZERS[optim.optim], highest_rate(optim)

@@ -33,6 +33,9 @@ REFUSED = {
         "-embedding_learning_rate 0.1 has no effect on adafactor's own rate; give -learning_rate as well"
     ),
     "-optim adafactor -adam_beta1 0.5": "-adam_beta1 0.5: not with -optim adafactor: it has no such moments",
+    "-optim schedulefree -adam_beta1 0": (
+        "-adam_beta1 0.0: at least 0.01 expected with -optim schedulefree, which divides by it"
+    ),
     "-optim lion -adam_epsilon 0.5": "-adam_epsilon 0.5: not with -optim lion: it takes the sign alone",
     "-scheduler_steps -1": "-scheduler_steps -1: only with -max_steps: it takes its length from there",
     "-polynomial_power 2": "-polynomial_power 2.0: only with -lr_scheduler polynomial: it has a power",
