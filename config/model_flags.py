@@ -54,6 +54,7 @@ class TrainModelFlags:
         "How the weights are tuned: finetune trains all of them, the others an adapter (by peft) on a frozen model, and"
         " checkpoints, best/ and last/ hold the adapter only.",
         choices=(FULL, *ADAPTERS.split("|")),
+        resume="never",
         excludes={
             "config_path": "an adapter is for a pretrained model; give -init_model",
             "encoder_layers": "an adapter is for a whole pretrained model",
@@ -64,19 +65,24 @@ class TrainModelFlags:
             "freeze": "an adapter freezes the model itself; -target_modules says which layers it goes to",
         },
     )
-    lora_r: int = flag(8, "Rank of a LoRA's matrices.", minimum=1, maximum=4096, needs=OF_LORA)
+    lora_r: int = flag(8, "Rank of a LoRA's matrices.", minimum=1, maximum=4096, resume="never", needs=OF_LORA)
     lora_alpha: int = flag(
         16,
         "A LoRA's update is multiplied by this over -lora_r (rslora: over its square root).",
         minimum=1,
+        maximum=10**9,
+        resume="never",
         needs=OF_LORA,
     )
-    lora_dropout: float = flag(0.0, "Dropout of a LoRA's inputs; 0 = off.", minimum=0.0, maximum=0.9, needs=OF_LORA)
+    lora_dropout: float = flag(
+        0.0, "Dropout of a LoRA's inputs; 0 = off.", minimum=0.0, maximum=0.9, resume="never", needs=OF_LORA
+    )
     num_virtual_tokens: int = flag(
         20,
         "Trained vectors in front of every source, which is so many tokens longer for the model.",
         minimum=1,
         maximum=4096,
+        resume="never",
         needs=OF_PROMPTS,
     )
     target_modules: tuple[str, ...] = flag(
@@ -84,12 +90,14 @@ class TrainModelFlags:
         "Linear layers that the adapter goes to, by the end of their names (q, SelfAttention.v, fc1), or all-linear;"
         " empty = queries and values (ia3: keys, values and the second feed-forward layer).",
         metavar="NAME",
+        resume="never",
         needs=OF_ADAPTERS,
     )
     modules_to_save: tuple[str, ...] = flag(
         (),
         "Module that is trained in full beside the adapter, by the end of its name, e.g. lm_head.",
         metavar="NAME",
+        resume="never",
         needs=OF_ADAPTERS,
     )
     freeze: tuple[str, ...] = flag(

@@ -43,10 +43,11 @@ class FlagSpec:
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # without this condition it has no effect
     excludes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # with this condition it contradicts
     # What a resume makes of another value than the saved run's: refuse it ("fixed"; with -resume_force the position
-    # ("batches"), the state of the optimizer or the best score ("measure") begin anew), refuse it "if given" or where
-    # the best is told by "generated rows", compare what it came to on the device ("arithmetic"), or take it ("free").
-    # "kept" is "if given", and the saved value is taken over when a run goes on. Those of a "process" are free, and not
-    # taken over when a run goes on; those of "once" do not stand in the command that goes on either.
+    # ("batches"), the state of the optimizer or the best score ("measure") begin anew, and "never" stays refused),
+    # refuse it "if given" or where the best is told by "generated rows", compare what it came to on the device
+    # ("arithmetic"), or take it ("free"). "kept" is "if given", and the saved value is taken over when a run goes on.
+    # Those of a "process" are free, and not taken over when a run goes on; those of "once" do not stand in the command
+    # that goes on either.
     resume: str = "fixed"
     change: str = ""  # what another value means from here on, if it is taken
     decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that

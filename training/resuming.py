@@ -101,7 +101,7 @@ def flag_differences(resumed: SavedRun, config: TrainConfig, tasks: Sequence[Tas
         """Whether the flag says where the base model of an adapter lies now; a digest tells whether it is the same."""
         return name == "init_model" and resumed.model.has_adapter
 
-    ways = ["fixed", "batches", "optimizer", "measure"]
+    ways = ["never", "fixed", "batches", "optimizer", "measure"]
     ways += ["generated rows"] if is_generated(config.run.monitor) else []  # scores of other rows are not compared
     names = [
         spec.name
@@ -161,11 +161,17 @@ def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[
 
 
 def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
-    """Do nothing when there is no difference or -resume_force is given.
+    """Do nothing when there is no difference, or -resume_force is given and none is in the model itself.
 
     Raises:
         UserError: with a table of the differences.
     """
+    fixed = [one for one in differences if one.name in flags_of("never")]
+    if fixed and config.run.resume_force:
+        raise UserError(
+            f"-resume_checkpoint {config.run.resume_checkpoint}: the checkpoint's model was made with other settings,"
+            f" which -resume_force cannot change; leave these out, or start a new run\n{difference_table(fixed)}"
+        )
     if differences and not config.run.resume_force:
         raise UserError(
             f"-resume_checkpoint {config.run.resume_checkpoint}: the run was saved with other settings; give those, or"

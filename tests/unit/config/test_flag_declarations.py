@@ -26,7 +26,7 @@ from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
-RESUMES |= {"arithmetic"}
+RESUMES |= {"arithmetic", "never"}
 
 
 def with_flags(config_class: type, group: str, group_class: type, **fields: Any) -> Any:

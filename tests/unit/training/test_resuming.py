@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from config.model_flags import TrainModelFlags
 from config.optim_flags import OptimFlags
 from config.parser import to_dict
 from config.train_flags import TrainConfig
 from task_utils import get_task
 from tests.saved_runs import saved_run
-from training.resuming import changed_words, environment, flag_differences, plan_differences
+from training.resuming import changed_words, check_same, environment, flag_differences, plan_differences
 from utils.devices import Devices
 from utils.differences import Difference, difference_table
+from utils.errors import UserError
 
 TASK = get_task("nsmc-naive")
 
@@ -62,6 +65,15 @@ def test_the_rate_in_force_is_compared(
     )
     resumed = saved_run(state={"flags": to_dict(saved), "task": TASK.to_dict()})
     assert flag_differences(resumed, present, [TASK]) == expected
+
+
+def test_force_does_not_make_another_adapter_of_a_checkpoint() -> None:
+    """It would say so, and go on with the same one."""
+    resumed = saved_run(state={"flags": to_dict(TrainConfig()), "task": TASK.to_dict()})
+    for model, refused in ((TrainModelFlags(freeze=("encoder",)), False), (TrainModelFlags(lora_r=4), True)):
+        config = replace(config_with(resume_checkpoint="last", resume_force=True), model=model)
+        with pytest.raises(UserError, match="-resume_force cannot change") if refused else nullcontext():
+            check_same(flag_differences(resumed, config, [TASK]), config)
 
 
 @pytest.mark.parametrize(("deterministic", "told"), [(False, 1), (True, 0)])
