@@ -123,7 +123,7 @@ class InferenceModel:
             self._check_unchanged()
             if self.is_checkpoint or not self.is_adapter or DIGEST_KEY in self.saved_state():
                 return content  # of an adapter, that of its base is in it
-            return f"{content} on {replace(self, name=self._whole_model()).identity()}"
+            return f"{content} on {replace(self, name=self._whole_model(), found=()).identity()}"
         return f"{self.name} at {getattr(self.config_and_tokenizer()[0], '_commit_hash', None)}"
 
     @property

@@ -19,6 +19,9 @@ from config.parser import parse_flags
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding
 from generation.engines.pytorch import TorchEngine
+from models.adapters.folder import write_adapter
+from models.adapters.methods import chosen_adapter
+from models.adapters.tuning import apply
 from models.loading import from_config
 from postprocessors.labels import LabelMap
 from prediction.setup import make_engine, prepare, resolve_prediction_task, with_batches
@@ -140,6 +143,21 @@ def test_a_model_that_is_replaced_after_the_command_began_is_refused(tmp_path: P
         assert refused.value.problems == (told,)
     (model,) = inference_models([str(tmp_path / "best")])
     assert model.identity() != digest
+
+
+def test_an_adapter_that_others_trained_is_told_apart_by_its_base(tmp_path: Path) -> None:
+    """It has no digest of its base, as ours have, and the files of the base are no files of its own."""
+    digests = []
+    for seed in (1, 2):
+        model = from_config(config_of("t5"), seed=seed)
+        base = folder_of(model, tmp_path / f"base{seed}")
+        if seed == 1:
+            apply(model, chosen_adapter(model, "lora", (), (), 2, 4, 0.0))
+            (tmp_path / "adapter").mkdir()
+            write_adapter(tmp_path / "adapter", model)
+        (adapted,) = inference_models([str(tmp_path / "adapter")], base=str(base))
+        digests.append(adapted.identity())
+    assert digests[0] != digests[1]
 
 
 def test_models_of_other_texts_do_not_decode_together(tmp_path: Path, told: Prepared) -> None:
