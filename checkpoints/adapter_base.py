@@ -59,8 +59,8 @@ def find_base(adapter: Adapter, place: str, flag: str, given: str = "") -> str:
         return str(Path(snapshot_download(adapter.base, local_files_only=True)))
     except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{place}: the base model of the adapter, {adapter.base}, is neither a folder here nor downloaded; give its"
-            f" folder or hub name as {flag}, or a full model (export.py -merge writes one)"
+            f"{place}: the base model of the adapter, {adapter.base:.300}, is neither a folder here nor downloaded;"
+            f" give its folder or hub name as {flag}, or a full model (export.py -merge writes one)"
         ) from error
 
 

@@ -157,6 +157,9 @@ def read_adapter(folder: str, place: str, digest: str = "") -> Adapter:
     for name, value in content.items():
         if name not in (*READ, *SWITCHES, *SAYS_NOTHING, *(OF_VIRTUAL if kind in VIRTUAL else ())) and value:
             raise UserError(f"{place}: {path}: {name} is {value!r:.60}, which is not supported")
+    for name in SWITCHES:
+        if not isinstance(content.get(name, False), bool):
+            raise UserError(f"{place}: {path}: {name} is {content[name]!r:.60}, not true or false")
     if content.get("bias", "none") != "none" or content.get("init_lora_weights") not in BEGUN_PLAIN:
         raise UserError(
             f"{place}: {path}: trained biases, and an init_lora_weights that changes the base, are not supported"
