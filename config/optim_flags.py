@@ -220,7 +220,11 @@ class DistillationFlags:
         excludes={SHARDED: NOT_TRIED},
     )
     distill_temperature: float = flag(
-        1.0, "Softens both distributions before they are compared; 1 = as they are.", minimum=0.1, needs=NO_TEACHER
+        1.0,
+        "Softens both distributions before they are compared; 1 = as they are.",
+        minimum=0.1,
+        maximum=1000.0,
+        needs=NO_TEACHER,
     )
     distill_weight: float = flag(
         0.5,

@@ -43,6 +43,7 @@ REFUSED = {
     "-lr_scheduler plateau": (
         "-lr_scheduler plateau: only with validation rows: give -valid_data or -valid_data_proportions"
     ),
+    "-distill_temperature 1e200": "-distill_temperature 1e200: at most 1000 expected",
     "-layerwise_lr_decay 0": "-layerwise_lr_decay 0: above 0 expected; -freeze leaves parts as they are",
     "-lr_scheduler cosine -min_learning_rate 0.1": (
         "-optim_cosanneal_min_lr 0.1 is above adam's rate 0.0001; give -learning_rate"
