@@ -22,6 +22,7 @@ from config.optim_flags import dropout_rates
 from config.train_flags import TrainConfig
 from models.adapters.folder import is_adapter_folder, read_adapter, read_weights
 from models.adapters.methods import Adapter, check_virtual_tokens, chosen_adapter
+from models.adapters.quantised import BITS, quantise
 from models.adapters.tuning import adapter_of, apply, merge
 from models.architectures import shared_target_limit, source_limit
 from models.forward import check_logits
@@ -149,6 +150,13 @@ class InferenceModel:
         if not self.is_adapter:
             return self.name
         return find_base(self._adapter(), f"{self.flag} {self.name}", BASE_FLAG, self.base)
+
+    def notes(self) -> list[str]:
+        """What to tell of its training: that an adapter knows its base only rounded."""
+        load_in = self.saved_state().get("flags", {}).get("load_in")
+        if not self.is_adapter or load_in not in BITS:
+            return []
+        return [f"{self.flag} {self.name}: trained with -load_in {load_in}, and used on the base in full precision"]
 
     def load(self) -> PreTrainedModel:
         """The model on the CPU, an adapter in it as layers of its own."""
@@ -347,6 +355,7 @@ def _ready(model: PreTrainedModel, config: TrainConfig, seed: int, base: str = "
         )
         torch.manual_seed(seed)
         apply(model, replace(adapter, base=lasting_name(base), digest=weights_digest(model)))
+    quantise(model, flags.load_in)
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if config.device.attention == "fused":

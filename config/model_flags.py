@@ -10,6 +10,7 @@ from config.parser import flag, free
 FREEZABLE = ("embedding", "encoder", "decoder")
 OF_A_MODEL = {"init_model": "its layers are taken"}
 FULL = "finetune"  # the method without an adapter
+WHOLE = "fp32"  # what the layers of a base model are loaded in without -load_in
 LORA = "lora|dora|rslora|pissa"
 OF_LAYERS = f"{LORA}|ia3"
 PROMPTS = "prompt|ptuning"
@@ -99,6 +100,13 @@ class TrainModelFlags:
         metavar="NAME",
         resume="never",
         needs=OF_ADAPTERS,
+    )
+    load_in: str = flag(
+        WHOLE,
+        "How the frozen linear layers are kept while an adapter is trained: fp32, 8bit or 4bit (both by bitsandbytes);"
+        " the adapter, embeddings and output layer stay in fp32.",
+        choices=(WHOLE, "8bit", "4bit"),
+        needs={"tuning_method=lora|rslora|ia3": "weights of 8 or 4 bits cannot be trained, an adapter on them can"},
     )
     freeze: tuple[str, ...] = flag(
         (),

@@ -55,6 +55,7 @@ def run(flags: ExportFlags) -> int:
         check_onnx(InferenceModel(names[0], base=flags.base_model).config_and_tokenizer()[0].model_type, "-format onnx")
     check_merging(flags, names)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
+    tell(*(line for name in names for line in InferenceModel(name, base=flags.base_model).notes()))
     with tempfile.TemporaryDirectory() as temporary:
         rows = None
         if flags.valid_data:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 from transformers import PreTrainedModel
 
+from models.adapters.quantised import parameter_counts, quantised_layers
 from models.adapters.tuning import adapter_of, own_names
 from utils.errors import UserError, closest
 from utils.tables import format_table
@@ -15,6 +16,7 @@ from utils.tables import format_table
 LAYERS = re.compile(r"layers:(\d{1,9})(?:-(\d{1,9}))?")
 PARTS = ("embedding", "encoder", "decoder", "output layer", "other", "adapter")  # of the table
 SHOWN = 4  # names in a message
+FP32 = 4  # bytes
 
 
 def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> list[str]:
@@ -94,9 +96,10 @@ def trained_lines(model: PreTrainedModel) -> list[str]:
     if all(parameter.requires_grad for parameter in model.parameters()):
         return []
     counts = {part: [0, 0] for part in PARTS}
-    for part, parameter in _by_part(model):
-        counts[part][0] += parameter.numel()
-        counts[part][1] += parameter.numel() if parameter.requires_grad else 0
+    sizes = parameter_counts(model)
+    for part, name, parameter in _by_part(model):
+        counts[part][0] += sizes[name]
+        counts[part][1] += sizes[name] if parameter.requires_grad else 0
     total, trained = (sum(column) for column in zip(*counts.values(), strict=True))
     rows = [(part, f"{entry[0]:,}", f"{entry[1]:,}", "") for part, entry in counts.items() if entry[0]]
     rows.append(("total", f"{total:,}", f"{trained:,}", f"{trained / total:.2%}"))
@@ -104,25 +107,30 @@ def trained_lines(model: PreTrainedModel) -> list[str]:
     if adapter_of(model):
         weights = model.state_dict()
         own = sum(weights[name].nbytes for name in own_names(model))
-        whole = sum(parameter.nbytes for parameter in model.parameters())
+        whole = total * FP32
         lines.append(f"best/ and last/ hold the adapter only: {_size(own)} of weights in place of {_size(whole)}")
+    if layers := quantised_layers(model).values():
+        kept = sum(buffer.nbytes for layer in layers for buffer in layer.buffers())
+        plain = sum(layer.in_features * layer.out_features for layer in layers) * FP32
+        bits = next(iter(layers)).bits
+        lines.append(f"{len(layers)} frozen layers take {_size(kept)} in {bits} bits in place of {_size(plain)}")
     return lines
 
 
-def _by_part(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Each parameter once, with the part of the model that it belongs to."""
+def _by_part(model: PreTrainedModel) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Each parameter once: the part of the model that it belongs to, its name, itself."""
     own = set(own_names(model)) if adapter_of(model) else set()
     input_, output = model.get_input_embeddings(), model.get_output_embeddings()
     stacks = {part: {id(one) for one in stack.parameters()} for part, stack in _stacks(model).items()}
     for name, parameter in model.named_parameters():
         if name in own:
-            yield "adapter", parameter
+            yield "adapter", name, parameter
         elif any(parameter is one for one in input_.parameters()):
-            yield "embedding", parameter
+            yield "embedding", name, parameter
         elif output is not None and any(parameter is one for one in output.parameters()):
-            yield "output layer", parameter
+            yield "output layer", name, parameter
         else:
-            yield next((part for part, ids in stacks.items() if id(parameter) in ids), "other"), parameter
+            yield next((part for part, ids in stacks.items() if id(parameter) in ids), "other"), name, parameter
 
 
 def _size(count: int) -> str:

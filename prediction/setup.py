@@ -91,7 +91,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
             f"-model {name}: {model.name}"
             for name, model in zip(config.model.model, models, strict=True)
             if name != model.name
-        )
+        ),
+        *(line for model in models for line in model.notes()),
     )
     state, place, name = models[0].saved_state(), f"-model {models[0].name}", task_name(config.model.task)
     if trained_task(state, name, place) or not name:  # the checkpoint's

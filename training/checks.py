@@ -35,7 +35,7 @@ from config.checks import (
     schedule_of,
 )
 from config.flags import SHARDED_STRATEGIES
-from config.model_flags import FREEZABLE, FULL
+from config.model_flags import FREEZABLE, FULL, WHOLE
 from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from config.run_flags import automatic
@@ -125,6 +125,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     problems += [f"-freeze {part}: no regular expression: {why}" for part in model.freeze if (why := _not_regex(part))]
     if model.tuning_method != FULL:
         problems += filter(None, [missing_package("peft", f"-tuning_method {model.tuning_method}")])
+    if model.load_in != WHOLE:
+        problems += filter(None, [missing_package("bitsandbytes", f"-load_in {model.load_in}")])
     check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)

@@ -37,6 +37,7 @@ from datamodules.batching import BatchPlan
 from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows
 from generation.decoder import generation_config
+from models.adapters.quantised import parameter_counts
 from models.meter import peak_memory
 from models.optimizers.build import OPTIMIZER_ROWS
 from models.optimizers.schedules import resolve_warmup
@@ -65,7 +66,7 @@ def resolved_settings(
         "task": first,
         **({"tasks": [first, *others]} if others else {}),
         "model_type": model.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter_counts(model).values()),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "accelerator": devices.accelerator,
         "devices": devices.world_size,

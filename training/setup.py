@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
-from config.model_flags import FULL
+from config.model_flags import FULL, WHOLE
 from config.optim_flags import OPTIMIZERS, dropout_rates
 from config.parser import shown
 from config.run_flags import automatic
@@ -25,6 +25,7 @@ from datamodules.mixture import Mixture
 from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
+from models.adapters.quantised import check_quantisable
 from models.architectures import architecture, notes, overflowing, source_limit, target_limit
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
@@ -141,14 +142,15 @@ def check_padded(parts: Sequence[Splits], config: PreTrainedConfig) -> None:
 def _building(config: TrainConfig, source: ModelSource, devices: Devices, resumed: SavedRun | None) -> Iterator[None]:
     """Build the model where it is to be.
 
-    What a checkpoint holds goes right to the device, and never into the memory of the host; seeds draw on the CPU, in
+    What a checkpoint holds goes right to the device, and never into the memory of the host, unless -load_in makes it
+    small first; seeds draw on the CPU, in
     the first process alone where it gives its weights to the others (DDP does, before the first step).
     """
     sharded = STRATEGIES[config.device.strategy].sharded  # it takes the model apart in the memory of the host
     given = devices.world_size > 1 and not is_first_process() and not sharded
     drawn = bool(config.model.config_path) and config.model.tuning_method == FULL
     with ExitStack() as stack:
-        if resumed and not sharded:
+        if resumed and not sharded and config.model.load_in == WHOLE:
             stack.enter_context(torch.device(devices.device(local_rank())))
         elif given and drawn and architecture(source.config.model_type).plain_logits:
             stack.enter_context(torch.device(devices.device(local_rank())))
@@ -189,6 +191,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     devices = resolve_devices(
         flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes, flags.deterministic
     )
+    check_quantisable(source.config, config.model.load_in)
     if flags.attention == "fused":
         check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)

@@ -7,7 +7,10 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -36,10 +39,24 @@ def missing_package(package: str, flag: str) -> str:
 def require_package(package: str, flag: str) -> Any:
     """An `OPTIONAL` package, imported. Raises `UserError` that names `flag` and the command that installs it."""
     try:
-        return importlib.import_module(package)
+        with _no_kernels_fetched():
+            return importlib.import_module(package)
     except ImportError as error:
         told = f"which cannot be imported ({error}); {_install(package)}"
         raise UserError(f"{flag} needs the package {package}, {told}") from error
+
+
+@contextmanager
+def _no_kernels_fetched() -> Iterator[None]:
+    """While it lasts, an import of bitsandbytes, which that of peft is too, gets no kernels from the hub."""
+    had = "kernels" in sys.modules
+    if not had:
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if not had:
+            del sys.modules["kernels"]
 
 
 def _is_there(package: str) -> bool:
@@ -75,7 +92,8 @@ def quiet_libraries(training: bool = False) -> None:
     gc.enable()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero", "torch.distributed"):
+    lightning = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
+    for name in (*lightning, "torch.distributed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # All are about choices that this program makes on purpose: the loader of a plan has no more to share out, a run
     # may have no validation rows, and the plain logging connector is not used.

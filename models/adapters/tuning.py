@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from models.adapters import virtual_tokens
 from models.adapters.methods import LORA, PROMPTS, Adapter
+from models.adapters.quantised import QuantisedLinear, quantised_layers
 from utils.errors import shortened
 from utils.libraries import require_package
 
@@ -144,6 +145,7 @@ class MergedWeights:
     """In its `with` block the model has plain layers, with the merged weights of the time when this object was made.
 
     Outside the block the model has its adapter; the block may be entered many times. A plain model stays as it is.
+    Layers in 8 or 4 bits are unfolded: the adapter is merged into what they were rounded to, as in training.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -151,6 +153,9 @@ class MergedWeights:
         self.layers: dict[str, Any] = adapted_layers(model) if adapter_of(model) else {}
         with torch.no_grad():
             self.plain = {name: _merged_layer(layer) for name, layer in self.layers.items()}
+            for name, layer in quantised_layers(model).items():
+                if not name.endswith(".base_layer"):
+                    self.layers[name], self.plain[name] = layer, layer.plain()
 
     def __enter__(self) -> PreTrainedModel:
         _put(self.model, self.plain)
@@ -164,6 +169,8 @@ class MergedWeights:
 
 def _merged_layer(layer: Any) -> nn.Module:
     layer = copy.deepcopy(layer)
+    if isinstance(layer.get_base_layer(), QuantisedLinear):
+        layer.base_layer = layer.get_base_layer().plain()
     layer.merge()
     plain: nn.Module = layer.get_base_layer()
     return plain

@@ -199,7 +199,7 @@ def accelerate(model: nn.Module) -> None:
             module.__class__ = subclass(type(module), table[type(module)])
     shares_bias = row.like_t5 and not row.bias_in_each_layer and config._attn_implementation == ATTENTION
     for block in blocks(model):
-        block.matrices = tuple(part for part in block.modules() if isinstance(part, nn.Linear))
+        block.matrices = tuple(part for part in block.modules() if type(part) is nn.Linear)
         block.__class__ = subclass(type(block), _SharingBlock if shares_bias else Block)
 
 

@@ -67,7 +67,7 @@ class _OneCast:
 
 
 class Block:
-    """A layer of an encoder or decoder that casts its weights together. `matrices` are its `nn.Linear`s."""
+    """A layer of an encoder or decoder that casts its weights together. `matrices` are its plain `nn.Linear`s."""
 
     matrices: tuple[nn.Linear, ...]
 
