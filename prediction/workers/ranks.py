@@ -66,7 +66,7 @@ def shared_temporary(output: str) -> Iterator[Shared]:
         _clear(folder)
         (folder / ROWS).mkdir()
         try:
-            with Presence(folder / FIRST, launch=launch_id(), jobs=0, done=False) as presence:
+            with Presence(folder / FIRST, launch=launch_id(), jobs=0, ended=0, done=False) as presence:
                 yield Shared(folder / ROWS, presence)
                 presence.update(done=True)
                 _see_them_off(folder, presence)
@@ -135,6 +135,7 @@ def work_with_ranks(engine: Engine, job: PredictionJob, first: Presence) -> None
             raise_problem(folder, rank)
 
     work(engine, job, own_device(job.devices), first=True, waiting=raise_problems)
+    first.update(ended=number)  # before the parts go: the others must not take them for missing ones
 
 
 def work_for_first(output: str) -> None:
@@ -149,8 +150,10 @@ def work_for_first(output: str) -> None:
         try:
             number = 1
             while not (found := _first_now(folder, first, presence))["done"]:
-                if found["jobs"] >= number:
-                    _work_on(folder / f"job-{number}", first, presence)
+                if found["ended"] >= number:  # the others had done it all before this process came
+                    number += 1
+                elif found["jobs"] >= number:
+                    _work_on(folder, number, first, presence)
                     number += 1
                 else:
                     time.sleep(POLL_SECONDS)
@@ -195,20 +198,26 @@ def _first_now(folder: Path, first: str, presence: Presence) -> dict[str, Any]:
     )
 
 
-def _work_on(path: Path, first: str, presence: Presence) -> None:
-    engine, job = _read_job(path, presence)
+class _Ended(Exception):
+    """All parts of the job were there."""
+
+
+def _work_on(folder: Path, number: int, first: str, presence: Presence) -> None:
+    engine, job = _read_job(folder / f"job-{number}", presence)
     use_arithmetic(job.devices)
     use_threads(job.devices)
 
     def waiting() -> None:
-        _first_now(path.parent, first, presence)
+        if _first_now(folder, first, presence)["ended"] >= number:
+            raise _Ended
 
     try:
         work(engine, job, own_device(job.devices), first=False, waiting=waiting)
-    except (RunError, FileNotFoundError):
-        if job.folder.exists():
+    except _Ended:
+        pass
+    except (RunError, FileNotFoundError):  # the parts go while this process looks for one
+        if _first_now(folder, first, presence)["ended"] < number:
             raise
-        # The others had done it all before this process began, and the first one has written the output.
 
 
 def _read_job(path: Path, presence: Presence) -> tuple[Engine, PredictionJob]:

@@ -62,6 +62,8 @@ def work(
         job.devices.autocast(),
     ):
         fitting = _Fitting(predictor, job.split, device)
+        if waiting:
+            waiting()  # reading the model may have taken long
         for chunk in claims.open_chunks(job.chunks, waiting):
             predictions: list[Prediction] = []
             for batch in job.chunks.batches(chunk):

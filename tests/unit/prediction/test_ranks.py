@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from prediction.parts_folder import claim_path
 from prediction.workers.claims import Claims, Presence
 from prediction.workers.processes import raise_problem
 from prediction.workers.ranks import shared_temporary, work_for_first
+from prediction.workers.work import PredictionJob
 from utils.devices import Devices, launched_devices
 from utils.errors import RunError, UserError
 from utils.launch import global_rank, launch_id, local_world_size, world_size
@@ -37,7 +39,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 def first(tmp_path: Path) -> Iterator[Presence]:
     folder = tmp_path / "out.txt.ranks"
     folder.mkdir()
-    with Presence(folder / "first.json", launch=launch_id(), jobs=0, done=False) as presence:
+    with Presence(folder / "first.json", launch=launch_id(), jobs=0, ended=0, done=False) as presence:
         yield presence
 
 
@@ -67,7 +69,7 @@ def test_a_launch_of_the_same_name_on_another_machine_is_not_followed(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr("socket.gethostname", lambda: "first")
     (tmp_path / "out.txt.ranks").mkdir()
-    with Presence(tmp_path / "out.txt.ranks" / "first.json", launch=launch_id(), jobs=0, done=True):
+    with Presence(tmp_path / "out.txt.ranks" / "first.json", launch=launch_id(), jobs=0, ended=0, done=True):
         work_for_first(str(tmp_path / "out.txt"))
         monkeypatch.setattr("socket.gethostname", lambda: "second")
         with pytest.raises(RunError, match="has seen nothing of process 0"):
@@ -126,6 +128,32 @@ def test_when_all_is_done_the_others_end(tmp_path: Path, first: Presence) -> Non
     first.update(done=True)
     work_for_first(str(tmp_path / "out.txt"))
     assert sorted(path.name for path in first.path.parent.iterdir()) == ["first.json", "left-1"]
+
+
+@pytest.mark.parametrize("ended", [1, 0])
+def test_parts_that_go_while_a_process_looks_for_one_are_no_error(
+    tmp_path: Path, first: Presence, monkeypatch: pytest.MonkeyPatch, ended: int
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        first.update(ended=ended, done=True)
+        raise FileNotFoundError("out.txt.parts/part-000000.jsonl")
+
+    monkeypatch.setattr(ranks, "work", work)
+    monkeypatch.setattr(ranks, "_read_job", lambda *_: (None, PredictionJob(*[None] * 4)))  # type: ignore[arg-type]
+    for name in ("use_arithmetic", "use_threads", "own_device"):
+        monkeypatch.setattr(ranks, name, lambda _: None)
+    first.update(jobs=1)
+    with nullcontext() if ended else pytest.raises(FileNotFoundError):
+        work_for_first(str(tmp_path / "out.txt"))
+
+
+def test_a_job_that_has_ended_is_not_begun(tmp_path: Path, first: Presence, monkeypatch: pytest.MonkeyPatch) -> None:
+    def done_now(*_: object) -> None:
+        first.update(done=True)
+
+    monkeypatch.setattr(ranks.time, "sleep", done_now)
+    first.update(jobs=1, ended=1)  # no job-1 is there: reading it would be an error
+    work_for_first(str(tmp_path / "out.txt"))
 
 
 def test_a_folder_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
