@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedConfig, PreTrai
 from models.foreign_code import NO_CODE, not_loaded, refuse_code_of
 from models.languages import with_languages
 from models.loading import is_dense
-from utils.errors import UserError, error_reason, first_line, shortened
-from utils.files import STATE_NAME
+from utils.errors import RunError, UserError, error_reason, first_line, shortened
+from utils.files import DISK_FULL, STATE_NAME
 from utils.json_files import read_json
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -105,6 +105,7 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkp
 
     Raises:
         UserError: a file that would lie outside its folder, or that is no byte tensor; no tokenizer in them; code.
+        RunError: no room for temporary files.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
@@ -119,6 +120,10 @@ def unpack_tokenizer(files: Mapping[str, torch.Tensor], place: str = "the checkp
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.numpy().tobytes())
             except (OSError, ValueError, TypeError) as error:  # no text, NUL, too long, half a character, in a file
+                if getattr(error, "errno", None) in DISK_FULL:
+                    raise RunError(
+                        f"{folder}: no room for temporary files ({error}); TMPDIR names another folder"
+                    ) from error
                 raise UserError(f"{place}: its tokenizer is damaged: {shown} is no file name ({error})") from error
         refuse_code_of(folder, place)
         try:

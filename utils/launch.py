@@ -27,6 +27,8 @@ def check_environment() -> None:
     ]
     numbers = {name: int(os.environ[name]) for name in NUMBERS if os.environ.get(name, "").isdecimal()}
     problems += [f"{name}=0 in the environment: at least 1 expected" for name in COUNTS if numbers.get(name) == 0]
+    if numbers.get("MASTER_PORT", 1) not in range(1, 1 << 16):
+        problems.append(f"MASTER_PORT={numbers['MASTER_PORT']} in the environment: a port is 1 to 65535")
     pairs = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")) if "RANK" in numbers else ()
     problems += [
         f"{rank}={numbers[rank]} and {count}={numbers[count]} in the environment:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -32,7 +33,7 @@ from models.tokenizers import pack_tokenizer, unpack_tokenizer
 from tests.saved_runs import whole_checkpoint
 from tests.small_configs import CONFIGS, config_of
 from training.run_log import RunLog
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 
 def message(call: Any, *arguments: Any, **named: Any) -> str:
@@ -317,6 +318,16 @@ def test_tensors_of_odd_kinds_are_no_tokenizer_files_and_no_weights(content: Any
     torch.save(changed, tmp_path / "a.ckpt")
     if content.dtype != torch.bfloat16:
         assert "state_dict is a dict of" in message(read_run, tmp_path / "a.ckpt")
+
+
+def test_a_full_folder_of_temporary_files_is_not_the_fault_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    files = {"tokenizer_config.json": torch.zeros(2, dtype=torch.uint8)}
+    with pytest.raises(RunError, match=r"no room for temporary files .* TMPDIR names another folder"):
+        unpack_tokenizer(files)
 
 
 def test_a_damaged_tokenizer_in_a_checkpoint_is_told() -> None:

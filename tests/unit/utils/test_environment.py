@@ -29,12 +29,14 @@ def test_numbers_of_processes_are_numbers(monkeypatch: pytest.MonkeyPatch) -> No
 def test_numbers_of_processes_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a process waits minutes for others that never come."""
     names = {"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "SLURM_STEP_NUM_NODES": "0"}
+    names["MASTER_PORT"] = "99999"
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as refused:
         check_environment()
     assert refused.value.problems == (
         "SLURM_STEP_NUM_NODES=0 in the environment: at least 1 expected",
+        "MASTER_PORT=99999 in the environment: a port is 1 to 65535",
         "RANK=5 and WORLD_SIZE=2 in the environment: a rank is below its number of processes",
     )
 
