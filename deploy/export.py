@@ -21,6 +21,7 @@ from utils.json_files import read_json
 from utils.libraries import require_package
 
 if TYPE_CHECKING:
+    from checkpoints.model_source import InferenceModel
     from deploy.proof import ProofRows
 
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
@@ -47,15 +48,17 @@ def run(flags: ExportFlags) -> int:
         for name in names
         if _same_or_inside(Path(name), target)
     )
+    flag = "-average" if flags.average else "-model"
+    sources = [InferenceModel(name, flag=flag, base=flags.base_model) for name in names]
     if flags.format == "ctranslate2":
         require_package("ctranslate2", "-format ctranslate2")
     if flags.format == "onnx":
         from generation.engines.onnx import check_onnx
 
-        check_onnx(InferenceModel(names[0], base=flags.base_model).config_and_tokenizer()[0].model_type, "-format onnx")
-    check_merging(flags, names)
+        check_onnx(sources[0].config_and_tokenizer()[0].model_type, "-format onnx")
+    check_merging(flags, sources)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
-    tell(*(line for name in names for line in InferenceModel(name, base=flags.base_model).notes()))
+    tell(*(line for source in sources for line in source.notes()))
     with tempfile.TemporaryDirectory() as temporary:
         rows = None
         if flags.valid_data:
@@ -231,22 +234,20 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRow
     write_folder(target, fill, needed=model_bytes(model))
 
 
-def check_merging(flags: ExportFlags, names: Sequence[str]) -> None:
+def check_merging(flags: ExportFlags, sources: Sequence[InferenceModel]) -> None:
     """Refuse -merge or -base_model for a full model, and adapters where a full model is needed.
 
     Raises:
         UserError: says which, and the way out.
     """
-    from checkpoints.model_source import InferenceModel
-
-    adapters = [name for name in names if InferenceModel(name).is_adapter]
+    adapters = [source.name for source in sources if source.is_adapter]
     if (flags.merge or flags.base_model) and not adapters:
         given = "-merge" if flags.merge else f"-base_model {flags.base_model}"
-        raise UserError(f"{given}: is for an adapter, and {names[0]} is a full model")
-    virtual = next((name for name in names if InferenceModel(name).virtual_tokens), "")
+        raise UserError(f"{given}: is for an adapter, and {sources[0].name} is a full model")
+    virtual = next((source.name for source in sources if source.virtual_tokens), "")
     if virtual and flags.merge:
         raise UserError(f"-merge: {virtual} has virtual tokens in front of its sources, which no weights can stand for")
-    if len(names) > 1 and adapters:
+    if len(sources) > 1 and adapters:
         raise UserError(
             f"{adapters[0]}: an adapter, and the mean of adapters is none; write each as a full model with -merge, and"
             " take the mean of those"

@@ -19,6 +19,7 @@ class Architecture:
     plain_logits: bool = True  # known to be those of `forward.DecoderOutput`: test_architectures.py
     norm_first: bool = True  # in a layer; else after it
     embedding_norm: bool = True  # of BART's family: a norm behind the embedding
+    scaled_behind_embedding: bool = False  # of BART's family: the embedding layer itself gives unscaled vectors
     places_skip_padding: bool = False  # of BART's family: a pad token has no position of its own
     relative_positions: bool = False  # and so no longest source or target
     bias_in_each_layer: bool = False  # of T5's family: else the first layer's position bias is that of all
@@ -58,7 +59,7 @@ ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "umt5": replace(_T5, class_name="UMT5", bias_in_each_layer=True, tying_scales=True),
     "bart": Architecture(family="bart", class_name="Bart", norm_first=False),
     "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
-    "pegasus": Architecture(family="bart", class_name="Pegasus", embedding_norm=False),
+    "pegasus": Architecture(family="bart", class_name="Pegasus", embedding_norm=False, scaled_behind_embedding=True),
     "m2m_100": Architecture(family="bart", class_name="M2M100", embedding_norm=False, places_skip_padding=True),
     "longt5": replace(_T5, family=""),
     "led": Architecture(first_sees_all=True),

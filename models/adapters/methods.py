@@ -110,8 +110,9 @@ def chosen_adapter(
 def check_virtual_tokens(config: PreTrainedConfig, count: int, place: str) -> None:
     """Raise `UserError`, opened by `place`, where the model cannot have so many in front of its sources."""
     kind, limit = config.model_type, source_limit(config)
-    if not architecture(kind).own_search or kind == "pegasus":
-        why = "peft leaves out its scale of embeddings" if kind == "pegasus" else "they were not tried there"
+    row = architecture(kind)
+    if not row.own_search or row.scaled_behind_embedding:
+        why = "peft leaves out its scale of embeddings" if row.scaled_behind_embedding else "they were not tried there"
         raise UserError(f"{place}: virtual tokens are for the families of T5 and BART, not for {kind}: {why}")
     if limit and count >= limit:
         raise UserError(

@@ -172,10 +172,12 @@ def test_models_that_are_not_there_or_torn_are_named_with_their_flag(copy_run: P
     shutil.copytree(copy_run / "run" / "saved_checkpoints", run_folder / "saved_checkpoints")
     first, second, *_ = (path.resolve() for path in best_checkpoints(run_folder))
     flags = ("-model", run_folder, "-save_path", tmp_path / "x")
-    for torn in (second, first):
-        torn.write_bytes(torn.read_bytes()[:20000])
+    for torn in (first, second):
+        whole = torn.read_bytes()
+        torn.write_bytes(whole[:20000])
         told = refusal(*flags, "-average", "best:2")
         assert told.startswith(f"-average {torn}: the file is torn or no checkpoint")
+        torn.write_bytes(whole)
 
 
 def test_a_mean_of_the_same_checkpoint_or_of_other_labels_is_refused(

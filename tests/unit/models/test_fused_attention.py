@@ -73,7 +73,11 @@ def test_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None
     refused = [
         (config("t5", d_kv=64), "cpu", "only on GPUs of NVIDIA"),
         (config("t5", d_kv=48), "cuda", "for heads of 16, 32, 64, 128 values, not 48"),
-        (PreTrainedConfig(num_attention_heads=1, hidden_size=64), "cuda", "for t5, mt5, umt5, bart, mbart, not "),
+        (
+            PreTrainedConfig(num_attention_heads=1, hidden_size=64),
+            "cuda",
+            "for t5, mt5, umt5, bart, mbart, pegasus, m2m_100, not ",
+        ),
     ]
     for given, accelerator, words in refused:
         with pytest.raises(UserError, match=f"^-attention fused: {words}.*; use -attention plain$"):
