@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from checkpoints.model_paths import model_path
+from models.adapters.folder import is_adapter_folder
 from models.adapters.methods import Adapter, fitted
 from models.adapters.tuning import apply
 from models.loading import from_pretrained
@@ -50,7 +51,10 @@ def find_base(adapter: Adapter, place: str, flag: str, given: str = "") -> str:
         UserError: opened by `place`: there is no such model.
     """
     if given:
-        return model_path(flag, given)
+        path = model_path(flag, given)
+        if is_adapter_folder(path):
+            raise UserError(f"{flag} {given}: is an adapter itself; give the full model that it was trained on")
+        return path
     if not adapter.base:
         raise UserError(f"{place}: the adapter does not say which model it was trained on; give that as {flag}")
     if os.path.isdir(adapter.base):

@@ -47,7 +47,7 @@ from utils.devices import all_finite
 from utils.digests import FileState, content_of, file_states, tokenizer_digest
 from utils.errors import UserError, raise_if_any
 from utils.files import STATE_NAME
-from utils.json_files import read_json
+from utils.json_files import read_object
 
 BASE_FLAG = "-base_model"
 OF_TEXTS = ("input_template", "target_template", "label_map", "label_separator")  # of a task
@@ -89,12 +89,7 @@ class InferenceModel:
         path = Path(self.name) / STATE_NAME
         if not os.path.isfile(path):
             return {}
-        try:
-            state = read_json(path)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{self.flag} {self.name}: {path} is torn or no JSON ({error})") from error
-        if not isinstance(state, dict):
-            raise UserError(f"{self.flag} {self.name}: {path} is damaged: an object is expected, not {str(state)[:60]}")
+        state = read_object(path, f"{self.flag} {self.name}")
         check_state(state, f"{self.flag} {self.name}: {path}")
         return state
 

@@ -293,7 +293,8 @@ class InferenceDeviceFlags:
 
     gpus: int = free(
         -1,
-        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process.",
+        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process"
+        " unless -cpu_processes says more.",
         minimum=-1,
     )
     cpu_processes: int = free(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
+
 LARGEST = 1 << 28  # bytes; the largest tokenizers have a tenth of that
 DEEPEST = 100  # levels; json gives up near 1,000, and what goes through its content later on may do so earlier
 
@@ -27,6 +29,21 @@ def read_json(path: Path) -> Any:
     if len(content) > LARGEST:
         raise ValueError(f"larger than {LARGEST:,} bytes")
     return parse_json(content.decode("utf-8"))
+
+
+def read_object(path: Path, place: str) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        UserError: opened by `place`: the file cannot be read, or holds something else.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: {path} is torn or no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: {path} is damaged: an object is expected, not {str(content)[:60]}")
+    return content
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -23,7 +23,7 @@ from models.adapters.tuning import NAME, adapter_of, lora_settings, state
 from models.adapters.virtual_tokens import in_file
 from utils.errors import UserError
 from utils.files import write_json
-from utils.json_files import read_json
+from utils.json_files import read_object
 from utils.libraries import require_package
 
 CONFIG_NAME = "adapter_config.json"
@@ -141,12 +141,7 @@ def read_adapter(folder: str, place: str, digest: str = "") -> Adapter:
         UserError: opened by `place`: torn, of a method that is not ours, or with settings that are not supported.
     """
     path = Path(folder, CONFIG_NAME)
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place}: {path} is torn or no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: {path} is damaged: an object is expected, not {str(content)[:60]}")
+    content = read_object(path, place)
     kind = content.get("peft_type")
     if kind not in ("LORA", "IA3", *VIRTUAL):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ from models.optimizers.settings import OptimSettings
 WARM_UP = 10  # steps: the first ones forget the weights that training began with
 
 
-class AveragedWeights:
+class AveragedWeights(ABC):
     """The trained weights of a model and their mean, which change places without a copy.
 
     Args:
@@ -27,10 +28,11 @@ class AveragedWeights:
         self.in_use = False  # the mean is in the model
         self._others: Sequence[Tensor] = ()  # the trained weights meanwhile
 
+    @abstractmethod
     def mean(self) -> Sequence[Tensor]:
         """Give the mean of each parameter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, step: int) -> None:
         """Take up the weights after optimizer step `step`, counted from 1."""
 
@@ -107,6 +109,9 @@ class ScheduleFree(AveragedWeights):
             else parameter.data.clone()
             for parameter, state in zip(self.parameters.values(), states, strict=True)
         ]
+
+    def update(self, step: int) -> None:
+        """The optimizer takes them up itself."""
 
 
 def averaged_weights(
