@@ -91,6 +91,7 @@ def make_data(folder: Path) -> None:
         (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_order(clone: Path) -> None:
     output = clone / "output"
     for page in PAGES:

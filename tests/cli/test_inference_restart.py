@@ -55,6 +55,7 @@ def start_and_stop(command: list[str], parts: Path, count: int, signum: signal.S
     return printed
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_completed_by_others(copy_run: Path, letters: Path, tmp_path: Path) -> None:
     infer_ok(*flags(copy_run, letters, tmp_path / "whole.jsonl"))
     output = tmp_path / "out.jsonl"

@@ -15,6 +15,8 @@ import torch
 from tests.cli.tiny import write_mixture
 from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire, start
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "t5, adam": {"model": "t5-untied", "optim": "adam", "grad_acc": 1},
     "bart, adafactor, accumulation, two loader processes, no validation rows": {

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("t5", "mt5", "umt5", "bart", "mbart")
 # The layers of T5-base, ByT5-small and BART-base: casts and, at most, launches of a training step in bf16. In
@@ -15,6 +17,7 @@ ARCHITECTURES = ("t5", "mt5", "umt5", "bart", "mbart")
 SIZES = {"t5:12+12": (263, 4137), "mt5:12+4": (159, 2715), "bart:6+6": (130, 2256)}
 
 
+@pytest.mark.slow
 def test_what_a_gpu_would_be_asked_for() -> None:
     """One process for all architectures: its start takes as long as the counting."""
     command = [sys.executable, "-m", "tests.counting", *ARCHITECTURES, *SIZES, "loss"]

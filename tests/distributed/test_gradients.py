@@ -52,6 +52,7 @@ def with_teacher(folder: Path) -> list[str]:
     return [*three_tasks(folder), "-teacher", str(folder / "teacher"), "-distill_temperature", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "task"), [("t5-untied", one_task), ("bart", with_teacher)])
 def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
     architecture: str, task: Callable[[Path], list[str]], tmp_path: Path

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.cli.command import ROOT, environment, listing
@@ -38,6 +39,7 @@ def machines(flags: dict[str, Any], limit: str = "unlimited") -> list[subprocess
         return list(pool.map(machine, range(2)))
 
 
+@pytest.mark.slow
 def test_two_machines(two_processes: Path, letters: Path, tmp_path: Path) -> None:
     """Bit for bit the run of one; resumed, a full disk of the first ends both with one line, and harms nothing."""
     flags = flags_of(two_processes, letters, "two", save_path=tmp_path / "run", cpu_processes=1, num_nodes=2)
