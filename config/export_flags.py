@@ -47,7 +47,8 @@ class ExportFlags:
     valid_data: tuple[str, ...] = free(
         (),
         "File with rows that the model and its export both decode, on the CPU: texts, metrics, speed and size are"
-        " compared, and an export that decodes otherwise is refused; may repeat; empty = none.",
+        " compared, and an export that is not rounded (-compute_type) and decodes otherwise is refused; may repeat;"
+        " empty = none.",
         metavar="FILE",
     )
     rows: int = free(
