@@ -144,10 +144,10 @@ def refuse_other_outputs(
     if wrong:
         place = wrong[0]
         one, its = ours[place], theirs[place]
+        what = f"{len(other or wrong):,} of {len(rows):,} {'texts' if other else 'scores'}"
         raise UserError(
-            f"-format {form}: {len(other):,} of {len(rows):,} texts are others than the model's, and nothing is"
-            f" written: row {rows[place] + 1} is {its.text[:60]!r} (score {its.score:.4f}) for {one.text[:60]!r}"
-            f" ({one.score:.4f})"
+            f"-format {form}: {what} differ from the model's, and nothing is written: row {rows[place] + 1} is"
+            f" {its.text[:60]!r} (score {its.score:.4f}) for {one.text[:60]!r} ({one.score:.4f})"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -169,12 +170,16 @@ def check_gradients(config: TrainConfig, devices: Devices) -> None:
 
 
 def check_memory_limit(config: TrainConfig, devices: Devices) -> None:
-    """Raise `UserError` where the size of batches is to be found on a CPU, and nothing says in how much memory."""
+    """Raise `UserError` where the size of batches is to be found on a CPU without a limit, or without Linux."""
     name = automatic(config.batch)
     if name and devices.accelerator == "cpu" and not config.device.memory_limit:
         raise UserError(
             f"{shown(name, getattr(config.batch, name))}: on the CPU give -memory_limit too, since the system does not"
             " say how much memory is left for the run"
+        )
+    if name and devices.accelerator == "cpu" and sys.platform != "linux":
+        raise UserError(
+            f"{shown(name, getattr(config.batch, name))}: on a CPU only Linux says what a batch takes; give a number"
         )
 
 

@@ -297,7 +297,7 @@ def test_an_export_that_decodes_otherwise_is_not_kept(
 
     monkeypatch.setattr("checkpoints.model_folder.fill_folder", damage)
     told = refusal("-model", best, "-save_path", folder, "-overwrite", "-valid_data", data)
-    assert re.match(r"-format safetensors: \d+ of 40 texts are others than the model's, and nothing is written: ", told)
+    assert re.match(r"-format safetensors: \d+ of 40 texts differ from the model's, and nothing is written: ", told)
     assert listing(folder) == before
     assert "no such file" in refusal("-model", best, "-save_path", tmp_path / "x", "-valid_data", tmp_path / "gone.tsv")
     assert "-rows 3: only with -valid_data: no rows are decoded" in refusal(

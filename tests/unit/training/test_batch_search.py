@@ -137,6 +137,13 @@ def test_what_cannot_be_found_is_told_before_a_model_is_loaded(tmp_path: Path) -
         check_memory_limit(TrainConfig(batch=BatchFlags(max_tokens=-1)), Devices("cpu", 1, 1, "32-true"))
 
 
+def test_on_a_cpu_without_linux_nothing_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    config = TrainConfig(batch=BatchFlags(batch_size=0), device=TrainDeviceFlags(memory_limit=1.0))
+    with pytest.raises(UserError, match=r"^-batch_size 0: on a CPU only Linux says what a batch takes; give a number$"):
+        check_memory_limit(config, Devices("cpu", 1, 1, "32-true"))
+
+
 def test_a_resumed_run_takes_the_number_that_was_found() -> None:
     resumed: Any = SimpleNamespace(flags={"batch_size": 96, "max_tokens": 0})
     for batch in (BatchFlags(batch_size=0), BatchFlags(max_tokens=-1)):
