@@ -142,11 +142,6 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
     if config.run.seed < 0 and (config.device.num_nodes > 1 or started_by_launcher()):
         problems.append(f"-seed {config.run.seed}: a drawn seed is not shared between machines; give one, 0 or above")
     sought = "" if resuming else automatic(batch)
-    if sought and (config.device.num_nodes > 1 or started_by_launcher()):
-        problems.append(
-            f"{shown(sought, getattr(batch, sought))}: is found on one machine, without torchrun or srun; give the"
-            " number that a run on one of the machines finds"
-        )
     if sought and config.device.strategy in SHARDED_STRATEGIES:
         problems.append(
             f"{shown(sought, getattr(batch, sought))}: not with -strategy {config.device.strategy}, under which a"

@@ -236,7 +236,7 @@ class OurDDP(DDPStrategy):
         self.compressed = compressed
 
     def setup_environment(self) -> None:
-        with _meeting():
+        with meeting():
             super().setup_environment()
         if self.world_size > 1:
             self.control_group = tcp_group()
@@ -249,7 +249,7 @@ class OurDDP(DDPStrategy):
         module: Any = self.lightning_module
         if leaves_out_parameters(module.model.config):
             self._ddp_kwargs["find_unused_parameters"] = True
-        with _meeting():  # NCCL connects when it is used first
+        with meeting():  # NCCL connects when it is used first
             super().configure_ddp()
         if self.compressed:
             wrapped: Any = self.model
@@ -258,7 +258,7 @@ class OurDDP(DDPStrategy):
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def meeting() -> Iterator[None]:
     """Raise `RunError`, with what to look at, where the processes do not find each other in the time of torch."""
     try:
         yield

@@ -22,12 +22,13 @@ from models.optimizers.build import state_memory
 from models.seq2seq_module import Seq2SeqModule
 from training.process_watch import PARENT_VARIABLE
 from training.setup import Prepared
+from training.strategies.cluster import words_of_all
 from training.strategies.registry import STRATEGIES
 from training.trainer import build_module
 from utils.console import say
 from utils.devices import is_out_of_memory
-from utils.errors import UserError
-from utils.launch import local_rank
+from utils.errors import UserError, raise_if_any
+from utils.launch import local_rank, started_by_launcher
 
 VARIABLE = "S2S_BATCH"  # what the first process has found, for those that it starts
 MARGIN = 0.1  # of the memory, that is left free: batches of other shapes cut it up in other ways
@@ -49,7 +50,7 @@ def with_found_batch(prepared: Prepared) -> Prepared:
     if PARENT_VARIABLE in os.environ:
         found = int(os.environ[VARIABLE])
     else:
-        found = _found_on_devices(prepared, name)
+        found = _agreed(prepared, name)
         os.environ[VARIABLE] = str(found)
     return replace(prepared, config=replace(config, batch=replace(batch, **{name: found})))
 
@@ -72,14 +73,28 @@ def largest(fits: Callable[[int], bool], start: int, most: int) -> tuple[int, in
     return good, bad
 
 
+def _agreed(prepared: Prepared, name: str) -> int:
+    """The number that fits on every device of the run; `UserError` on every process where one finds no room."""
+    try:
+        word = str(_found_on_devices(prepared, name))
+    except UserError as error:
+        word = str(error)
+    words = words_of_all(prepared.devices, f"-{name}", word)
+    raise_if_any(dict.fromkeys(word for word in words if not word.isdecimal()))
+    found = min(map(int, words))
+    if len(words) > 1:
+        say(f"batch size: {found:,}, the smallest number that {len(words)} processes found")
+    return found
+
+
 def _found_on_devices(prepared: Prepared, name: str) -> int:
-    """The number that fits on every device of this machine."""
+    """The number that fits on every device that this process tries: its own, or all of its machine."""
     devices, config = prepared.devices, prepared.config
     strategy = STRATEGIES[config.device.strategy]
     module = build_module(config, prepared.model, prepared.tokenizer, 1, strategy, teacher=prepared.teacher)
     prepared.model.train()
     first = local_rank()
-    count = devices.count if devices.accelerator == "cuda" else 1
+    count = devices.count if devices.accelerator == "cuda" and not started_by_launcher() else 1
     numbers = [_found_on(prepared, module, name, devices.device(rank)) for rank in range(first, first + count)]
     module.to(devices.device(first))
     return min(numbers)
@@ -87,7 +102,12 @@ def _found_on_devices(prepared: Prepared, name: str) -> int:
 
 def _found_on(prepared: Prepared, module: Seq2SeqModule, name: str, device: torch.device) -> int:
     config = prepared.config
-    module.to(device)
+    try:
+        module.to(device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"-{name}: the model does not fit into the memory of {device}") from error
     trial = _Trial(prepared, module, name, device)
     good, bad = largest(trial.fits, trial.start, trial.most)
     _empty(device)

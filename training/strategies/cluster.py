@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from torch.distributed.rendezvous import rendezvous
 
+from training.lightning_loop import meeting
 from utils.devices import Devices
-from utils.launch import in_job, local_rank, started_by_launcher, step_tasks
+from utils.launch import global_rank, in_job, local_rank, started_by_launcher, step_tasks, world_size
 
 LAUNCH = (  # what tells the processes of one machine and one start apart from others there
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "GROUP_RANK"),
@@ -70,6 +73,38 @@ def checked_once(subject: str, read: Callable[[bool], Checked]) -> Checked:
     finally:
         threading.Thread(target=_answer, args=(listener, word), name="checked", daemon=True).start()
     return result
+
+
+def words_of_all(devices: Devices, subject: str, word: str) -> list[str]:
+    """What every process says about a subject, by rank, before they have a process group; each waits for all.
+
+    They meet where they will later: at torchrun's store, or at one of the first process. A process that starts those
+    of its machine itself speaks for them.
+
+    Raises:
+        RunError: they do not find each other, or one of them ended without a word.
+    """
+    if started_by_launcher():
+        rank, count = global_rank(), world_size()
+    else:
+        rank, count = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))), devices.num_nodes
+    if count == 1:
+        return [word]
+    if isinstance(environment := cluster_environment(devices), SLURMEnvironment):
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    with meeting():
+        store = _store(rank, count)
+        store.set(f"{subject} {rank}", word)
+        words = [store.get(f"{subject} {other}").decode() for other in range(count)]
+        store.set(f"{subject} read by {rank}", "")
+        if rank == 0:  # the store may end with this process
+            store.wait([f"{subject} read by {other}" for other in range(count)])
+    return words
+
+
+@cache  # a store of this process lasts as long as it
+def _store(rank: int, count: int) -> Any:
+    return next(rendezvous("env://", rank, count))[0]
 
 
 def _answer(listener: socket.socket, word: bytes) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +24,7 @@ from training.checks import check_train
 from training.memory.batch_search import PRECISION, largest
 from training.resuming import with_found
 from training.setup import check_memory_limit
+from training.strategies import cluster
 from utils.devices import Devices
 from utils.errors import UserError
 
@@ -150,3 +154,48 @@ def test_a_resumed_run_takes_the_number_that_was_found() -> None:
         config = TrainConfig(batch=batch, optim=OptimFlags())
         assert with_found(config, resumed) == replace(config, batch=BatchFlags(batch_size=96))
         assert with_found(config, None) == config
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Threads whose names end in their ranks stand for three processes that were started by hand."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cluster, "global_rank", lambda: int(threading.current_thread().name.rpartition("_")[2]))
+    cluster._store.cache_clear()
+    return monkeypatch
+
+
+def agreed(ranks: pytest.MonkeyPatch, found: list[int]) -> list[int | str]:
+    """What each of three ranks takes, or raises, of which each finds one of these numbers; 0: not a row fits."""
+    began = threading.Barrier(3)
+
+    def on_devices(*_: object) -> int:
+        began.wait()
+        number = found[int(threading.current_thread().name.rpartition("_")[2])]
+        if not number:
+            raise UserError("not even one row fits")
+        return number
+
+    ranks.setattr(search, "_found_on_devices", on_devices)
+    prepared: Any = SimpleNamespace(devices=Devices("cpu", 3, 1, "32-true"))
+    with ThreadPoolExecutor(3, thread_name_prefix="rank") as pool:
+        futures = [pool.submit(search._agreed, prepared, "batch_size") for _ in range(3)]
+    return [str(error) if (error := future.exception()) else future.result() for future in futures]
+
+
+def test_all_ranks_take_the_smallest_number(ranks: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreed(ranks, [96, 72, 104]) == [72, 72, 72]
+    assert capsys.readouterr().out == "batch size: 72, the smallest number that 3 processes found\n" * 3
+
+
+def test_where_one_rank_has_no_room_all_stop_with_its_words(ranks: pytest.MonkeyPatch) -> None:
+    assert agreed(ranks, [96, 0, 104]) == ["not even one row fits"] * 3
+
+
+def test_a_process_that_starts_those_of_its_machine_speaks_for_them(ranks: pytest.MonkeyPatch) -> None:
+    ranks.delenv("RANK")
+    assert cluster.words_of_all(Devices("cpu", 3, 1, "32-true"), "rows", "5") == ["5"]
