@@ -246,7 +246,9 @@ def main() -> None:
     parser.add_argument("-part", choices=sorted(parts), default="kills")
     parser.add_argument("-kills", type=int, default=100)
     parser.add_argument("-mixture", action="store_true", help="only the cases of several tasks")
-    parser.add_argument("-strategy", choices=("auto", "fsdp"), default="auto", help="fsdp: two processes and adam only")
+    sharded = ("fsdp", "deepspeed_1", "deepspeed_2", "deepspeed_2_optim_offload", "deepspeed_3", "deepspeed_3_full")
+    told = "all but auto: two processes and adam only"
+    parser.add_argument("-strategy", choices=("auto", *sharded), default="auto", help=told)
     parser.add_argument("-repeats", type=int, default=5)
     parser.add_argument("-batch", type=int, default=10_000, help="where in the epoch -part start resumes")
     parser.add_argument("-data", default="", help="NSMC's ratings_train.txt, for -part start")

@@ -34,7 +34,7 @@ from config.checks import (
     same_file,
     schedule_of,
 )
-from config.flags import SHARDED_STRATEGIES
+from config.flags import DEEPSPEED_STRATEGIES, SHARDED_STRATEGIES
 from config.model_flags import FREEZABLE, FULL, WHOLE
 from config.optim_flags import OPTIMIZERS
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
@@ -127,6 +127,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems += filter(None, [missing_package("peft", f"-tuning_method {model.tuning_method}")])
     if model.load_in != WHOLE:
         problems += filter(None, [missing_package("bitsandbytes", f"-load_in {model.load_in}")])
+    if config.device.strategy in DEEPSPEED_STRATEGIES:
+        problems += filter(None, [missing_package("deepspeed", f"-strategy {config.device.strategy}")])
     check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
@@ -165,10 +167,11 @@ def _not_regex(text: str) -> str:
 
 def _check_optimization(config: TrainConfig, given: frozenset[str], problems: list[str]) -> None:
     optim, strategy = config.optim, config.device.strategy
-    if strategy in SHARDED_STRATEGIES and not OPTIMIZERS[optim.optim].sharded:
+    served = ["adam"] if strategy in DEEPSPEED_STRATEGIES else [name for name, row in OPTIMIZERS.items() if row.sharded]
+    if strategy in SHARDED_STRATEGIES and optim.optim not in served:
         problems.append(
             f"-strategy {strategy}: not with -optim {optim.optim}, which needs whole matrices or was not tried on parts"
-            f" of them; give -optim {', '.join(name for name, row in OPTIMIZERS.items() if row.sharded)}"
+            f" of them; give -optim {', '.join(served)}"
         )
     if optim.learning_rate == 0:
         problems.append("-learning_rate 0: above 0 expected")

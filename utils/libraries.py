@@ -23,6 +23,7 @@ GPU_MEMORY_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH
 OPTIONAL = {  # packages that single flags need: the versions that were tested
     "bitsandbytes": "0.50.2",
     "ctranslate2": "4.8.5",
+    "deepspeed": "0.19.8",
     "lion_pytorch": "0.2.5",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",

@@ -18,7 +18,9 @@ from utils.devices import Devices
 class Strategy(Protocol):
     """How the processes of a run share its weights."""
 
-    sharded: bool  # whether each process holds a part of the weights only; within `whole` it has all of them
+    # Whether each process holds a part only of the weights, all of which it has within `whole`, or of the optimizer.
+    sharded: bool
+    tries_batches: bool  # whether a forward and a backward pass beside Lightning's loop leave nothing behind
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:
         """Refuse a model, a device or an arithmetic that it cannot train with, before anything is read.

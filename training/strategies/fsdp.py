@@ -41,6 +41,7 @@ class Sharded:
     """
 
     sharded = True
+    tries_batches = True
 
     def __init__(self, offload: bool) -> None:
         self.offload = offload

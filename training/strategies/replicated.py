@@ -31,6 +31,7 @@ class Replicated:
     """
 
     sharded = False
+    tries_batches = True
 
     def __init__(self, plain_on_one: bool) -> None:
         self.plain_on_one = plain_on_one

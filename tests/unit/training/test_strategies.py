@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedConfig
 
+from config.flags import DEEPSPEED_STRATEGIES
 from config.parser import parse_flags
 from config.train_flags import TrainConfig
 from models.loading import config_from_dict
 from tests.small_configs import config_of
 from training.checks import check_train
+from training.strategies.deepspeed import Zero
 from training.strategies.registry import STRATEGIES
 from utils.devices import Devices
 from utils.errors import UserError
@@ -44,6 +47,49 @@ def test_flags_that_do_not_go_together(flags: str, told: str, tmp_path: Path) ->
     assert problems == ([told] if told else [])
 
 
+@pytest.mark.parametrize("strategy", DEEPSPEED_STRATEGIES)
+def test_deepspeed_names_its_package_and_its_optimizer(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    (tmp_path / "train.tsv").write_text("a\tb\n")
+    argv = [
+        "-train_data",
+        str(tmp_path / "train.tsv"),
+        "-config_path",
+        "bart-mini",
+        "-save_path",
+        str(tmp_path / "run"),
+    ]
+    config, given, problems = parse_flags(TrainConfig, [*argv, "-strategy", strategy, "-optim", "adamwscale"])
+    check_train(config, given, problems)
+    assert problems == [
+        f"-strategy {strategy} needs the package deepspeed, which is missing; install it: pip install"
+        " deepspeed==0.19.8",
+        f"-strategy {strategy}: not with -optim adamwscale, which needs whole matrices or was not tried on parts of"
+        " them; give -optim adam",
+    ]
+
+
+def test_deepspeed_is_asked_for_what_the_strategy_says() -> None:
+    host = {"device": "cpu", "pin_memory": True}
+    asked = {}
+    for name in DEEPSPEED_STRATEGIES:
+        strategy = STRATEGIES[name]
+        assert isinstance(strategy, Zero)
+        config = strategy.settings.config(accumulate=3, grad_clip=0.5, pinned=True)
+        assert (config["gradient_accumulation_steps"], config["gradient_clipping"]) == (3, 0.5)
+        asked[name] = {key: value for key, value in config["zero_optimization"].items() if "bucket" not in key}
+    assert asked == {
+        "deepspeed_1": {"stage": 1},
+        "deepspeed_2": {"stage": 2},
+        "deepspeed_2_fusedadam": {"stage": 2},
+        "deepspeed_2_optim_offload": {"stage": 2, "offload_optimizer": host},
+        "deepspeed_3": {"stage": 3},
+        "deepspeed_3_full": {"stage": 3, "offload_optimizer": host, "offload_param": host},
+    }
+
+
 def model_config(name: str, **changes: float) -> PreTrainedConfig:
     return config_from_dict(config_of(name, **changes))
 
@@ -55,6 +101,9 @@ def test_models_and_devices_that_cannot_be_taken_apart() -> None:
         ("fsdp_offload", model_config("t5-untied"), cpu),
         ("fsdp", model_config("bart"), gpu),
         ("fsdp", model_config("bart", encoder_layerdrop=0.1), cpu),
+        ("deepspeed_2_fusedadam", model_config("bart"), cpu),
+        ("deepspeed_3", model_config("bart"), gpu),
+        ("deepspeed_1", model_config("bart", decoder_layerdrop=0.1), cpu),
     ):
         STRATEGIES["ddp"].check(config, devices)
         with pytest.raises(UserError) as caught:
@@ -65,5 +114,9 @@ def test_models_and_devices_that_cannot_be_taken_apart() -> None:
         "-strategy fsdp: not in fp16, whose scale the processes do not share; give -float_precision bf16",
         "-strategy fsdp: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
         " since every process must go through the same ones; give -strategy ddp",
+        "-strategy deepspeed_2_fusedadam: only on GPUs, for which its optimizer is built; give -strategy deepspeed_2",
+        "-strategy deepspeed_3: not in fp16, which was not tried with it; give -float_precision bf16",
+        "-strategy deepspeed_1: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop"
+        " above 0), since every process must go through the same ones; give -strategy ddp",
     ]
     STRATEGIES["fsdp"].check(model_config("t5-untied"), cpu)
