@@ -11,17 +11,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tests.cli.forked import ForkedCommands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
 COVERAGE = "COVERAGE_PROCESS_CONFIG"  # what coverage measures in a process that is started (its option `patch`)
-SCRIPTS = ("train.py", "inference.py", "export.py", "analyze.py")
+SCRIPTS = ("train.py", "inference.py", "export.py", "analyze.py", "-c")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,24 @@ def forked_commands() -> ForkedCommands:
     return commands
 
 
-def run_forked(words: list[str], env: Mapping[str, str], folder: Path = ROOT) -> Result:
-    """`python WORDS` in `folder`, to the end."""
+def run_forked(words: list[str], env: Mapping[str, str], folder: Path = ROOT, given: Path = Path(os.devnull)) -> Result:
+    """`python WORDS` in `folder`, to the end, with `given` on its standard input."""
     with tempfile.TemporaryDirectory() as place:
         output, error = Path(place) / "stdout", Path(place) / "stderr"
-        code = forked_commands().run(words, folder, output, error, env, TIMEOUT)
+        code = forked_commands().wait(forked_commands().start(words, folder, output, error, env, given), TIMEOUT)
         return Result(code, output.read_text(encoding="utf-8"), error.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def talking(words: list[str], place: Path) -> Iterator[tuple[int, BinaryIO, BinaryIO]]:
+    """`python WORDS` with pipes: its process id, its standard input and output; its errors go to `place/stderr`."""
+    place.mkdir()
+    for name in ("stdin", "stdout"):
+        os.mkfifo(place / name)
+    streams = place / "stdout", place / "stderr"
+    process = forked_commands().start(words, ROOT, *streams, environment(), place / "stdin")
+    with open(place / "stdout", "rb") as answers, open(place / "stdin", "wb", buffering=0) as lines:
+        yield process, lines, answers
 
 
 def train(*flags: str | Path | int | float, env: Mapping[str, str] | None = None) -> Result:
@@ -115,28 +128,45 @@ def train_until(flags: list[str], line: str, signum: signal.Signals, whole_group
 
 def start_until(script: str, flags: list[str], line: str, signum: signal.Signals, whole_group: bool = False) -> Result:
     """Start, send `signum` when a line of the output contains `line`, and wait for the end."""
+    waiting = True
+
+    def told(process: int, text: str) -> None:
+        nonlocal waiting
+        if waiting and line in text:
+            (os.killpg if whole_group else os.kill)(process, signum)
+            waiting = False
+
+    return run_and_read([script, *flags], environment(), told)
+
+
+def run_and_read(
+    words: list[str], env: Mapping[str, str], told: Callable[[int, str], None] = lambda *_: None
+) -> Result:
+    """`python WORDS` to the end of all its processes; its standard error goes to its output.
+
+    `told` gets its process id and each line of the output as it is printed.
+    """
     commands = forked_commands()
     seen = []
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "output"
         os.mkfifo(output)
-        process = commands.start([script, *flags], ROOT, output, output, environment())
+        process = commands.start(words, ROOT, output, output, env)
 
         def read() -> None:
-            waiting = True
             with open(output, encoding="utf-8") as lines:
                 for text in lines:
                     seen.append(text)
-                    if waiting and line in text:
-                        (os.killpg if whole_group else os.kill)(process, signum)
-                        waiting = False
+                    told(process, text)
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         code = commands.wait(process, TIMEOUT)
-        with suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)  # what it left behind would keep the output open
         reader.join(TIMEOUT)
+        left = reader.is_alive()
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        assert not left, f"the command has ended with code {code}, and left a process behind: {seen}"
     return Result(code, "".join(seen), "")
 
 

@@ -5,6 +5,7 @@ A fork is a process of its own, with its own exit code and output, and runs the 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -18,6 +19,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+from tests.cli.fork_children import fork_children
 
 START_TIMEOUT = 240.0  # seconds; the first one imports the libraries
 END_TIMEOUT = 60.0
@@ -43,9 +46,18 @@ class ForkedCommands:
         """The exit code of `python WORDS` in `folder`, as `subprocess` has it; what it prints goes to two files."""
         return self.wait(self.start(words, folder, output, error, environment), timeout)
 
-    def start(self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str]) -> int:
-        """Start `python WORDS` in a session of its own; its process id."""
-        return self._answer(["start", words, str(folder), str(output), str(error), dict(environment)], START_TIMEOUT)
+    def start(
+        self,
+        words: list[str],
+        folder: Path,
+        output: Path,
+        error: Path,
+        environment: Mapping[str, str],
+        given: Path = Path(os.devnull),
+    ) -> int:
+        """Start `python WORDS` in a session of its own, `given` on its standard input; its process id."""
+        streams = [str(given), str(output), str(error)]
+        return self._answer(["start", words, str(folder), streams, dict(environment)], START_TIMEOUT)
 
     def wait(self, process: int, timeout: float) -> int:
         """The exit code of a started process.
@@ -54,12 +66,17 @@ class ForkedCommands:
             subprocess.TimeoutExpired: after `timeout` seconds; the process and its children are killed.
         """
         until = time.monotonic() + timeout
-        while (code := self._answer(["ended", process], START_TIMEOUT)) == RUNNING:
+        while (code := self.ended(process)) is None:
             if time.monotonic() > until:
                 os.killpg(process, signal.SIGKILL)
                 raise subprocess.TimeoutExpired(str(process), timeout)
             time.sleep(0.01)
         return code
+
+    def ended(self, process: int) -> int | None:
+        """The exit code of a started process, to be asked for until there is one."""
+        code = self._answer(["ended", process], START_TIMEOUT)
+        return None if code == RUNNING else code
 
     def _answer(self, request: list[Any], timeout: float) -> int:
         with self._turn:
@@ -107,21 +124,37 @@ def serve() -> None:
         print(child, flush=True)
 
 
-def become(words: list[str], folder: str, output: str, error: str, environment: dict[str, str]) -> NoReturn:
+def become(words: list[str], folder: str, streams: list[str], environment: dict[str, str]) -> NoReturn:
     """Be the process `python WORDS` in `folder`."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, path in ((1, output), (2, error)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in (1, 2, 0):
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND if descriptor else os.O_RDONLY
+        opened = os.open(streams[descriptor], how)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    if "-cpu_processes" in words:
+        fork_children(run_to_the_end)
+    run_to_the_end(words)
+
+
+def run_to_the_end(words: list[str]) -> NoReturn:
+    """`python WORDS` in the folder, with the standard streams and the environment that this process has."""
     streams = [open(fd, mode, encoding="utf-8", closefd=False) for fd, mode in enumerate("rww")]  # noqa: SIM115
     sys.stdin, sys.stdout, sys.stderr = streams
-    sys.argv = words
     code = 1
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if any(name.startswith("FAULT_") for name in os.environ):
+            importlib.import_module("tests.faults.events")
+        if "-c" in words:
+            program, *flags = words[words.index("-c") + 1 :]
+            sys.argv = ["-c", *flags]
+            exec(program, {"__name__": "__main__"})
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
         code = 0
     except SystemExit as left:
         code = int(left.code or 0)

@@ -6,15 +6,13 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.command import ROOT, TIMEOUT, environment, infer, infer_ok, start_until
+from tests.cli.command import TIMEOUT, forked_commands, infer, infer_ok, start_until, talking
 from tests.cli.tiny import json_lines, letter_rows, write_tsv
 from tests.small_models import byte_tokenizer
 
@@ -258,19 +256,21 @@ def test_samples_depend_on_seed_and_row_only(copy_run: Path, odd_rows: Path, tmp
     assert all(float(row[4]) < 0 for row in cells[0][1:])
 
 
-def test_standard_input_is_answered_line_by_line(copy_run: Path) -> None:
+def test_standard_input_is_answered_line_by_line(copy_run: Path, tmp_path: Path) -> None:
     """Each line is answered when it comes; messages go to standard error; the end without a newline is a line."""
-    command = [sys.executable, "inference.py", "-model", str(copy_run / "run" / "best"), "-test_data", "-"]
-    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes) as process:
-        for line, answer in (("cab\n", "c\n"), ("b\n", "b\n")):
-            process.stdin.write(line)
-            process.stdin.flush()
-            assert process.stdout.readline() == answer
-        out, err = process.communicate("dab\n\nabc\nc", timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    lines = out.split("\n")
-    assert [lines[0], *lines[2:]] == ["d", "a", "c", ""]  # an empty line is a row as well
+    words = ["inference.py", "-model", str(copy_run / "run" / "best"), "-test_data", "-"]
+    with talking(words, tmp_path / "streams") as (process, lines, answers):
+        for line, answer in ((b"cab\n", b"c\n"), (b"b\n", b"b\n")):
+            lines.write(line)
+            assert answers.readline() == answer
+        lines.write(b"dab\n\nabc\nc")
+        lines.close()
+        out = answers.read().decode()
+        code = forked_commands().wait(process, TIMEOUT)
+    err = (tmp_path / "streams" / "stderr").read_text()
+    assert code == 0, err
+    rest = out.split("\n")
+    assert [rest[0], *rest[2:]] == ["d", "a", "c", ""]  # an empty line is a row as well
     assert err.splitlines()[-1] == "6 lines predicted"
 
 

@@ -8,14 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.cli.command import ROOT, TIMEOUT, environment, infer, infer_ok
+from tests.cli.command import ROOT, TIMEOUT, environment, forked_commands, infer, infer_ok
 
 ROWS = 200
 ENDINGS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -32,27 +31,25 @@ def flags(copy_run: Path, letters: Path, output: Path) -> list[str]:
 def start_and_stop(command: list[str], parts: Path, count: int, signum: signal.Signals, worker: bool = False) -> str:
     """Run until there are `count` more parts, send the signal (to a worker alone), give back what was printed."""
     before = len(list(parts.glob("part-*")))
-    process = subprocess.Popen(
-        [sys.executable, "inference.py", *command],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until = time.monotonic() + TIMEOUT
-    while len(list(parts.glob("part-*"))) < before + count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    if worker:
-        children = psutil.Process(process.pid).children()
-        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).send_signal(signum)
-    else:
-        process.send_signal(signum)
-    printed, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == (1 if worker else ENDINGS[signum]), printed
+    commands = forked_commands()
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output"
+        process = commands.start(["inference.py", *command], ROOT, output, output, environment())
+        until = time.monotonic() + TIMEOUT
+        while len(list(parts.glob("part-*"))) < before + count:
+            assert commands.ended(process) is None, output.read_text(encoding="utf-8")
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        os.kill(min(workers(parts)) if worker else process, signum)
+        code = commands.wait(process, TIMEOUT)
+        printed = output.read_text(encoding="utf-8")
+    assert code == (1 if worker else ENDINGS[signum]), printed
     return printed
+
+
+def workers(parts: Path) -> set[int]:
+    """Process ids of those that work on the parts."""
+    return {int(path.name.split("-")[-2]) for path in parts.glob("worker-*")}
 
 
 @pytest.mark.slow

@@ -65,8 +65,8 @@ def test_killed_and_resumed_ends_the_same(letters: Path, tmp_path: Path, name: s
     left = [path.name for path in (tmp_path / "killed").rglob("*") if path.name.endswith((".tmp", ".old"))]
     assert left == []
     again = start({**flags, "resume_checkpoint": "auto"}, {})  # the same command line for ever
-    assert again.returncode == 0
-    assert "the run is finished: 2 epochs, optimizer step" in again.stdout
+    assert again.code == 0
+    assert "the run is finished: 2 epochs, optimizer step" in again.out
 
 
 def test_one_process_that_dies_ends_the_run_in_plain_words(letters: Path, tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_one_process_that_dies_ends_the_run_in_plain_words(letters: Path, tmp_pa
     flags = flags_of(tmp_path, letters, "run", case)
     dies = {"FAULT_RANK": "1", "FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": "9"}
     done = start(flags, {**dies, "FAULT_SLOW": "0.05"})
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == (
         "error: process 1 of 2 was ended by SIGKILL (out of memory, perhaps); what was saved is whole, and"
         " -resume_checkpoint last goes on from it"
     )
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in done.out
     assert torch.load(tmp_path / "run" / "saved_checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     resumed = start({**flags, "resume_checkpoint": "last"}, {})
-    assert resumed.returncode == 0, resumed.stdout
-    assert "trained to optimizer step 26; " in resumed.stdout
+    assert resumed.code == 0, resumed.out
+    assert "trained to optimizer step 26; " in resumed.out

@@ -205,7 +205,7 @@ def test_auto_starts_afresh_resumes_and_ends(whole_run: Path, letters: Path, tmp
     run = tmp_path / "run"
     flags = flags_of(whole_run, letters, save_path=run, resume_checkpoint="auto")
     killed = start(flags, {"FAULT_ON": "training_step", "FAULT_AT": "4"})
-    assert killed.returncode == -9
+    assert killed.code == -9
     assert (run / "config.json").is_file()
     assert list((run / "saved_checkpoints").glob("*.ckpt")) == []
     last = train(*flag_list({**flags, "resume_checkpoint": "last"}))

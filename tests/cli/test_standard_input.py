@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import ROOT, TIMEOUT, Result, environment, infer_ok
+from tests.cli.command import ROOT, TIMEOUT, Result, environment, forked_commands, infer_ok, run_forked, talking
 from tests.cli.tiny import letter_rows
 
 
-def pipe(lines: bytes, *flags: str | Path | int | float) -> Result:
+def pipe(lines: bytes, place: Path, *flags: str | Path | int | float) -> Result:
     """`python inference.py -test_data - FLAGS` with these lines on standard input."""
-    command = [sys.executable, "inference.py", "-test_data", "-", *map(str, flags)]
-    done = subprocess.run(command, input=lines, cwd=ROOT, env=environment(), capture_output=True, timeout=TIMEOUT)
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+    given = place / "lines"
+    given.write_bytes(lines)
+    return run_forked(["inference.py", "-test_data", "-", *map(str, flags)], environment(), given=given)
 
 
 WAYS: dict[str, tuple[str | int | float, ...]] = {
@@ -42,17 +42,17 @@ def test_lines_are_answered_like_the_rows_of_a_file(copy_run: Path, tmp_path: Pa
     rows = ("-test_data", tmp_path / "rows.txt", "-header", "false", "-save_output", tmp_path / "out.txt")
     infer_ok(*flags, *rows)
     expected = (tmp_path / "out.txt").read_text(encoding="utf-8")
-    told = pipe((tmp_path / "rows.txt").read_bytes(), *flags)
+    told = pipe((tmp_path / "rows.txt").read_bytes(), tmp_path, *flags)
     assert (told.code, told.out) == (0, expected)
     assert told.err.splitlines()[-1] == "13 lines predicted"
     if way in ("constrained", "score"):
         assert set(expected.split()) <= {"ab", "bb", "cb", "db", "abb"}
 
 
-def test_what_became_of_the_lines_is_told_at_the_end(copy_run: Path) -> None:
+def test_what_became_of_the_lines_is_told_at_the_end(copy_run: Path, tmp_path: Path) -> None:
     """Predictions alone go to standard output; a prediction is one line whatever is in it."""
     lines = b"\xef\xbb\xbfcab\r\n" + b"d" * 200 + b"\nb\xff\n\na\\tb"
-    told = pipe(lines, "-model", copy_run / "run" / "best", "-gpus", 0)
+    told = pipe(lines, tmp_path, "-model", copy_run / "run" / "best", "-gpus", 0)
     assert told.code == 0
     answers = told.out.split("\n")
     assert (answers[0], answers[1], answers[4], len(answers)) == ("c", "d", "a", 6)
@@ -64,18 +64,15 @@ def test_what_became_of_the_lines_is_told_at_the_end(copy_run: Path) -> None:
     ]
 
 
-def test_a_reader_that_goes_ends_the_command(copy_run: Path) -> None:
-    command = [sys.executable, "inference.py", "-test_data", "-", "-model", str(copy_run / "run" / "best")]
-    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([*command, "-gpus", "0"], cwd=ROOT, env=environment(), **pipes) as process:
-        process.stdin.write(b"cab\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"c\n"
-        process.stdout.close()
-        process.stdin.write(b"b\n")
-        process.stdin.flush()
-        assert process.wait(TIMEOUT) == 1
-        assert b"Traceback" not in process.stderr.read()
+def test_a_reader_that_goes_ends_the_command(copy_run: Path, tmp_path: Path) -> None:
+    words = ["inference.py", "-test_data", "-", "-model", str(copy_run / "run" / "best"), "-gpus", "0"]
+    with talking(words, tmp_path / "streams") as (process, lines, answers):
+        lines.write(b"cab\n")
+        assert answers.readline() == b"c\n"
+        answers.close()
+        lines.write(b"b\n")
+        assert forked_commands().wait(process, TIMEOUT) == 1
+    assert "Traceback" not in (tmp_path / "streams" / "stderr").read_text()
 
 
 def test_standard_streams_that_cannot_be_used_are_told_in_one_line(copy_run: Path) -> None:

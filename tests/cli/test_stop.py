@@ -73,14 +73,14 @@ def test_stopped_in_a_validation_begins_it_anew(whole_run: Path, letters: Path, 
     event, count, step = IN_A_VALIDATION[moment]
     flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
     stopped = start(flags, {"FAULT_ON": event, "FAULT_AT": str(count), "FAULT_SIGNAL": str(int(signal.SIGTERM))})
-    assert stopped.returncode == 143, stopped.stdout
-    assert f"stopped at optimizer step {step} and saved; this resumes it:" in stopped.stdout
+    assert stopped.code == 143, stopped.out
+    assert f"stopped at optimizer step {step} and saved; this resumes it:" in stopped.out
     valid = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
     assert valid == [done for done in (3, 6, 7, 10, 13, 14) if done < step]
     flags["resume_checkpoint"] = "last"
     if moment == "at the end of an epoch":  # the resumed validation is logged, and the checkpoint after it is not there
         killed = start(flags, {"FAULT_ON": "replace", "FAULT_AT": "4"})  # config.json, two logs, then the checkpoint
-        assert killed.returncode == -9
+        assert killed.code == -9
         logged = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "valid"]
         assert logged[-1] == step
     if moment == "inside an epoch":  # the validation comes whatever the interval is now
@@ -128,8 +128,8 @@ def test_sigusr1_saves_and_goes_on(whole_run: Path, letters: Path, tmp_path: Pat
     flags = flags_of(whole_run, letters, save_path=tmp_path / "run")
     faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
     result = start(flags, faults)
-    assert result.returncode == 0, result.stdout
-    assert f"saved at optimizer step 5: {tmp_path / 'run' / 'saved_checkpoints' / 'last.ckpt'}\n" in result.stdout
+    assert result.code == 0, result.out
+    assert f"saved at optimizer step 5: {tmp_path / 'run' / 'saved_checkpoints' / 'last.ckpt'}\n" in result.out
     assert_same_end(tmp_path / "run", whole_run / "run")
 
 
@@ -152,14 +152,14 @@ def test_requeue_on_slurm(whole_run: Path, letters: Path, tmp_path: Path) -> Non
     faults = {"FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": str(int(signal.SIGUSR1))}
     flags["resume_checkpoint"] = "auto"
     result = start(flags, {**slurm, **faults})
-    assert result.returncode == 128 + signal.SIGUSR1, result.stdout
-    assert "requeued: scontrol requeue 70_3\n" in result.stdout
+    assert result.code == 128 + signal.SIGUSR1, result.out
+    assert "requeued: scontrol requeue 70_3\n" in result.out
     assert (tmp_path / "called").read_text() == "requeue 70_3\n"
     # A limit of steps is no lack of time: the job is not put into the queue again, which would never end.
     result = start({**flags, "max_steps": 8}, slurm)
-    assert result.returncode == 0, result.stdout
+    assert result.code == 0, result.out
     assert (tmp_path / "called").read_text() == "requeue 70_3\n"
-    ended = run(*printed_command(result.stdout))
+    ended = run(*printed_command(result.out))
     assert ended.code == 0, ended.err
     assert_same_end(tmp_path / "run", whole_run / "run")
 

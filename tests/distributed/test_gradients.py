@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 
 from models.loading import from_config
 from models.tokenizers import load_tokenizer
+from tests.cli.command import environment, run_forked
 from tests.cli.tiny import write_mixture
 from tests.small_configs import config_of
 
@@ -24,12 +22,11 @@ ROWS = 40  # two full steps of 16 rows and a short one of 8: an uneven number of
 def gradients(tmp_path: Path, name: str, config: Path, data: list[str], *flags: str) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path / name
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), *data, "-config_path", str(config), "-gpus", "0"]
+    command = [str(SCRIPT), *data, "-config_path", str(config), "-gpus", "0"]
     command += ["-save_path", str(folder / "run"), "-max_epoch", "1", "-learning_rate", "1e-9"]
     command += ["-lr_scheduler", "constant", *flags]
-    environment = {**os.environ, "GRADIENT_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_forked(command, environment(GRADIENT_FOLDER=str(folder)))
+    assert done.code == 0, done.err
     return [torch.load(folder / f"step{step}.pt", weights_only=True) for step in range(3)]
 
 

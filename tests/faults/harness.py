@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,11 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from tests.cli.command import ROOT, environment
+from tests.cli.command import Result, environment, run_and_read
 from tests.cli.tiny import flag_list, json_lines, write_config
 from tests.small_configs import with_dropout
 
 CLOCK = ("tokens_per_second", "rows_per_second", "seconds", "peak_memory_gb")  # figures of the machine
-TIMEOUT = 240  # seconds of one attempt
 KILLED, TERMINATED = -9, 143  # exit codes
 SHARE_OF_SIGTERM = 0.25
 
@@ -56,31 +52,15 @@ def run_flags(folder: Path, name: str, model: str, train_data: str | Path | None
     }
 
 
-def start(flags: dict[str, Any], faults: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`train.py` to its end, or to its kill, in a process group of its own."""
-    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *flag_list(flags)],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=path, **faults),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, _ = process.communicate(timeout=TIMEOUT)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, "")
+def start(flags: dict[str, Any], faults: dict[str, str]) -> Result:
+    """`train.py` to its end, or to its kill, in a process group of its own; its errors are in its output."""
+    return run_and_read(["train.py", *flag_list(flags)], environment(**faults))
 
 
 def events_of(flags: dict[str, Any], log: Path) -> int:
     """Run without a kill; the number of moments at which it could have been killed."""
     done = start(flags, {"FAULT_LOG": str(log)})
-    assert done.returncode == 0, done.stdout
+    assert done.code == 0, done.out
     return int(log.read_text(encoding="utf-8"))
 
 
@@ -108,11 +88,11 @@ def run_under_fire(
                 faults["FAULT_SIGNAL"] = str(int(signal.SIGTERM))
         done = start(flags, faults)
         result.attempts += 1
-        if done.returncode == 0:
+        if done.code == 0:
             return result
         expected = TERMINATED if "FAULT_SIGNAL" in faults else KILLED
-        assert done.returncode == expected, done.stdout
-        assert "Traceback" not in done.stdout, done.stdout
+        assert done.code == expected, done.out
+        assert "Traceback" not in done.out, done.out
         result.kills += 1
         result.events.append(int(faults["FAULT_AT"]))
         there = whole_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Faults for a process under test; Python imports this by itself when the folder is on PYTHONPATH.
+"""Faults for a process under test, which imports this where its environment has one of these (`tests.cli.forked`).
 
 Events are counted: every durable write (fsync, replace, link, unlink) and every step of training or validation.
 
@@ -7,12 +7,11 @@ FAULT_SIGNAL=15 this signal on that process alone
 FAULT_RANK=1    count and act in the process of this local rank
 FAULT_ON=name   count only events of this name
 FAULT_SLOW=0.1  seconds that each fsync takes longer, like a slow disk
-FAULT_LOG=file  write the number of events there when the process ends
+FAULT_LOG=file  hold the number of events there
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib.abc
 import importlib.machinery
@@ -38,6 +37,9 @@ def event(name: str) -> None:
     if os.environ.get("FAULT_ON", name) != name or not is_chosen():
         return
     count += 1
+    if "FAULT_LOG" in os.environ:
+        with open(os.environ["FAULT_LOG"], "w", encoding="utf-8") as file:
+            file.write(str(count))
     if count == int(os.environ.get("FAULT_AT", "0")):
         signum = int(os.environ.get("FAULT_SIGNAL", "0"))
         if signum:
@@ -83,13 +85,6 @@ class CountSteps(importlib.abc.MetaPathFinder):
         return spec
 
 
-if any(name.startswith("FAULT_") for name in os.environ):
-    for function_name in ("fsync", "replace", "link", "unlink"):
-        setattr(os, function_name, counted(function_name, getattr(os, function_name)))
-    sys.meta_path.insert(0, CountSteps())
-    if "FAULT_LOG" in os.environ and is_chosen():
-
-        @atexit.register
-        def write_count() -> None:
-            with open(os.environ["FAULT_LOG"], "w", encoding="utf-8") as file:
-                file.write(str(count))
+for function_name in ("fsync", "replace", "link", "unlink"):
+    setattr(os, function_name, counted(function_name, getattr(os, function_name)))
+sys.meta_path.insert(0, CountSteps())
