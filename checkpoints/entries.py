@@ -11,6 +11,7 @@ from torch import Tensor
 
 from checkpoints.format import CONTENT_KEY
 from checkpoints.sharded import Rows
+from models.adapters.rank_allocation import RANKS_KEY, SUMS
 from models.loading import OF_ANOTHER_KIND, is_dense
 from models.meter import Totals
 from models.optimizers.settings import PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY
@@ -136,5 +137,6 @@ OPTIONAL_ENTRIES: dict[str, dict[str, Check]] = {  # those of an entry that not 
         for name in ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
     },
     TRAINED_KEY: {TRAINED_KEY: (_of(_is_text, is_dense), "dense tensors by name")},
+    RANKS_KEY: {f"{RANKS_KEY}.{kind}": (_of(_is_text, is_dense), "dense tensors by name") for kind in SUMS},
     PLATEAU_KEY: {f"{PLATEAU_KEY}.{name}": COUNT for name in PLATEAU_COUNTS},
 }

@@ -18,6 +18,7 @@ from checkpoints.sharded import Rows
 from config.parser import flag_groups
 from config.train_flags import TrainConfig
 from models.adapters.methods import Adapter, parse_adapter
+from models.adapters.rank_allocation import RANKS_KEY, SUMS, rank_matrix
 from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from_checkpoint
 from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY
 from models.tokenizers import unpack_tokenizer
@@ -122,6 +123,7 @@ class SavedRun:
     log: Mapping[str, Any] | None
     scaler: Mapping[str, Any] | None  # of the gradients, in fp16
     plateau: Mapping[str, int] | None = None  # what the schedule of that name counts
+    rank_sums: Mapping[str, Mapping[str, Tensor]] | None = None  # of an AdaLoRA
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -163,6 +165,7 @@ class SavedRun:
             LOG_KEY: self.log,
             **scaler,
             **({PLATEAU_KEY: {name: self.plateau[name] for name in PLATEAU_COUNTS}} if self.plateau else {}),
+            **({RANKS_KEY: {kind: dict(self.rank_sums[kind]) for kind in SUMS}} if self.rank_sums else {}),
         }
 
 
@@ -210,7 +213,19 @@ def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False
         log=checkpoint.get(LOG_KEY),
         scaler=checkpoint.get("MixedPrecision"),
         plateau=checkpoint.get(PLATEAU_KEY),
+        rank_sums=_rank_sums(model, checkpoint.get(RANKS_KEY), place),
     )
+
+
+def _rank_sums(model: SavedModel, sums: Any, place: str) -> Mapping[str, Mapping[str, Tensor]] | None:
+    """Those of an AdaLoRA, of the matrices that the checkpoint has; None of any other model."""
+    if not model.has_adapter or model.adapter().method != "adalora":
+        return None
+    trained = {name: value for name, value in model.tensors.weights.items() if rank_matrix(name)}
+    if sums is None or any(_kinds(sums[kind]) != _kinds(trained) for kind in SUMS):
+        raise UserError(f"{place}: {OF_ANOTHER_KIND}: {RANKS_KEY} are not the sums of the matrices of state_dict")
+    found: Mapping[str, Mapping[str, Tensor]] = sums
+    return found
 
 
 def _model(checkpoint: Mapping[str, Any], place: str) -> SavedModel:

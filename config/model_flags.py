@@ -11,7 +11,7 @@ FREEZABLE = ("embedding", "encoder", "decoder")
 OF_A_MODEL = {"init_model": "its layers are taken"}
 FULL = "finetune"  # the method without an adapter
 WHOLE = "fp32"  # what the layers of a base model are loaded in without -load_in
-LORA = "lora|dora|rslora|pissa"
+LORA = "lora|dora|rslora|pissa|adalora"
 OF_LAYERS = f"{LORA}|ia3"
 PROMPTS = "prompt|ptuning"
 ADAPTERS = f"{OF_LAYERS}|{PROMPTS}"
@@ -66,10 +66,18 @@ class TrainModelFlags:
             "freeze": "an adapter freezes the model itself; -target_modules says which layers it goes to",
         },
     )
-    lora_r: int = flag(8, "Rank of a LoRA's matrices.", minimum=1, maximum=4096, resume="never", needs=OF_LORA)
+    lora_r: int = flag(
+        8,
+        "Rank of a LoRA's matrices; adalora begins with 1.5 times as much, and leaves this on average.",
+        minimum=1,
+        maximum=4096,
+        resume="never",
+        needs=OF_LORA,
+    )
     lora_alpha: int = flag(
         16,
-        "A LoRA's update is multiplied by this over -lora_r (rslora: over its square root).",
+        "A LoRA's update is multiplied by this over -lora_r (rslora: over its square root; adalora: over the rank that"
+        " it begins with).",
         minimum=1,
         maximum=10**9,
         resume="never",
@@ -106,7 +114,9 @@ class TrainModelFlags:
         "How the frozen linear layers are kept while an adapter is trained: fp32, 8bit or 4bit (both by bitsandbytes);"
         " the adapter, embeddings and output layer stay in fp32.",
         choices=(WHOLE, "8bit", "4bit"),
-        needs={"tuning_method=lora|rslora|ia3": "weights of 8 or 4 bits cannot be trained, an adapter on them can"},
+        needs={
+            "tuning_method=lora|rslora|adalora|ia3": "weights of 8 or 4 bits cannot be trained, an adapter on them can"
+        },
     )
     freeze: tuple[str, ...] = flag(
         (),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.adapters.rank_allocation import RANKS_KEY, RankAllocation, rank_allocation
 from models.adapters.tuning import adapter_of, own_names
 from models.losses.objective import Objective, batch_loss
 from models.meter import StepMeter, mixed_figures
@@ -76,6 +77,8 @@ class Seq2SeqModule(pl.LightningModule):
         self.plateau = Plateau(optim.plateau_patience) if optim.lr_scheduler == "plateau" else None
         self.averages: AveragedWeights | None = None
         self._saved_mean: dict[str, Tensor] = {}  # of a run that goes on, until `averages` has it
+        self.ranks: RankAllocation | None = None
+        self._saved_ranks: dict[str, dict[str, Tensor]] = {}  # likewise, until `ranks` has them
         self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, as the flags have them
         self.strict_loading = adapter_of(model) is None  # else a checkpoint has the adapter's weights only
 
@@ -125,6 +128,8 @@ class Seq2SeqModule(pl.LightningModule):
             checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in own}
         if self.plateau is not None:
             checkpoint[PLATEAU_KEY] = {name: getattr(self.plateau, name) for name in PLATEAU_COUNTS}
+        if self.ranks is not None:
+            checkpoint[RANKS_KEY] = self.ranks.state()
         if self.averages is not None:
             names = checkpoint["state_dict"].keys()
             for key, mean in (("state_dict", True), (TRAINED_KEY, False)):
@@ -135,6 +140,7 @@ class Seq2SeqModule(pl.LightningModule):
         if self.plateau is not None and PLATEAU_KEY in checkpoint:
             self.plateau = Plateau(self.optim.plateau_patience, **checkpoint[PLATEAU_KEY])
         self._saved_mean = checkpoint.get(MEAN_KEY, {})
+        self._saved_ranks = checkpoint.get(RANKS_KEY, {})
 
     def try_batch(self, batch: dict[str, Any]) -> None:
         """Go through a training step of `batch` and forget it: it needs the memory that training needs.
@@ -181,6 +187,8 @@ class Seq2SeqModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         rate = optimizer.param_groups[0]["lr"]
         self.step_learning_rate = None if rate is None else float(rate)
+        if self.ranks is not None:
+            self.ranks.regularise()
 
     def configure_optimizers(self) -> Any:
         optim = self.optim
@@ -190,7 +198,8 @@ class Seq2SeqModule(pl.LightningModule):
             optimizer, optim, self.options.total_steps, lambda: self.plateau.reductions if self.plateau else 0
         )
         self.averages = averaged_weights(self.model, optim, optimizer, self._saved_mean)
-        self._saved_mean = {}
+        self.ranks = rank_allocation(self.model, self.options.total_steps, self._saved_ranks)
+        self._saved_mean, self._saved_ranks = {}, {}
         changing = {"params", *OPTIMIZER_ROWS[optim.optim].counts}
         self._hyperparameters = [
             {name: value for name, value in group.items() if name not in changing} for group in optimizer.param_groups
@@ -201,6 +210,8 @@ class Seq2SeqModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.ranks is not None:
+            self.ranks.update(self.trainer.global_step + 1)
         if self.averages is not None:
             self.averages.update(self.trainer.global_step + 1)
 

@@ -184,6 +184,8 @@ def _check_optimization(config: TrainConfig, given: frozenset[str], problems: li
     for name in ("embedding_learning_rate", "layerwise_lr_decay"):
         if getattr(optim, name) == 0:
             problems.append(f"-{name} 0: above 0 expected; -freeze leaves parts as they are")
+    if optim.optim == "schedulefree" and config.model.tuning_method == "adalora":
+        problems.append("-tuning_method adalora: not with -optim schedulefree, whose mean keeps the ranks that go")
     beta1 = optim.adam_beta1
     if optim.optim == "schedulefree" and beta1 is not None and beta1 < SMALLEST_MEAN_BETA:
         problems.append(

@@ -60,7 +60,8 @@ def write_adapter(folder: Path, model: PreTrainedModel, weights: Mapping[str, Te
     """Write config and weights of the model's adapter into `folder`, so that `peft` loads them on its base.
 
     What PiSSA trained is written as a LoRA of twice the rank, the difference from what it began with: that is an
-    adapter of the base itself (Meng et al. 2024, appendix C). What p-tuning trained is written as the vectors that it
+    adapter of the base itself (Meng et al. 2024, appendix C). What AdaLoRA trained is written as a LoRA of the rank
+    that it began with, whose A holds the singular values. What p-tuning trained is written as the vectors that it
     gives, those of a prompt tuning.
 
     Args:
@@ -69,6 +70,8 @@ def write_adapter(folder: Path, model: PreTrainedModel, weights: Mapping[str, Te
     adapter = adapter_of(model)
     assert adapter is not None
     own = state(model, weights)
+    if adapter.method == "adalora":
+        adapter, own = replace(adapter, method="lora", r=adapter.first_r), _of_singular_values(own, adapter.first_r)
     own = in_file(model, own) if adapter.method in PROMPTS else {_in_file(name): own[name] for name in own}
     own = {name: value.detach().cpu() for name, value in own.items()}
     if adapter.method == "pissa":
@@ -127,6 +130,20 @@ def _plain_lora(own: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name.endswith(".lora_B.weight"):
             found[name] = cat((value, -own[name.replace("lora_B.weight", "pissa_initial_B")]), 1)
         elif "pissa_initial_" not in name:
+            found[name] = value
+    return found
+
+
+def _of_singular_values(own: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """B and diag(E) A by their names in a LoRA of `peft`, which for AdaLoRA divides by a little more than the rank."""
+    found = {}
+    for name, value in own.items():
+        if name.endswith(f".lora_A.{NAME}"):
+            singular = own[name.replace(".lora_A.", ".lora_E.")]
+            found[f"{name}.weight"] = value * singular * (rank / (rank + 1e-5))
+        elif name.endswith(f".lora_B.{NAME}"):
+            found[f"{name}.weight"] = value
+        elif not name.endswith(f".lora_E.{NAME}"):
             found[name] = value
     return found
 

@@ -14,7 +14,7 @@ from models.architectures import architecture, source_limit
 from utils.errors import UserError, shortened
 from utils.json_files import parse_json
 
-LORA = ("lora", "dora", "rslora", "pissa")
+LORA = ("lora", "dora", "rslora", "pissa", "adalora")
 PROMPTS = ("prompt", "ptuning")  # virtual tokens in front of the sources
 ALL_LINEAR = "all-linear"
 LARGEST_RANK = 1 << 16  # and most virtual tokens
@@ -43,6 +43,11 @@ class Adapter:
     num_virtual_tokens: int = 0
     base: str = ""  # the model that it was trained on: a folder or a hub name
     digest: str = ""  # of the weights of that; "" = not known
+
+    @property
+    def first_r(self) -> int:
+        """The rank that a LoRA's matrices are made with, of which AdaLoRA leaves `r` on average."""
+        return -(-3 * self.r // 2) if self.method == "adalora" else self.r
 
 
 def adapter_text(adapter: Adapter) -> str:

@@ -76,7 +76,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return functional.linear(x, layer.unfolded(x.dtype), bias)
+        found = functional.linear(x, layer.unfolded(x.dtype), bias)
+        return found.clone() if found._is_view() else found  # AdaLoRA adds to it in place
 
     @staticmethod
     @once_differentiable

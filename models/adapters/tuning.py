@@ -121,6 +121,15 @@ def _base_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _library_config(package: Any, adapter: Adapter, init: bool | str) -> Any:
     """The config with which `peft` makes the layers; what is trained in full stays where it is."""
+    if adapter.method == "adalora":
+        return package.AdaLoraConfig(
+            init_r=adapter.first_r,
+            target_r=adapter.r,
+            lora_alpha=adapter.lora_alpha,
+            lora_dropout=adapter.lora_dropout,
+            target_modules=list(adapter.target_modules),
+            total_step=1,  # without a meaning here: `rank_allocation` knows the steps
+        )
     if adapter.method in LORA:
         return package.LoraConfig(
             init_lora_weights=init, **lora_settings(adapter), target_modules=list(adapter.target_modules)

@@ -33,7 +33,7 @@ def adapted(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) 
             "valid_data": letters / "valid.tsv",
             "config_path": None,
             "init_model": folder / "base",
-            "tuning_method": "pissa",
+            "tuning_method": "adalora",
             "lora_r": 4,
             "lora_dropout": 0.1,
             "modules_to_save": "lm_head",

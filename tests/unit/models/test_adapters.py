@@ -30,7 +30,7 @@ from tests.small_configs import config_of
 from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library's own loading, with which ours is compared
-OF_LAYERS = ("lora", "dora", "rslora", "pissa", "ia3")
+OF_LAYERS = ("lora", "dora", "rslora", "pissa", "adalora", "ia3")
 METHODS = (*OF_LAYERS, *PROMPTS)
 IDS, DECODER_IDS = torch.arange(3, 30).view(3, 9), torch.arange(40, 55).view(3, 5)
 

@@ -44,7 +44,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
-@pytest.mark.parametrize(("name", "method"), [("t5-untied", "lora"), ("bart", "ia3")])
+@pytest.mark.parametrize(("name", "method"), [("t5-untied", "lora"), ("bart", "ia3"), ("bart", "adalora")])
 def test_a_rounded_base_trains_as_plain_layers_of_the_same_weights_and_so_it_is_merged(
     name: str, method: str, load_in: str
 ) -> None:
@@ -100,8 +100,8 @@ def test_what_cannot_be_rounded_is_told_before_a_model_is_loaded(monkeypatch: py
     check_train(config, given, problems)
     assert [problem for problem in problems if problem.startswith("-load_in")] == [
         "-load_in 4bit needs the package bitsandbytes, which is missing; install it: pip install bitsandbytes==0.50.2",
-        "-load_in 4bit: only with -tuning_method lora or rslora or ia3: weights of 8 or 4 bits cannot be trained, an"
-        " adapter on them can",
+        "-load_in 4bit: only with -tuning_method lora or rslora or adalora or ia3: weights of 8 or 4 bits cannot be"
+        " trained, an adapter on them can",
     ]
     with pytest.raises(UserError, match=r"^-load_in 8bit: for t5, .*, not switch_transformers; leave it out$"):
         check_quantisable(config_from_dict(NEWER["switch"]), "8bit")
