@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tests.cli.forked import ForkedCommands
+from tests.cli.forked_python import write_python
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
@@ -50,14 +52,18 @@ READ_AT_IMPORT = ("OMP", "MKL", "KMP", "GOMP", "HF_", "PYTHON", "LD_", "TORCH", 
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
-    """Run to the end; `python train.py` and its like as forks, unless `env` has what libraries read on their import."""
+    """Run to the end; `python train.py` and its like as forks, unless `env` has what libraries read on their import.
+
+    In scripts of bash, too.
+    """
     words = [str(part) for part in command]
     usual = not any(name.startswith(READ_AT_IMPORT) for name in env or {})
     if words[0] in (sys.executable, "python") and words[1] in SCRIPTS and usual:
         return run_forked(words[1:], environment(**(env or {})))
-    done = subprocess.run(
-        words, cwd=ROOT, env=environment(**(env or {})), capture_output=True, text=True, timeout=TIMEOUT
-    )
+    given = dict(env or {})
+    if words[0] == "bash" and "PATH" not in given:
+        given["PATH"] = f"{python_of_forks().parent}{os.pathsep}{environment()['PATH']}"
+    done = subprocess.run(words, cwd=ROOT, env=environment(**given), capture_output=True, text=True, timeout=TIMEOUT)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
@@ -68,6 +74,15 @@ def forked_commands() -> ForkedCommands:
     commands = ForkedCommands(ROOT, environment(**measured))
     atexit.register(commands.close)
     return commands
+
+
+@functools.cache
+def python_of_forks() -> Path:
+    """A `python` for shell scripts that gives forks."""
+    folder = Path(tempfile.mkdtemp(prefix="python-"))
+    atexit.register(shutil.rmtree, folder)
+    write_python(folder / "python", forked_commands(), TIMEOUT)
+    return folder / "python"
 
 
 def run_forked(words: list[str], env: Mapping[str, str], folder: Path = ROOT, given: Path = Path(os.devnull)) -> Result:
@@ -175,8 +190,9 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def make_environment(folder: Path, python: str = f'exec {shlex.quote(sys.executable)} "$@"') -> None:
+def make_environment(folder: Path, python: str = "") -> None:
     """What run_scripts/environment.sh would install into `folder`; its `python` is a shell script of that line."""
+    python = python or f'exec {shlex.quote(str(python_of_forks()))} "$@"'
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
     (folder / "bin" / "python").chmod(0o755)
