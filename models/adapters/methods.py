@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -67,21 +67,29 @@ def parse_adapter(text: Any, place: str) -> Adapter:
 
 def checked(adapter: Adapter, place: str) -> Adapter:
     """`adapter`, which somebody else may have written. Raises `UserError`, opened by `place`, where it cannot be."""
-    names = (adapter.target_modules, adapter.feedforward_modules, adapter.modules_to_save)
-    wrong = adapter.method not in (*LORA, "ia3", *PROMPTS) or not all(
-        isinstance(text, str) for text in (adapter.base, adapter.digest)
-    )
-    wrong |= not all(isinstance(part, tuple) and all(isinstance(name, str) for name in part) for part in names)
-    count = adapter.num_virtual_tokens
-    wrong |= type(count) is not int or not (0 < count <= LARGEST_RANK if adapter.method in PROMPTS else count == 0)
-    if adapter.method in LORA:
-        r, alpha, dropout = adapter.r, adapter.lora_alpha, adapter.lora_dropout
-        wrong |= type(r) is not int or not 0 < r <= LARGEST_RANK
-        wrong |= type(alpha) not in (int, float) or not 0 <= alpha < LARGEST_RANK**2
-        wrong |= type(dropout) not in (int, float) or not 0 <= dropout < 1
-    if wrong:
-        raise UserError(f"{place}: not an adapter that can be: {adapter}")
+    of_lora, most = adapter.method in LORA, LARGEST_RANK if adapter.method in PROMPTS else 0
+    possible = {
+        "method": adapter.method in (*LORA, "ia3", *PROMPTS),
+        "num_virtual_tokens": _is_whole(adapter.num_virtual_tokens, min(most, 1), most),
+        "r": not of_lora or _is_whole(adapter.r, 1, LARGEST_RANK),
+        "lora_alpha": not of_lora or _is_number(adapter.lora_alpha, LARGEST_RANK**2),
+        "lora_dropout": not of_lora or _is_number(adapter.lora_dropout, 1),
+    }
+    for field in fields(adapter):
+        value = getattr(adapter, field.name)
+        listed = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+        if not possible.get(field.name, listed or (field.name in ("base", "digest") and isinstance(value, str))):
+            raise UserError(f"{place}: {field.name} is {value!r:.60}, which no adapter can have")
     return adapter
+
+
+def _is_whole(value: Any, lowest: int, highest: int) -> bool:
+    return type(value) is int and lowest <= value <= highest
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    """Whether it is one from 0 on, below the limit."""
+    return type(value) in (int, float) and 0 <= value < limit
 
 
 def chosen_adapter(

@@ -175,7 +175,8 @@ FORGED: list[tuple[Callable[[dict[str, Any]], str], str]] = [
     (lambda content: change(content, target_modules=".*"), r"target_modules is '\.\*', not a list of names"),
     (lambda content: change(content, init_lora_weights="pissa"), "trained biases, and an init_lora_weights that"),
     (lambda content: change(content, use_rslora=1), "use_rslora is 1, not true or false"),
-    (lambda content: change(content, r=-1), "not an adapter that can be"),
+    (lambda content: change(content, r=-1), r"adapter_config\.json: r is -1, which no adapter can have"),
+    (lambda content: change(content, lora_dropout="a"), "lora_dropout is 'a', which no adapter can have"),
     (lambda content: json.dumps(content)[:-9], r"adapter_config\.json is torn or no JSON"),
     (lambda _: "[1]", "is damaged: an object is expected"),
 ]
