@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +20,12 @@ LAYERS = re.compile(r"layers:(\d{1,9})(?:-(\d{1,9}))?")
 PARTS = ("embedding", "encoder", "decoder", "output layer", "other", "adapter")  # of the table
 SHOWN = 4  # names in a message
 FP32 = 4  # bytes
+SECONDS = 10  # in which a regular expression must have been searched in all names
+SEARCH = """\
+import json, re, sys
+part, names = json.load(sys.stdin)
+print(json.dumps([name for name in names if re.search(part, name)]))
+"""
 
 
 def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> list[str]:
@@ -60,7 +69,7 @@ def _chosen(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
         layers = [layer for number, layer in _layers(stacks) if first <= number <= last]
         inside = {id(value) for layer in layers for value in layer.parameters()}
         return {name: value for name, value in parameters.items() if id(value) in inside}
-    chosen = {name: value for name, value in parameters.items() if re.search(part, name)}
+    chosen = {name: parameters[name] for name in _found(part, list(parameters))}
     if not chosen:
         names = list(parameters)
         some = names[:: max(1, len(names) // SHOWN)][:SHOWN]
@@ -70,6 +79,23 @@ def _chosen(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
             f" layers:A-B, or a regular expression for names such as {', '.join(some)}"
         )
     return chosen
+
+
+def _found(part: str, names: Sequence[str]) -> list[str]:
+    """Those of the names in which the regular expression is found; in a process that can be ended, as it may backtrack
+    for ever."""
+    command = [sys.executable, "-I", "-S", "-c", SEARCH]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps([part, names]), stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=True
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"-freeze {part}: this regular expression was searched for more than {SECONDS} seconds; write it without a"
+            " repetition inside a repetition, such as (a+)+"
+        ) from None
+    found: list[str] = json.loads(done.stdout)
+    return found
 
 
 def _stacks(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from models import freezing
 from models.adapters.methods import chosen_adapter
 from models.adapters.tuning import apply
 from models.freezing import freeze_parts, trained_lines
@@ -77,3 +78,9 @@ def test_the_table_is_of_what_is_trained() -> None:
     assert whole == sum(value.numel() for value in model.parameters())
     assert trained == sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert size.startswith("best/ and last/ hold the adapter only: 0.0")
+
+
+def test_an_expression_that_backtracks_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freezing, "SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"^-freeze \S+: this regular expression was searched for more than 0\.3 sec"):
+        freeze_parts(from_config(config_of("bart"), seed=2), (r"([a-z._]+[a-z_.]*)+[0-9]$X",))
