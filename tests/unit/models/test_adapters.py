@@ -236,3 +236,16 @@ def test_virtual_tokens_that_cannot_be_are_told(kind: str, count: int, told: str
     config = AutoConfig.for_model(kind, max_position_embeddings=128)
     with pytest.raises(UserError, match=f"^-model x: {told}"):
         check_virtual_tokens(config, count, "-model x")
+
+
+def test_prefix_tuning_of_peft_still_gives_layers_the_same_keys() -> None:
+    """Why it is no value of -tuning_method: docs/training.md says so until this fails."""
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(base("bart"), config)
+    keys = [layer.keys for layer in model.get_prompt(1).self_attention_cache.layers]
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    of_layers = model.prompt_encoder["default"].embedding.weight.grad.chunk(len(keys), dim=1)
+    assert torch.equal(keys[0], keys[1])
+    assert [bool(gradient.any()) for gradient in of_layers] == [True, False]
+    assert len(model.get_prompt(1).cross_attention_cache.layers) == 0
