@@ -13,12 +13,14 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer, GenerationConfig
 
 from checkpoints.model_source import InferenceModel
+from checkpoints.saved_run import read_run
 from models.loading import from_config
 from tests.cli.command import infer_ok, run, train
 from tests.cli.test_optimizer_runs import begin, resume
 from tests.cli.tiny import flag_list
 from tests.faults.harness import assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire
 from tests.small_configs import config_of
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,7 @@ def adapted(once: Callable[[str, Callable[[Path], None]], Path], letters: Path) 
     return once("adapted", make)
 
 
-def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted: Path) -> None:
+def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted: Path, tmp_path: Path) -> None:
     assert_same_end(adapted / "killed", adapted / "whole")
     assert_same_checkpoints(adapted / "killed", adapted / "whole")
     saved = torch.load(adapted / "whole/saved_checkpoints/last.ckpt", weights_only=True)
@@ -52,6 +54,10 @@ def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted:
     base = sum(value.nbytes for value in InferenceModel(str(adapted / "base"))()[0].state_dict().values())
     assert own < base / 2
     assert not (adapted / "whole/best/config.json").exists()
+    for forged in (None, {**saved["s2s_rank_sums"], "uncertainty": {}}):
+        torch.save({**saved, "s2s_rank_sums": forged}, tmp_path / "forged.ckpt")
+        with pytest.raises(UserError, match=r"s2s_rank_sums are not the sums of the matrices of state_dict$"):
+            read_run(tmp_path / "forged.ckpt")
 
 
 def test_virtual_tokens_resume_the_same_and_predict_as_in_peft(letters: Path, tmp_path: Path) -> None:
