@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from models.loading import (
     from_config,
     from_pretrained,
     load_config,
+    undrawn,
 )
 from models.presets import TOKENIZER_KEY, read_config
 from models.regularisation import set_dropout
@@ -153,17 +155,17 @@ class InferenceModel:
             return []
         return [f"{self.flag} {self.name}: trained with -load_in {load_in}, and used on the base in full precision"]
 
-    def load(self) -> PreTrainedModel:
-        """The model on the CPU, an adapter in it as layers of its own."""
+    def load(self, empty: bool = False) -> PreTrainedModel:
+        """The model on the CPU, an adapter in it as layers of its own; a whole one without its weights, if `empty`."""
         if self.is_checkpoint:
-            model = _checkpoint(self.name, self.flag).build(BASE_FLAG, self.base)
+            model = _checkpoint(self.name, self.flag).build(BASE_FLAG, self.base, empty)
         elif self.is_adapter:
             place = f"{self.flag} {self.name}"
             model = build_adapted(
                 self._adapter(), read_weights(self.name, place), place, BASE_FLAG, self.base, self.keep_base
             )
         else:
-            model = from_pretrained(self.name, self.flag)
+            model = from_pretrained(self.name, self.flag, empty)
         self._check_unchanged()
         return model
 
@@ -271,7 +273,8 @@ class ModelSource:
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    build: Callable[[int], PreTrainedModel]  # seed -> model, ready to train
+    # (seed, whether its weights are written later, by `models.loading.undrawn`) -> model, ready to train
+    build: Callable[[int, bool], PreTrainedModel]
 
 
 def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel | None) -> ModelSource:
@@ -282,7 +285,9 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
     if resumed is not None:
         resumed.find_base("-init_model", flags.init_model)
         saved = partial(resumed.build, "-init_model", flags.init_model)
-        return ModelSource(resumed.config(), resumed.tokenizer(), lambda seed: _ready(saved(), config, seed))
+        return ModelSource(
+            resumed.config(), resumed.tokenizer(), lambda seed, empty: _ready(saved(empty), config, seed)
+        )
     if flags.config_path:
         content = read_config(flags.config_path)
         spec = flags.tokenizer or content.get(TOKENIZER_KEY, "")
@@ -293,9 +298,13 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
         model_config = config_from_dict(content, place)
         tokenizer = fitting_tokenizer(model_config, tokenizer)
         check_config_builds(model_config, place)
-        return ModelSource(
-            model_config, tokenizer, lambda seed: _ready(from_config(content, seed, place), config, seed)
-        )
+
+        def drawn(seed: int, empty: bool) -> PreTrainedModel:
+            with undrawn() if empty else nullcontext():  # type: ignore[no-untyped-call]
+                model = from_config(content, seed, place)
+            return _ready(model, config, seed)
+
+        return ModelSource(model_config, tokenizer, drawn)
     path = model_path("-init_model", flags.init_model)
     origin = InferenceModel(path, flag="-init_model")
     if origin.is_adapter and flags.tuning_method != FULL:
@@ -315,10 +324,10 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
     tokenizer = load_tokenizer(named or path, "-tokenizer" if named else "-init_model", **languages)
     tokenizer = fitting_tokenizer(model_config, tokenizer)
 
-    def build(seed: int) -> PreTrainedModel:
-        model = origin.load()
+    def build(seed: int, empty: bool) -> PreTrainedModel:
+        model = origin.load(empty)
         merge(model)
-        model = with_layers(model, layers, f"-init_model {path}") if any(layers) else model
+        model = with_layers(model, layers, f"-init_model {path}", empty) if any(layers) else model
         return _ready(model, config, seed, path)
 
     return ModelSource(model_config, tokenizer, build)

@@ -75,16 +75,17 @@ class SavedModel:
         if self.has_adapter:
             find_base(self.adapter(), self.place, flag, base)
 
-    def build(self, flag: str = "-base_model", base: str = "") -> PreTrainedModel:
+    def build(self, flag: str = "-base_model", base: str = "", empty: bool = False) -> PreTrainedModel:
         """The model on the CPU, with its adapter in it where it has one; `UserError` if weights and config do not fit.
 
         Args:
             flag: with which the user names the base model of an adapter.
-            base: its value; empty = the one that the training took.
+            base: its value; "" = the one that the training took.
+            empty: as in `from_checkpoint`, of a whole model.
         """
         if self.has_adapter:
             return build_adapted(self.adapter(), self.tensors.weights, self.place, flag, base)
-        return from_checkpoint(self.description, self.tensors.weights, self.place)
+        return from_checkpoint(self.description, self.tensors.weights, self.place, empty)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,11 @@ def smaller_config(config: PreTrainedConfig, counts: Sequence[int], place: str) 
     return smaller
 
 
-def with_layers(model: PreTrainedModel, counts: Sequence[int], place: str) -> PreTrainedModel:
-    """A model of that many encoder and decoder layers of `model`, evenly spaced, and of everything else it has."""
+def with_layers(model: PreTrainedModel, counts: Sequence[int], place: str, empty: bool = False) -> PreTrainedModel:
+    """A model of that many encoder and decoder layers of `model`, evenly spaced, and of everything else it has.
+
+    `empty` as in `from_checkpoint`.
+    """
     row = architecture(model.config.model_type)
     smaller = smaller_config(model.config, counts, place)
     weights = model.state_dict()
@@ -64,7 +67,7 @@ def with_layers(model: PreTrainedModel, counts: Sequence[int], place: str) -> Pr
                 chosen[f"{match[1]}{kept.index(int(match[2]))}{match[3]}"] = value
         weights = chosen
     description = {**describe(model), "model_config": smaller.to_json_string(use_diff=False)}
-    return from_checkpoint(description, weights, place)
+    return from_checkpoint(description, weights, place, empty)
 
 
 def _config_keys(row: Architecture) -> tuple[str, str]:

@@ -44,13 +44,17 @@ def load_config(name: str, flag: str = "-init_model") -> PreTrainedConfig:
     return config
 
 
-def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
-    """A pretrained encoder-decoder with fp32 weights and its tying settled."""
+def from_pretrained(name: str, flag: str = "-init_model", empty: bool = False) -> PreTrainedModel:
+    """A pretrained encoder-decoder with fp32 weights and its tying settled; `empty` as in `from_checkpoint`."""
     load_config(name, flag)
     try:
         with _quiet_tying_warning():
             model, report = AutoModelForSeq2SeqLM.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
+                name,
+                dtype="auto" if empty else torch.float32,  # "auto" leaves the weights in the mapped file
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **NO_CODE,
             )
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -61,7 +65,7 @@ def from_pretrained(name: str, flag: str = "-init_model") -> PreTrainedModel:
         raise UserError(f"{flag} {name}: the weights could not be loaded: {error_reason(error)}") from error
     _refuse_drawn_weights(report, f"{flag} {name}")
     settle_tying(model)
-    return model
+    return from_checkpoint(describe(model), model.state_dict(), f"{flag} {name}", empty) if empty else model
 
 
 def _refuse_drawn_weights(report: Mapping[str, Any], place: str) -> None:
@@ -120,7 +124,7 @@ def _build(config: PreTrainedConfig, place: str) -> PreTrainedModel:
 class undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it random weights are not drawn, and take no memory of the host until something is written to them.
 
-    For a model that gets its weights from another process: everything else of it is as it would be.
+    For a model that gets its weights from elsewhere: everything else of it is as it would be.
     """
 
     def __torch_dispatch__(
@@ -160,9 +164,15 @@ def checkpoint_config(description: Mapping[str, Any], place: str) -> PreTrainedC
 
 
 def from_checkpoint(
-    description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], place: str = "the checkpoint"
+    description: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    place: str = "the checkpoint",
+    empty: bool = False,
 ) -> PreTrainedModel:
     """The model of a .ckpt: `description` holds `model_config` and `untied`; `weights` are its parameters by name.
+
+    Args:
+        empty: without the weights, which are to be written into it before it is used.
 
     Raises:
         UserError: a weight is missing, left over, or of another shape; `place` opens the message.
@@ -172,8 +182,10 @@ def from_checkpoint(
         problem = _misfit(_checkpoint_model(config, description, place).state_dict(), weights)
     if problem:
         raise UserError(f"{place}: {OF_ANOTHER_KIND}: {problem}")
-    model = _checkpoint_model(config, description, place)
-    model.load_state_dict(dict(weights), strict=True)
+    with undrawn():  # type: ignore[no-untyped-call]
+        model = _checkpoint_model(config, description, place)
+    for name, value in {} if empty else model.state_dict().items():
+        value.copy_(weights[name])  # one at a time: those of a sharded checkpoint are put together for that
     settle_tying(model)
     return model
 
@@ -227,9 +239,9 @@ def is_untied(model: PreTrainedModel) -> bool:
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give the output embedding its own parameter, a copy of the present one."""
+    """Give the output embedding its own parameter, whose values are to be written."""
     output = model.get_output_embeddings()
-    output.weight = nn.Parameter(output.weight.detach().clone())
+    output.weight = nn.Parameter(torch.empty_like(output.weight))
 
 
 def settle_tying(model: PreTrainedModel) -> None:

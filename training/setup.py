@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from models.adapters.quantised import check_quantisable
 from models.architectures import architecture, notes, overflowing, source_limit, target_limit
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
-from models.loading import undrawn
 from models.losses.objective import Teacher
 from models.regularisation import check_dropout
 from training.distillation import find_teacher, load_teacher
@@ -139,24 +137,31 @@ def check_padded(parts: Sequence[Splits], config: PreTrainedConfig) -> None:
             )
 
 
-@contextmanager
-def _building(config: TrainConfig, source: ModelSource, devices: Devices, resumed: SavedRun | None) -> Iterator[None]:
-    """Build the model where it is to be.
+def built_model(
+    config: TrainConfig, source: ModelSource, devices: Devices, resumed: SavedRun | None
+) -> PreTrainedModel:
+    """The model, where it is to be.
 
     What a checkpoint holds goes right to the device, and never into the memory of the host, unless -load_in makes it
-    small first; seeds draw on the CPU, in
-    the first process alone where it gives its weights to the others (DDP does, before the first step).
+    small first; seeds draw on the CPU, in the first process alone where it gives its weights to the others (DDP does,
+    before the first step). Where each process is to hold a part, the first one reads or draws the whole for all of
+    them, and none where they come from a checkpoint, if the strategy writes them into the parts.
     """
-    sharded = STRATEGIES[config.device.strategy].sharded  # it takes the model apart in the memory of the host
-    given = devices.world_size > 1 and not is_first_process() and not sharded
+    seed, device = config.run.seed, torch.device(devices.device(local_rank()))
+    strategy = STRATEGIES[config.device.strategy]
+    given = devices.world_size > 1 and not is_first_process()
+    if strategy.gives_weights:
+        return source.build(seed, given or resumed is not None)
+    if strategy.sharded:  # it takes the model apart in the memory of the host
+        return source.build(seed, False)
     drawn = bool(config.model.config_path) and config.model.tuning_method == FULL
-    with ExitStack() as stack:
-        if resumed and not sharded and config.model.load_in == WHOLE:
-            stack.enter_context(torch.device(devices.device(local_rank())))
-        elif given and drawn and architecture(source.config.model_type).plain_logits:
-            stack.enter_context(torch.device(devices.device(local_rank())))
-            stack.enter_context(undrawn())  # type: ignore[no-untyped-call]
-        yield
+    if resumed and config.model.load_in == WHOLE:
+        with device:
+            return source.build(seed, False)
+    if given and drawn and architecture(source.config.model_type).plain_logits:
+        with device:
+            return source.build(seed, True)
+    return source.build(seed, False)
 
 
 def check_gradients(config: TrainConfig, devices: Devices) -> None:
@@ -219,8 +224,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     counts = [len(part.train) for part in parts]
     sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
     say(*sampling.lines([part.name for part in parts]))
-    with _building(config, source, devices, resumed):
-        model = source.build(config.run.seed)
+    model = built_model(config, source, devices, resumed)
     teacher = load_teacher(found, config.distillation, parts) if found else None
     prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed, teacher)
     if resumed is None:

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from checkpoints.saved_run import SavedRun, read_run
+from models.loading import from_config, from_pretrained
 from tests.cli.command import infer_ok, train, train_ok
 from tests.cli.tiny import flag_list, json_lines
 from tests.distributed.test_ddp import flags_of, two_processes  # noqa: F401 (a fixture)
+from tests.small_configs import config_of
+from tests.small_models import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +75,21 @@ def test_a_resume_is_bit_identical_and_a_torn_shard_is_passed_over(
     for number, state in mine.model.tensors.optimizer["state"].items():
         for name, value in state.items():
             assert torch.equal(value, reference.model.tensors.optimizer["state"][number][name]), (number, name)
+
+
+def test_the_second_process_gets_the_weights_of_the_first(letters: Path, tmp_path: Path) -> None:
+    model = from_config(config_of("bart"), seed=1)
+    with torch.no_grad():
+        for value in model.state_dict().values():  # so that no bias is 0
+            value.add_(0.01)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "bart")
+    byte_tokenizer(tmp_path / "tokenizer").save_pretrained(tmp_path / "bart")
+    flags = {**flags_of(tmp_path, letters, "run", strategy="fsdp", init_model=tmp_path / "bart"), "config_path": ""}
+    train_ok(*flag_list({**flags, "learning_rate": 1e-30, "optim_cosanneal_min_lr": 0, "max_steps": 1}))
+    weights = last_run(tmp_path / "run").model.tensors.weights
+    expected = from_pretrained(str(tmp_path / "bart")).state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_goes_on_in_one_process_and_is_predicted_with(

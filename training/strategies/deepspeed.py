@@ -38,6 +38,7 @@ class Zero:
     settings: ZeroSettings
 
     sharded = True
+    gives_weights = False
     tries_batches = False  # its hooks take up the gradient of every backward pass
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedConfig
 
 from checkpoints.format import CONTENT_KEY
@@ -41,6 +41,7 @@ class Sharded:
     """
 
     sharded = True
+    gives_weights = True
     tries_batches = True
 
     def __init__(self, offload: bool) -> None:
@@ -133,6 +134,7 @@ class ShardedStrategy(OurDDP):
         self.offload = offload
         self.mesh: DeviceMesh | None = None
         self.save_group: Any = None
+        self.saved: Mapping[str, Any] = {}  # the weights of a run that goes on, until the parts have them
 
     def model_to_device(self) -> None:
         """Leave the model where it was built: a part goes to the device when it is taken apart."""
@@ -142,7 +144,8 @@ class ShardedStrategy(OurDDP):
         module = ours(self.lightning_module)
         self.save_group = tcp_group() if self.world_size > 1 else None  # for the thread that saves
         self.mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        shard(module, self.mesh, self.offload)
+        shard(module, self.mesh, self.offload, self.saved)
+        self.saved = {}
 
     def teardown(self) -> None:
         if isinstance(self.lightning_module, FSDPModule):
@@ -150,7 +153,9 @@ class ShardedStrategy(OurDDP):
         super().teardown()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: the model was built with these weights."""
+        """Keep them for when the model is taken apart, which comes next."""
+        del strict
+        self.saved = checkpoint["state_dict"]
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give each process its part of the state."""
@@ -164,21 +169,44 @@ class ShardedStrategy(OurDDP):
             optimizer.load_state_dict({**saved, "state": states})
 
 
-def shard(module: Any, mesh: DeviceMesh, offload: bool) -> None:
+def shard(module: Any, mesh: DeviceMesh, offload: bool, saved: Mapping[str, Any]) -> None:
     """Take the module apart: each block of encoder and decoder by itself, and what is left, embeddings for example.
 
-    `_loss_sum` is its forward pass.
+    `_loss_sum` is its forward pass. No process but the first ever holds more of the whole than a block.
+
+    Args:
+        saved: the weights by name; none = those of the first process.
     """
     # T5's first blocks return the position bias, a view, which nothing of T5 or of ours changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+
+    def take_apart(part: Any, **options: Any) -> None:
+        own = [(name, value) for name, value in part.named_parameters() if not isinstance(value, DTensor)]
+        fully_shard(part, mesh=mesh, offload_policy=policy, **options)
+        for name, whole in own:
+            parameter = part.get_parameter(name)
+            values = like(parameter, saved, names[id(whole)]) if saved else scattered(whole.data, mesh)
+            local(parameter).copy_(local(values))
+
     for block in blocks(module):
         for embedding in (part for part in block.modules() if isinstance(part, nn.Embedding)):
             # Of positions: our blocks ask for it before their own forward pass begins.
-            fully_shard(embedding, mesh=mesh, offload_policy=policy)
-        fully_shard(block, mesh=mesh, offload_policy=policy)
-    fully_shard(module, mesh=mesh, offload_policy=policy, reshard_after_forward=False)
+            take_apart(embedding)
+        take_apart(block)
+    take_apart(module, reshard_after_forward=False)
+    for name, buffer in module.named_buffers():
+        if name in saved:
+            buffer.copy_(saved[name])
+        elif not saved:
+            torch.distributed.broadcast(buffer, 0)
     register_fsdp_forward_method(module, "_loss_sum")
+
+
+def scattered(whole: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This process's part of a tensor of the first process; on the others its shape alone counts."""
+    return distribute_tensor(whole.to(mesh.device_type), mesh, [Shard(0)])
 
 
 def taken_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -31,6 +31,7 @@ class Replicated:
     """
 
     sharded = False
+    gives_weights = False  # DDP gives those of the first process alone
     tries_batches = True
 
     def __init__(self, plain_on_one: bool) -> None:

@@ -118,7 +118,7 @@ def train_source(resumed: SavedModel | None = None, **model: str) -> Any:
     """What train.py does with the flags of the model."""
     config = TrainConfig()
     source = model_source(replace(config, model=replace(config.model, **model)), [get_task("seq2seq")], resumed)
-    return source.build(1)
+    return source.build(1, False)
 
 
 # ---- model folders

@@ -92,6 +92,19 @@ def test_bf16_weights_on_disk_are_trained_in_fp32(tmp_path: Path) -> None:
     assert {p.dtype for p in from_pretrained(str(tmp_path)).parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", ["t5", "t5-untied", "bart", "mbart"])
+def test_a_folder_read_without_its_weights_gives_the_same_model_otherwise(name: str, tmp_path: Path) -> None:
+    from_config(config_of(name), seed=1).to(torch.bfloat16).save_pretrained(tmp_path)
+    whole, empty = (from_pretrained(str(tmp_path), empty=empty) for empty in (False, True))
+    assert is_untied(empty) == is_untied(whole)
+    kinds = [[(key, value.shape, value.dtype) for key, value in one.named_parameters()] for one in (whole, empty)]
+    assert kinds[0] == kinds[1]
+    persistent = whole.state_dict().keys()
+    buffers = [dict(one.named_buffers()) for one in (whole, empty)]
+    assert buffers[0].keys() == buffers[1].keys()
+    assert all(torch.equal(value, buffers[1][key]) for key, value in buffers[0].items() if key not in persistent)
+
+
 def test_the_seed_decides_the_weights() -> None:
     first, again, other = (from_config(config_of("bart"), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
