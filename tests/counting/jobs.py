@@ -35,7 +35,7 @@ PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "fp32": nullcontext,
     "bf16": partial(torch.autocast, "cuda", torch.bfloat16),
 }
-LENGTH = 12
+LENGTH = 8
 RULES = DecodeFlags(max_predict_length=LENGTH, no_repeat_ngram_size=2, min_predict_length=3, repetition_penalty=1.2)
 LABELS, JOINED = label_map(("ab", "abc", "d", "ef")), label_map(("ab", "abc", "d"), ", ")
 DECODING: dict[str, tuple[DecodeFlags, LabelMap | None]] = {
