@@ -124,6 +124,10 @@ class TrainModelFlags:
         " that is searched in the names of parameters.",
         metavar="embedding|encoder|decoder|layers:A-B|REGEX",
         resume="optimizer",
+        excludes={
+            "strategy=deepspeed_3|deepspeed_3_full": "DeepSpeed takes a layer apart in the middle of its backward pass"
+            " where nothing below it is trained; give -strategy fsdp or deepspeed_2"
+        },
     )
     gradient_checkpointing: bool = free(
         False, "Recompute activations in the backward pass: less memory, about a third slower."

@@ -13,6 +13,7 @@ from checkpoints.saved_run import SavedRun, read_run
 from tests.cli.command import infer_ok, run, train_ok
 from tests.cli.tiny import flag_list, json_lines
 from tests.distributed.test_ddp import flags_of, two_processes  # noqa: F401 (a fixture)
+from tests.faults.harness import TERMINATED, start
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
@@ -98,3 +99,11 @@ def test_goes_on_under_ddp_and_is_predicted_with_and_exported(
     changes: dict[str, Any] = {"strategy": "ddp", "max_epoch": 3, "resume_checkpoint": "last"}
     train_ok(*flag_list({**flags, **changes}))
     assert tensors_of(last_run(tmp_path / "run"))["0 step"] == 30
+
+
+def test_a_stop_in_a_validation_is_saved(two_processes: Path, letters: Path, tmp_path: Path) -> None:  # noqa: F811
+    changes: dict[str, Any] = {"save_path": tmp_path / "run", "strategy": "deepspeed_3", "batch_size": 2}
+    flags = flags_of(two_processes, letters, "two", **changes)
+    done = start(flags, {"FAULT_ON": "validation_step", "FAULT_AT": "2", "FAULT_SIGNAL": "15"})
+    assert done.code == TERMINATED, done.out
+    assert last_run(tmp_path / "run").position.validation_pending

@@ -22,7 +22,7 @@ from models.architectures import architecture
 from training.lightning_loop import checkpoint_of, leaves_out_parameters, ours, tcp_gather
 from training.strategies.fsdp import rows_of
 from training.strategies.replicated import load_run
-from training.strategies.zero_engine import ZeroEngine, ZeroSettings, gathered_parameters
+from training.strategies.zero_engine import ZeroEngine, ZeroSettings, gathered_parameters, whole_of
 from utils.devices import Devices, all_finite
 from utils.errors import UserError
 
@@ -80,8 +80,8 @@ class Zero:
         state: dict[str, Tensor] = {}
         for name, value in model.state_dict(keep_vars=True).items():
             if id(value) not in found:  # shared weights are put together once, and stay one tensor
-                with gathered_parameters([value]):
-                    found[id(value)] = value.detach().to("cpu", copy=True) if first else torch.empty(0)
+                whole = whole_of(value)
+                found[id(value)] = whole.to("cpu", copy=True) if first else torch.empty(0)
             state[name] = found[id(value)]
         return state if first else {}
 
@@ -136,23 +136,24 @@ def shared_out(checkpoint: dict[str, Any], engine: ZeroEngine) -> tuple[dict[str
         start, stop = rows_of(len(whole), rank, world)
         return whole[start:stop].to("cpu", copy=True)
 
-    found: dict[int, Tensor] = {}
-    weights, shapes, whole = {}, {}, {}
+    found: dict[int, tuple[Tensor, list[int]]] = {}  # shared weights are put together once, and stay one tensor
+    weights, shapes, buffers = {}, {}, {}
     module: Any = engine.lightning_module
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, nn.Parameter):  # a buffer, of which every process has the whole
-            whole[name] = value
+            buffers[name] = value
             continue
-        with gathered_parameters([value]):
-            found[id(value)] = found[id(value)] if id(value) in found else own(value.detach())
-            weights[name], shapes[name] = found[id(value)], list(value.shape)
+        if id(value) not in found:
+            whole = whole_of(value)
+            found[id(value)] = own(whole), list(whole.shape)
+        weights[name], shapes[name] = found[id(value)]
     kept, moments = {}, {}
     for number, state in engine.states():
         kept[number] = {key: list(one.shape) if one.ndim else one for key, one in state.items()}
         moments[number] = {key: own(one) for key, one in state.items() if one.ndim}
     index = {
         **checkpoint,
-        WEIGHTS: {**shapes, **whole},
+        WEIGHTS: {**shapes, **buffers},
         STATES: [{"state": kept, "param_groups": engine.numbered_groups()}],
     }
     return index, {RANK: rank, WEIGHTS: weights, STATES: [moments]}

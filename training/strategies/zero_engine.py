@@ -265,8 +265,21 @@ class ZeroEngine(OurDDP):
         return list(flat)
 
 
+def whole_of(parameter: Tensor) -> Tensor:
+    """A weight put together, also in the middle of a pass; every process calls it."""
+    part: Any = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter.detach()
+    own = part.detach().to(parameter.device)
+    whole = own.new_empty(torch.distributed.get_world_size() * own.numel())
+    torch.distributed.all_gather_into_tensor(whole, own)
+    taken_apart: Any = parameter
+    found: Tensor = whole[: taken_apart.ds_numel].view(taken_apart.ds_shape)
+    return found
+
+
 def gathered_parameters(parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
-    """While it lasts, every process holds these weights whole; every process enters and leaves it."""
+    """While it lasts, every process holds these weights whole; not in a pass. Every process enters and leaves it."""
     found: AbstractContextManager[None] = sys.modules["deepspeed"].zero.GatheredParameters(list(parameters))
     return found
 

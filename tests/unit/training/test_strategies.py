@@ -48,7 +48,7 @@ def test_flags_that_do_not_go_together(flags: str, told: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("strategy", DEEPSPEED_STRATEGIES)
-def test_deepspeed_names_its_package_and_its_optimizer(
+def test_deepspeed_names_its_package_its_optimizer_and_what_it_trains(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
@@ -61,11 +61,18 @@ def test_deepspeed_names_its_package_and_its_optimizer(
         "-save_path",
         str(tmp_path / "run"),
     ]
-    config, given, problems = parse_flags(TrainConfig, [*argv, "-strategy", strategy, "-optim", "adamwscale"])
+    config, given, problems = parse_flags(
+        TrainConfig, [*argv, "-strategy", strategy, "-freeze", "embedding", "-optim", "adamwscale"]
+    )
     check_train(config, given, problems)
+    frozen = [
+        f"-freeze embedding: not with -strategy {strategy}: DeepSpeed takes a layer apart in the middle of its backward"
+        " pass where nothing below it is trained; give -strategy fsdp or deepspeed_2"
+    ]
     assert problems == [
         f"-strategy {strategy} needs the package deepspeed, which is missing; install it: pip install"
         " deepspeed==0.19.8",
+        *(frozen if "deepspeed_3" in strategy else []),
         f"-strategy {strategy}: not with -optim adamwscale, which needs whole matrices or was not tried on parts of"
         " them; give -optim adam",
     ]
