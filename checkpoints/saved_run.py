@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from
 from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY
 from models.tokenizers import unpack_tokenizer
 from task_utils import Task
+from utils.devices import all_finite
 from utils.errors import UserError, error_reason, raise_if_any
 
 TASKS_KEY = "tasks"  # of a mixture, besides the first of them as `task`; not there in a run of one task
@@ -180,7 +181,10 @@ def read_model(path: Path, flag: str = "-model") -> SavedModel:
 
 
 def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False) -> SavedRun:
-    """What a resume takes from a .ckpt, as `read_model`; `checked` as in `read_checkpoint`."""
+    """What a resume takes from a .ckpt, as `read_model`; `checked` as in `read_checkpoint`.
+
+    A state of the optimizer with NaN is refused, which lion for one would train on with in silence.
+    """
     checkpoint = read_checkpoint(path, flag, checked)
     place = f"{flag} {path}"
     model = _model(checkpoint, place)
@@ -189,6 +193,8 @@ def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False
     if problem := kept_problem(scores["kept"]):
         raise UserError(f"{place}: {OF_ANOTHER_KIND}: callbacks.Checkpointer.kept: {problem}")
     states = checkpoint["optimizer_states"]
+    if not checked and (name := next((found for saved in states for found in _not_finite(saved)), "")):
+        raise UserError(f"{place}: optimizer_states: {name} holds NaN or infinity; resume from an earlier checkpoint")
     model.tensors.optimizer = states[0] if states else None
     for key, entries in OPTIONAL_ENTRIES.items():
         if checkpoint.get(key) is not None:
@@ -257,6 +263,15 @@ def _renamed(weights: Mapping[str, Tensor], name: Callable[[str], str]) -> Mappi
 
 def _kinds(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: (value.shape, value.is_floating_point()) for name, value in weights.items()}
+
+
+def _not_finite(state: Any, name: str = "") -> Iterator[str]:
+    """The names of the tensors with NaN or infinity in the state of an optimizer, such as state.0.exp_avg."""
+    if isinstance(state, Mapping):
+        for key in state:
+            yield from _not_finite(state[key], f"{name}.{key}" if name else str(key))
+    elif isinstance(state, Tensor) and state.is_floating_point() and not all_finite([state]):
+        yield name
 
 
 def _only(view: type, entries: Mapping[str, Any]) -> dict[str, Any]:

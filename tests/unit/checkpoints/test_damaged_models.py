@@ -236,6 +236,20 @@ def test_a_whole_checkpoint_gives_its_model_and_one_of_other_types_does_not(tmp_
     )
 
 
+def test_nan_in_the_state_of_an_optimizer_is_refused(tmp_path: Path) -> None:
+    """Lion takes the sign of its momentum, which is 0 for NaN, and the run went on as if nothing was wrong."""
+    path, forged = tmp_path / "a.ckpt", whole_checkpoint()
+    forged["optimizer_states"] = [
+        {"param_groups": [], "state": {3: {"step": 2, "exp_avg": torch.tensor([1.0, torch.nan])}}}
+    ]
+    torch.save(forged, path)
+    assert message(read_run, path) == (
+        f"-resume_checkpoint {path}: optimizer_states: state.3.exp_avg holds NaN or infinity; resume from an earlier"
+        " checkpoint"
+    )
+    assert read_run(path, checked=True).global_step  # by another process, and it says so for all
+
+
 def test_an_archive_that_unpacks_to_more_than_the_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
