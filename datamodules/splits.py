@@ -13,10 +13,12 @@ import numpy as np
 from config.flags import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.class_balance import LabelledRows, check_weighted_tasks, chosen_rows, class_weights, label_lines
 from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
+from datamodules.readers.columns import other_columns
 from datamodules.readers.read import ReadOptions
+from datamodules.readers.rows import NO_HEADER
 from postprocessors.base import Postprocessor
 from task_utils import Task
-from utils.errors import UserError, errors_at, shortened
+from utils.errors import UserError, errors_at, raise_if_any, shortened
 from utils.escapes import ESCAPES, printable
 from utils.tables import counted
 
@@ -145,8 +147,10 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
         train = train.subset(train.windows_of(chosen))
         labels = LabelledRows.of(train, postprocessor)
     valid = _fitting(whole, valid_rows) if valid_share else None
+    check_columns("-train_data", encoder, whole.report, whole.report)
     if data.valid_data:
         other = encoder.encode("-valid_data", data.valid_data, keep_all=False)
+        check_columns("-valid_data", encoder, whole.report, other.report)
         lines += report_lines("-valid_data", other.report)
         valid = _fitting(other, np.arange(other.num_rows))
     if valid is not None and not len(valid.learnable()):
@@ -155,6 +159,7 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
     test_paths = data.test_data or hub_test_rows(data, task)
     if test_paths and not data.test_data_proportions:
         test = encoder.encode("-test_data", test_paths, keep_all=True)
+        check_columns("-test_data", encoder, whole.report, test.report)
         lines += report_lines("-test_data", test.report)
     uses = (("training", train), ("validation", valid), ("test", test))
     counts = [_counted_rows(use, split) for use, split in uses if split]
@@ -168,6 +173,16 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
     if name:
         told = tuple(f"{printable(name)}: {line}" for line in told)
     return Splits(task, train, valid, test, told, weights, name, encoder.lengths.doc_stride > 0)
+
+
+def check_columns(flag: str, encoder: RowEncoder, training: EncodeReport, report: EncodeReport) -> None:
+    """Raise `UserError` where columns are taken by their place, and have other names than in the training rows."""
+    data, task = encoder.data, encoder.task
+    asked = {"source": (data.source_column, task.source_column), "target": (data.target_column, task.target_column)}
+    places = {name: column for name, (given, column) in asked.items() if not given and isinstance(column, int)}
+    named = {path for path, header in {**training.headers, **report.headers}.items() if header != NO_HEADER}
+    with errors_at(flag):
+        raise_if_any(other_columns(places, training.columns, report.columns, named))
 
 
 def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]]:
@@ -184,6 +199,7 @@ def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]
     test_paths = data.test_data or (() if data.valid_data else hub_test_rows(data, encoder.task))
     flag, paths = ("-test_data", test_paths) if test_paths else ("-valid_data", data.valid_data)
     split = encoder.encode(flag, paths, keep_all=True)
+    check_columns(flag, encoder, split.report, split.report)
     return split, (*_not_read(data, flag), *report_lines(flag, split.report))
 
 

@@ -38,7 +38,7 @@ from utils.escapes import printable
 
 __all__ = ["EncodeOptions", "EncodeReport", "EncodedSplit", "encode_rows"]
 
-FORMAT_VERSION = 7  # of the cache: raised whenever the same input would be encoded or stored in another way
+FORMAT_VERSION = 8  # of the cache: raised whenever the same input would be encoded or stored in another way
 
 
 def encode_rows(
@@ -129,6 +129,7 @@ def _report_for(state: dict[str, Any], paths: Sequence[str]) -> EncodeReport:
     report.malformed = {reason: [n, [renamed(p) for p in places]] for reason, (n, places) in report.malformed.items()}
     report.places = {kind: [renamed(place) for place in places] for kind, places in report.places.items()}
     report.headers = {names.get(file, file): header for file, header in report.headers.items()}
+    report.columns = {names.get(file, file): columns for file, columns in report.columns.items()}
     return report
 
 
@@ -152,7 +153,8 @@ def _encoded(paths: Sequence[str], work: ChunkEncoder, report: EncodeReport, wor
         yield rows
     report.rows_read = row_report.rows_read
     report.malformed = {reason: [count, places] for reason, (count, places) in row_report.malformed.items()}
-    report.headers, report.escapes_seen = row_report.headers, row_report.escapes_seen
+    report.headers, report.columns = row_report.headers, row_report.columns
+    report.escapes_seen = row_report.escapes_seen
     report.unknown_characters = work.unknown_characters("".join(unknown_texts))
     if work.read_options.keep_all:
         _check_templates(work, report)

@@ -44,6 +44,7 @@ class EncodeReport:
     unknown_characters: str = ""  # the first few
     places: dict[str, list[str]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)  # path -> what was taken as its columns
+    columns: dict[str, list[str]] = field(default_factory=dict)  # path -> their names, or the cells of a first row
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def _is_report(state: Mapping[str, Any]) -> bool:
     if any(type(state.get(name)) is not kind for name, kind in kinds.items()) or not isinstance(state["content"], str):
         return False
     lists = [state["paths"], state["notes"], [*state["headers"].values()], *state["places"].values()]
+    lists += state["columns"].values()
     for count, places in state["malformed"].values():
         lists.append(places)
         if type(count) is not int:

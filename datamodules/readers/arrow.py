@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.readers.columns import Wanted, locate
+from datamodules.readers.columns import Wanted, first_cells, locate
 from datamodules.readers.nested import fields_at
 from datamodules.readers.paths import DataPath, arrow_files, load_hub_dataset
 from datamodules.readers.rows import TEXT, RawRows, ReadOptions, RowReport, decoded
@@ -45,6 +45,7 @@ def read_stored(
     """
     fields = _fields(wanted, stored.schema, stored.name)
     report.headers[stored.name] = f"columns: {shortened(stored.schema.names)}"
+    report.columns[stored.name] = first_cells(stored.schema.names)
     features = _features(stored.schema)
     classes = {variable: _class_names(features, keys) for variable, keys in fields.items() if keys}
     if label_map is not None:

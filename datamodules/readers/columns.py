@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from datamodules.readers.rows import ReadOptions
@@ -14,6 +14,9 @@ _SOURCE_NAMES = """source src input inputs text document sentence question query
     sentence1 x 입력 원문 문장"""
 _TARGET_NAMES = """target tgt trg output outputs label labels answer answers summary translation class category
     response sentence2 y hypothesis 출력 번역 정답 라벨"""
+
+_USUAL = {"source": {*_SOURCE_NAMES.split()}, "target": {*_TARGET_NAMES.split(), *_SOURCE_NAMES.split()}}
+LONGEST_NAME, MOST_COLUMNS = 60, 100  # that are kept of the first row of a file
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,45 @@ def is_header(cells: Sequence[str], wanted: Wanted, header: str, path: str) -> b
 
 def _cell(cells: Sequence[str], number: int) -> str | None:
     return cells[number - 1].strip().lower() if number <= len(cells) else None
+
+
+def first_cells(cells: Sequence[str]) -> list[str]:
+    """What is kept of the first row of a file: the names of its columns, if it has any."""
+    return [cell.strip()[:LONGEST_NAME] for cell in cells[:MOST_COLUMNS]]
+
+
+def other_columns(
+    places: Mapping[str, int], of_training: Mapping[str, list[str]], columns: Mapping[str, list[str]], named: Set[str]
+) -> list[str]:
+    """A line for each file whose column at a place has another name than in the first training file.
+
+    Two names of the usual ones mean the same; but not where the file has the name of the training at another place.
+
+    Args:
+        places: from 1, of the source and the target, those that were not asked for.
+        of_training: the first row of each training file.
+        columns: that of each file.
+        named: the files whose first row is names.
+    """
+    first = next((path for path in of_training if path in named), None)
+    if first is None:
+        return []
+    expected = {variable: _cell(of_training[first], place) for variable, place in places.items()}
+    problems = []
+    for path, cells in columns.items():
+        names = [cell.lower() for cell in cells]
+        if path not in named and not set(expected.values()) <= set(names):
+            continue  # rows from the first line on
+        for variable, name in expected.items():
+            place, found = places[variable], _cell(cells, places[variable])
+            if name is None or found in (None, name) or (name not in names and {found, name} <= _USUAL[variable]):
+                continue
+            by_name = f"-{variable}_column {cells[names.index(name)]} takes it by its name, " if name in names else ""
+            problems.append(
+                f"{path}: its column {place}, the {variable}, is {found!r}, that of {first} {name!r}:"
+                f" {by_name}-{variable}_column {place} by its place, whatever its name"
+            )
+    return problems
 
 
 def no_column(path: str, name: str | int, columns: Sequence[str]) -> str:

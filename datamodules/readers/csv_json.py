@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.columns import Wanted, first_cells, is_header, locate
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.nested import MISSING, value_at
 from datamodules.readers.rows import CODES, NO_HEADER, RawRows, ReadOptions, RowReport, stringified, text_array
@@ -90,6 +90,7 @@ def read_csv(path: str, wanted: Wanted, options: ReadOptions, report: RowReport)
         names = [replaced(cell).strip() for cell in first[1]]
         header = is_header(names, wanted, options.header, path)
         report.headers[path] = f"header: {shortened(names)}" if header else NO_HEADER
+        report.columns[path] = first_cells(names)
         scouted = [] if header else _scouted(first, rows)
         width = max((len(cells) for _, cells, _ in scouted), default=len(names)) or 1  # of empty lines alone
         positions = locate(wanted, names if header else None, width, path)
@@ -145,6 +146,7 @@ def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport
     """Rows of a file with a JSON object on each line; a .json file may be one array of objects instead."""
     values = json_items(path, options.keep_all)
     keys, scouted = _json_keys(path, values, wanted)
+    report.columns[path] = first_cells(next((list(value) for _, value, _ in scouted if isinstance(value, dict)), []))
     report.headers[path] = "keys: " + ", ".join(f"{variable}={key}" for variable, key in keys.items() if key)
     records = (_json_record(item, keys, wanted) for item in _chain_items(scouted, values))
     yield from collect(path, records, list(keys), options)

@@ -69,6 +69,7 @@ class RowReport:
     rows_read: int = 0
     malformed: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)  # path -> what was decided about its first line
+    columns: dict[str, list[str]] = field(default_factory=dict)  # path -> their names, or the cells of a first row
     escapes_seen: int = 0
 
     def add(self, reason: str, count: int, places: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.readers.columns import Wanted, is_header, locate
+from datamodules.readers.columns import Wanted, first_cells, is_header, locate
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.rows import CODES, NO_HEADER, TEXT, RawRows, ReadOptions, RowReport, decoded
 from utils.errors import UserError, shortened
@@ -85,6 +85,7 @@ def _first_line(
     """Whether the first line is a header, and the position of every wanted column."""
     cells = block[starts[0] : ends[0]].decode("utf-8", "replace").split("\t")
     header = is_header(cells, wanted, options.header, path)
+    report.columns[path] = first_cells(cells)
     if header:
         names = [cell.strip() for cell in cells]
         report.headers[path] = f"header: {shortened(names)}"

@@ -149,6 +149,50 @@ def test_the_test_share_of_a_task_of_the_hub(tmp_path: Path, monkeypatch: pytest
     assert asked == [("-train_data", ("someone/data",))] * 2
 
 
+LABELS_FIRST = (
+    "-valid_data: {valid}: its column 1, the source, is 'label', that of {train} 'text': -source_column text takes it"
+    " by its name, -source_column 1 by its place, whatever its name\n"
+    "-valid_data: {valid}: its column 2, the target, is 'text', that of {train} 'label': -target_column label takes"
+    " it by its name, -target_column 2 by its place, whatever its name"
+)
+ONLY_IDS = (
+    "-valid_data: {valid}: its column 1, the source, is 'id', that of {train} 'text': -source_column 1 by its place,"
+    " whatever its name"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.tsv", "label\ttext\nX\tx\n", LABELS_FIRST),
+        ("a.csv", "label,text\nX,x\n", LABELS_FIRST),
+        ("a.jsonl", '{"label": "X", "text": "x"}\n', LABELS_FIRST),
+        ("a.jsonl", '{"id": "1", "label": "X"}\n', ONLY_IDS),
+        ("a.tsv", "Text\tLabel\tid\nx\tX\t1\n", ""),
+        ("a.tsv", "sentence\tanswer\nx\tX\n", ""),
+        ("a.tsv", "x\tX\n", ""),
+    ],
+)
+def test_columns_of_other_names_are_not_taken_by_their_place(
+    name: str, content: str, told: str, tmp_path: Path
+) -> None:
+    """They were: the labels were the sources of the validation, or the line of the names was a row of it."""
+    train, valid = tmp_path / "train.tsv", tmp_path / name
+    train.write_text("text\tlabel\na\tA\nb\tB\n", encoding="utf-8")
+    valid.write_text(content, encoding="utf-8")
+    for columns in ({"source_column": "1", "target_column": "2"}, {}):
+        data = replace(DataFlags(train_data=(str(train),), valid_data=(str(valid),)), **columns)
+        of = encoder(tmp_path, data, task=override_task(get_task("seq2seq"), data))
+        if told and not columns:
+            with pytest.raises(UserError) as caught:
+                training_splits(of)
+            assert str(caught.value) == told.format(train=train, valid=valid)
+        else:
+            valid_rows = training_splits(of).valid
+            assert valid_rows is not None
+            assert (valid_rows.source_text(0) == "x") is not bool(told)
+
+
 def test_unlabelled_rows_of_another_column(tmp_path: Path) -> None:
     """-source_column 2 in prediction, where the target of the task would be column 2 as well."""
     path = tmp_path / "a.tsv"
