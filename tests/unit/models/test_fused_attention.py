@@ -21,7 +21,7 @@ from datamodules.mixture import mixture_of
 from models.kernels.fused import check_fused_attention, use_fused_attention
 from models.loading import from_config
 from models.losses.objective import batch_loss
-from tests.small_configs import config_of
+from tests.small_configs import CONFIGS, config_of
 from training.setup import prepare
 from utils.errors import UserError
 
@@ -43,9 +43,9 @@ def config(kind: str, **changes: object) -> PreTrainedConfig:
     return AutoConfig.for_model(given.pop("model_type"), **given)
 
 
-@pytest.mark.parametrize("kind", ["t5", "umt5", "mbart"])
+@pytest.mark.parametrize("kind", ["t5", "umt5", "mbart", "pegasus", "m2m_100"])
 def test_what_the_kernel_does_not_serve_is_computed_by_pytorch(kind: str) -> None:
-    plain = from_config(config_of(kind), seed=1).train()
+    plain = from_config(config_of(kind) if kind in CONFIGS else config_of("bart", model_type=kind), seed=1).train()
     fused = copy.deepcopy(plain)
     use_fused_attention(fused)
     rows = collate([(np.arange(3, 20), np.arange(3, 9)), (np.arange(3, 12), np.arange(5, 7))], 0, 8)

@@ -50,12 +50,13 @@ def full(_: torch.device) -> NoReturn:
 class Echo:
     """An engine that predicts the row's number and length, and notes in `log` the rows it worked on.
 
-    The process that works on row `dies` is killed; at row `stops` comes Ctrl-C.
+    The process that works on row `dies` is killed; at row `stops` comes Ctrl-C; its memory has room for `room` rows.
     """
 
     log: Path
     dies: int = -1
     stops: int = -1
+    room: int = sys.maxsize
 
     def __call__(self, _: torch.device) -> partial[list[Prediction]]:
         return partial(_echo, self)
@@ -65,6 +66,8 @@ def _echo(
     engine: Echo, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str]
 ) -> list[Prediction]:
     assert not languages
+    if len(sources) > engine.room:
+        no_memory(torch.device("cpu"))
     with open(engine.log, "a") as log:
         log.writelines(f"{row}\n" for row in row_ids)
     if engine.stops in row_ids:
@@ -374,6 +377,12 @@ def test_batches_are_halved_until_they_fit_into_the_memory(
     told = [line for line in capsys.readouterr().out.splitlines() if "memory" in line]
     assert len(told) == 1
     assert told[0].startswith("the memory of cpu is too small for a batch of 9 rows of up to")
+
+
+def test_each_process_halves_its_batches(split: EncodedSplit, parts: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert list(predict(Echo(log, room=2), split, BatchLimits(5), TWO, parts)) == WANTED
+    assert sorted(worked_on(log)) == [*range(9)]
 
 
 def test_a_killed_process_loses_its_chunk_only(
