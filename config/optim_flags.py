@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import NOT_TRIED, SHARDED
+from config.flags import DEEPSPEED, NOT_TRIED, SHARDED
 from config.parser import flag, free
 
 
@@ -196,7 +196,7 @@ class OptimFlags:
         0.0,
         "Size of the noise on the source embeddings in training (NEFTune), e.g. 5; 0 = off.",
         minimum=0.0,
-        excludes={SHARDED: NOT_TRIED},
+        excludes={DEEPSPEED: NOT_TRIED},
     )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
     rdrop_alpha: float = flag(
@@ -204,7 +204,7 @@ class OptimFlags:
         "Weight of R-Drop: every row goes through the model twice, and the divergence of the two outputs joins the"
         " loss; about twice the time and memory; 0 = off.",
         minimum=0.0,
-        excludes={"teacher": NOT_TRIED, SHARDED: NOT_TRIED},
+        excludes={"teacher": NOT_TRIED, DEEPSPEED: NOT_TRIED},
     )
 
 
@@ -217,7 +217,7 @@ class DistillationFlags:
         "Model whose output distributions this one learns to imitate: a run's folder, a folder, a .ckpt or a hub name,"
         " with the same tokenizer and vocabulary; empty = none.",
         metavar="MODEL",
-        excludes={SHARDED: NOT_TRIED},
+        excludes={DEEPSPEED: NOT_TRIED},
     )
     distill_temperature: float = flag(
         1.0,

@@ -77,6 +77,22 @@ def test_a_resume_is_bit_identical_and_a_torn_shard_is_passed_over(
             assert torch.equal(value, reference.model.tensors.optimizer["state"][number][name]), (number, name)
 
 
+@pytest.mark.parametrize("added", [("rdrop_alpha", "neftune_alpha"), ("teacher", "neftune_alpha")])
+def test_the_regularised_loss_is_that_of_ddp(
+    sharded: Path,
+    two_processes: Path,  # noqa: F811
+    letters: Path,
+    tmp_path: Path,
+    added: tuple[str, ...],
+) -> None:
+    values: dict[str, Any] = {"rdrop_alpha": 1, "neftune_alpha": 5, "teacher": sharded / "best"}
+    changes: dict[str, Any] = {name: values[name] for name in added} | {"max_steps": 4, "valid_generate_rows": 0}
+    for strategy in ("ddp", "fsdp"):
+        flags = flags_of(two_processes, letters, "two", **changes, strategy=strategy, save_path=tmp_path / strategy)
+        train_ok(*flag_list(flags))
+    assert max(differences(last_run(tmp_path / "fsdp"), last_run(tmp_path / "ddp")).values()) < 1e-5
+
+
 def test_the_second_process_gets_the_weights_of_the_first(letters: Path, tmp_path: Path) -> None:
     model = from_config(config_of("bart"), seed=1)
     with torch.no_grad():
