@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.model_paths import check_model_paths
-from config.analyze_flags import AnalyzeConfig, AnalyzeFlags
 from config.checks import check_devices
-from config.inference_flags import LabelFlags
+from config.flags.analyze import AnalyzeConfig, AnalyzeFlags
+from config.flags.inference import LabelFlags
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from datamodules.checks import data_file

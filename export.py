@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.model_paths import check_model_paths
 from config.checks import check_combinations
-from config.export_flags import ExportConfig
+from config.flags.export import ExportConfig
 from config.parser import information, parse_flags
 from deploy.export import run
 from utils.console import run_command

@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from config.adapters import each_adapter
-from config.flags import STANDARD_INPUT
-from config.inference_flags import InferenceConfig
+from config.flags.data import STANDARD_INPUT
+from config.flags.inference import InferenceConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from prediction.checks import check_inference, check_launched

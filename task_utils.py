@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.checks import collect
-from config.flags import DataFlags
+from config.flags.data import DataFlags
 from config.templates import Template, Variable
 from metrics.registry import (
     LABELS,

@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
+from config.flags.train import TrainConfig
 from config.parser import information
-from config.train_flags import TrainConfig
 from config.user_code import import_user_code
 from datamodules.mixture import Mixture
 from task_utils import task_table

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.stages import SENTIMENT, Stages
-from config.analyze_flags import AnalyzeFlags
+from config.flags.analyze import AnalyzeFlags
 from datamodules.readers.paths import file_state, parse_data_path
 from datamodules.readers.read import ReadOptions, RowReport, read_rows
 from generation.engines.base import Prediction

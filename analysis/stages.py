@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.analyze_flags import AnalyzeConfig, AnalyzeFlags
-from config.flags import DataFlags
-from config.inference_flags import DecodeFlags, InferenceConfig, InferenceModelFlags, OutputFlags
+from config.flags.analyze import AnalyzeConfig, AnalyzeFlags
+from config.flags.data import DataFlags
+from config.flags.inference import DecodeFlags, InferenceConfig, InferenceModelFlags, OutputFlags
 from config.templates import Template, Variable
 from generation.engines.base import Prediction
 from postprocessors.labels import LabelMap

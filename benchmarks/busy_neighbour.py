@@ -43,7 +43,7 @@ def child(options: argparse.Namespace) -> None:
     """Work for some seconds; print the rows a second of the time after the first three batches."""
     import torch
 
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from datamodules.collate import collate
     from generation.decoder import Decoder
     from models.forward import decode_teacher_forced

@@ -148,7 +148,7 @@ def library_decode(
 ) -> Callable[[Any, Any], list[str]]:
     import torch
 
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from generation.decoder import decode_texts, generation_config
 
     config = generation_config(model, tokenizer, DecodeFlags(beam_size=beams, max_predict_length=max_length))
@@ -182,7 +182,7 @@ def ctranslate2_decoders(
         return {}
     import torch
 
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from generation.decoder import generation_config
     from generation.engines.conversion import cached_conversion
     from generation.engines.ctranslate2 import CTranslate2Engine
@@ -244,7 +244,7 @@ def bare_ctranslate2(
 
 
 def text_normalisation(options: argparse.Namespace, place: Place) -> None:
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from generation.decoder import Decoder
 
     folder = trained(options, "text", SAMPLE / "train.tsv", "-max_epoch", "3", "-header", "false")
@@ -283,7 +283,7 @@ def text_normalisation(options: argparse.Namespace, place: Place) -> None:
 
 
 def label_task(options: argparse.Namespace, place: Place) -> None:
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from generation.decoder import Decoder
     from generation.label_scoring import LabelScorer
     from postprocessors.labels import LabelMap

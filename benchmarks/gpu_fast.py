@@ -18,7 +18,7 @@ import transformers
 from benchmarks.device import Place
 from benchmarks.matmul_rate import large_rate, rate
 from benchmarks.train_speed import byte_ids, made_rows, run_hf, run_ours
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder, generation_config
 from generation.label_scoring import LabelScorer
 from models.flops import matmul_peak, model_flops

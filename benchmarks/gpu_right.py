@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.device import Place
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from datamodules.collate import collate
 from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer

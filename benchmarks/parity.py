@@ -21,7 +21,7 @@ LABELS = ("긍정", "부정", "a", "ab", "abc", "중립입니다", "b", "hgf", "
 
 def search_parity(name: str, beams: int, rows: int) -> tuple[int, int, float]:
     """Rows of the same best text, rows of the same list, and the largest difference of a beam's score."""
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from tests.trained_models import TOKENIZER, encoded, half_trained, words
     from tests.unit.generation.test_search import LONGEST, Decoder, by_library
 

@@ -18,9 +18,9 @@ from checkpoints.adapter_base import build_adapted, find_base, lasting_name, wei
 from checkpoints.model_paths import model_path
 from checkpoints.run_folder import is_checkpoint
 from checkpoints.saved_run import DIGEST_KEY, SavedModel, check_state, read_model, trained_tasks
-from config.model_flags import FULL
-from config.optim_flags import dropout_rates
-from config.train_flags import TrainConfig
+from config.flags.model import FULL
+from config.flags.optim import dropout_rates
+from config.flags.train import TrainConfig
 from models.adapters.folder import is_adapter_folder, read_adapter, read_weights
 from models.adapters.methods import Adapter, check_virtual_tokens, chosen_adapter
 from models.adapters.quantised import BITS, quantise

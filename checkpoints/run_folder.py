@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from config.train_flags import TrainConfig
+from config.flags.train import TrainConfig
 from utils.console import tell
 from utils.errors import UserError
 from utils.files import (

@@ -15,8 +15,8 @@ from checkpoints.entries import LOG_KEY, MODEL_ENTRIES, MOST, OPTIONAL_ENTRIES, 
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.retention import kept_problem
 from checkpoints.sharded import Rows
+from config.flags.train import TrainConfig
 from config.parser import flag_groups
-from config.train_flags import TrainConfig
 from models.adapters.methods import Adapter, parse_adapter
 from models.adapters.rank_allocation import RANKS_KEY, SUMS, rank_matrix
 from models.loading import ADAPTER_KEY, OF_ANOTHER_KIND, checkpoint_config, from_checkpoint

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from config.inference_flags import OUTPUT_FILES, InferenceConfig
+from config.flags.inference import OUTPUT_FILES, InferenceConfig
 from utils.launch import world_size
 
 PLACE = "{adapter}"  # in the name of a written file: the name of the adapter

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.optim_flags import OPTIMIZERS, OptimFlags
+from config.flags.optim import OPTIMIZERS, OptimFlags
+from config.flags.train import TrainConfig
 from config.parser import flag_specs, shown, to_dict
-from config.train_flags import TrainConfig
 from utils.errors import UserError
 from utils.files import LONGEST_NAME
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from config.flags import DataFlags
+from config.flags.data import DataFlags
 from datamodules.readers.paths import check_data_paths, parse_data_path
 from utils.errors import UserError
 

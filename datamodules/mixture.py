@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.checks import collect
-from config.flags import DataFlags, TrainTaskFlags
+from config.flags.data import DataFlags, TrainTaskFlags
 from datamodules.readers.paths import check_data_paths, parse_data_path
 from task_utils import FILES, Task, file_paths, get_task, override_task, task_content
 from utils.errors import UserError, raise_if_any

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.class_balance import LabelledRows, check_weighted_tasks, chosen_rows, class_weights, label_lines
 from datamodules.encoding.encode import EncodedSplit, EncodeOptions, EncodeReport, encode_rows
 from datamodules.readers.columns import other_columns

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import NO_UTF8_NAME
-from config.export_flags import ExportFlags
+from config.flags.export import ExportFlags
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import is_unicode
@@ -289,7 +289,7 @@ def fill_ctranslate2(folder: Path, model: Any, tokenizer: Any, state: dict[str, 
     """Write the converted model with tokenizer, generation config and state, and compare some texts with our engine."""
     import numpy as np
 
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from generation.decoder import Decoder, generation_config
     from generation.engines.conversion import save_converted
     from generation.engines.ctranslate2 import PARITY_TEXTS, CTranslate2Engine, supported_compute_types
@@ -314,7 +314,7 @@ def fill_onnx(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any]) -
     import numpy as np
     import torch
 
-    from config.inference_flags import DecodeFlags
+    from config.flags.inference import DecodeFlags
     from deploy.proof import refuse_other_outputs
     from generation.decoder import Decoder, generation_config
     from generation.engines.ctranslate2 import PARITY_TEXTS

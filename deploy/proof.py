@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from checkpoints.model_source import InferenceModel
-from config.export_flags import ExportFlags
-from config.inference_flags import InferenceConfig
+from config.flags.export import ExportFlags
+from config.flags.inference import InferenceConfig
 from config.parser import parse_flags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import evenly_spaced, prediction_split

@@ -19,11 +19,11 @@ from typing import get_type_hints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config.analyze_flags import AnalyzeConfig  # noqa: E402
-from config.export_flags import ExportConfig  # noqa: E402
-from config.inference_flags import InferenceConfig  # noqa: E402
+from config.flags.analyze import AnalyzeConfig  # noqa: E402
+from config.flags.export import ExportConfig  # noqa: E402
+from config.flags.inference import InferenceConfig  # noqa: E402
+from config.flags.train import TrainConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
-from config.train_flags import TrainConfig  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.mapping_files import read_mapping_file  # noqa: E402

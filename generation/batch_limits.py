@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.constraints import TokenGraph
 from generation.incremental.decoder import COLUMNS_TO_COME
 from generation.logits_processors import ScoreRules

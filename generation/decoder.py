@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.beam_search import FoundTokens, SearchOptions, beam_search
 from generation.constraints import LabelTrie, TokenGraph
 from generation.incremental.compiled import CompiledModel

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.beam_search import (
     COMPACT_EVERY,
     COMPACT_SHARE,

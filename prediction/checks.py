@@ -11,8 +11,8 @@ from pathlib import Path
 from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
-from config.flags import STANDARD_INPUT
-from config.inference_flags import OUTPUT_FILES, InferenceConfig, LabelFlags
+from config.flags.data import STANDARD_INPUT
+from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from metrics.probabilities import PERPLEXITY

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
 from config.templates import Template
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder

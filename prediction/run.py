@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
 from config.parser import deciding_flags, to_dict
 from datamodules.encoding.store import EncodedSplit
 from datamodules.lines import LineEncoder

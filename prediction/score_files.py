@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from config.checks import check_combinations, collect
-from config.flags import LengthFlags
-from config.inference_flags import InferenceConfig
+from config.flags.data import LengthFlags
+from config.flags.inference import InferenceConfig
 from config.parser import flag_groups, to_dict
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.paths import check_data_paths

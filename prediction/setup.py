@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints.model_source import OF_ROWS, InferenceModel, check_same_texts, inference_models, shared_limits
 from checkpoints.saved_run import trained_task, trained_tasks
-from config.inference_flags import (
+from config.flags.inference import (
     ROWS_ON_GPUS,
     TOKENS_ON_GPUS,
     DecodeFlags,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from datamodules.encoding.store import EncodedSplit, row_starts
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction

@@ -23,8 +23,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from checkpoints import model_source
 from checkpoints.saved_run import read_run
-from config.optim_flags import OptimFlags
-from config.train_flags import TrainConfig
+from config.flags.optim import OptimFlags
+from config.flags.train import TrainConfig
 from datamodules.encoding import cache as cache_files
 from datamodules.encoding.templates import render
 from datamodules.readers.read import read_rows

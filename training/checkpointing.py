@@ -27,7 +27,7 @@ from checkpoints.format import CONTENT_KEY, FORMAT_VERSION
 from checkpoints.model_folder import WEIGHTS_SUFFIX, Exported, write_export
 from checkpoints.retention import DueCheckpoint, KeptCheckpoints
 from checkpoints.run_folder import CHECKPOINT_FOLDER, LAST_NAME, exported_step
-from config.run_flags import RunFlags
+from config.flags.run import RunFlags
 from metrics.registry import is_generated, metric_of
 from models.loading import describe
 from models.seq2seq_module import Seq2SeqModule

@@ -34,12 +34,12 @@ from config.checks import (
     same_file,
     schedule_of,
 )
-from config.flags import DEEPSPEED_STRATEGIES, SHARDED_STRATEGIES
-from config.model_flags import FREEZABLE, FULL, WHOLE
-from config.optim_flags import OPTIMIZERS
+from config.flags.data import DEEPSPEED_STRATEGIES, SHARDED_STRATEGIES
+from config.flags.model import FREEZABLE, FULL, WHOLE
+from config.flags.optim import OPTIMIZERS
+from config.flags.run import automatic
+from config.flags.train import TrainConfig
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
-from config.run_flags import automatic
-from config.train_flags import TrainConfig
 from datamodules.checks import DATA, check_data, local_inputs
 from datamodules.mixture import Mixture, mixture_of
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names, missing_packages

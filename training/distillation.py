@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from checkpoints.adapter_base import weights_digest
 from checkpoints.model_paths import model_path
 from checkpoints.model_source import InferenceModel, ModelSource
-from config.optim_flags import DistillationFlags
+from config.flags.optim import DistillationFlags
 from datamodules.splits import Splits
 from models.adapters.virtual_tokens import count_of
 from models.architectures import source_limit, target_limit

@@ -12,8 +12,8 @@ from typing import Any
 
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import TEST_REPORT
-from config.inference_flags import DecodeFlags
-from config.run_flags import BatchFlags
+from config.flags.inference import DecodeFlags
+from config.flags.run import BatchFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Splits
 from generation.batch_limits import BatchLimits

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from checkpoints.saved_run import TASKS_KEY
 from config.checks import schedule_steps
-from config.train_flags import TrainConfig
+from config.flags.train import TrainConfig
 from datamodules.splits import Splits
 from models.freezing import trained_lines
 from models.kernels.compiled import CompiledBlocks

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from checkpoints.format import TornCheckpoint
 from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate
-from config.optim_flags import OptimFlags
+from config.flags.optim import OptimFlags
+from config.flags.run import automatic
+from config.flags.train import TrainConfig
 from config.parser import flag_specs, to_dict
-from config.run_flags import automatic
-from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from datamodules.seq2seq_datamodule import TASKS, TEACHER, VALIDATION_DATA, WEIGHTS
 from metrics.registry import is_generated

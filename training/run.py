@@ -31,8 +31,8 @@ from checkpoints.run_folder import (
 )
 from checkpoints.saved_run import SavedRun, read_run
 from config.checks import highest_rate, schedule_of, schedule_steps
+from config.flags.train import TrainConfig
 from config.parser import to_dict
-from config.train_flags import TrainConfig
 from datamodules.batching import BatchPlan
 from datamodules.mixture import Mixture
 from datamodules.splits import hub_test_rows

@@ -14,11 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from checkpoints.model_source import ModelSource, model_source
 from checkpoints.run_folder import CACHE_FOLDER
 from checkpoints.saved_run import SavedRun
-from config.model_flags import FULL, WHOLE
-from config.optim_flags import OPTIMIZERS, dropout_rates
+from config.flags.model import FULL, WHOLE
+from config.flags.optim import OPTIMIZERS, dropout_rates
+from config.flags.run import automatic
+from config.flags.train import TrainConfig
 from config.parser import shown
-from config.run_flags import automatic
-from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
 from datamodules.mixture import Mixture

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from config.flags.train import TrainConfig
 from config.parser import flag_specs, without_flags
-from config.train_flags import TrainConfig
 from utils.console import STANDARD_STREAMS, give_up_if_full, say
 from utils.errors import Terminated
 from utils.escapes import shell_command

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoints.saved_run import SavedRun
 from config.checks import highest_rate, schedule_of
-from config.optim_flags import OptimFlags
-from config.train_flags import TrainConfig
+from config.flags.optim import OptimFlags
+from config.flags.train import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
 from models.losses.objective import Objective, Teacher

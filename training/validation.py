@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytorch_lightning as pl
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import Splits, evenly_spaced
 from generation.decoder import Decoder

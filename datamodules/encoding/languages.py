@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from config.flags import DataFlags
+from config.flags.data import DataFlags
 from config.templates import Template
 from datamodules.encoding.arrays import Tokens
 from datamodules.encoding.templates import render

@@ -33,7 +33,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from config.inference_flags import COMPUTE_TYPES, DecodeFlags
+from config.flags.inference import COMPUTE_TYPES, DecodeFlags
 from generation.decoder import Decoder, Hypothesis, decode_texts, generation_config
 from generation.engines.base import Prediction
 from generation.engines.conversion import VOCABULARY_FILE, cached_conversion

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.batch_limits import BatchLimits
 from generation.decoder import Decoder
 from generation.engines.base import Prediction

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.engines.base import BatchPredictor, Prediction
 from generation.passage_spans import PassageRule

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from tests.cli.command import ROOT, TIMEOUT, environment, forked_commands, make_environment
 from tests.cli.tiny import T5
 from tests.documents import PAGES, RUN, blocks, commands, text_of

@@ -24,7 +24,7 @@ from checkpoints.averaging import best_checkpoints
 from checkpoints.model_folder import fill_folder
 from checkpoints.model_source import InferenceModel
 from checkpoints.run_folder import checkpoints_of
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import generation_config
 from generation.engines.ctranslate2 import CTranslate2Engine
 from tests.cli.command import infer_ok, listing, run

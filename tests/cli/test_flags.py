@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import train
-from config.export_flags import ExportConfig
-from config.inference_flags import InferenceConfig
+from config.flags.export import ExportConfig
+from config.flags.inference import InferenceConfig
+from config.flags.train import TrainConfig
 from config.parser import flag_groups, help_text, information, parse_flags, to_dict
-from config.train_flags import TrainConfig
 from tests.cli.command import ROOT, environment, run
 
 # ---- help

@@ -188,8 +188,8 @@ def test_newlines_in_predictions_and_references_are_escaped(tmp_path: Path) -> N
 
 def test_predictions_are_written_before_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring that fails (no memory for the metrics, a missing package) loses no prediction."""
-    from config.flags import DataFlags, LengthFlags
-    from config.inference_flags import InferenceConfig, OutputFlags
+    from config.flags.data import DataFlags, LengthFlags
+    from config.flags.inference import InferenceConfig, OutputFlags
     from datamodules.splits import RowEncoder, prediction_split
     from generation.engines.base import Prediction
     from postprocessors.labels import LabelMap

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from tests.cli.command import ROOT, Result, make_environment, run
 from tests.cli.tiny import BART, T5, letter_rows, write_tsv
 from tests.small_models import KOREAN_CORPUS, byte_tokenizer, kobart_tokenizer, unigram_tokenizer

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from tests.cli.command import listing, printed_command, run, train, train_ok, train_until
 from tests.cli.tiny import flag_list, json_lines
 from tests.cli.whole import flags_of

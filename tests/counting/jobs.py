@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from datamodules.collate import collate
 from generation.decoder import Decoder
 from generation.incremental.decoder import StepState

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
 from tests.trained_models import TOKENIZER, encoded, half_trained, words

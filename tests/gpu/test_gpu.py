@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import gpu_right
 from benchmarks.device import Place
-from config.train_flags import TrainConfig
+from config.flags.train import TrainConfig
 from models.flops import PEAKS
 from tests.cli.command import infer_ok, train_ok
 from tests.cli.tiny import json_lines

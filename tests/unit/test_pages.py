@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from checkpoints.run_folder import RUN_NAMES
-from config.analyze_flags import AnalyzeConfig
-from config.export_flags import ExportConfig
-from config.inference_flags import InferenceConfig
+from config.flags.analyze import AnalyzeConfig
+from config.flags.export import ExportConfig
+from config.flags.inference import InferenceConfig
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from metrics.registry import METRICS
 from task_utils import task_keys, task_names
 from tests.documents import DOCUMENTS, LANGUAGES, PAGES, ROOT, RUN, SHOWN, blocks, commands, text_of

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from config.run_flags import automatic
-from config.train_flags import TrainConfig
+from config.flags.run import automatic
+from config.flags.train import TrainConfig
 from datamodules.batching import evaluation_plan
 from models.optimizers.build import state_memory
 from models.seq2seq_module import Seq2SeqModule

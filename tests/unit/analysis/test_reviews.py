@@ -11,7 +11,7 @@ import pytest
 
 from analysis.reviews import PairScores, Review, Reviews, analyses, save_analyses, write_pairs
 from analysis.stages import Stages
-from config.analyze_flags import AnalyzeFlags
+from config.flags.analyze import AnalyzeFlags
 from generation.engines.base import Prediction
 from task_utils import Task, get_task
 from utils.errors import RunError, UserError

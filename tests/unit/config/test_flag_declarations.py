@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from config.checks import check_combinations
-from config.export_flags import ExportConfig
-from config.flags import DataFlags
-from config.inference_flags import DecodeFlags, InferenceConfig
-from config.optim_flags import OptimFlags
+from config.flags.data import DataFlags
+from config.flags.export import ExportConfig
+from config.flags.inference import DecodeFlags, InferenceConfig
+from config.flags.optim import OptimFlags
+from config.flags.train import TrainConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
-from config.train_flags import TrainConfig
 from prediction.run import parts_of
 from prediction.setup import with_trained_settings
 from task_utils import get_task

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.batching import BatchOptions
 from datamodules.class_balance import LabelledRows, class_weights, row_weights
 from datamodules.seq2seq_datamodule import MicroBatches, Seq2SeqDataModule

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config.flags import DataFlags, TrainTaskFlags
+from config.flags.data import DataFlags, TrainTaskFlags
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from datamodules.mixture import Mixture, mixture_of
 from training.checks import check_train
 from utils.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
 from datamodules.encoding.languages import check_languages
 from datamodules.encoding.store import EncodedSplit
 from datamodules.lines import LineEncoder

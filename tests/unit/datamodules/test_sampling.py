@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.batching import BatchOptions
 from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import MicroBatches, Seq2SeqDataModule

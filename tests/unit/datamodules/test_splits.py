@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
 from datamodules.encoding import encode as encoding
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import RowEncoder, prediction_split, split_rows, training_splits

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags, TrainTaskFlags
+from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.batching import BatchOptions
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.windows import overlapping_pieces

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.incremental.compiled import bucket, compilations
 from generation.incremental.weights import Tables, encoder_weights

@@ -16,7 +16,7 @@ import torch
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedModel
 
 from checkpoints.model_source import InferenceModel
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder, Hypothesis, generation_config
 from generation.engines import conversion as ctranslate2_conversion
 from generation.engines import ctranslate2 as engines

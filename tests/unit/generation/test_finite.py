@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, PreTrainedModel
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.label_scoring import LabelScorer
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words

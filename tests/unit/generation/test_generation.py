@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder, decode_texts, generation_config
 from models.loading import from_config
 from models.special_tokens import example_target

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.constraints import ROOT, TokenGraph
 from generation.decoder import Decoder, allowed_texts, label_encoder
 from generation.joined_labels import JoinedLabels, _checked

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.beam_search import SearchOptions, beam_search
 from generation.constraints import ROOT, LabelTrie, TokenGraph
 from generation.decoder import Decoder, label_trie

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, BartConfig, M2M100Config, MBartConfig
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from models.languages import with_languages
 from tests.small_models import m2m100_tokenizer, mbart_tokenizer, nllb_tokenizer

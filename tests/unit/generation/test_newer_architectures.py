@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from examples.gbst_t5 import Gbst, GbstT5Config
 from generation.decoder import Decoder, generation_config
 from generation.engines.conversion import save_converted

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.passage_spans import PassageRule, token_bytes
 from models.loading import from_config

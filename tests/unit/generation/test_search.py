@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, GenerationConfig, PreTrainedModel
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.beam_search import FoundTokens, Outputs, SearchOptions, beam_search
 from generation.decoder import Decoder, Hypothesis
 from generation.incremental.decoder import BeamCache, StepModel

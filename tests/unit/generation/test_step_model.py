@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder
 from generation.incremental.decoder import StepModel
 from generation.incremental.weights import Tables, encoder_weights

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from config.inference_flags import DecodeFlags
+from config.flags.inference import DecodeFlags
 from generation.decoder import Decoder, generation_config
 from generation.incremental.decoder import StepModel
 from generation.incremental.weights import Tables, encoder_weights

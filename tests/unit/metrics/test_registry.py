@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from config.flags import DataFlags, TrainTaskFlags
-from config.run_flags import RunFlags
-from config.train_flags import TrainConfig
+from config.flags.data import DataFlags, TrainTaskFlags
+from config.flags.run import RunFlags
+from config.flags.train import TrainConfig
 from metrics import registry
 from metrics.registry import METRICS, TEXTS, Metric, figure_texts, metric_names, register
 from metrics.report import report_text

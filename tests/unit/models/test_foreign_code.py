@@ -21,7 +21,7 @@ import inference
 from checkpoints.format import CONTENT_KEY
 from checkpoints.model_source import InferenceModel, model_source
 from checkpoints.saved_run import SavedModel, read_model
-from config.train_flags import TrainConfig
+from config.flags.train import TrainConfig
 from models.loading import describe, from_config
 from models.tokenizers import pack_tokenizer
 from task_utils import get_task

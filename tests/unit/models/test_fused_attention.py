@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from datamodules.collate import collate
 from datamodules.mixture import mixture_of
 from models.kernels.fused import check_fused_attention, use_fused_attention

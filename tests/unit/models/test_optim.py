@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from config.optim_flags import OPTIMIZERS, SCHEDULES
+from config.flags.optim import OPTIMIZERS, SCHEDULES
 from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, current_rate
 from models.optimizers.groups import parameter_groups
 from models.optimizers.schedules import Plateau, build_scheduler, resolve_warmup, schedule

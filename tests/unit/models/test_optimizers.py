@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from config.optim_flags import OPTIMIZERS
+from config.flags.optim import OPTIMIZERS
 from models.loading import from_config
 from models.losses.objective import batch_loss
 from models.optimizers.adamw_scale import AdamWScale

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from models.adapters.methods import chosen_adapter
 from models.adapters.quantised import QuantisedLinear, check_quantisable, quantise, quantised_layers
 from models.adapters.tuning import MergedWeights, apply, own_names

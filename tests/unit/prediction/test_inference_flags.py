@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config.adapters import each_adapter
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
 from config.parser import parse_flags
 from prediction.checks import check_inference
 from tests.cli.tiny import letter_rows, write_tsv

@@ -14,7 +14,7 @@ import torch
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration, ByT5Tokenizer, PreTrainedModel
 
 from checkpoints.model_source import inference_models
-from config.inference_flags import DecodeFlags, InferenceConfig
+from config.flags.inference import DecodeFlags, InferenceConfig
 from config.parser import parse_flags
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import LabelDecoding

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config.inference_flags import LABEL_DECODINGS, InferenceConfig, LabelFlags
+from config.flags.inference import LABEL_DECODINGS, InferenceConfig, LabelFlags
+from config.flags.train import TrainConfig
 from config.parser import parse_flags, to_dict
-from config.train_flags import TrainConfig
 from postprocessors.labels import LabelMap
 from postprocessors.numbers import Number
 from prediction.checks import check_inference, label_problems

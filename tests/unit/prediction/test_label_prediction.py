@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from config.flags import DataFlags, LengthFlags
-from config.inference_flags import DecodeFlags, InferenceConfig, LabelFlags
+from config.flags.data import DataFlags, LengthFlags
+from config.flags.inference import DecodeFlags, InferenceConfig, LabelFlags
 from config.templates import Template
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits

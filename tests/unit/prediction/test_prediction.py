@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits

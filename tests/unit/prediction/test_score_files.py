@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
 from config.parser import parse_flags
 from generation.engines.base import Prediction
 from prediction.checks import with_metrics

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
 from datamodules.lines import LineEncoder
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
 from datamodules.splits import RowEncoder, prediction_split
 from generation.batch_limits import BatchLimits
 from generation.decoder import Hypothesis

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
-from config.run_flags import RunFlags
+from config.flags.run import RunFlags
 from training.checkpointing import Checkpointer, Request
 from training.lightning_loop import OurDDP
 from utils.errors import RunError

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import training.memory.batch_search as search
-from config.optim_flags import OptimFlags
+from config.flags.optim import OptimFlags
+from config.flags.run import BatchFlags, TrainDeviceFlags
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.run_flags import BatchFlags, TrainDeviceFlags
-from config.train_flags import TrainConfig
 from datamodules.batching import BatchOptions
 from training.checks import check_train
 from training.memory.batch_search import PRECISION, largest

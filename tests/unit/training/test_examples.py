@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from tests.cli.command import listing
 from training.checks import check_train
 from training.setup import example_lines

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from config.model_flags import TrainModelFlags
-from config.run_flags import BatchFlags
-from config.train_flags import TrainConfig
+from config.flags.model import TrainModelFlags
+from config.flags.run import BatchFlags
+from config.flags.train import TrainConfig
 from training.fit import memory_errors
 from training.lightning_loop import take_over_loop
 from utils.errors import RunError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from config.optim_flags import OPTIMIZERS, OptimFlags
+from config.flags.optim import OPTIMIZERS, OptimFlags
+from config.flags.run import RunFlags
+from config.flags.train import TrainConfig
 from config.parser import parse_flags, to_dict
-from config.run_flags import RunFlags
-from config.train_flags import TrainConfig
 from task_utils import get_task
 from tests.saved_runs import saved_run
 from training.checks import check_train

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from checkpoints.run_folder import clean_leftovers, run_lock
-from config.inference_flags import InferenceConfig
+from config.flags.inference import InferenceConfig
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from prediction.checks import check_inference
 from tests.cli.command import listing
 from tests.cli.tiny import BART, letter_rows, write_config, write_tsv

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from config.model_flags import TrainModelFlags
-from config.optim_flags import OptimFlags
+from config.flags.model import TrainModelFlags
+from config.flags.optim import OptimFlags
+from config.flags.train import TrainConfig
 from config.parser import to_dict
-from config.train_flags import TrainConfig
 from task_utils import get_task
 from tests.saved_runs import saved_run
 from training.resuming import changed_words, check_same, environment, flag_differences, plan_differences

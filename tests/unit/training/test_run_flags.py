@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from checkpoints.run_folder import CONFIG_NAME
+from config.flags.train import TrainConfig
 from config.parser import parse_flags, to_dict
-from config.train_flags import TrainConfig
 from training.checks import check_train, parse_training_flags
 from utils.errors import UserError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig
 
-from config.flags import DEEPSPEED_STRATEGIES
+from config.flags.data import DEEPSPEED_STRATEGIES
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from models.loading import config_from_dict
 from tests.small_configs import config_of
 from training.checks import check_train

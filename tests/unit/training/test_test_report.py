@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import ByT5Tokenizer
 
-from config.flags import DataFlags, LengthFlags
-from config.run_flags import BatchFlags
+from config.flags.data import DataFlags, LengthFlags
+from config.flags.run import BatchFlags
 from datamodules.splits import RowEncoder
 from task_utils import get_task
 from training.evaluate import prediction_rows

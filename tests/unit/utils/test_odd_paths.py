@@ -12,9 +12,9 @@ import pytest
 from transformers import ByT5Tokenizer
 
 import export
-from config.flags import DataFlags, LengthFlags
+from config.flags.data import DataFlags, LengthFlags
+from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from config.train_flags import TrainConfig
 from datamodules.splits import RowEncoder, prediction_split
 from task_utils import get_task
 from training.checks import check_train

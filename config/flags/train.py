@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import DataFlags, LengthFlags, TrainTaskFlags
-from config.model_flags import TrainModelFlags
-from config.optim_flags import DistillationFlags, OptimFlags
-from config.run_flags import BatchFlags, RunFlags, TrainDeviceFlags
+from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
+from config.flags.model import TrainModelFlags
+from config.flags.optim import DistillationFlags, OptimFlags
+from config.flags.run import BatchFlags, RunFlags, TrainDeviceFlags
 
 
 @dataclasses.dataclass(frozen=True)

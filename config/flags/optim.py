@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import DEEPSPEED, NOT_TRIED, SHARDED
+from config.flags.data import DEEPSPEED, NOT_TRIED, SHARDED
 from config.parser import flag, free
 
 

@@ -1,10 +1,10 @@
-"""Flags of `inference.py` alone; those that it shares with `train.py` stand in flags.py. No torch import."""
+"""Flags of `inference.py` alone; those that it shares with `train.py` stand in data.py. No torch import."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from config.flags import BASE_MODEL, PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
+from config.flags.data import BASE_MODEL, PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
 from config.parser import flag, free
 
 LABEL_DECODINGS = ("generate", "constrained", "score")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import USER_CODE
-from config.inference_flags import ON_GPUS, InferenceDeviceFlags
+from config.flags.data import USER_CODE
+from config.flags.inference import ON_GPUS, InferenceDeviceFlags
 from config.parser import free
 
 

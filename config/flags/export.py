@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import BASE_MODEL
-from config.inference_flags import COMPUTE_TYPES
+from config.flags.data import BASE_MODEL
+from config.flags.inference import COMPUTE_TYPES
 from config.parser import free
 
 EXPORT_FORMATS = ("safetensors", "ctranslate2", "onnx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED, SHARDED_STRATEGIES
+from config.flags.data import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED, SHARDED_STRATEGIES
 from config.parser import flag, free
 
 STRATEGIES = ("auto", "ddp", *SHARDED_STRATEGIES)
