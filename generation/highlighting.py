@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from config.templates import Variable
 from datamodules.encoding.tokens import make_encoder
-from metrics.calibration import Floats
+from metrics.uncertainty.calibration import Floats
 
 WORD = re.compile(r"\S+")
 

@@ -1,6 +1,7 @@
 """Numbers from references and predictions. Imports postprocessors and utils; no torch."""
 
-from metrics import answers, dependencies, edit_rate, labels, numbers, probabilities, spans, structured, text
+from metrics import answers, dependencies, edit_rate, labels, numbers, spans, structured, text
+from metrics.uncertainty import probabilities
 
 FAMILIES = (
     probabilities,

@@ -12,7 +12,7 @@ from metrics.registry import POINTS, Figure, Metric, register
 from postprocessors.numbers import Number
 
 if TYPE_CHECKING:
-    from metrics.calibration import Floats
+    from metrics.uncertainty.calibration import Floats
 
 SIMILAR = 3.0  # from here on two sentences are similar (KLUE-STS, Park et al. 2021)
 

@@ -55,7 +55,8 @@ class Metric:
     how: str = ""
     note: str = ""  # beside the figure in a report, where nothing was computed that explains it
     default: bool = True
-    # What intervals are drawn from (metrics/confidence.py), of counted rows and postprocessor where `compute` is:
+    # What intervals are drawn from (metrics/uncertainty/confidence.py), of counted rows and postprocessor where
+    # `compute` is:
     by_row: Callable[..., Sequence[float]] | None = None  # the figures of the rows, where it is their mean
     counts: Callable[..., Any] | None = None  # a dataclass of whole numbers and Counters, sums over the rows
     of_counts: Callable[[Any], float] | None = None  # the figure, from such sums

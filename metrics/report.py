@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.calibration import LabelCalibration
 from metrics.labels import INVALID, confused_pairs
 from metrics.registry import METRICS, POINTS
 from metrics.score import CHOSEN, Scores
+from metrics.uncertainty.calibration import LabelCalibration
 from postprocessors.base import FREE_TEXT, FreeText, Postprocessor
 from utils.tables import cells, counted, format_table, visible
 

@@ -15,8 +15,8 @@ from config.flags.data import STANDARD_INPUT
 from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
-from metrics.probabilities import PERPLEXITY
 from metrics.registry import METRICS, REFERENCES, metric_names, scored_names, takes_of
+from metrics.uncertainty.probabilities import PERPLEXITY
 from postprocessors.answers import Answers
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from config.user_code import errors_of_user_code
-from metrics.confidence import DRAWS, Difference, DrawnFigures, Interval, differences, drawn_figures, intervals
 from metrics.registry import METRICS, TEXTS
 from metrics.score import Scores
+from metrics.uncertainty.confidence import (
+    DRAWS,
+    Difference,
+    DrawnFigures,
+    Interval,
+    differences,
+    drawn_figures,
+    intervals,
+)
 from postprocessors.base import Postprocessor
 from utils.errors import UserError
 from utils.tables import format_table

@@ -19,7 +19,7 @@ from datamodules.splits import RowEncoder, evenly_spaced, report_lines
 from generation.batch_limits import BatchLimits
 from generation.engines.labels import THRESHOLD, LabelDecoding, ScorePredictor, SetPredictor, label_log_probs
 from generation.highlighting import VariableWords
-from metrics.calibration import (
+from metrics.uncertainty.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     LabelCalibration,

@@ -24,10 +24,10 @@ from generation.engines.labels import LabelDecoding
 from generation.incremental.compiled import compilations
 from generation.perplexity import perplexity
 from metrics.answers import with_no_answer
-from metrics.probabilities import PERPLEXITY, with_probabilities
 from metrics.registry import Figure, missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, Scores, score, with_figure
+from metrics.uncertainty.probabilities import PERPLEXITY, with_probabilities
 from postprocessors.answers import Answers
 from postprocessors.base import said
 from prediction.checks import named_metrics

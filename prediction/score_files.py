@@ -15,10 +15,10 @@ from config.parser import flag_groups, to_dict
 from datamodules.readers.encodings import BYTE_ORDER_MARK
 from datamodules.readers.paths import check_data_paths
 from datamodules.splits import RowEncoder, report_lines
-from metrics.probabilities import PERPLEXITY
 from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import Scores, score
+from metrics.uncertainty.probabilities import PERPLEXITY
 from postprocessors.answers import expected
 from postprocessors.base import said
 from prediction.checks import check_outputs, named_metrics, with_metrics

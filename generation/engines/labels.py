@@ -16,7 +16,7 @@ from generation.decoder import Decoder
 from generation.engines.base import Prediction
 from generation.highlighting import Highlighter, VariableWords
 from generation.label_scoring import LabelScorer
-from metrics.calibration import Floats, LabelCalibration, softmax
+from metrics.uncertainty.calibration import Floats, LabelCalibration, softmax
 from postprocessors.labels import LabelMap
 from utils.devices import Devices
 from utils.errors import errors_at

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from metrics.labels import CountedRows, LabelTables, label_tables
-from metrics.probabilities import auprc, with_probabilities
 from metrics.registry import METRICS
 from metrics.report import report_text
 from metrics.score import CHOSEN, score
+from metrics.uncertainty.probabilities import auprc, with_probabilities
 from postprocessors.labels import LabelMap
 from task_utils import Task
 from tests.official_scorers import differing, golden_cases

@@ -21,10 +21,10 @@ from generation.engines.labels import LabelDecoding, ScoreEngine, ScorePredictor
 from generation.engines.pytorch import TorchEngine
 from generation.highlighting import VariableWords
 from generation.label_scoring import LabelScorer
-from metrics.calibration import LabelCalibration, fit_threshold, log_mean_probability, softmax
-from metrics.probabilities import with_probabilities
 from metrics.report import calibration_settings
 from metrics.score import score
+from metrics.uncertainty.calibration import LabelCalibration, fit_threshold, log_mean_probability, softmax
+from metrics.uncertainty.probabilities import with_probabilities
 from postprocessors.labels import LabelMap
 from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
 from prediction.parts import Chunks, Parts, write_part
@@ -215,7 +215,7 @@ def test_the_contextual_prior_is_of_inputs_without_content(prepared: Any) -> Non
 
 
 def test_the_temperature_is_fitted_behind_the_prior(prepared: Any) -> None:
-    from metrics.calibration import fit_temperature
+    from metrics.uncertainty.calibration import fit_temperature
 
     valid = "ab\t0\ncc\t2\nabab\t1\nx\t\nb\tc\n"
     decoding, lines = prepared(label_decoding="score", label_prior="domain", valid=valid)
@@ -268,7 +268,7 @@ def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
 
 def test_only_rows_with_a_reference_count(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [(0.8, 0.1, 0.1)] * 2
-    monkeypatch.setattr("metrics.probabilities.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("metrics.uncertainty.probabilities.ROWS_AT_ONCE", 1)
     scores = score(["a", None], ["a", "a"], LABELS)
     found = with_probabilities(scores, ["a", None], shares)
     assert found.metrics["brier_score"] == pytest.approx(0.04 + 0.01 + 0.01)

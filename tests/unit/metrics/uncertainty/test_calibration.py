@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metrics.calibration import (
+from metrics.uncertainty.calibration import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     LabelCalibration,

@@ -88,7 +88,7 @@ def with_probabilities(
     """
     import numpy as np
 
-    from metrics.calibration import ProbabilityScores
+    from metrics.uncertainty.calibration import ProbabilityScores
 
     number = {text: label for label, text in enumerate(scores.postprocessor.texts)}
     found = ProbabilityScores()

@@ -9,9 +9,9 @@ import random
 import numpy as np
 import pytest
 
-from metrics.confidence import Difference, Interval, differences, drawn_figures, intervals
 from metrics.registry import METRICS, TEXTS, Metric
 from metrics.score import score
+from metrics.uncertainty.confidence import Difference, Interval, differences, drawn_figures, intervals
 from postprocessors.answers import Answers
 from postprocessors.base import FREE_TEXT
 from postprocessors.labels import LabelMap
