@@ -29,7 +29,7 @@ from utils.libraries import missing_package
 from utils.tables import counted
 
 FITTED_ON = ("calibrate", "thresholds")  # flags of labelled rows
-OF_ONE_LABEL = ["label_prior", "calibrate", "label_temperature", "highlight"]
+OF_ONE_LABEL = ["label_prior", "calibrate", "label_sets", "abstain", "label_temperature", "highlight"]
 OF_SEVERAL = ["thresholds"]
 OTHER_FORMS = re.compile(  # of files, which nobody fills with plain lines
     r"\.(csv|json|parquet|arrow|feather|xlsx?|ods|ya?ml|xml|html|md|gz|bz2|xz|zst|zip|pkl|npy|pt|safetensors|db|sqlite)"
@@ -111,6 +111,8 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     check_files({name: getattr(output, name) for name in OUTPUT_FILES}, inputs, output.overwrite, problems)
     if config.label.highlight and not is_structured(output.save_output):
         problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
+    if config.label.label_sets and output.save_output and not is_structured(output.save_output):
+        problems.append("-label_sets: a plain line holds none; give -save_output a file that ends in .jsonl or .tsv")
     if STANDARD_INPUT not in config.data.test_data and not config.scoring.score_only:
         for flag in ("keep_fields", "group_by"):
             if getattr(output, flag):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from config.flags.inference import InferenceConfig
+from config.flags.inference import InferenceConfig, LabelFlags
 from config.templates import Template
 from datamodules.encoding.store import EncodedSplit
 from datamodules.encoding.tokens import make_encoder
@@ -27,10 +27,12 @@ from metrics.uncertainty.calibration import (
     fit_threshold,
     log_mean_probability,
 )
+from metrics.uncertainty.conformal import NO_SILENCE, AnswerRule, SetRule, Silence, rows_for_answers, rows_for_sets
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
+from prediction.parts import significant
 from utils.devices import Devices
-from utils.errors import UserError, shortened
+from utils.errors import UserError, errors_at, raise_if_any, shortened
 from utils.tables import counted
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
@@ -75,6 +77,7 @@ def label_decoding(
     if decoding is None or decoding.mode == "constrained":
         return decoding
     decoding = replace(decoding, calibration=LabelCalibration(temperature=flags.label_temperature))
+    labelled = LabelledRows.of(flags, decoding.labels, encoder, say) if flags.calibrate else None
     if flags.label_prior != "none" or flags.calibrate or flags.thresholds:
         model, tokenizer = load()
         if decoding.labels.separator:
@@ -83,15 +86,64 @@ def label_decoding(
             del sets
         else:
             predictor = ScorePredictor(model, tokenizer, decoding, devices)
-            decoding = replace(
-                decoding, calibration=_calibrated(config, decoding.labels, predictor, encoder, split, say)
-            )
+            calibration = _calibrated(config, predictor, encoder, split, labelled, say)
+            silence = _silence(config, predictor, calibration, labelled, say) if labelled else NO_SILENCE
+            decoding = replace(decoding, calibration=calibration, silence=silence)
             del predictor
         del model
         gc.collect()
         if devices.accelerator == "cuda":
             torch.cuda.empty_cache()
     return decoding
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Token ids and numbers of the right labels of rows of -calibrate.
+
+    Where rules of -label_sets and -abstain are fitted, they have every second row for themselves: `for_rules`. Rows
+    that chose the temperature as well would look better than those to come.
+    """
+
+    sources: list[np.ndarray]
+    targets: list[int]
+    shared: bool  # between temperature and rules
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @classmethod
+    def of(cls, flags: LabelFlags, labels: LabelMap, encoder: RowEncoder, say: Callable[..., None]) -> LabelledRows:
+        """Read the rows.
+
+        Raises:
+            UserError: no row with a label; fewer than the rules need.
+        """
+        sources, references = _labelled_rows("-calibrate", flags.calibrate, encoder, say)
+        number = {text: label for label, text in enumerate(labels.texts)}
+        rows = cls(sources, [number[text] for text in references], bool(flags.label_sets or flags.abstain))
+        needed = {
+            f"-label_sets {flags.label_sets:g}": rows_for_sets(flags.label_sets) if flags.label_sets else 0,
+            f"-abstain {flags.abstain:g}": rows_for_answers(flags.abstain) if flags.abstain else 0,
+        }
+        raise_if_any(
+            f"{flag} needs {2 * count:,} labelled rows of -calibrate, half of them for the temperature, and"
+            f" {flags.calibrate} has {len(rows):,}; give more rows, or ask for less"
+            for flag, count in needed.items()
+            if len(rows.for_rules) < count
+        )
+        return rows
+
+    @property
+    def for_temperature(self) -> LabelledRows:
+        return self._part(0) if self.shared else self
+
+    @property
+    def for_rules(self) -> LabelledRows:
+        return self._part(1)
+
+    def _part(self, first: int) -> LabelledRows:
+        return LabelledRows(self.sources[first::2], self.targets[first::2], self.shared)
 
 
 def _labelled_rows(
@@ -129,10 +181,10 @@ def _fitted_thresholds(
 
 def _calibrated(
     config: InferenceConfig,
-    labels: LabelMap,
     predictor: ScorePredictor,
     encoder: RowEncoder,
     split: EncodedSplit,
+    labelled: LabelledRows | None,
     say: Callable[..., None],
 ) -> LabelCalibration:
     flags, limits = config.label, BatchLimits.of(config.decode)
@@ -142,18 +194,43 @@ def _calibrated(
         sources = content_free_sources(encoder) if contextual else domain_sources(split)
         prior = log_mean_probability(label_log_probs(predictor, sources, limits))
         calibration = replace(calibration, log_prior=prior)
-        shown = ", ".join(f"{text} {share:.4f}" for text, share in zip(labels.texts, np.exp(prior), strict=True))
+        shown = ", ".join(f"{text} {share:.4f}" for text, share in zip(predictor.texts, np.exp(prior), strict=True))
         of = f"{len(sources):,} content-free inputs" if contextual else f"{len(sources):,} rows of the input"
         say(f"-label_prior {flags.label_prior}: mean probabilities of {of}: {shown}")
-    if flags.calibrate:
-        sources, references = _labelled_rows("-calibrate", flags.calibrate, encoder, say)
-        number = {text: label for label, text in enumerate(labels.texts)}
-        targets = [number[reference] for reference in references]
-        scores = calibration.scores(label_log_probs(predictor, sources, limits))
-        calibration = replace(calibration, temperature=fit_temperature(scores, targets))
-        say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(sources):,} labelled rows")
+    if labelled:
+        fitted = labelled.for_temperature
+        scores = calibration.scores(label_log_probs(predictor, fitted.sources, limits))
+        calibration = replace(calibration, temperature=fit_temperature(scores, fitted.targets))
+        say(f"-calibrate: temperature {calibration.temperature:.6g}, fitted on {len(fitted):,} labelled rows")
         say(*_outside_the_range(calibration.temperature))
     return calibration
+
+
+def _silence(
+    config: InferenceConfig,
+    predictor: ScorePredictor,
+    calibration: LabelCalibration,
+    labelled: LabelledRows,
+    say: Callable[..., None],
+) -> Silence:
+    """The rules of -label_sets and -abstain, fitted on rows that fitted nothing else."""
+    flags, fitted = config.label, labelled.for_rules
+    if not (flags.label_sets or flags.abstain):
+        return NO_SILENCE
+    log_probs = label_log_probs(predictor, fitted.sources, BatchLimits.of(config.decode))
+    probabilities = np.vectorize(significant)(calibration.probabilities(log_probs))  # as they are written
+    sets = answers = None
+    if flags.label_sets:
+        sets = SetRule.fit(probabilities, fitted.targets, flags.label_sets)
+        say(f"-label_sets {sets.level:g}: labels of probability {sets.least:g} or more, by {sets.rows:,} other rows")
+    if flags.abstain:
+        with errors_at(f"-abstain {flags.abstain:g}"):
+            answers = AnswerRule.fit(probabilities, fitted.targets, flags.abstain)
+        say(
+            f"-abstain {answers.rate:g}: answered where a label is more probable than {answers.above:g}, by"
+            f" {answers.rows:,} other rows"
+        )
+    return Silence(sets, answers)
 
 
 def _outside_the_range(temperature: float) -> list[str]:

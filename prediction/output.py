@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.encoding.store import EncodedSplit
 from generation.engines.base import Prediction
 from metrics.report import Outputs
+from metrics.uncertainty.conformal import NO_SILENCE, Silence
 from postprocessors.answers import expected
 from postprocessors.base import Postprocessor
 from postprocessors.labels import LabelMap
@@ -45,6 +46,7 @@ class OutputForm:
     label_ids: Mapping[str, str] = field(default_factory=dict)  # of label texts; empty where there are none
     words: bool = False  # whether the words of the source are written, with what the label loses without each
     probabilities: bool = False  # whether the outputs of a row have some, see prediction/windows.py
+    silence: Silence = NO_SILENCE  # the rules of sets of labels and of rows without an answer
 
 
 def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
@@ -114,6 +116,11 @@ def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
         ]
     if form.labels:
         more["label_probabilities"] = dict(zip(form.labels, prediction.label_probabilities or (), strict=True))
+    shares = prediction.label_probabilities or ()
+    if form.silence.sets:
+        more["label_set"] = [form.labels[label] for label in form.silence.sets.labels(shares)]
+    if form.silence.answers:
+        more["abstained"] = form.silence.abstains(shares)
     if form.words:
         words = prediction.words or ()
         more["highlight"] = max(words, key=lambda pair: pair[1])[0] if words else None  # of equal ones the first
@@ -126,6 +133,8 @@ def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
         "probability": form.probabilities,
         "nbest": form.nbest,
         "label_probabilities": form.labels,
+        "label_set": form.silence.sets,
+        "abstained": form.silence.answers,
         "highlight": form.words,
         "words": form.words,
     }
@@ -166,12 +175,14 @@ def output_rows(
     split: EncodedSplit,
     answer_of: Callable[[str], str],
     records: Iterable[str] | None,
+    silence: Silence = NO_SILENCE,
 ) -> Iterator[OutputRow]:
     """The rows of an output in order.
 
     Args:
         answer_of: what is written for a predicted text.
         records: the input's own record of each row, as JSON; None keeps none.
+        silence: rules by which the answer of a row is the empty text.
 
     Raises:
         RunError: fewer or more records than rows, of an input that has changed.
@@ -181,7 +192,7 @@ def output_rows(
         record = next(own, None)
         if record is None:
             raise RunError(f"the input has changed: row {row:,} is no longer in it")
-        answer = answer_of(prediction.text)
+        answer = "" if silence.abstains(prediction.label_probabilities) else answer_of(prediction.text)
         yield OutputRow(row, split.source_text(row), split.reference(row), answer, prediction, record)
     if next(own, None) is not None:
         raise RunError(f"the input has changed: it has more than {len(split):,} rows now")

@@ -27,6 +27,7 @@ from metrics.answers import with_no_answer
 from metrics.registry import Figure, missing_packages
 from metrics.report import calibration_settings, report_dict, report_text
 from metrics.score import CHOSEN, Scores, score, with_figure
+from metrics.uncertainty.conformal import NO_SILENCE, SilenceScores, silence_scores
 from metrics.uncertainty.probabilities import PERPLEXITY, with_probabilities
 from postprocessors.answers import Answers
 from postprocessors.base import said
@@ -201,7 +202,8 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
             Path(name).parent.mkdir(parents=True, exist_ok=True)
     if output.save_output:
         kept = records.rows(split.report.headers, data.tsv_escapes) if records else None
-        rows = output_rows(predictions, split, answer_of(postprocessor, output), kept)
+        silence = found.decoding.silence if found.decoding else NO_SILENCE
+        rows = output_rows(predictions, split, answer_of(postprocessor, output), kept, silence)
         shown = postprocessor.texts if config.label.label_decoding == "score" else ()
         ids = label_ids(postprocessor)
         form = OutputForm(
@@ -212,6 +214,7 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
             ids,
             config.label.highlight,
             config.length.doc_stride > 0,
+            silence,
         )
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")
@@ -267,4 +270,15 @@ def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
     if PERPLEXITY in named_metrics(ready.config.output.metrics):
         scores = with_figure(scores, PERPLEXITY, reference_perplexity(ready, found.split))
     tell(*report_text(scores, outputs_of(found.split, found.predictions, postprocessor)).splitlines())
-    return scores, report_dict(scores, settings)
+    silent = silence_of(found)
+    tell(*(["", *silent.lines()] if silent.to_dict() else []))
+    return scores, {**report_dict(scores, settings), **silent.to_dict()}
+
+
+def silence_of(found: Predicted) -> SilenceScores:
+    """What label sets and abstention came to."""
+    shares = LazySequence(len(found.split), lambda row: found.predictions[row].label_probabilities)
+    silence = found.decoding.silence if found.decoding else NO_SILENCE
+    if silence == NO_SILENCE:
+        return SilenceScores(None, None)
+    return silence_scores(silence, found.ready.postprocessor.texts, found.references, shares)

@@ -29,6 +29,8 @@ PROBABILITIES = {"label_decoding=score": "it is about label probabilities"}
 OUTPUT_FILES = ("save_output", "save_label", "save_report")
 SCORING, WRITTEN = "files are scored, and nothing is predicted", ("save_output", "save_label", "keep_fields")
 NO_FILES = {"test_data=-": "predictions go to standard output, a line each; give a file of rows"}
+HELD_OUT = {"calibrate": "it is a promise that labelled rows must show"}
+ONE_BY_ONE = {"label_prior=domain": "it looks at the input as a whole, and what labelled rows show no longer holds"}
 ALL_ROWS = {"test_data=-": "a prior and a calibration need all rows, and a line holds no probabilities"}
 
 
@@ -258,6 +260,28 @@ class LabelFlags:
         metavar="PATH[:N]",
         needs=PROBABILITIES,
         excludes={"label_temperature": "one fits the temperature, the other gives it", **ALL_ROWS},
+        decides=False,
+    )
+    label_sets: float = flag(
+        0.0,
+        "Score: probability with which the set of labels written for a row holds the right one, e.g. 0.9; fitted on"
+        " half of the rows of -calibrate. 0 = off.",
+        minimum=0.0,
+        maximum=0.9999,
+        metavar="X",
+        needs=HELD_OUT,
+        excludes=ONE_BY_ONE,
+        decides=False,
+    )
+    abstain: float = flag(
+        0.0,
+        "Score: largest share of wrong ones among the rows that are answered, e.g. 0.05; the others get an empty"
+        " prediction. Fitted on half of the rows of -calibrate. 0 = off.",
+        minimum=0.0,
+        maximum=0.9999,
+        metavar="X",
+        needs=HELD_OUT,
+        excludes=ONE_BY_ONE,
         decides=False,
     )
     thresholds: str = flag(

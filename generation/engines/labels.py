@@ -17,6 +17,7 @@ from generation.engines.base import Prediction
 from generation.highlighting import Highlighter, VariableWords
 from generation.label_scoring import LabelScorer
 from metrics.uncertainty.calibration import Floats, LabelCalibration, softmax
+from metrics.uncertainty.conformal import NO_SILENCE, Silence
 from postprocessors.labels import LabelMap
 from utils.devices import Devices
 from utils.errors import errors_at
@@ -33,7 +34,7 @@ class LabelDecoding:
 
     `calibration` is that of the mode score, and so is `highlight`: the words of a source that are looked at, None where
     none are asked for; `limits` are those of a batch. `thresholds` are those of the labels, of rows that may have
-    several.
+    several. `silence` is what is made of the probabilities when the output is written; it decides none.
     """
 
     mode: str
@@ -42,6 +43,7 @@ class LabelDecoding:
     highlight: VariableWords | None = None
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(128))
     thresholds: tuple[float, ...] = ()
+    silence: Silence = NO_SILENCE
 
     def describe(self) -> list[Any]:
         """Everything that decides what is predicted, as JSON values.

@@ -128,3 +128,28 @@ def test_labels_are_missing_from_the_checkpoint_s_task(copy_run: Path, letters: 
             " map"
         ],
     )
+
+
+def test_rows_that_are_not_sure_enough_stay_unanswered(label_run: Path, tmp_path: Path) -> None:
+    """Sets and silence in the rows, the lines and the report; the same finished parts serve other levels."""
+    flags = ("-model", label_run / "run" / "best", "-test_data", label_run / "test.tsv", "-label_decoding", "score")
+    flags += ("-calibrate", label_run / "train.tsv", "-label_sets", 0.95)
+    found, output, lines = report(tmp_path, *flags, "-abstain", 0.4, name="out.jsonl")
+    records = [json.loads(line) for line in output]
+    assert len(records) == 40
+    sets, silence = found["label_sets"], found["abstain"]
+    for record in records:
+        shares = record["label_probabilities"]
+        assert record["label_set"] == [text for text, share in shares.items() if share >= sets["least_probability"]]
+        assert record["abstained"] == (max(shares.values()) <= silence["above_probability"])
+        assert record["prediction"] == ("" if record["abstained"] else max(shares, key=lambda text: shares[text]))
+        assert (record["label_id"] is None) == record["abstained"]
+    assert sets["calibration_rows"] == silence["calibration_rows"] == 80
+    assert sets["coverage"] == sum(record["reference"] in record["label_set"] for record in records) / 40
+    assert silence["answered"] == sum(not record["abstained"] for record in records)
+    assert f"label sets of level 0.95: coverage {sets['coverage']:.4f} of 40 rows with a reference, mean size" in (
+        "\n".join(lines)
+    )
+    assert [line.split(" (")[0] for line in lines if line.startswith("answered: ")] == [
+        f"answered: {silence['answered']} of 40 rows"
+    ]

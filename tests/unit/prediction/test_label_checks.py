@@ -53,6 +53,22 @@ MISTAKES: dict[str, tuple[tuple[str | int | float, ...], list[str]]] = {
             " probabilities",
         ],
     ),
+    "promises that no labelled rows show": (
+        (*("-label_map", "0=a,1=b", "-label_decoding", "score"), *("-label_sets", 0.9, "-abstain", 0.05)),
+        ["-label_sets 0.9, -abstain 0.05: only with -calibrate: it is a promise that labelled rows must show"],
+    ),
+    "promises about the input as a whole, in plain lines": (
+        (
+            *("-label_map", "0=a,1=b", "-label_decoding", "score", "-label_prior", "domain", "-label_sets", 0.9),
+            *("-calibrate", "missing.tsv", "-save_output", "out.txt"),
+        ),
+        [
+            "-label_sets: a plain line holds none; give -save_output a file that ends in .jsonl or .tsv",
+            "-label_sets 0.9: not with -label_prior domain: it looks at the input as a whole, and what labelled rows"
+            " show no longer holds",
+            "-calibrate: missing.tsv: no such file",
+        ],
+    ),
     "one label's flags for several": (
         (
             *("-label_map", "0=a,1=b", "-label_separator", ", ", "-label_decoding", "score"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from generation.label_scoring import LabelScorer
 from metrics.report import calibration_settings
 from metrics.score import score
 from metrics.uncertainty.calibration import LabelCalibration, fit_threshold, log_mean_probability, softmax
+from metrics.uncertainty.conformal import NO_SILENCE, SetRule
 from metrics.uncertainty.probabilities import with_probabilities
 from postprocessors.labels import LabelMap
 from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
@@ -261,6 +263,36 @@ def test_the_domain_is_a_thousand_rows_all_over_the_input(tmp_path: Path) -> Non
 def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
     encoder = RowEncoder(DataFlags(), LengthFlags(max_seq_length=4), Task("t", ""), TOKENIZER, 0, tmp_path)
     assert [len(ids) for ids in content_free_sources(encoder)] == [4, 4, 1]
+
+
+def test_rules_are_fitted_on_rows_that_did_not_fit_the_temperature(prepared: Any) -> None:
+    """Every second row: the temperature is that of the others alone, the sets those of the rest."""
+    texts, numbers = words(40, seed=4), [0, 1, 2, 1, 0] * 8
+    valid = "".join(f"{text}\t{number}\n" for text, number in zip(texts, numbers, strict=True))
+    halves = ["".join(valid.splitlines(True)[first::2]) for first in (0, 1)]
+    alone, _ = prepared(label_decoding="score", valid=halves[0])
+    decoding, lines = prepared(label_decoding="score", valid=valid, label_sets=0.9)
+    assert decoding.calibration.temperature == pytest.approx(alone.calibration.temperature)
+    calibration = LabelCalibration((), decoding.calibration.temperature)
+    shares = calibration.probabilities(LabelScorer(*load(), LABELS.texts)(*encoded(texts[1::2])).double().numpy())
+    second = sorted(shares[range(20), numbers[1::2]])[1]  # rank ceil(21 * 0.9) = 19 of the scores is the second last
+    assert decoding.silence.sets == SetRule(0.9, 20, pytest.approx(second, rel=1e-4))
+    told = f"-label_sets 0.9: labels of probability {decoding.silence.sets.least:g} or more, by 20 other rows"
+    assert lines[-1] == told
+    assert decoding.describe() == replace(decoding, silence=NO_SILENCE).describe()  # finished parts stay good
+    with pytest.raises(UserError, match=r"^-abstain 0.2: no part of these 40 labelled rows shows so few errors; "):
+        prepared(label_decoding="score", valid=valid * 2, abstain=0.2)
+
+
+def test_too_few_labelled_rows_are_told_with_the_number_that_is_needed(prepared: Any) -> None:
+    with pytest.raises(UserError) as told:
+        prepared(label_decoding="score", valid="ab\t0\n" * 17, label_sets=0.9, abstain=0.05)
+    (path,) = {problem.split(", and ")[1].split(" has ")[0] for problem in told.value.problems}
+    assert [problem.replace(path, "FILE") for problem in told.value.problems] == [
+        f"{flag} needs {needed} labelled rows of -calibrate, half of them for the temperature, and FILE has 17; give"
+        " more rows, or ask for less"
+        for flag, needed in (("-label_sets 0.9", 18), ("-abstain 0.05", 234))
+    ]
 
 
 # ---- the report
