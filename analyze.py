@@ -77,6 +77,8 @@ def check(flags: AnalyzeFlags, problems: list[str]) -> None:
     for name, ending in (("save_output", ".jsonl"), ("save_page", ".html")):
         if outputs[name] and not outputs[name].lower().endswith(ending):
             problems.append(f"-{name} {outputs[name]}: give a file that ends in {ending}")
+    if outputs["save_report"].lower().endswith(".html"):
+        problems.append(f"-save_report {outputs['save_report']}: is JSON here; give -save_page for a page")
 
 
 def analyze(config: AnalyzeConfig, given: frozenset[str], shared: Shared) -> None:

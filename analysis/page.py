@@ -5,35 +5,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from utils.escapes import printable
-from utils.files import run_error, write_file
+from reports.page import data_text, page, save_page
 
 MOST_WORDS = 300  # shown of a review
 MOST_KEYWORDS = 20  # shown of a review
-MOST_LETTERS = 60  # of a word, a keyword or a label
+TITLE = "리뷰 분석 · Review analysis"
 FULL_COLOUR = 0.1  # loss of probability from which a review's strongest word has the full colour
 WEAKEST = 0.02  # share of the strongest effect below which a word has no colour
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --quiet: #57606a; --line: #d0d7de;
-  --for: 37 99 235; --against: 217 119 6 }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e6e8eb; --quiet: #9aa4af; --line: #343b44;
-  --for: 96 165 250; --against: 251 146 60 } }
-@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb;
-  --for: 37 99 235; --against: 217 119 6 } article { break-inside: avoid } }
-* { box-sizing: border-box; print-color-adjust: exact; -webkit-print-color-adjust: exact }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink); line-height: 1.7;
-  font-family: system-ui, "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR", "Noto Sans CJK KR", sans-serif }
-h1 { font-size: 1.4rem; line-height: 1.3 }
-article { border-top: 1px solid var(--line); padding: .5rem 0 }
+article { border-top: 1px solid var(--line); padding: .5rem 0; break-inside: avoid }
 h2 { font-size: .85rem; font-weight: normal; color: var(--quiet); margin: .5rem 0 0 }
 h3 { font-size: 1rem; margin: .5rem 0 0 }
-p { margin: .25rem 0; overflow-wrap: anywhere; word-break: keep-all }
-small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal }
 span[style] { color: var(--ink); border-radius: .2rem; padding: 0 .15rem; -webkit-box-decoration-break: clone;
   box-decoration-break: clone }
 .for { background: rgb(var(--for) / calc(var(--effect) * .6)) }
@@ -69,27 +55,14 @@ class Examples:
 
     def save(self, path: Path, overwrite: bool) -> None:
         """Write the page; it appears whole or not at all."""
-        content = self.page().encode("utf-8", "replace")
-        with run_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, lambda file: file.write(content), replace=overwrite)
+        save_page(path, self.page(), overwrite)
 
     def page(self) -> str:
         """The page, which has at most some 60 kB for each review."""
         kept = [analysis for *_, analysis in sorted(self._kept, key=lambda entry: entry[:2], reverse=True)]
         shown = f"{len(kept):,} of {self.with_keywords:,} reviews with a keyword ({self.reviews:,} in all)"
         articles = "".join(map(_article, kept))
-        return f"""<!doctype html>
-<html lang="ko">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>리뷰 분석 · Review analysis</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>리뷰 분석 · Review analysis</h1>
+        body = f"""<h1>{TITLE}</h1>
 <p class="quiet">{shown}, those first whose sentiment depends most on one word.
 The probability of the sentiment falls without a word <span class="for" style="--effect:1">that speaks for it</span>
 and rises without one <span class="against" style="--effect:1">that speaks against it</span>; the word without which it
@@ -98,9 +71,8 @@ falls most is <span class="first">underlined</span>.</p>
 <span class="for" style="--effect:1">근거가 되는 단어</span>, 올라가면
 <span class="against" style="--effect:1">반대되는 단어</span>입니다. 가장 많이 내려가는
 단어에 <span class="first">밑줄</span>을 그었습니다.</p>
-{articles}</body>
-</html>
-"""
+{articles}"""
+        return page(TITLE, body, STYLE, "ko")
 
 
 def _article(analysis: Mapping[str, Any]) -> str:
@@ -118,17 +90,17 @@ def _keyword(found: Mapping[str, Any], right: Mapping[str, str | None]) -> str:
     losses = [word["loss"] for word in words]
     first = losses.index(max(losses)) if max(losses, default=0.0) > 0 else -1
     spans = " ".join(_word(word, strongest, number == first) for number, word in enumerate(words))
-    shares = " · ".join(f"{_text(label)} {share:.3f}" for label, share in found["sentiment_probabilities"].items())
+    shares = " · ".join(f"{data_text(label)} {share:.3f}" for label, share in found["sentiment_probabilities"].items())
     wanted = right.get(found["keyword"])
-    reference = f" <small>(reference: {_text(wanted)})</small>" if wanted is not None else ""
+    reference = f" <small>(reference: {data_text(wanted)})</small>" if wanted is not None else ""
     return (
-        f"<h3>{_text(found['keyword'])} <small>{found['probability']:.3f}</small> → {_text(found['sentiment'])}"
+        f"<h3>{data_text(found['keyword'])} <small>{found['probability']:.3f}</small> → {data_text(found['sentiment'])}"
         f"{reference}</h3>\n<p>{spans}</p>\n{_rest(found['words'], words, 'word')}<p><small>{shares}</small></p>\n"
     )
 
 
 def _word(word: Mapping[str, Any], strongest: float, first: bool) -> str:
-    effect, text = abs(word["loss"]) / strongest, _text(word["word"])
+    effect, text = abs(word["loss"]) / strongest, data_text(word["word"])
     names = ["for" if word["loss"] > 0 else "against"] * (effect >= WEAKEST) + ["first"] * first
     if not names:
         return text
@@ -138,9 +110,3 @@ def _word(word: Mapping[str, Any], strongest: float, first: bool) -> str:
 def _rest(items: list[Any], shown: list[Any], unit: str) -> str:
     more = len(items) - len(shown)
     return f'<p class="quiet">… {more:,} {unit}{"s" * (more > 1)} more</p>\n' if more else ""
-
-
-def _text(text: str) -> str:
-    """A text of the data as text of the page, in a box of its own, so that no direction of writing leaves it."""
-    shown = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
-    return f"<bdi>{escape(printable(shown))}</bdi>"

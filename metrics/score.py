@@ -37,7 +37,8 @@ class Scores:
     `corrected_counts` counts the texts after correction (None: still no value). Of labels alone: `per_class` holds
     {label, precision, recall, f1, support} in declared order, `averages` the same for "macro" and "micro";
     `confusion_matrix` as in `metrics.labels`. When a row may have several labels, `corrected_counts` and `per_class`
-    count each of them, and there is no confusion matrix.
+    count each of them, and there is no confusion matrix. `reliability` is that of label probabilities
+    (`metrics.uncertainty.calibration`).
     """
 
     rows: int
@@ -55,6 +56,7 @@ class Scores:
     per_class: list[dict[str, Any]] = field(default_factory=list)
     averages: list[dict[str, Any]] = field(default_factory=list)
     confusion_matrix: dict[str, Any] | None = None
+    reliability: tuple[tuple[float, float, int], ...] = ()
 
 
 def score(

@@ -229,7 +229,10 @@ def _ending_problem(name: str, value: str) -> str:
     """Why a file is not written under a name that promises another form; plain lines may have any other name."""
     ending = Path(value).suffix.lower()
     lines_only = name == "save_label"
-    if name == "save_report" or not (OTHER_FORMS.fullmatch(ending) or (lines_only and ending == ".jsonl")):
+    if name == "save_report":
+        told = f"no {ending} report is written; give .json, or .html for a page with charts"
+        return "" if ending in ("", ".json", ".html") else told
+    if not (OTHER_FORMS.fullmatch(ending) or (lines_only and ending == ".jsonl")):
         return ""
     choices = "" if lines_only else ", or .jsonl or .tsv with sources and scores"
     return f"no {ending} file is written; give .txt (or no ending) for plain lines{choices}"

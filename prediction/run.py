@@ -60,10 +60,11 @@ from prediction.setup import (
 from prediction.streaming import claim_standard_output, stream, waiting_lines
 from prediction.windows import by_row
 from prediction.workers.ranks import Shared
+from prediction.written_report import look_at_predictions, save_report
 from utils.console import STANDARD_STREAMS, give_up_if_full, tell
 from utils.digests import tokenizer_digest
 from utils.errors import RunError, Terminated, raise_if_any
-from utils.files import run_error, write_json
+from utils.files import run_error
 from utils.tables import counted
 
 
@@ -232,8 +233,14 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
         tell(*confidence.lines())
         report["confidence"] = confidence.to_dict()
     if output.save_report:
-        write_json(Path(output.save_report), report, output.overwrite)
-        tell(f"report written to {output.save_report}")
+        tokenizer, cut_offs = ready.encoder.tokenizer, (ready.encoder.source_limit, longest_prediction(found))
+        about = (f"task {ready.task.name}", *(model.name for model in ready.models), *data.test_data)
+        save_report(output, report, lambda: look_at_predictions(scores, split, predictions, tokenizer, cut_offs), about)
+
+
+def longest_prediction(found: Predicted) -> int:
+    """The most tokens that are generated; 0 where labels are scored."""
+    return 0 if found.decoding and found.decoding.mode == "score" else found.ready.config.decode.max_predict_length
 
 
 def scorer(ready: Ready) -> Callable[[Sequence[str | None], Sequence[str]], Scores]:

@@ -25,11 +25,11 @@ from prediction.checks import check_outputs, named_metrics, with_metrics
 from prediction.confidence import confidence_of
 from prediction.groups import Groups, group_dict, groups_of
 from prediction.lazy_sequence import LazySequence
+from prediction.written_report import look_at_texts, save_report
 from task_utils import Task, get_task, override_task
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 from utils.escapes import unescape_cell
-from utils.files import run_error, write_json
 from utils.json_files import parse_json
 from utils.tables import counted
 
@@ -132,11 +132,10 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
         tell(*confidence.lines())
         content["confidence"] = confidence.to_dict()
     if output.save_report:
-        report = Path(output.save_report)
-        with run_error(report):
-            report.parent.mkdir(parents=True, exist_ok=True)
-        write_json(report, content, output.overwrite)
-        tell(f"report written to {report}")
+        about = (f"task {task.name}", *paths, f"against {given}")
+        save_report(
+            output, content, lambda: look_at_texts(scores, references.texts, predictions, references.source_of), about
+        )
 
 
 def read_predictions(path: str, escapes: bool) -> Iterator[str]:

@@ -124,7 +124,11 @@ class OutputFlags:
         "", "File of references, one line a row in input order; empty = none.", metavar="FILE", excludes=NO_FILES
     )
     save_report: str = free(
-        "", "JSON file of metrics, per-class figures and settings; empty = none.", metavar="FILE", excludes=NO_FILES
+        "",
+        "File of metrics, per-class figures and settings: .json, or .html for a page with charts and the worst rows;"
+        " empty = none.",
+        metavar="FILE",
+        excludes=NO_FILES,
     )
     overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
     keep_fields: bool = free(

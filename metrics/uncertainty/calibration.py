@@ -120,6 +120,7 @@ class ProbabilityScores:
     def __init__(self, bins: int = BINS) -> None:
         self.rows = 0
         self.bins = bins
+        self._rows = np.zeros(bins, dtype=np.int64)
         self._confidence = np.zeros(bins)
         self._right = np.zeros(bins)
         self._squares = 0.0
@@ -134,6 +135,7 @@ class ProbabilityScores:
         confidence = values.max(axis=1)
         right = values.argmax(axis=1) == numbers
         bins = np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+        self._rows += np.bincount(bins, minlength=self.bins)
         self._confidence += np.bincount(bins, weights=confidence, minlength=self.bins)
         self._right += np.bincount(bins, weights=right, minlength=self.bins)
         truth = np.zeros_like(values)
@@ -141,6 +143,12 @@ class ProbabilityScores:
         self._squares += float(((values - truth) ** 2).sum())
         self._surprise -= float(np.log(np.maximum(values[rows, numbers], SMALLEST)).sum())
         self.rows += len(values)
+
+    def reliability(self) -> tuple[tuple[float, float, int], ...]:
+        """(mean probability, share that is right, rows) of each bin that has rows."""
+        filled = np.flatnonzero(self._rows)
+        columns = (self._confidence[filled] / self._rows[filled], self._right[filled] / self._rows[filled])
+        return tuple(zip(*(column.tolist() for column in (*columns, self._rows[filled])), strict=True))
 
     def metrics(self) -> dict[str, float]:
         """The three figures, all of them better the smaller; empty without a row.

@@ -111,4 +111,9 @@ def with_probabilities(
         metrics[AUPRC] = 100 * auprc(np.concatenate(kept), right)
         unseen = len(number) - len(set(right))
         details[AUPRC] = f"area under precision and recall; {counted(unseen, 'label')} without a row: 0.5"
-    return dataclasses.replace(scores, metrics=scores.metrics | metrics, details={**scores.details, **details})
+    return dataclasses.replace(
+        scores,
+        metrics=scores.metrics | metrics,
+        details={**scores.details, **details},
+        reliability=found.reliability(),
+    )

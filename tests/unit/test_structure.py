@@ -19,6 +19,7 @@ FLOORS = {
     "config": 2,
     "metrics": 3,
     "task_utils": 4,
+    "reports": 4,
     "datamodules": 5,
     "checkpoints": 5,
     "generation": 6,

@@ -6,7 +6,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from analysis.page import MOST_LETTERS, MOST_WORDS, Examples
+from analysis.page import MOST_WORDS, Examples
+from reports.page import MOST_LETTERS
 
 
 def analysis(number: int, words: list[tuple[str, float]], **more: Any) -> dict[str, Any]:

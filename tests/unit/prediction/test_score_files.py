@@ -78,6 +78,20 @@ def test_every_form_gives_the_same_figures(
     assert told.endswith("report written to new/report.json\n")
 
 
+def test_a_page_and_the_endings_of_reports() -> None:
+    flags = ["-predictions", "out.jsonl", "-references", "data.tsv", "-task", "nsmc-naive", "-save_report"]
+    scored(*flags, "page.html", "-confidence", "0.9")
+    page = Path("page.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "4 predictions, 3 with a reference" in page
+    assert "<dt>source</dt><dd><bdi>다</bdi></dd><dt>reference</dt><dd><bdi>positive</bdi></dd>" in page
+    assert "at 90 %" in page
+    assert problems_of(*flags, "page.html") == ["-save_report page.html: exists; -overwrite replaces it"]
+    assert problems_of(*flags, "page.pdf") == [
+        "-save_report page.pdf: no .pdf report is written; give .json, or .html for a page with charts"
+    ]
+
+
 def test_groups_are_those_of_the_data_file() -> None:
     flags = ["-predictions", "out.tsv", "-task", "nsmc-naive", "-group_by", "label"]
     scored(*flags, "-references", "data.tsv", "-save_report", "report.json")
@@ -169,14 +183,15 @@ def test_references_that_do_not_go_with_the_task() -> None:
 
 
 def test_flags_that_are_about_predicting_are_refused() -> None:
+    Path("there.json").write_text("{}")
     assert problems_of() == ["-predictions is required", "-references is required"]
     flags = ["-model", "m", "-predictions", "no.txt", "-references", "no.tsv", "-beam_size", "2", "-gpus", "0"]
-    assert problems_of(*flags, "-save_report", "out.txt", "-metrics", "accurcy,uas") == [
+    assert problems_of(*flags, "-save_report", "there.json", "-metrics", "accurcy,uas") == [
         "-beam_size, -gpus: not with -score_only: nothing is predicted",
         "-score_only: not with -model m: files are scored, and nothing is predicted",
         "-predictions no.txt: no such file",
         "-references: no.tsv: no such file",
-        "-save_report out.txt: exists; -overwrite replaces it",
+        "-save_report there.json: exists; -overwrite replaces it",
         *[problem for problem in problems_of(*flags, "-metrics", "accurcy") if problem.startswith("-metrics")],
     ]
     for name in ("out.txt", "out"):

@@ -147,3 +147,13 @@ def test_a_threshold_needs_a_row_that_has_the_label_and_a_probability_in_it() ->
     assert fit_threshold([0.9, 0.0], [False, True]) is None
     assert fit_threshold([0.9, 0.5, 0.1], [True, False, False]) == pytest.approx(0.7)
     assert fit_threshold([0.4], [True]) == pytest.approx(0.2)
+
+
+def test_the_bins_of_a_calibration_diagram() -> None:
+    scores = ProbabilityScores()
+    scores.add([[0.9, 0.1], [0.92, 0.08], [0.4, 0.6]], [0, 1, 1])
+    scores.add([[0.3, 0.7]], [0])
+    low, high, highest = scores.reliability()
+    assert low == (pytest.approx(0.6), 1.0, 1)
+    assert high == (pytest.approx(0.7), 0.0, 1)
+    assert highest == (pytest.approx(0.91), 0.5, 2)

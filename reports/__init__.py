@@ -1,0 +1,1 @@
+"""Pages that a person looks at: reports of trainings and predictions. Imports metrics and the floors below."""
