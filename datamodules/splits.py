@@ -74,6 +74,11 @@ class RowEncoder:
 
     def encode(self, flag: str, paths: Sequence[str], keep_all: bool) -> EncodedSplit:
         """The rows of `paths`; with `keep_all` (prediction) every row of the input, with or without a target."""
+        read, encode = self.options(flag, keep_all)
+        return encode_rows(flag, paths, self.task, read, encode, self.tokenizer, self.cache_dir)
+
+    def options(self, flag: str, keep_all: bool) -> tuple[ReadOptions, EncodeOptions]:
+        """How rows are read, and how they become tokens."""
         task = self.task
         target_limit = self.position_limit if self.target_position_limit is None else self.target_position_limit
         read = ReadOptions(
@@ -96,7 +101,7 @@ class RowEncoder:
             references=task.references,
             doc_stride=self.lengths.doc_stride,
         )
-        return encode_rows(flag, paths, task, read, encode, self.tokenizer, self.cache_dir)
+        return read, encode
 
 
 def _tighter(wanted: int, limit: int) -> int:

@@ -1,1 +1,1 @@
-"""Export, the page and the server. Imports prediction and the floors below."""
+"""Export, and the server in serving/. Imports prediction and the floors below."""

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from config.flags.analyze import AnalyzeConfig  # noqa: E402
 from config.flags.export import ExportConfig  # noqa: E402
 from config.flags.inference import InferenceConfig  # noqa: E402
+from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
 from utils.console import run_command  # noqa: E402
@@ -38,9 +39,11 @@ DOCUMENTS = (  # file, language, tables
     ("docs/export.ko.md", "ko", ("export",)),
     ("docs/reviews.md", "en", ("analyze",)),
     ("docs/reviews.ko.md", "ko", ("analyze",)),
+    ("docs/serving.md", "en", ("serve",)),
+    ("docs/serving.ko.md", "ko", ("serve",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig)
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -74,6 +77,7 @@ KOREAN_TITLES = {
     "Labels": "라벨",
     "Export": "내보내기",
     "Review analysis": "리뷰 분석",
+    "Server": "서버",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -109,8 +113,8 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 
 def all_tables(language: str) -> dict[str, str]:
-    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, and
-    `presets`."""
+    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`
+    and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -120,6 +124,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("inference", InferenceConfig, groups[1] - groups[0]),
         ("export", ExportConfig, groups[2]),
         ("analyze", AnalyzeConfig, groups[3] - groups[1]),
+        ("serve", ServeConfig, groups[4] - groups[1]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):

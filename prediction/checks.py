@@ -45,7 +45,7 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
     task = _check_rows(config, problems)
     check_outputs(config, problems)
     check_combinations(config, problems)
-    _check_decoding(config, problems)
+    check_decoding(config, problems)
     named = collect(problems, lambda: named_metrics(config.output.metrics)) or ()
     if PERPLEXITY in named and len(config.model.model) > 1:
         problems.append(f"-metrics {PERPLEXITY}: not with several -model: give one")
@@ -177,7 +177,8 @@ def _check_records(flag: str, config: InferenceConfig, problems: list[str]) -> N
         problems.append(f"-{flag}: give -test_data .tsv, .csv, .jsonl or .json files; others are not read again")
 
 
-def _check_decoding(config: InferenceConfig, problems: list[str]) -> None:
+def check_decoding(config: InferenceConfig, problems: list[str]) -> None:
+    """Problems of the search that the flags ask for, appended to `problems`."""
     decode = config.decode
     if decode.num_return > decode.width:
         problems.append(

@@ -57,7 +57,7 @@ def label_decoding(
     postprocessor: Postprocessor,
     load: Load,
     encoder: RowEncoder,
-    split: EncodedSplit,
+    split: EncodedSplit | None,
     devices: Devices,
     say: Callable[..., None],
 ) -> LabelDecoding | None:
@@ -66,7 +66,7 @@ def label_decoding(
     What is fitted is found here, once, on the first device, so that all workers use the same numbers.
 
     Args:
-        split: the rows to predict; the prior of the domain is taken from them.
+        split: the rows to predict; the prior of the domain is taken from them, and needs them.
         say: prints lines for the user.
 
     Raises:
@@ -183,7 +183,7 @@ def _calibrated(
     config: InferenceConfig,
     predictor: ScorePredictor,
     encoder: RowEncoder,
-    split: EncodedSplit,
+    split: EncodedSplit | None,
     labelled: LabelledRows | None,
     say: Callable[..., None],
 ) -> LabelCalibration:
@@ -264,6 +264,8 @@ def content_free_sources(encoder: RowEncoder) -> list[np.ndarray]:
     return [tokens.row(row) for row in range(len(texts))]
 
 
-def domain_sources(split: EncodedSplit) -> Sequence[np.ndarray]:
+def domain_sources(split: EncodedSplit | None) -> Sequence[np.ndarray]:
     """Token ids of up to 1,000 rows to predict, evenly spaced over the input."""
+    if split is None:
+        raise UserError("-label_prior domain: it is the mean of the rows of a file; use contextual")
     return [split.source_ids(int(row)) for row in evenly_spaced(len(split), DOMAIN_ROWS)]

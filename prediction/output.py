@@ -87,11 +87,12 @@ def _json(value: Any) -> str:
 
 
 def _json_line(row: OutputRow, form: OutputForm) -> str:
-    line = _json(_record(row, form))
+    line = _json(record_of(row, form))
     return f'{line[:-1]}, "input": {escape_json(row.record)}}}' if form.records else line
 
 
-def _record(row: OutputRow, form: OutputForm) -> dict[str, Any]:
+def record_of(row: OutputRow, form: OutputForm) -> dict[str, Any]:
+    """A row of a .jsonl file."""
     known = {"label_id": form.label_ids.get(row.answer)} if form.label_ids else {}
     return {
         "id": row.number,
@@ -142,7 +143,7 @@ def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
     ending = ["input"] if form.records else []
     yield "\t".join((*COLUMNS, *more, *ending))
     for row in rows:
-        record: Mapping[str, Any] = _record(row, form)
+        record: Mapping[str, Any] = record_of(row, form)
         cells = [_cell(record[name]) for name in COLUMNS]
         values = [*(_json(record[name]) for name in more), *(escape_json(row.record) for _ in ending)]
         yield "\t".join((*cells, *map(escape_cell, values)))

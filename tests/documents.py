@@ -18,6 +18,7 @@ PAGES = (
     "docs/reviews",
     "docs/metrics",
     "docs/export",
+    "docs/serving",
     "docs/run-files",
     "docs/troubleshooting",
     "docs/scaling",

@@ -24,11 +24,14 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "bitsandbytes": "0.50.2",
     "ctranslate2": "4.8.5",
     "deepspeed": "0.19.8",
+    "fastapi": "0.165.0",
     "lion_pytorch": "0.2.5",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",
     "peft": "0.21.2",
+    "prometheus_client": "0.26.0",
     "schedulefree": "1.4.1",
+    "uvicorn": "0.54.0",
 }
 
 

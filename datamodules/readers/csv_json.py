@@ -148,7 +148,7 @@ def read_json(path: str, wanted: Wanted, options: ReadOptions, report: RowReport
     keys, scouted = _json_keys(path, values, wanted)
     report.columns[path] = first_cells(next((list(value) for _, value, _ in scouted if isinstance(value, dict)), []))
     report.headers[path] = "keys: " + ", ".join(f"{variable}={key}" for variable, key in keys.items() if key)
-    records = (_json_record(item, keys, wanted) for item in _chain_items(scouted, values))
+    records = (json_record(item, keys, wanted) for item in _chain_items(scouted, values))
     yield from collect(path, records, list(keys), options)
 
 
@@ -188,18 +188,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # Numbers keep the digits of the file: 1.0 stays "1.0", and no large number loses any.
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, object_pairs_hook=_object)
+JSON_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, object_pairs_hook=_object)
 
 
 class _AsWritten:
     """Gives the text of a value as the file has it, on one line: a line break in JSON is only a blank."""
 
     def decode(self, s: str) -> str:
-        _DECODER.decode(s)
+        JSON_DECODER.decode(s)
         return self._on_one_line(s)
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[str, int]:
-        _, end = _DECODER.raw_decode(s, idx)
+        _, end = JSON_DECODER.raw_decode(s, idx)
         return self._on_one_line(s[idx:end]), end
 
     def _on_one_line(self, text: str) -> str:
@@ -219,7 +219,7 @@ def json_items(path: str, keep_all: bool, decoder: Decoder | None = None) -> Ite
         keep_all: whether bytes that are no UTF-8 become U+FFFD, so that the value can be read.
         decoder: the one that keeps numbers as they are written, unless another is given.
     """
-    decoder = decoder or _DECODER
+    decoder = decoder or JSON_DECODER
     if path.lower().endswith(".json") and starts_with(path, b"["):
         return _json_array(path, decoder)
     return _json_lines(path, keep_all, decoder)
@@ -324,7 +324,8 @@ def _json_keys(path: str, values: Iterator[JsonItem], wanted: Wanted) -> tuple[d
     return {variable: None if at is None else names[at] for variable, at in positions.items()}, scouted
 
 
-def _json_record(item: JsonItem, keys: dict[str, str | None], wanted: Wanted) -> Record:
+def json_record(item: JsonItem, keys: Mapping[str, str | None], wanted: Wanted) -> Record:
+    """The values of a JSON object by variable; `keys` are those that the variables have in it, None = none."""
     line, value, problem = item
     if not isinstance(value, dict):
         return line, {}, problem or "not a JSON object"

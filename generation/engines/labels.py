@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,6 +99,12 @@ class ScorePredictor:
         self.pad_token_id = tokenizer.pad_token_id
         self.limits = decoding.limits
         self.highlighter = None if decoding.highlight is None else Highlighter(tokenizer, decoding.highlight)
+
+    def without_words(self) -> ScorePredictor:
+        """The same weights, and no look at the words of sources."""
+        other = copy.copy(self)
+        other.highlighter = None
+        return other
 
     def log_probs(self, sources: Sequence[np.ndarray]) -> Floats:
         """(rows, labels) log P(label | source)."""

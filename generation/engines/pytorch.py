@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from checkpoints.model_source import InferenceModel
 from config.flags.inference import DecodeFlags
-from generation.decoder import Decoder
+from generation.decoder import Decoder, generation_config
 from generation.engines.base import BatchPredictor, Prediction
 from generation.passage_spans import PassageRule
 from models.architectures import own_search
@@ -61,6 +62,17 @@ class TorchPredictor:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     with_scores: bool
+
+    def with_beams(self, count: int) -> TorchPredictor:
+        """The same weights with fewer beams, and no more outputs than beams."""
+        flags = self.decoder.flags
+        stopping = flags.early_stopping and count > 1
+        flags = replace(flags, beam_size=count, num_return=min(flags.num_return, count), early_stopping=stopping)
+        decoder = copy.copy(self.decoder)
+        decoder.flags = flags
+        decoder.config = generation_config(decoder.model, decoder.tokenizer, flags, decoder.models[1:])
+        decoder.config.max_new_tokens = self.decoder.config.max_new_tokens  # labels may have set it
+        return replace(self, decoder=decoder)
 
     def __call__(
         self, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str] = ()

@@ -13,6 +13,7 @@ from checkpoints.run_folder import RUN_NAMES
 from config.flags.analyze import AnalyzeConfig
 from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
+from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
 from config.parser import parse_flags
 from metrics.registry import METRICS
@@ -24,8 +25,9 @@ COMMANDS = {
     "inference.py": InferenceConfig,
     "export.py": ExportConfig,
     "analyze.py": AnalyzeConfig,
+    "serve.py": ServeConfig,
 }
-OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda", "git", "cd", "tensorboard", "cat", "iconv"}
+OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda", "git", "cd", "tensorboard", "cat", "curl", "iconv"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]+))?\)")
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "data"))

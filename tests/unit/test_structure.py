@@ -31,6 +31,7 @@ FLOORS = {
     "inference": 9,
     "export": 9,
     "analyze": 9,
+    "serve": 9,
 }
 COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
 NO_PRODUCT = ("tests", "benchmarks", "docs", "samples", "examples")

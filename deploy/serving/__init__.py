@@ -1,0 +1,1 @@
+"""The server: models that answer requests over HTTP; imports prediction/ and what lies below it."""

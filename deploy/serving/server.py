@@ -1,0 +1,35 @@
+"""Runs the application until the process is asked to stop, and finishes what was taken."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from deploy.serving.guard import Guard
+
+GRACE_SECONDS = 5  # besides the time that a request may take
+
+
+def serve(app: Guard, listening: socket.socket, seconds: float) -> None:
+    """Answer requests at a socket that listens; returns, or raises what the signal raises, after the last answer.
+
+    Args:
+        seconds: within which every request is answered.
+    """
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients that speak no HTTP are no news
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=round(seconds) + GRACE_SECONDS,
+    )
+    batcher = app.batcher
+    batcher.start()
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        batcher.close()
