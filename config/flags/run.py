@@ -146,10 +146,10 @@ class TrainDeviceFlags:
         "auto",
         "How devices share the work: ddp = each has the whole model; fsdp = each has a part of weights, gradients and"
         " optimizer state (FSDP2), and a checkpoint is a folder; fsdp_offload = the same with the parts in the memory"
-        " of the host, on GPUs only: none has run it yet; deepspeed_1, _2, _3 = DeepSpeed's ZeRO: each has a part of"
-        " the optimizer state, from 2 on of the gradients, in 3 of the weights; with _optim_offload the optimizer steps"
-        " on the host, with 3_full the weights lie there too, with _fusedadam it is DeepSpeed's own, on GPUs only: none"
-        " has run any of them yet; auto = ddp on several, plain on one.",
+        " of the host (GPUs only); deepspeed_1, _2, _3 = DeepSpeed's ZeRO: each has a part of the optimizer state, from"
+        " 2 on of the gradients, in 3 of the weights; _optim_offload = the optimizer steps on the host; 3_full = the"
+        " weights lie there too; _fusedadam = the optimizer is DeepSpeed's own (GPUs only); auto = ddp on several,"
+        " plain on one. No GPU has run fsdp or deepspeed yet; they were tested with CPU processes.",
         choices=STRATEGIES,
         change="sums are rounded differently from here",
     )
