@@ -141,7 +141,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names, strategy)
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
-    callbacks: list[pl.Callback] = [LargestBatchFirst()] if strategy.tries_batches else []
+    callbacks: list[pl.Callback] = [LargestBatchFirst()] if strategy.largest_batch_first else []
     callbacks += [generated, run_log, checkpointer]
     if config.device.compile:
         callbacks.append(Compilation(CompiledBlocks(prepared.model, prepared.devices.accelerator)))

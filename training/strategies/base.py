@@ -21,7 +21,7 @@ class Strategy(Protocol):
     # Whether each process holds a part only of the weights, all of which it has within `whole`, or of the optimizer.
     sharded: bool
     gives_weights: bool  # whether it writes them into models built empty: of the first process, or of a checkpoint
-    tries_batches: bool  # whether a forward and a backward pass beside Lightning's loop leave nothing behind
+    largest_batch_first: bool  # whether a trial before the first step leaves nothing behind
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:
         """Refuse a model, a device or an arithmetic that it cannot train with, before anything is read.

@@ -18,9 +18,8 @@ from transformers import PreTrainedConfig
 from checkpoints.format import CONTENT_KEY
 from checkpoints.saved_run import SavedRun
 from checkpoints.sharded import RANK, STATES, WEIGHTS, write_sharded
-from models.architectures import architecture
-from training.lightning_loop import checkpoint_of, leaves_out_parameters, ours, tcp_gather
-from training.strategies.fsdp import rows_of
+from training.lightning_loop import checkpoint_of, ours, tcp_gather
+from training.strategies.fsdp import check_model, rows_of
 from training.strategies.replicated import load_run
 from training.strategies.zero_engine import ZeroEngine, ZeroSettings, gathered_parameters, whole_of
 from utils.devices import Devices, all_finite
@@ -39,7 +38,7 @@ class Zero:
 
     sharded = True
     gives_weights = False
-    tries_batches = False  # its hooks take up the gradient of every backward pass
+    largest_batch_first = False  # its hooks take up the gradient of every backward pass
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:
         """Refuse what DeepSpeed has on GPUs alone, and what was not tried.
@@ -52,13 +51,7 @@ class Zero:
             raise UserError(f"{flag}: only on GPUs, for which its optimizer is built; give -strategy deepspeed_2")
         if devices.precision == "16-mixed":
             raise UserError(f"{flag}: not in fp16, which was not tried with it; give -float_precision bf16")
-        if not architecture(config.model_type).own_search:
-            raise UserError(f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy ddp")
-        if leaves_out_parameters(config):
-            raise UserError(
-                f"{flag}: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
-                " since every process must go through the same ones; give -strategy ddp"
-            )
+        check_model(flag, config)
 
     def lightning(self, devices: Devices, compressed: bool) -> Any:
         """What Lightning is given as its strategy."""

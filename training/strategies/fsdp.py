@@ -42,7 +42,7 @@ class Sharded:
 
     sharded = True
     gives_weights = True
-    tries_batches = True
+    largest_batch_first = True
 
     def __init__(self, offload: bool) -> None:
         self.offload = offload
@@ -58,13 +58,7 @@ class Sharded:
             raise UserError(f"{flag}: only on GPUs; on the CPU -strategy fsdp has its parts in the memory of the host")
         if devices.precision == "16-mixed":
             raise UserError(f"{flag}: not in fp16, whose scale the processes do not share; give -float_precision bf16")
-        if not architecture(config.model_type).own_search:
-            raise UserError(f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy ddp")
-        if leaves_out_parameters(config):
-            raise UserError(
-                f"{flag}: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
-                " since every process must go through the same ones; give -strategy ddp"
-            )
+        check_model(flag, config)
 
     def lightning(self, devices: Devices, compressed: bool) -> Any:
         """What Lightning is given as its strategy."""
@@ -124,6 +118,21 @@ class Sharded:
     def load(self, path: Path) -> SavedRun:
         """The run of a checkpoint; raises as `read_run` does."""
         return load_run(path)
+
+
+def check_model(flag: str, config: PreTrainedConfig) -> None:
+    """Refuse a model that was not tried in parts, or whose processes would not go through the same layers.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if not architecture(config.model_type).own_search:
+        raise UserError(f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy ddp")
+    if leaves_out_parameters(config):
+        raise UserError(
+            f"{flag}: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
+            " since every process must go through the same ones; give -strategy ddp"
+        )
 
 
 class ShardedStrategy(OurDDP):

@@ -32,7 +32,7 @@ class Replicated:
 
     sharded = False
     gives_weights = False  # DDP gives those of the first process alone
-    tries_batches = True
+    largest_batch_first = True
 
     def __init__(self, plain_on_one: bool) -> None:
         self.plain_on_one = plain_on_one
