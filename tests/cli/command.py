@@ -50,6 +50,8 @@ def environment(**more: str) -> dict[str, str]:
 
 READ_AT_IMPORT = ("OMP", "MKL", "KMP", "GOMP", "HF_", "PYTHON", "LD_", "TORCH", "CUDA", "FAULT", "VENV", "PATH")
 
+REAL = {"OMP_NUM_THREADS": "1"}  # as `env`: no fork, but processes that import the libraries themselves, as a user's do
+
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None) -> Result:
     """Run to the end; `python train.py` and its like as forks, unless `env` has what libraries read on their import.

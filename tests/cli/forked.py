@@ -41,12 +41,6 @@ class ForkedCommands:
         self._server: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()  # a request and its answer; tests run two commands at once
 
-    def run(
-        self, words: list[str], folder: Path, output: Path, error: Path, environment: Mapping[str, str], timeout: float
-    ) -> int:
-        """The exit code of `python WORDS` in `folder`, as `subprocess` has it; what it prints goes to two files."""
-        return self.wait(self.start(words, folder, output, error, environment), timeout)
-
     def start(
         self,
         words: list[str],
@@ -56,12 +50,15 @@ class ForkedCommands:
         environment: Mapping[str, str],
         given: Path = Path(os.devnull),
     ) -> int:
-        """Start `python WORDS` in a session of its own, `given` on its standard input; its process id."""
+        """Start `python WORDS` in `folder`, in a session of its own; its process id.
+
+        `given` is its standard input; what it prints is appended to `output` and `error`.
+        """
         streams = [str(given), str(output), str(error)]
         return self._answer(["start", words, str(folder), streams, dict(environment)], START_TIMEOUT)
 
     def wait(self, process: int, timeout: float) -> int:
-        """The exit code of a started process.
+        """The exit code of a started process, as `subprocess` has it.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds; the process and its children are killed.
@@ -158,7 +155,10 @@ def run_to_the_end(words: list[str]) -> NoReturn:
             runpy.run_path(words[0], run_name="__main__")
         code = 0
     except SystemExit as left:
-        code = int(left.code or 0)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)  # as Python does
+        else:
+            code = left.code or 0
     except BaseException:
         traceback.print_exc()
     finally:

@@ -110,7 +110,8 @@ def run(command: str, folder: Path, output: Path) -> int:
     """A command of ours as a fork; anything else, and what needs a shell, in bash."""
     words = shlex.split(command)
     if words[0] == "python" and words[1] in SCRIPTS and not {"|", ">", "&&"} & set(words):
-        return forked_commands().run(words[1:], folder, output, output, environment(), TIMEOUT)
+        process = forked_commands().start(words[1:], folder, output, output, environment())
+        return forked_commands().wait(process, TIMEOUT)
     path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     with open(output, "a") as file:
         return subprocess.run(
