@@ -1,1 +1,1 @@
-"""The server: models that answer requests over HTTP; imports prediction/ and what lies below it."""
+"""The server and its page: models that answer requests over HTTP; imports prediction/ and what lies below it."""

@@ -20,6 +20,7 @@ from deploy.serving.batcher import Batcher, Busy, Work
 from deploy.serving.guard import Guard
 from deploy.serving.metrics import Metrics
 from deploy.serving.models import Options, ServedModel
+from deploy.serving.page import page
 from utils.errors import RunError, UserError
 
 RETRY_SECONDS = 1
@@ -70,6 +71,12 @@ def make_app(models: Sequence[ServedModel], flags: ServeFlags, token: str = "") 
         model, found = await answered(request)
         return JsonAnswer({"model": model.name, "labels": [by_probability(answer) for answer in found]})
 
+    shown = page()
+
+    @app.get("/", include_in_schema=False)
+    async def try_models() -> Response:
+        return shown
+
     @app.get("/models", summary="The models: columns, labels, and ranges of the options")
     async def describe() -> Response:
         return JsonAnswer({"models": [model.describe() for model in models]})
@@ -84,7 +91,7 @@ def make_app(models: Sequence[ServedModel], flags: ServeFlags, token: str = "") 
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     add_errors(app)
-    paths = ("/predict", "/labels", "/models", "/health", "/metrics", "/openapi.json")
+    paths = ("/", "/predict", "/labels", "/models", "/health", "/metrics", "/openapi.json")
     hosts = {name.lower() for name in (*LOCAL, flags.host, *flags.allowed_host)}
     return Guard(app, batcher, hosts, token, metrics, paths)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.model_paths import EXPORTS
 from config.flags.serve import ServeConfig
 from datamodules.json_rows import EncodedRequest, JsonRowEncoder
 from generation.batch_limits import BatchLimits
@@ -161,9 +162,12 @@ def short_names(values: Sequence[str]) -> list[str]:
     """
     if len(set(values)) < len(values):
         raise UserError(f"-model {' '.join(values)}: one of them is given twice")
-    parts = [[part for part in Path(value).parts if part not in ("best", "last", "/")] or [value] for value in values]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(of_one[-count:]) for of_one in parts]
-        if len(set(names)) == len(names):
-            return names
+    folders = [[part for part in Path(value).parts if part != "/"] or [value] for value in values]
+    runs = [parts[:-1] if parts[-1] in EXPORTS and len(parts) > 1 else parts for parts in folders]
+    joined = [[*parts[:-2], "/".join(parts[-2:])] if parts[-1] in EXPORTS else parts for parts in folders]
+    for names in (runs, joined):
+        for count in range(1, max(map(len, names)) + 1):
+            short = ["/".join(parts[-count:]) for parts in names]
+            if len(set(short)) == len(short):
+                return short
     return list(values)

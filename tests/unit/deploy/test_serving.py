@@ -155,8 +155,9 @@ def test_several_models_answer_side_by_side(copy_run: Path, label_run: Path, tmp
 
 def test_names_are_as_short_as_they_can_be() -> None:
     assert short_names(["/runs/a/best", "/runs/b"]) == ["a", "b"]
+    assert short_names(["."]) == ["."]
     assert short_names(["x/a/best", "y/a/best"]) == ["x/a", "y/a"]
-    assert short_names(["x/a/best", "x/a/last"]) == ["x/a/best", "x/a/last"]
+    assert short_names(["x/a/best", "x/a/last"]) == ["a/best", "a/last"]
     with pytest.raises(UserError, match="given twice"):
         short_names(["a", "a"])
 
