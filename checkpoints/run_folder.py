@@ -29,11 +29,12 @@ STEP_LOG = "metrics.jsonl"
 EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
 TEST_REPORT = "test_report.json"
+REPORT_PAGE = "report.html"
 PROFILE_FOLDER = "profile"
 TRACE_NAME = "trace.json.gz"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
-LOGS = (STEP_LOG, EPOCH_LOG, TEST_REPORT, "lightning_logs", PROFILE_FOLDER)
+LOGS = (STEP_LOG, EPOCH_LOG, TEST_REPORT, REPORT_PAGE, "lightning_logs", PROFILE_FOLDER)
 OVERWRITTEN = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", *LOGS)
 RUN_NAMES = (*OVERWRITTEN, CACHE_FOLDER)  # -overwrite leaves the cache alone
 
@@ -122,7 +123,7 @@ def misplaced(folder: Path) -> list[str]:
         if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
             problems.append(f"{name} is no folder, and the run needs one; move it away")
     last = f"{CHECKPOINT_FOLDER}/{LAST_NAME}"
-    for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, last):
+    for name in (CONFIG_NAME, STEP_LOG, EPOCH_LOG, TEST_REPORT, REPORT_PAGE, last):
         sharded = name == last and os.path.isfile(folder / name / INDEX_NAME)
         if os.path.exists(folder / name) and not os.path.isfile(folder / name) and not sharded:
             kind = "folder" if os.path.isdir(folder / name) else "device or a pipe"
@@ -194,7 +195,7 @@ def clean_leftovers(folder: Path) -> None:
     """
     for name in ("best", "last", PROFILE_FOLDER):
         clean_folder_leftovers(folder / name)
-    for name in (CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT):
+    for name in (CONFIG_NAME, EPOCH_LOG, STEP_LOG, TEST_REPORT, REPORT_PAGE):
         clean_temporary(folder / name)
     clean_all_leftovers(folder / CHECKPOINT_FOLDER, r"[^/]+\.ckpt")
 

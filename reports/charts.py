@@ -34,12 +34,13 @@ class Curves:
     title: str
     x: str
     lines: tuple[Line, ...]
+    linear: bool = False  # in y, whatever the values
 
     @property
     def logarithmic(self) -> bool:
         """Whether y has a logarithmic axis: positive values over more than a power of ten."""
         values = [y for line in self.lines for _, y in line.points]
-        return bool(values) and max(values) > LOG_FROM * min(values) > 0
+        return bool(values) and not self.linear and max(values) > LOG_FROM * min(values) > 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Histogram:
     counts: tuple[tuple[str, tuple[int, ...]], ...]  # by name, all of the same number of bars
     cut_off: int = 0  # the length at which texts are cut; 0 = none
     clipped: bool = False  # the last bar counts all longer ones as well
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Histogram:
+        """Inverse of `dataclasses.asdict`, through JSON."""
+        return cls(**{**state, "counts": tuple((label, tuple(counts)) for label, counts in state["counts"])})
 
 
 @dataclass(frozen=True)

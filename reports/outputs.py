@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from metrics.f1 import f1
 from metrics.score import Scores, correct
@@ -38,6 +39,22 @@ class Look:
     order: str = ""
     lengths: tuple[Histogram, ...] = ()
     reliability: Reliability | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a JSON report holds of it: the rows and the lengths."""
+        content = asdict(self)
+        del content["reliability"]
+        return content
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Look:
+        """Inverse of `to_dict`, through JSON."""
+        return cls(
+            tuple(Example(**example) for example in state.get("examples", ())),
+            state.get("wrong", 0),
+            state.get("order", ""),
+            tuple(map(Histogram.from_dict, state.get("lengths", ()))),
+        )
 
 
 def worst_rows(

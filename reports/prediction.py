@@ -14,11 +14,12 @@ STYLE = """
 body { max-width: 88rem; line-height: 1.6; padding: 1rem clamp(1rem, 4vw, 3rem) 3rem }
 h1 { font-size: 1.6rem; margin: .5rem 0 .25rem }
 h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; break-after: avoid }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 2rem;
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 2rem;
   max-width: 84rem }
 .charts figure { max-width: 34rem }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 3rem }
 .pair section { min-width: 0 }
+h2.part { font-size: 1.35rem; margin-top: 3rem; border-top: 2px solid var(--line); padding-top: 1rem }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } .charts, .pair { gap: 1rem } }
 """
 REPORT_STYLE = scores.STYLE + svg.STYLE + STYLE

@@ -46,9 +46,9 @@ def curves(chart: Curves) -> str:
         return ""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks = ticks(min(0.0, *xs), max(*xs, 1.0), 5)
+    x_ticks = ticks(0.0, max(*xs, 1.0), 5)
     y_ticks = log_ticks(min(ys), max(ys)) if chart.logarithmic else ticks(min(ys), max(ys), 5)
-    to_x = _scale(x_ticks[0], max(xs[-1], *xs), LEFT, WIDTH - RIGHT)
+    to_x = _scale(0.0, max(*xs, 1.0), LEFT, WIDTH - RIGHT)
     to_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP, chart.logarithmic)
     parts = [_frame([tick for tick in x_ticks if tick <= max(xs)], y_ticks, to_x, to_y, chart.x)]
     key = []
@@ -64,7 +64,8 @@ def curves(chart: Curves) -> str:
                 "</title></circle>"
                 for (x, y), (at, value) in zip(points, line.points, strict=True)
             ]
-        key.append((_mark(colour), f"{line.label} {_number(line.points[-1][1])}"))
+        label = line.label if len(lines) > 1 else "last"
+        key.append((_mark(colour), f"{label} {_number(line.points[-1][1])}"))
     return figure(chart.title, key, _svg(chart.title, parts))
 
 
@@ -75,7 +76,7 @@ def histogram(chart: Histogram) -> str:
     y_ticks = ticks(0.0, max(max(values) for _, values, _ in shares), 4)
     to_x = _scale(0, bars * chart.width, LEFT, WIDTH - RIGHT)
     to_y = _scale(0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    x_ticks = [tick for tick in ticks(0, bars * chart.width, 6) if tick <= bars * chart.width]
+    x_ticks = [tick for tick in ticks(0, bars * chart.width, 6) if tick <= bars * chart.width and tick == int(tick)]
     parts = [_frame(x_ticks, y_ticks, to_x, to_y, chart.x, "%")]
     step = (to_x(chart.width) - to_x(0)) * 0.86 / len(shares)
     key = []

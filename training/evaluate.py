@@ -30,6 +30,8 @@ from prediction.output import outputs_of
 from prediction.predict import predict
 from prediction.setup import with_length
 from prediction.windows import by_probability, by_row
+from prediction.written_report import look_at_predictions
+from training.run import write_report_page
 from training.setup import Prepared
 from utils.files import write_json
 
@@ -63,6 +65,7 @@ def report_test_splits(prepared: Prepared) -> list[str]:
         lines.append("mean over the tasks that have the metric:")
         lines += [f"  {name:<18}  {METRICS[name].text(value):>7}" for name, value in means.items()]
     write_json(path, content)
+    write_report_page(path.parent)
     return [*lines, f"written to {path}"]
 
 
@@ -90,5 +93,7 @@ def _report(prepared: Prepared, part: Splits, split: EncodedSplit) -> tuple[Scor
             by_group = groups.scores(references, texts, scored_as)
             report += groups.lines(by_group)
             content["groups"] = group_dict(by_group)
+        cut_offs = int(config.length.max_seq_length or part.task.max_seq_length), flags.max_predict_length
+        content["outputs"] = look_at_predictions(scores, rows, of_rows, tokenizer, cut_offs).to_dict()
     place = f"{part.name}: " if part.name else ""
     return scores, content, [f"{place}test split ({split.num_rows:,} rows, greedy, {best}):", *report]

@@ -23,7 +23,14 @@ from training.lightning_loop import data_module, in_precision, ours
 from training.memory.batch_search import with_found_batch
 from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
-from training.run import closing_lines, open_run_folder, resolved_settings, summary_lines
+from training.run import (
+    closing_lines,
+    length_charts,
+    open_run_folder,
+    resolved_settings,
+    summary_lines,
+    write_report_page,
+)
 from training.run_log import RunLog
 from training.setup import Prepared
 from training.signals import StopSignal, TrainingStopped
@@ -148,6 +155,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     profile = StepProfile(folder, config.run.profile) if config.run.profile and is_first_process() else None
     trainer = build_trainer(config, strategy, prepared.devices, plan, bool(validated), callbacks, resumed, profile)
     resolved = resolved_settings(config, prepared.mixture, prepared.devices, plan, prepared.model, total_steps)
+    resolved["lengths"] = length_charts(config, parts)
     if is_first_process():
         open_run_folder(config, folder, resumed, resolved)
     say(*summary_lines(config, prepared.mixture, resolved, resumed, bool(validated)))
@@ -166,6 +174,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
         stop.talk = False  # no optimizer step is left to stop after
     speed, of_tasks = run_log.speed(), run_log.best_of_tasks()
     say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
+    if is_first_process():
+        write_report_page(folder)
     return prepared
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -20,6 +22,7 @@ from checkpoints.run_folder import (
     EPOCH_LOG,
     LOCK_NAME,
     OVERWRITTEN,
+    REPORT_PAGE,
     RUN_NAMES,
     STEP_LOG,
     TEST_REPORT,
@@ -35,19 +38,23 @@ from config.flags.train import TrainConfig
 from config.parser import to_dict
 from datamodules.batching import BatchPlan
 from datamodules.mixture import Mixture
-from datamodules.splits import hub_test_rows
+from datamodules.splits import Splits, hub_test_rows
 from generation.decoder import generation_config
 from models.adapters.quantised import parameter_counts
 from models.meter import peak_memory
 from models.optimizers.build import OPTIMIZER_ROWS
 from models.optimizers.schedules import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
+from reports.charts import histogram
+from reports.page import save_page
+from reports.training import RunRecord, training_page
 from training.checkpointing import Checkpointer
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
 from utils.errors import shortened
 from utils.files import run_error, write_file, write_folder, write_json
+from utils.json_files import parse_json, read_json
 from utils.launch import is_first_process
 
 
@@ -208,6 +215,8 @@ def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, e
     folder = Path(config.run.save_path)
     if is_first_process():
         complete_finished_run(folder, resumed, config.model.init_model)
+        if test_too and is_of_run(resumed.path, folder):
+            write_report_page(folder)
     tested = any(
         member.data.test_data or member.data.test_data_proportions or hub_test_rows(member.data, member.task)
         for member in mixture.members
@@ -218,6 +227,36 @@ def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, e
         say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed.path}")
         return True
     return False
+
+
+def length_charts(config: TrainConfig, parts: Sequence[Splits]) -> list[dict[str, Any]]:
+    """How long the training rows are, with the lengths at which they are cut: for config.json, and from there for the
+    page of the run. A row that is several windows counts as these."""
+    rows = [part.train for part in parts]
+    cut = config.length.max_seq_length or max(part.task.max_seq_length for part in parts)
+    cut_target = config.length.max_target_length or max(part.task.max_target_length for part in parts)
+    charts = (
+        ("source_lengths", "Sources", np.concatenate([split.source_lengths for split in rows]), cut),
+        ("target_lengths", "Targets", np.concatenate([split.target_lengths for split in rows]), cut_target),
+    )
+    found = [histogram(name, title, "tokens", {"training rows": values}, at) for name, title, values, at in charts]
+    return [asdict(chart) for chart in found if chart]
+
+
+def write_report_page(folder: Path) -> None:
+    """Write the page of a finished run from its files, if it is not there as it is; where it cannot be written, that is
+    said in a line: the run is whole without it."""
+    path = folder / REPORT_PAGE
+    try:
+        record = RunRecord(read_json(folder / CONFIG_NAME), epochs=read_json(folder / EPOCH_LOG))
+        with open(folder / STEP_LOG, "rb") as file:
+            record.add(map(parse_json, file))
+        record.test = read_json(folder / TEST_REPORT) if (folder / TEST_REPORT).exists() else None
+        page = training_page(record)
+        if not path.exists() or path.read_bytes() != page.encode("utf-8", "replace"):
+            save_page(path, page, overwrite=True)
+    except Exception as error:  # whatever stands in files that people may have touched
+        tell(f"{path} could not be written: {type(error).__name__}: {error}")
 
 
 def closing_lines(

@@ -79,8 +79,12 @@ def test_resuming_into_a_new_folder_takes_the_best_along(whole_run: Path, letter
 
 def test_finished_run_says_so(whole_run: Path, letters: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole_run / "run", tmp_path / "run")
+    page = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()  # as a kill before it was written leaves the run
     before = listing(run)
     result = train_ok(*flag_list(flags_of(whole_run, letters, save_path=run)), "-resume_checkpoint", "last")
+    assert (run / "report.html").read_bytes() == page
+    (run / "report.html").unlink()
     finished = "the run is finished: 2 epochs, optimizer step 14; a larger -max_epoch trains on\n"
     assert result.out == finished
     assert listing(run) == before

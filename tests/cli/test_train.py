@@ -44,6 +44,7 @@ def test_files_of_a_run(copy_run: Path) -> None:
         "lightning_logs",
         "log.json",
         "metrics.jsonl",
+        "report.html",
         "saved_checkpoints",
         "test_report.json",
     ]

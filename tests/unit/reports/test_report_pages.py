@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -17,39 +16,10 @@ from reports import svg
 from reports.charts import Curves, Histogram, Line, Reliability, histogram, line
 from reports.outputs import Look, worst_rows
 from reports.prediction import prediction_page
+from tests.html_pages import Page
 
 EVIL = "<script>alert(1)</script>\"'&amp;</td><img src=x onerror=alert(1)>\x00\u202e"
 LABELS = LabelMap.parse("0=부정,1=긍정")
-VOID = {"meta", "wbr"}
-
-
-class Page(HTMLParser):
-    """The names of a page's tags and attributes, and its text; fails where a tag is not closed in its order."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.opened: list[str] = []
-        self.names: set[str] = set()
-        self.attributes: set[str] = set()
-        self.text = ""
-        self.feed(content)
-        assert self.opened == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in VOID:
-            self.opened.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.opened.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.opened[-1:] != ["style"] else ""
 
 
 def page_of(scores: Scores, look: Look, **settings: Any) -> str:
