@@ -84,7 +84,7 @@ def check(flags: AnalyzeFlags, problems: list[str]) -> None:
 def analyze(config: AnalyzeConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict keywords, then sentiments; write both together, and score them."""
     from analysis.page import Examples
-    from analysis.reviews import PairScores, Reviews, analyses, save_analyses, write_pairs
+    from analysis.reviews import PairScores, Reviews, analyses, save_json_lines, write_pairs
     from analysis.stages import Stages, keyword_config, sentiment_config
     from datamodules.splits import report_lines
     from prediction.run import predicted, scored
@@ -112,7 +112,7 @@ def analyze(config: AnalyzeConfig, given: frozenset[str], shared: Shared) -> Non
             judged = opened.enter_context(predicted(second, of_pairs, words_of=stages.review_column))
         examples, both = Examples(flags.page_examples), PairScores()
         rows = analyses(reviews, found.predictions, judged.predictions if judged else (), stages)
-        save_analyses(Path(flags.save_output), examples.seen(both.seen(rows)), flags.overwrite)
+        save_json_lines(Path(flags.save_output), examples.seen(both.seen(rows)), flags.overwrite)
         tell(f"{counted(len(split), 'review')} with {counted(count, 'keyword')} written to {flags.save_output}", "")
         tell("keywords of the reviews")
         report = {"keywords": scored(found)[1]}

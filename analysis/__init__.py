@@ -1,1 +1,1 @@
-"""Reviews: their keywords, sentiments, and the words that decide them. Imports generation and the floors below."""
+"""Reviews and what decides them; which rows to label next. Imports generation and the floors below."""

@@ -165,9 +165,9 @@ class PairScores:
         return [f"{of}: {shown}"] if shown else []
 
 
-def save_analyses(path: Path, analyses: Iterable[dict[str, Any]], overwrite: bool) -> None:
+def save_json_lines(path: Path, objects: Iterable[dict[str, Any]], overwrite: bool) -> None:
     """Write a JSON object a line; the file appears whole or not at all."""
-    lines = (f"{escape_json(json.dumps(analysis, ensure_ascii=False))}\n" for analysis in analyses)
+    lines = (f"{escape_json(json.dumps(content, ensure_ascii=False))}\n" for content in objects)
     encoded = (line.encode("utf-8", "replace") for line in lines)
     with run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from config.flags.analyze import AnalyzeConfig  # noqa: E402
 from config.flags.export import ExportConfig  # noqa: E402
 from config.flags.inference import InferenceConfig  # noqa: E402
+from config.flags.select_rows import SelectConfig  # noqa: E402
 from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
@@ -41,9 +42,11 @@ DOCUMENTS = (  # file, language, tables
     ("docs/reviews.ko.md", "ko", ("analyze",)),
     ("docs/serving.md", "en", ("serve",)),
     ("docs/serving.ko.md", "ko", ("serve",)),
+    ("docs/labelling.md", "en", ("select_rows",)),
+    ("docs/labelling.ko.md", "ko", ("select_rows",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig)
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -61,6 +64,7 @@ WORDS = {
     },
 }
 KOREAN_TITLES = {
+    "Choice of rows": "행 고르기",
     "Task": "태스크",
     "Data": "데이터",
     "Lengths": "길이",
@@ -113,8 +117,8 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 
 def all_tables(language: str) -> dict[str, str]:
-    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`
-    and `presets`."""
+    """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`,
+    `select_rows`, and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -125,6 +129,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("export", ExportConfig, groups[2]),
         ("analyze", AnalyzeConfig, groups[3] - groups[1]),
         ("serve", ServeConfig, groups[4] - groups[1]),
+        ("select_rows", SelectConfig, groups[5] - groups[1]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):

@@ -16,6 +16,7 @@ PAGES = (
     "docs/resuming",
     "docs/inference",
     "docs/reviews",
+    "docs/labelling",
     "docs/metrics",
     "docs/export",
     "docs/serving",

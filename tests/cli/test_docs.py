@@ -29,7 +29,7 @@ PARAGRAPH = {
         {"id": "2", "question": "누가 오는가?", "answers": [], "is_impossible": True},
     ],
 }
-SCRIPTS = ("train.py", "inference.py", "export.py", "docs/make_images.py")
+SCRIPTS = ("train.py", "inference.py", "export.py", "select_rows.py", "docs/make_images.py")
 
 
 @pytest.fixture

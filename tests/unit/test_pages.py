@@ -13,6 +13,7 @@ from checkpoints.run_folder import RUN_NAMES
 from config.flags.analyze import AnalyzeConfig
 from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
+from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
 from config.parser import parse_flags
@@ -26,6 +27,7 @@ COMMANDS = {
     "export.py": ExportConfig,
     "analyze.py": AnalyzeConfig,
     "serve.py": ServeConfig,
+    "select_rows.py": SelectConfig,
 }
 OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda", "git", "cd", "tensorboard", "cat", "curl", "iconv"}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")

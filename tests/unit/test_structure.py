@@ -32,6 +32,7 @@ FLOORS = {
     "export": 9,
     "analyze": 9,
     "serve": 9,
+    "select_rows": 9,
 }
 COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
 NO_PRODUCT = ("tests", "benchmarks", "docs", "samples", "examples")

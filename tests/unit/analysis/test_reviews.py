@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.reviews import PairScores, Review, Reviews, analyses, save_analyses, write_pairs
+from analysis.reviews import PairScores, Review, Reviews, analyses, save_json_lines, write_pairs
 from analysis.stages import Stages
 from config.flags.analyze import AnalyzeFlags
 from generation.engines.base import Prediction
@@ -111,7 +111,7 @@ def test_pairs_go_to_the_second_model_and_come_back_to_their_reviews(tmp_path: P
         {"review": "싸고 빨라 요", "keyword": "배송", "sentiment": None},
         {"review": "늦", "keyword": "배송", "sentiment": None},
     ]
-    save_analyses(tmp_path / "new" / "o.jsonl", analyses(reviews, FOUND, JUDGED, STAGES), overwrite=False)
+    save_json_lines(tmp_path / "new" / "o.jsonl", analyses(reviews, FOUND, JUDGED, STAGES), overwrite=False)
     first, *others = map(json.loads, (tmp_path / "new" / "o.jsonl").read_text(encoding="utf-8").splitlines())
     assert first["keywords"][0] == {
         "keyword": "가격",
