@@ -52,12 +52,17 @@ class ServeFlags:
         metavar="FILE",
     )
     max_rows: int = free(1000, "Rows that one request may have.", minimum=1, maximum=100_000)
+    max_source: int = free(
+        4096,
+        "Tokens that a source may have, after a cut at -max_seq_length or at the model's own limit; 0 = no limit.",
+        minimum=0,
+    )
     max_body: int = free(4 << 20, "Bytes that the body of a request may have.", minimum=1 << 10, maximum=1 << 28)
     max_queue: int = free(4000, "Rows that may wait; a request that finds more is refused with 503.", minimum=1)
     batch_wait: float = free(
         2.0,
-        "Milliseconds that the first row of a batch waits for others; 0 = a batch is what waits when the one before it"
-        " is done.",
+        "Milliseconds that a batch waits for as many requests as the one before it had; 0 = it is what waits when the"
+        " one before it is done.",
         minimum=0.0,
         maximum=10_000.0,
         metavar="X",

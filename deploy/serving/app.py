@@ -26,6 +26,7 @@ from utils.errors import RunError, UserError
 RETRY_SECONDS = 1
 GONE = 499  # nobody reads it
 LOCAL = ("localhost",)
+MOST_WORDS = 1000  # of a request whose words are looked at one by one
 
 
 class PredictRequest(BaseModel):
@@ -45,8 +46,8 @@ class PredictRequest(BaseModel):
 def make_app(models: Sequence[ServedModel], flags: ServeFlags, token: str = "") -> Guard:
     """The ASGI application; it answers while its `batcher` runs."""
     by_name = {model.name: model for model in models}
-    rows = models[0].limits.rows
-    batcher = Batcher(rows, flags.max_queue, flags.batch_wait / 1000, lambda rows, took: metrics.decoded(rows, took))
+    batch = models[0].limits.rows
+    batcher = Batcher(batch, flags.max_queue, flags.batch_wait / 1000, lambda rows, took: metrics.decoded(rows, took))
     metrics = Metrics(lambda: batcher.waiting_rows)
     app = FastAPI(title="seq2seq models", version=version().split()[-1], docs_url=None, redoc_url=None)
 
@@ -56,7 +57,10 @@ def make_app(models: Sequence[ServedModel], flags: ServeFlags, token: str = "") 
         model = by_name.get(asked.model or models[0].name)
         if model is None:
             raise HTTPException(404, f"model {asked.model[:200]!r} is none of {', '.join(by_name)}")
-        work = Work(model, rows_of(asked, model, flags.max_rows), options_of(asked, model))
+        rows, options = rows_of(asked, model, flags.max_rows), options_of(asked, model)
+        if options.highlight and sum(len(str(text).split()) for row in rows for text in row.values()) > MOST_WORDS:
+            raise HTTPException(400, f"highlight: a request may have {MOST_WORDS:,} words")
+        work = Work(model, rows, options)
         return model, await decoded(batcher, work, request, flags.timeout)
 
     @app.post("/predict", openapi_extra=JSON_BODY, summary="Predict one or many rows")

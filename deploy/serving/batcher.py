@@ -34,8 +34,9 @@ class Work:
 class Batcher:
     """Takes requests from any thread and answers them in one of its own.
 
-    A batch is what waits when the one before it is done: the thread waits up to `seconds` after the first request for
-    `rows` rows. Requests for the same model and options are decoded together, within the model's limits of tokens.
+    A batch is what waits when the one before it is done, up to `rows` rows. Clients that got their answers together
+    ask again together: up to `seconds` after the first request the thread waits for as many as were answered before.
+    Requests for the same model and options are decoded together, within the model's limits of tokens.
 
     Args:
         most: rows that may wait.
@@ -48,6 +49,7 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._expected = rows  # requests
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -98,7 +100,7 @@ class Batcher:
         with self._changed:
             while not self._queue and not self._closing:
                 self._changed.wait()
-            while self._queue and not self._closing and self.waiting_rows < self.rows:
+            while self.waiting_rows < self.rows and 0 < len(self._queue) < self._expected and not self._closing:
                 left = self._queue[0].since + self.seconds - time.monotonic()
                 if left <= 0:
                     break
@@ -109,6 +111,7 @@ class Batcher:
                 taken.append(self._queue.popleft())
                 rows += len(taken[-1].rows)
             self.waiting_rows -= rows
+            self._expected = len(taken)
             return taken
 
     def _answer(self, group: Sequence[Work]) -> None:

@@ -23,7 +23,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 NOTHING = "default-src 'none'; frame-ancestors 'none'"  # content policy of what is no page
-OPEN_PATHS = ("/", "/health")  # without a token: the page asks for it, and probes have none
+OPEN_PATHS = ("/", "/health", "/openapi.json")  # without a token: the page asks for it, and probes have none
 
 
 @dataclass

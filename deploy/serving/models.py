@@ -26,7 +26,7 @@ from prediction.label_calibration import label_decoding
 from prediction.output import OutputForm, OutputRow, label_ids, record_of
 from prediction.setup import Ready, answer_of, make_engine, prepare
 from utils.console import tell
-from utils.errors import UserError
+from utils.errors import UserError, raise_if_any
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ServedModel:
     encoder: JsonRowEncoder
     predictor: BatchPredictor
     silence: Silence = NO_SILENCE
+    longest: int = 0  # tokens of a source; 0 = no limit
     _others: dict[tuple[int, bool], BatchPredictor] = field(default_factory=dict)  # of the same weights
 
     def __post_init__(self) -> None:
@@ -82,8 +83,19 @@ class ServedModel:
         }
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> EncodedRequest:
-        """Token ids of rows; raises `UserError` for one that cannot be encoded."""
-        return self.encoder(rows)
+        """Token ids of rows.
+
+        Raises:
+            UserError: one that cannot be encoded, or is too long.
+        """
+        encoded = self.encoder(rows)
+        lengths = [len(source) for source in encoded.sources]
+        raise_if_any(
+            f"row {number}: {length:,} tokens; a source may have {self.longest:,}"
+            for number, length in enumerate(lengths, 1)
+            if self.longest and length > self.longest
+        )
+        return encoded
 
     def predict(
         self, row_ids: Sequence[int], sources: Sequence[np.ndarray], languages: Sequence[str], options: Options
@@ -149,7 +161,7 @@ def load_models(config: ServeConfig, given: frozenset[str], temporary: Path) -> 
         with ready.devices.autocast():
             predictor = engine(ready.devices.device(0))
         silence = decoding.silence if decoding else NO_SILENCE
-        models.append(ServedModel(name, ready, encoder, predictor, silence))
+        models.append(ServedModel(name, ready, encoder, predictor, silence, config.serve.max_source))
         tell(f"{name}: task {ready.task.name}, columns {', '.join(encoder.columns)}")
     return models
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 
 import uvicorn
@@ -10,6 +11,7 @@ import uvicorn
 from deploy.serving.guard import Guard
 
 GRACE_SECONDS = 5  # besides the time that a request may take
+MOST_FILES = 1 << 16  # that the process may have open: each client has a connection
 
 
 def serve(app: Guard, listening: socket.socket, seconds: float) -> None:
@@ -27,6 +29,9 @@ def serve(app: Guard, listening: socket.socket, seconds: float) -> None:
         lifespan="off",
         timeout_graceful_shutdown=round(seconds) + GRACE_SECONDS,
     )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     batcher = app.batcher
     batcher.start()
     try:

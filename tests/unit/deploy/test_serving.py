@@ -179,6 +179,11 @@ def test_names_are_as_short_as_they_can_be() -> None:
         ('{"text": "a", "beams": 2}', 400, "beams: Extra inputs are not permitted"),
         ('{"text": "a", "beam_size": 9}', 400, "beam_size 9: this server allows 1 to 1"),
         ('{"text": "a", "num_return": 0}', 400, "num_return 0: this server allows 1 to 1"),
+        (
+            json.dumps({"texts": ["a b " * 251] * 2, "highlight": True}),
+            400,
+            "highlight: a request may have 1,000 words",
+        ),
         ('{"text": "a", "model": "other"}', 404, "model 'other' is none of run"),
         ('{"rows": [{"document": "a"}, {"label": "0"}]}', 400, "row 2: missing column document"),
         ('{"rows": [{"document": ["a"]}]}', 400, "row 1: value is not text"),
@@ -198,6 +203,17 @@ def test_other_paths_methods_and_types_are_refused(labels: TestClient, beams: Te
     assert labels.post("/predict", content="{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert beams.post("/labels", json={"text": "a"}).status_code == 409
     assert beams.post("/predict", json={"text": "a", "highlight": True}).status_code == 400
+
+
+def test_a_source_without_end_is_refused(copy_run: Path, tmp_path: Path) -> None:
+    """A model without positions would take any, and all memory with it."""
+    flags = ("-max_source", "20", "-max_seq_length", "30")
+    with client_of(*loaded(tmp_path, "-model", copy_run / "run", *flags)) as client:
+        answer = client.post("/predict", json={"texts": ["a" * 10, "a" * 20, "a" * 99]})
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "row 2: 21 tokens; a source may have 20; row 3: 30 tokens; a source may have 20",
+    )
 
 
 def test_a_long_body_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +276,9 @@ def test_requests_of_other_sites_are_refused_and_answers_are_not_theirs(labels: 
     assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 
 
-def test_a_token_opens_all_but_the_page_and_health() -> None:
+def test_a_token_opens_all_but_the_page_its_link_and_health() -> None:
     with client_of([Stub()], token="se-cret") as client:
-        assert client.get("/health").status_code == 200
+        assert [client.get(path).status_code for path in ("/", "/health", "/openapi.json")] == [200] * 3
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "se-cret"}):
             assert client.get("/metrics", headers=given).status_code == 401
             assert client.post("/predict", json={"text": "a"}, headers=given).status_code == 401
@@ -345,6 +361,15 @@ def test_what_waits_is_decoded_together_and_answered_apart() -> None:
     batcher.close()
     assert [texts_of(future) for future in futures if future] == [["a"], ["b", "c"], ["d"], ["e", "f"]]
     assert model.batches == [[(0, "a"), (0, "b"), (1, "c"), (0, "d")], [(0, "e"), (1, "f")]]
+
+
+def test_a_single_client_is_not_kept_waiting_for_others() -> None:
+    """One request was answered before: one is waited for, and no minute for more."""
+    batcher, model = batcher_of(seconds=60.0), Stub()
+    batcher.start()
+    assert texts_of(submit(batcher, model, *"abcd")) == ["a", "b", "c", "d"]
+    assert texts_of(submit(batcher, model, "e")) == ["e"]
+    batcher.close()
 
 
 def test_other_options_are_decoded_apart() -> None:
