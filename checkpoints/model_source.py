@@ -300,7 +300,7 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
         check_config_builds(model_config, place)
 
         def drawn(seed: int, empty: bool) -> PreTrainedModel:
-            with undrawn() if empty else nullcontext():  # type: ignore[no-untyped-call]
+            with undrawn() if empty else nullcontext():
                 model = from_config(content, seed, place)
             return _ready(model, config, seed)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,12 +122,7 @@ def _build(config: PreTrainedConfig, place: str) -> PreTrainedModel:
         raise UserError(f"{place}: not a valid {config.model_type} config: {error_reason(error)}") from error
 
 
-class undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it random weights are not drawn, and take no memory of the host until something is written to them.
-
-    For a model that gets its weights from elsewhere: everything else of it is as it would be.
-    """
-
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
@@ -134,6 +130,21 @@ class undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if function.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
             return arguments[0]
         return function(*arguments, **(options or {}))
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Within it random weights are not drawn, and take no memory of the host until something is written to them.
+
+    For a model that gets its weights from elsewhere: everything else of it is as it would be.
+    """
+    drawn = torch.nn.init._no_grad_trunc_normal_  # draws until no value is out of its bounds: never, without drawing
+    torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
+    try:
+        with _Undrawn():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = drawn
 
 
 def from_config(content: Mapping[str, Any], seed: int, place: str = "-config_path") -> PreTrainedModel:
@@ -182,7 +193,7 @@ def from_checkpoint(
         problem = _misfit(_checkpoint_model(config, description, place).state_dict(), weights)
     if problem:
         raise UserError(f"{place}: {OF_ANOTHER_KIND}: {problem}")
-    with undrawn():  # type: ignore[no-untyped-call]
+    with undrawn():
         model = _checkpoint_model(config, description, place)
     for name, value in {} if empty else model.state_dict().items():
         value.copy_(weights[name])  # one at a time: those of a sharded checkpoint are put together for that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,8 +136,10 @@ def test_the_models_are_described(labels: TestClient, beams: TestClient) -> None
 def test_ctranslate2_answers_with_the_beams_of_its_flags(copy_run: Path, tmp_path: Path) -> None:
     texts = ["abcd", "", "dcb"]
     flags = ("-engine", "ctranslate2", "-beam_size", "2", "-early_stopping")
-    wanted = predicted(copy_run / "run", [{"source": text} for text in texts], tmp_path / "p", *flags)
-    with client_of(*loaded(tmp_path, "-model", copy_run / "run", *flags)) as client:
+    model = tmp_path / "best"  # the converted model is written beside it
+    shutil.copytree(copy_run / "run" / "best", model)
+    wanted = predicted(model, [{"source": text} for text in texts], tmp_path / "p", *flags)
+    with client_of(*loaded(tmp_path, "-model", model, *flags)) as client:
         found = client.post("/predict", json={"texts": texts}).json()["predictions"]
         refused = client.post("/predict", json={"texts": texts, "beam_size": 1})
     assert close(without_cuts(found), wanted)
