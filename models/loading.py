@@ -65,6 +65,9 @@ def from_pretrained(name: str, flag: str = "-init_model", empty: bool = False) -
     except Exception as error:  # see load_tokenizer
         raise UserError(f"{flag} {name}: the weights could not be loaded: {error_reason(error)}") from error
     _refuse_drawn_weights(report, f"{flag} {name}")
+    for module in model.modules():
+        if hasattr(module, "create_weight"):  # a table of sines, which the library freezes, and not when it loads it
+            module.requires_grad_(False)
     settle_tying(model)
     return from_checkpoint(describe(model), model.state_dict(), f"{flag} {name}", empty) if empty else model
 
