@@ -28,6 +28,7 @@ usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output F
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.txt
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.jsonl -save_report report.json
   python inference.py -score_only -predictions predictions.txt -references test.tsv -task klue-sts
+  python inference.py run.yaml -test_data test.tsv
   echo "a line" | python inference.py -model runs/mine/best -test_data -
 """
 

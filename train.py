@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
 from config.flags.train import TrainConfig
-from config.parser import information
+from config.parser import information, without_run_file
 from config.user_code import import_user_code
 from datamodules.mixture import Mixture
 from task_utils import task_table
@@ -31,6 +31,7 @@ usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET
   python train.py -train_data train.tsv -valid_data valid.tsv -init_model google/byt5-small -save_path runs/mine
   python train.py -train_data train.tsv -valid_data_proportions 0.1 -config_path bart-mini -save_path runs/mine
   python train.py -save_path runs/mine -resume_checkpoint last
+  python train.py run.yaml -max_epoch 3
   python train.py -list_tasks
   python train.py -show_examples 3 -task klue-nli -train_data train.json -init_model google/byt5-small
 """
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     if not is_first_process():
         stop.install()  # the first process decides when all of them stop, also while they start
     with run_lock(Path(config.run.save_path)) if is_first_process() else nullcontext():
-        return run(config, mixture, argv, stop)
+        return run(config, mixture, without_run_file(argv, config, given), stop)
 
 
 def show_examples(config: TrainConfig, mixture: Mixture) -> int:

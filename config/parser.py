@@ -17,6 +17,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from config.run_files import is_run_file, read_run_file, run_file_text
+from utils.errors import raise_if_any
+
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 
@@ -51,6 +54,9 @@ class FlagSpec:
     resume: str = "fixed"
     change: str = ""  # what another value means from here on, if it is taken
     decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that
+    path: str = (
+        ""  # "read": names a file, a folder, or something by its name; "written": a file or a folder (run files)
+    )
     trained: bool = False  # predictions take the value of the training where none is given
     name: str = ""
     kind: type = str
@@ -93,32 +99,53 @@ def flag_specs(config_class: type) -> list[FlagSpec]:
 
 
 def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config, frozenset[str], list[str]]:
-    """Read `argv` into a `config_class`.
+    """Read `argv`, whose first word may be a run file, into a `config_class`.
 
     Returns the config, the names of the flags that were given, and the problems found (the config holds the
     default wherever a value was wrong, so that further checks can go on and everything is reported together).
     """
-    groups = flag_groups(config_class)
     specs = {name: spec for spec in flag_specs(config_class) for name in (spec.name, *spec.aliases)}
-    texts, problems = _split(argv, specs)
-    values: dict[str, Any] = {}
-    for spec in {spec.name: spec for spec in specs.values()}.values():
-        given = texts.get(spec.name)
-        if given is None:
-            if spec.required and not any(_is_on(specs[name], texts) for name in spec.unless):
-                problems.append(f"-{spec.name} is required: {spec.help}")
-            continue
-        converted = [_convert(spec, text) for text in (given if spec.repeat else given[-1:])]
-        wrong = [problem for _, problem in converted if problem]
-        problems += wrong
-        if not wrong:
-            values[spec.name] = tuple(value for value, _ in converted) if spec.repeat else converted[0][0]
+    texts, values, problems = _read(config_class, argv, specs)
+    problems += [
+        f"-{spec.name} is required: {spec.help}"
+        for spec in {spec.name: spec for spec in specs.values()}.values()
+        if spec.required and spec.name not in texts and not any(_is_on(specs[name], texts) for name in spec.unless)
+    ]
     group_types = get_type_hints(config_class)
     parts = {
         group: group_types[group](**{spec.name: values[spec.name] for spec in group_specs if spec.name in values})
-        for group, group_specs in groups.items()
+        for group, group_specs in flag_groups(config_class).items()
     }
     return config_class(**parts), frozenset(texts), problems
+
+
+def _read(
+    config_class: type, argv: Sequence[str], specs: dict[str, FlagSpec]
+) -> tuple[dict[str, Sequence[str]], dict[str, Any], list[str]]:
+    """The texts given by flag name, those of the command line before those of its run file; their values; problems."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    texts: dict[str, Sequence[str]] = {}
+    if argv and is_run_file(argv[0]):
+        in_file, problems = read_run_file(argv[0], flag_groups(config_class))
+        for name, given in in_file.items():
+            texts[name] = given.texts
+            problems += [f"{given.place}: {problem}" for problem in _take(specs[name], given.texts, values)]
+        argv = argv[1:]
+    on_command_line, wrong = _split(argv, specs)
+    problems += wrong
+    for name, given_texts in on_command_line.items():
+        problems += _take(specs[name], given_texts, values)
+    return {**texts, **on_command_line}, values, problems
+
+
+def _take(spec: FlagSpec, texts: Sequence[str], values: dict[str, Any]) -> list[str]:
+    """Put the value of a flag into `values`, or return what is wrong with it."""
+    converted = [_convert(spec, text) for text in (texts if spec.repeat else texts[-1:])]
+    wrong = [problem for _, problem in converted if problem]
+    if not wrong:
+        values[spec.name] = tuple(value for value, _ in converted) if spec.repeat else converted[0][0]
+    return wrong
 
 
 def _is_on(spec: FlagSpec, texts: Mapping[str, Sequence[str]]) -> bool:
@@ -146,7 +173,8 @@ def _split(argv: Sequence[str], specs: dict[str, FlagSpec]) -> tuple[dict[str, l
         index += 1
         parsed = split_token(token)
         if parsed is None:
-            problems.append(f"{token!r} belongs to no flag; quote a value that holds blanks")
+            way = "a run file stands first" if is_run_file(token) else "quote a value that holds blanks"
+            problems.append(f"{token!r} belongs to no flag; {way}")
             continue
         name, value = parsed
         spec = specs.get(name)
@@ -218,6 +246,13 @@ def saved_tokens(config_class: type, saved: Mapping[str, Any]) -> tuple[list[str
     return tokens, problems
 
 
+def without_run_file(argv: Sequence[str], config: Any, given: Collection[str]) -> list[str]:
+    """`argv` with the flags of its run file, as `config` has them, in place of the file."""
+    if not argv or not is_run_file(argv[0]):
+        return list(argv)
+    return saved_tokens(type(config), {name: value for name, value in to_dict(config).items() if name in given})[0]
+
+
 def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     """`argv` less the named flags and their values."""
     kept: list[str] = []
@@ -235,11 +270,34 @@ def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def information(config_class: type, usage: str, argv: Sequence[str]) -> str:
-    """What `-h` (`-help`) or `-version` among the tokens asks for; empty when there is neither."""
-    asked = {token.lstrip("-") for token in argv if token.startswith("-")}
+    """What `-h` (`-help`), `-version` or `-print_config` among the tokens asks for; empty when there is none.
+
+    Raises `UserError` when `-print_config` stands with flags that are wrong.
+    """
+    asked = {token.lstrip("-").replace("-", "_") for token in argv if token.startswith("-")}
     if asked & {"h", "help"}:
         return help_text(config_class, usage)
-    return version() if "version" in asked else ""
+    if "version" in asked:
+        return version()
+    if "print_config" in asked:
+        others = [token for token in argv if token.lstrip("-").replace("-", "_") != "print_config"]
+        return config_text(config_class, usage, others)
+    return ""
+
+
+def config_text(config_class: type, usage: str, argv: Sequence[str]) -> str:
+    """A commented run file of the values in force; flags that a command requires may be missing."""
+    specs = {name: spec for spec in flag_specs(config_class) for name in (spec.name, *spec.aliases)}
+    _, values, problems = _read(config_class, argv, specs)
+    raise_if_any(problems)
+    values = {spec.name: values.get(spec.name, spec.default) for spec in specs.values()}
+    group_types = get_type_hints(config_class)
+    titles = {group: _title(group_types[group], group) for group in flag_groups(config_class)}
+    return run_file_text(usage, flag_groups(config_class), titles, values)
+
+
+def _title(group_class: type, group: str) -> str:
+    return (group_class.__doc__ or group).strip().splitlines()[0].rstrip(".")
 
 
 def version() -> str:
@@ -254,7 +312,7 @@ def help_text(config_class: type, usage: str) -> str:
     lines = [usage.strip(), ""]
     group_types = get_type_hints(config_class)
     for group, specs in flag_groups(config_class).items():
-        lines.append((group_types[group].__doc__ or group).strip().splitlines()[0].rstrip("."))
+        lines.append(_title(group_types[group], group))
         for spec in specs:
             names = ", ".join(f"-{name}" for name in (spec.name, *spec.aliases))
             lines.append(f"  {names} {_value_word(spec)}")
@@ -265,7 +323,8 @@ def help_text(config_class: type, usage: str) -> str:
             )
         lines.append("")
     lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone;")
-    lines.append("of a flag that is given twice the last value counts. -version tells the version.")
+    lines.append("of a flag that is given twice the last value counts. A .yaml or .json file that stands first gives")
+    lines.append("flags too; -print_config writes one of the values in force. -version tells the version.")
     return "\n".join(lines)
 
 

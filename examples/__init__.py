@@ -1,1 +1,1 @@
-"""Worked examples of what users add themselves; no product code imports them."""
+"""Run files for each family of tasks, and worked examples of what users add; no product code imports them."""

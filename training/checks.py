@@ -78,7 +78,7 @@ def parse_training_flags(argv: list[str]) -> tuple[TrainConfig, frozenset[str], 
     # The checkpoint itself has the model, and the tokenizer with its languages.
     taken = {spec.name for spec in specs if spec.resume not in ("once", "process", "if given")} - {*given, "save_path"}
     tokens, wrong = saved_tokens(TrainConfig, {name: saved[name] for name in taken if name in saved})
-    config, _, problems = parse_flags(TrainConfig, [*tokens, *argv])
+    config, _, problems = parse_flags(TrainConfig, [*argv, *tokens])
     values, defaults = to_dict(config), to_dict(TrainConfig())
     changed = [shown(name, value) for name, value in values.items() if name in taken and value != defaults[name]]
     lines = [f"flags of {path}: {' '.join(changed)}"] if changed else []

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from utils.errors import UserError, closest
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 MOST_BYTES = 1 << 20  # of such a file: tens of thousands of labels, and seconds of the YAML parser
+UNREAD_MARKS = {  # by the class of their tokens
+    "AnchorToken": "anchors (&name) are not read; write it out",
+    "AliasToken": "aliases (*name) are not read; write it out",
+    "TagToken": "tags (!name) are not read; write the value itself",
+    "DirectiveToken": "directives (%NAME) are not read",
+}
 
 
 def read_mapping_file(flag: str, path: str) -> object:
@@ -19,6 +26,17 @@ def read_mapping_file(flag: str, path: str) -> object:
     Raises `UserError` for a key that occurs twice, a YAML alias, a file above `MOST_BYTES`, and what is no plain file
     (a pipe may never end).
     """
+    text = read_text(flag, path)
+    if path.endswith(".json"):
+        return json_value(flag, path, text)
+    with _yaml_errors(flag, path, text):
+        import yaml
+
+        return _yaml_value(yaml.compose(text, Loader=yaml.SafeLoader), set())
+
+
+def read_text(flag: str, path: str) -> str:
+    """The text of a plain file of up to `MOST_BYTES`; `UserError` for any other."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{flag} {path}: is no regular file")
@@ -26,22 +44,43 @@ def read_mapping_file(flag: str, path: str) -> object:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise UserError(f"{flag} {path}: above {MOST_BYTES:,} bytes, the most that is read")
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from None
-    if path.endswith(".json"):
-        try:
-            return json.loads(text, object_pairs_hook=_unique_keys, parse_int=str, parse_float=str)
-        except RecursionError:
-            raise _too_deep(flag, path, text) from None
-        except ValueError as error:
-            raise UserError(f"{flag} {path}: {error}") from None
+
+
+def json_value(flag: str, path: str, text: str) -> object:
+    """What a JSON text says, its numbers as texts. Raises `UserError` where it is none, and for a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise _too_deep(flag, path, text) from None
+    except ValueError as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+
+
+def yaml_node(flag: str, path: str, text: str) -> Any:
+    """The root node of a YAML text, whose nodes know their lines; None where nothing stands.
+
+    Raises `UserError` where it is no YAML, and for anchors, aliases, tags and directives.
+    """
+    with _yaml_errors(flag, path, text):
+        import yaml
+
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if reason := UNREAD_MARKS.get(type(token).__name__):
+                raise yaml.MarkedYAMLError(problem=reason, problem_mark=token.start_mark)
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+@contextmanager
+def _yaml_errors(flag: str, path: str, text: str) -> Iterator[None]:
     import yaml
 
     try:
-        return _yaml_value(yaml.compose(text, Loader=yaml.SafeLoader), set())
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"{path}:{mark.line + 1}" if mark else path

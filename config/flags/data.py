@@ -46,13 +46,15 @@ class DataFlags:
         "Training rows: a .tsv/.txt/.csv/.jsonl/.json/.parquet file, a save_to_disk folder or a hub name"
         " (name[:config[:split]]); may repeat, rows are joined. A suffix :N takes every N-th row.",
         metavar="PATH[:N]",
+        path="read",
     )
-    valid_data: tuple[str, ...] = free((), "Validation rows, like -train_data.", metavar="PATH[:N]")
+    valid_data: tuple[str, ...] = free((), "Validation rows, like -train_data.", metavar="PATH[:N]", path="read")
     test_data: tuple[str, ...] = free(
         (),
         "Test rows, like -train_data; the target column may be missing. For inference.py '-' is standard input,"
         " predicted line by line.",
         metavar="PATH[:N]",
+        path="read",
     )
     valid_data_proportions: float = free(
         0.0,
@@ -90,6 +92,7 @@ class DataFlags:
         "",
         'Label texts of the target values: "0=negative,1=positive", or a JSON/YAML file; empty = the task\'s.',
         metavar="MAP",
+        path="read",
     )
     label_separator: str = free(
         "",
@@ -109,7 +112,10 @@ class DataFlags:
         resume="kept",
     )
     cache_dir: str = free(
-        "", "Folder of the encoded data; empty = <save_path>/cache (inference: a temporary folder).", excludes=LINES
+        "",
+        "Folder of the encoded data; empty = <save_path>/cache (inference: a temporary folder).",
+        excludes=LINES,
+        path="written",
     )
 
 
@@ -158,7 +164,7 @@ USER_CODE = (
 class TrainTaskFlags:
     """Task"""
 
-    task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.")
+    task: str = free("seq2seq", "Name of a built-in task, or a YAML task file.", path="read")
     train_task: tuple[str, ...] = free(
         (),
         "Train on several tasks: each a task file that names the files of its rows, or a built-in task, with its share"
@@ -168,6 +174,7 @@ class TrainTaskFlags:
         excludes=dict.fromkeys(
             (*OF_ONE_TASK, *OF_ITS_TEXTS), "each task has its own, in its file or in one that mixes tasks"
         ),
+        path="read",
     )
     list_tasks: bool = free(False, "Show the built-in tasks, and do nothing else.", resume="once")
     show_examples: int = free(
@@ -177,7 +184,7 @@ class TrainTaskFlags:
         minimum=0,
         resume="once",
     )
-    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", resume="process")
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", resume="process", path="read")
     train_rows: int = free(
         0, "Train on this many of the training rows, the same ones for every seed; 0 = all.", minimum=0
     )
@@ -190,4 +197,5 @@ class TrainTaskFlags:
         " label: weight; empty = all 1.",
         metavar="balanced|FILE",
         resume="free",  # the weights themselves are compared
+        path="read",
     )

@@ -21,6 +21,7 @@ class ExportFlags:
         "A .ckpt file, a run's folder (its best/), or a from_pretrained folder; may repeat: the mean of all is"
         " exported.",
         metavar="PATH",
+        path="read",
     )
     average: str = free(
         "",
@@ -31,11 +32,12 @@ class ExportFlags:
     merge: bool = free(
         False, "Write an adapter merged into its base model, as a full model; without it the adapter alone is written."
     )
-    base_model: str = free("", BASE_MODEL)
+    base_model: str = free("", BASE_MODEL, path="read")
     save_path: str = free(
         "",
         "Folder that is made; empty = <folder of the run>_hfmodel, _ctranslate2 or _onnx, by -format.",
         metavar="FOLDER",
+        path="written",
     )
     format: str = free(
         "safetensors",
@@ -50,11 +52,14 @@ class ExportFlags:
         " compared, and an export that is not rounded (-compute_type) and decodes otherwise is refused; may repeat;"
         " empty = none.",
         metavar="FILE",
+        path="read",
     )
     rows: int = free(
         200, "Rows of -valid_data that are decoded, evenly spaced; 0 = all.", minimum=0, needs=WITHOUT_ROWS
     )
-    task: str = free("", "Task of -valid_data; empty = the checkpoint's.", metavar="NAME", needs=WITHOUT_ROWS)
+    task: str = free(
+        "", "Task of -valid_data; empty = the checkpoint's.", metavar="NAME", needs=WITHOUT_ROWS, path="read"
+    )
     overwrite: bool = free(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
 
 

@@ -45,6 +45,7 @@ class InferenceModelFlags:
         required=True,
         unless=("score_only",),
         metavar="MODEL",
+        path="read",
     )
     adapter: tuple[str, ...] = free(
         (),
@@ -56,11 +57,14 @@ class InferenceModelFlags:
             "score_only": SCORING,
             "test_data=-": "a line has one prediction; give a file of rows",
         },
+        path="read",
     )
-    base_model: str = free("", BASE_MODEL)
-    tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
-    task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
-    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
+    base_model: str = free("", BASE_MODEL, path="read")
+    tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.", path="read")
+    task: str = free(
+        "", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.", path="read"
+    )
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", path="read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ class ScoringFlags:
         " with the first, see -confidence.",
         metavar="FILE",
         needs={"score_only": "it is scored without a model"},
+        path="read",
     )
     references: tuple[str, ...] = free(
         (),
@@ -85,6 +90,7 @@ class ScoringFlags:
         " them.",
         metavar="PATH[:N]",
         needs={"score_only": "predicted rows have their own"},
+        path="read",
     )
 
 
@@ -119,9 +125,14 @@ class OutputFlags:
         " empty = none.",
         metavar="FILE",
         excludes=NO_FILES,
+        path="written",
     )
     save_label: str = free(
-        "", "File of references, one line a row in input order; empty = none.", metavar="FILE", excludes=NO_FILES
+        "",
+        "File of references, one line a row in input order; empty = none.",
+        metavar="FILE",
+        excludes=NO_FILES,
+        path="written",
     )
     save_report: str = free(
         "",
@@ -129,6 +140,7 @@ class OutputFlags:
         " empty = none.",
         metavar="FILE",
         excludes=NO_FILES,
+        path="written",
     )
     overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
     keep_fields: bool = free(
@@ -265,6 +277,7 @@ class LabelFlags:
         needs=PROBABILITIES,
         excludes={"label_temperature": "one fits the temperature, the other gives it", **ALL_ROWS},
         decides=False,
+        path="read",
     )
     label_sets: float = flag(
         0.0,
@@ -296,6 +309,7 @@ class LabelFlags:
         needs=PROBABILITIES,
         excludes={"test_data=-": "thresholds are fitted before the rows of a file; a line is judged by 0.5"},
         decides=False,
+        path="read",
     )
     label_temperature: float = flag(
         1.0,

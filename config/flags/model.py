@@ -25,13 +25,17 @@ class TrainModelFlags:
     """Model"""
 
     init_model: str = flag(
-        "", "Pretrained model to start from: a folder or a hub name; or give -config_path.", resume="if given"
+        "",
+        "Pretrained model to start from: a folder or a hub name; or give -config_path.",
+        resume="if given",
+        path="read",
     )
     config_path: str = flag(
         "",
         "Train from scratch: a model config (JSON) or the name of a preset in configs/, e.g. bart-mini.",
         resume="if given",
         excludes={"init_model": "give pretrained weights or a config"},
+        path="read",
     )
     encoder_layers: int = flag(
         0,
@@ -48,7 +52,10 @@ class TrainModelFlags:
         needs=OF_A_MODEL,
     )
     tokenizer: str = flag(
-        "", "Tokenizer folder or hub name, or 'bytes' (ByT5's); empty = that of the model or preset.", resume="if given"
+        "",
+        "Tokenizer folder or hub name, or 'bytes' (ByT5's); empty = that of the model or preset.",
+        resume="if given",
+        path="read",
     )
     tuning_method: str = flag(
         FULL,

@@ -218,6 +218,7 @@ class DistillationFlags:
         " with the same tokenizer and vocabulary; empty = none.",
         metavar="MODEL",
         excludes={DEEPSPEED: NOT_TRIED},
+        path="read",
     )
     distill_temperature: float = flag(
         1.0,

@@ -50,6 +50,7 @@ class RunFlags:
         required=True,
         unless=("list_tasks", "show_examples"),
         metavar="FOLDER",
+        path="written",
     )
     overwrite: bool = flag(
         False,
@@ -62,6 +63,7 @@ class RunFlags:
         "Continue a run: 'last' (-save_path's newest checkpoint), 'best', 'auto' (the newest if there is one, else a"
         " fresh start), a .ckpt file, or a run's folder; empty = start afresh.",
         resume="once",
+        path="read",
     )
     resume_force: bool = flag(
         False,

@@ -21,13 +21,15 @@ class SelectFlags:
         " hub name.",
         required=True,
         metavar="MODEL",
+        path="read",
     )
-    task: str = free("", "Task of -model: a name, or a YAML file; empty = the checkpoint's.")
+    task: str = free("", "Task of -model: a name, or a YAML file; empty = the checkpoint's.", path="read")
     data: tuple[str, ...] = free(
         (),
         "Rows to choose from, in any format that -test_data of inference.py takes; may repeat.",
         required=True,
         metavar="PATH[:N]",
+        path="read",
     )
     n: int = free(500, "Rows to choose.", minimum=1)
     strategy: str = free("margin", "How the rows are chosen; docs/labelling.md describes each.", choices=STRATEGIES)
@@ -42,12 +44,14 @@ class SelectFlags:
         "Rows that -model was trained on, whose tokens -strategy rare-pieces counts; may repeat.",
         metavar="PATH[:N]",
         needs={"strategy=rare-pieces": "no other one counts tokens"},
+        path="read",
     )
     thresholds: str = free(
         "",
         "Labelled rows on which the threshold of every label is fitted for -strategy threshold; empty = 0.5 for all.",
         metavar="PATH[:N]",
         needs={"strategy=threshold": "no other one has thresholds"},
+        path="read",
     )
     seed: int = free(
         123456, "Seed of -strategy random.", minimum=0, needs={"strategy=random": "no other one draws anything"}
@@ -57,12 +61,16 @@ class SelectFlags:
         "", "Column of the label, which may be missing: a name, or a number from 1; empty = the task's."
     )
     save_output: str = free(
-        "", "File of the chosen rows, best first, a JSON object each.", required=True, metavar="FILE.jsonl"
+        "",
+        "File of the chosen rows, best first, a JSON object each.",
+        required=True,
+        metavar="FILE.jsonl",
+        path="written",
     )
     overwrite: bool = free(False, "Replace an output that exists, and throw away finished parts of another command.")
     batch_size: int = free(128, f"Rows in a batch on each device{ON_GPUS}.", minimum=1, maximum=10**7)
     max_tokens: int = free(0, "Source tokens in a batch on each device, padding included; 0 = no limit.", minimum=0)
-    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", path="read")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,11 +29,14 @@ class ServeFlags:
         " side.",
         required=True,
         metavar="MODEL",
+        path="read",
     )
-    base_model: str = free("", BASE_MODEL)
-    tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.")
-    task: str = free("", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.")
-    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py")
+    base_model: str = free("", BASE_MODEL, path="read")
+    tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.", path="read")
+    task: str = free(
+        "", "Name of a built-in task, or a YAML task file; empty = the checkpoint's, else seq2seq.", path="read"
+    )
+    user_code: tuple[str, ...] = free((), USER_CODE, metavar="FILE.py", path="read")
     max_seq_length: int = free(
         0, "Longest source in tokens, special tokens included; 0 = that of the training, else the model's.", minimum=0
     )
@@ -50,6 +53,7 @@ class ServeFlags:
         f"File that holds the token that requests must bear; empty = the environment variable {TOKEN_VARIABLE}, else"
         " none.",
         metavar="FILE",
+        path="read",
     )
     max_rows: int = free(1000, "Rows that one request may have.", minimum=1, maximum=100_000)
     max_source: int = free(
