@@ -37,7 +37,7 @@ from config.checks import (
 from config.flags.data import DEEPSPEED_STRATEGIES, SHARDED_STRATEGIES
 from config.flags.model import FREEZABLE, FULL, WHOLE
 from config.flags.optim import OPTIMIZERS
-from config.flags.run import automatic
+from config.flags.run import LOGGERS, automatic, logger_names
 from config.flags.train import TrainConfig
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from datamodules.checks import DATA, check_data, local_inputs
@@ -48,7 +48,7 @@ from utils.errors import UserError, closest
 from utils.escapes import is_unicode
 from utils.json_files import read_json
 from utils.launch import is_first_process, started_by_launcher
-from utils.libraries import missing_package
+from utils.libraries import OPTIONAL, missing_package
 
 SMALLEST_MEAN_BETA = 0.01  # of schedule-free training, which loses as many digits where it takes the mean
 
@@ -129,6 +129,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems += filter(None, [missing_package("bitsandbytes", f"-load_in {model.load_in}")])
     if config.device.strategy in DEEPSPEED_STRATEGIES:
         problems += filter(None, [missing_package("deepspeed", f"-strategy {config.device.strategy}")])
+    _check_loggers(logger_names(config.run), problems)
     check_combinations(config, problems)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
@@ -244,6 +245,14 @@ def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -
             problems.append(
                 f"{', '.join(flags)}: only with validation rows: give -valid_data or -valid_data_proportions"
             )
+
+
+def _check_loggers(names: tuple[str, ...], problems: list[str]) -> None:
+    for name in names:
+        if name not in LOGGERS:
+            problems.append(f"-logger {name}: one of {', '.join(LOGGERS)} expected{closest(name, LOGGERS)}")
+        elif name in OPTIONAL:
+            problems += filter(None, [missing_package(name, f"-logger {name}")])
 
 
 def _check_requeue(config: TrainConfig, problems: list[str]) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from checkpoints.run_folder import CONFIG_NAME, EPOCH_LOG, REPORT_PAGE
 from checkpoints.saved_run import TASKS_KEY
 from config.checks import schedule_steps
+from config.flags.run import logger_names
 from config.flags.train import TrainConfig
+from config.parser import to_dict
 from datamodules.splits import Splits
 from models.freezing import trained_lines
 from models.kernels.compiled import CompiledBlocks
@@ -20,6 +23,7 @@ from models.tokenizers import pack_tokenizer
 from postprocessors.labels import LabelMap
 from training.checkpointing import Checkpointer
 from training.lightning_loop import data_module, in_precision, ours
+from training.loggers.registry import Loggers
 from training.memory.batch_search import with_found_batch
 from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
@@ -147,7 +151,9 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
     generated = GeneratedValidation(config.run.valid_generate_rows, metric_names, strategy)
-    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, prepared.devices.arithmetic)
+    loggers = Loggers(logger_names(config.run), folder, to_dict(config))
+    arithmetic = prepared.devices.arithmetic
+    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, arithmetic, loggers)
     callbacks: list[pl.Callback] = [LargestBatchFirst()] if strategy.largest_batch_first else []
     callbacks += [generated, run_log, checkpointer]
     if config.device.compile:
@@ -165,9 +171,11 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
         with memory_errors(module, config), profile or nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
     except TrainingStopped:  # on every rank alike
+        loggers.close_trackers(succeeded=True)
         raise
     except BaseException as error:
         process_watch(trainer).end_all(error)
+        loggers.close_trackers(succeeded=False)
         raise
     finally:
         process_watch(trainer).switch_off()
@@ -176,6 +184,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
     if is_first_process():
         write_report_page(folder)
+    loggers.close_trackers(True, (folder / name for name in (REPORT_PAGE, CONFIG_NAME, EPOCH_LOG)))
     return prepared
 
 

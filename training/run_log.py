@@ -1,17 +1,15 @@
-"""What a run tells: progress lines, TensorBoard, metrics.jsonl (steps) and log.json (epochs)."""
+"""What a run tells: progress lines, its loggers, metrics.jsonl (steps) and log.json (epochs)."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
-from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints.entries import LOG_KEY
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
@@ -29,19 +27,26 @@ from training.lightning_loop import (
     has_validation,
     ours,
 )
+from training.loggers.registry import TENSORBOARD, Loggers
 from utils.console import duration, tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
 from utils.progress import ProgressLine
 
-KEYS = ("step", "epoch", "phase")  # of a line in metrics.jsonl; the rest are figures
+Line: TypeAlias = dict[str, Any]  # of metrics.jsonl
 
 
 class RunLog(pl.Callback):
     """Reads the meters every `log_every` optimizer steps and writes what they say; the first rank writes."""
 
     def __init__(
-        self, folder: Path, log_every: int, total_steps: int, monitor: str = "val_loss", arithmetic: str = "32"
+        self,
+        folder: Path,
+        log_every: int,
+        total_steps: int,
+        monitor: str = "val_loss",
+        arithmetic: str = "32",
+        loggers: Loggers | None = None,
     ) -> None:
         self.folder = folder
         self.monitor = monitor
@@ -53,7 +58,7 @@ class RunLog(pl.Callback):
         self._began = time.monotonic()
         self._began_at = 0  # the optimizer step that this process began with
         self.log_every = log_every
-        self.writer: SummaryWriter | None = None
+        self.loggers = loggers or Loggers([TENSORBOARD], folder, {})
         self.progress: ProgressLine | None = None
         self.validation_progress: ProgressLine | None = None
         self.epochs: list[dict[str, Any]] = []
@@ -65,10 +70,10 @@ class RunLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del pl_module
-        self._began, self._began_at = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
             with run_error(self.folder):
                 self._continue_logs(trainer.global_step, data_module(trainer).validation_pending)
+        self._began, self._began_at = time.monotonic(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._resumed = None  # an epoch that begins has nothing to take up
@@ -157,9 +162,8 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Everything logged so far reaches the disk before the checkpoint that counts on it."""
-        with run_error(self.folder):  # TensorBoard's thread tells here what the disk refused it
-            if self.writer is not None:
-                self.writer.flush()
+        self.loggers.flush()
+        with run_error(self.folder):
             if trainer.is_global_zero and (self.folder / STEP_LOG).exists():
                 sync_path(self.folder / STEP_LOG)
         module = ours(pl_module)
@@ -223,10 +227,8 @@ class RunLog(pl.Callback):
             self._say_time_left(trainer)
         step = trainer.global_step
         self._write(trainer, step, "valid", figures)
-        if self.writer is not None:
-            with run_error(self.folder):
-                for name, samples in module.samples.items():
-                    self.writer.add_text(f"valid/{name}", samples_table(samples), step)
+        for name, samples in module.samples.items():
+            self.loggers.samples(step, name, samples)
         self._close_epoch(trainer, figures)
         module.meter.reset()
 
@@ -288,41 +290,27 @@ class RunLog(pl.Callback):
         self.validations += [line] if phase == "valid" else []
         with run_error(self.folder / STEP_LOG), open(self.folder / STEP_LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._write_scalars(step, phase, figures)
-
-    def _write_scalars(self, step: int, phase: str, figures: Mapping[str, float]) -> None:
-        if self.writer is None:
-            return
-        with run_error(self.folder):
-            for name, value in figures.items():
-                self.writer.add_scalar(f"{phase}/{name}", value, step)
+        self.loggers.scalars(step, phase, figures)
 
     def _continue_logs(self, step: int, validation_pending: bool) -> None:
-        """Go on in the logs of an interrupted run, without what it logged after `step`, from which it is resumed.
-
-        TensorBoard drops whole steps only, so that it is given anew what stays of a step whose validation goes.
-        """
-        lines = self._cut_logs(step, validation_pending)
+        """Go on in the logs of an interrupted run, without what it logged after `step`, from which it is resumed."""
+        lines, dropped = self._cut_logs(step, validation_pending)
         self.validations = [line for line in lines if line.get("phase") == "valid"]
-        first = step if validation_pending else step + 1
-        threading.excepthook = _thread_failed
-        self.writer = SummaryWriter(str(self.folder / "lightning_logs"), purge_step=first)
-        for line in lines:
-            if line["step"] >= first:
-                figures = {name: value for name, value in line.items() if name not in KEYS}
-                self._write_scalars(step, str(line.get("phase")), figures)
+        self.loggers.start(step if validation_pending else step + 1, lines, dropped)
 
-    def _cut_logs(self, step: int, validation_pending: bool = False) -> list[dict[str, Any]]:
-        """Drop what was logged after `step`; returns the lines of metrics.jsonl that stay.
+    def _cut_logs(self, step: int, validation_pending: bool = False) -> tuple[list[Line], list[Line]]:
+        """Drop what was logged after `step`; returns the lines of metrics.jsonl that stay, and those that go.
 
         Args:
             validation_pending: the validation at `step` goes too, since it comes again.
         """
         step_log, epoch_log = self.folder / STEP_LOG, self.folder / EPOCH_LOG
-        kept: dict[bytes, dict[str, Any]] = {}  # line -> its content
+        kept: dict[bytes, Line] = {}  # line -> its content
+        dropped: list[Line] = []
         if step_log.exists():
             entries = [(line + b"\n", _entry(line)) for line in step_log.read_bytes().split(b"\n")]
             kept = {line: entry for line, entry in entries if entry and _stays(entry, step, validation_pending)}
+            dropped = [entry for line, entry in entries if entry and line not in kept]
             write_file(step_log, lambda file: file.writelines(kept))
         if epoch_log.exists():
             try:
@@ -331,7 +319,7 @@ class RunLog(pl.Callback):
                 self.epochs = [entry for entry in epochs if entry["global_step"] <= last and entry["epoch"] >= 0]
             except (OSError, ValueError, TypeError, KeyError) as error:
                 tell(f"{epoch_log} could not be read ({error}): it is begun anew")
-        return list(kept.values())
+        return list(kept.values()), dropped
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """What is said of the end stands on a line of its own."""
@@ -342,17 +330,7 @@ class RunLog(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
-        if self.writer is not None:
-            with run_error(self.folder):
-                self.writer.close()
-            self.writer = None
-
-
-def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, except of TensorBoard's: the next call of its writer raises the same error."""
-    told_later = isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")
-    if not told_later:
-        threading.__excepthook__(failure)
+        self.loggers.close_tensorboard()
 
 
 def step_rate(trainer: pl.Trainer, module: Any) -> float:
@@ -383,13 +361,3 @@ def by_task(figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
         task, _, name = named.rpartition("/")
         tasks.setdefault(task, {})[name] = value
     return tasks
-
-
-def samples_table(samples: list[tuple[str, str, str]]) -> str:
-    """A Markdown table of (source, reference, prediction)."""
-
-    def cell(text: str) -> str:
-        return text[:200].replace("|", "\\|").replace("\n", " ")
-
-    rows = [f"| {cell(source)} | {cell(reference)} | {cell(prediction)} |" for source, reference, prediction in samples]
-    return "\n".join(["| source | reference | prediction |", "| --- | --- | --- |", *rows])

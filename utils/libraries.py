@@ -26,13 +26,17 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "deepspeed": "0.19.8",
     "fastapi": "0.165.0",
     "lion_pytorch": "0.2.5",
+    "mlflow": "3.17.2",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",
     "peft": "0.21.2",
     "prometheus_client": "0.26.0",
     "schedulefree": "1.4.1",
+    "trackio": "0.43.0",
     "uvicorn": "0.54.0",
+    "wandb": "0.31.0",
 }
+DISTRIBUTIONS = {"mlflow": "mlflow-skinny"}  # where it is not named as the package
 
 
 def missing_package(package: str, flag: str) -> str:
@@ -71,7 +75,7 @@ def _is_there(package: str) -> bool:
 
 
 def _install(package: str) -> str:
-    return f"install it: pip install {package}=={OPTIONAL[package]}"
+    return f"install it: pip install {DISTRIBUTIONS.get(package, package)}=={OPTIONAL[package]}"
 
 
 def quiet_libraries(training: bool = False) -> None:

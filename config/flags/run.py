@@ -9,6 +9,7 @@ from config.parser import flag, free
 
 STRATEGIES = ("auto", "ddp", *SHARDED_STRATEGIES)
 ATTENTIONS = ("plain", "fused")
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio", "csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,12 @@ class RunFlags:
         needs={"resume_checkpoint=auto": "the job runs this same command again"},
     )
     log_every: int = free(20, "Optimizer steps between log entries and printed lines.", minimum=1)
+    logger: str = free(
+        "tensorboard",
+        "Where the curves are shown, by comma: tensorboard, wandb, mlflow, trackio, csv; empty = nowhere. Without a"
+        " login or an address in the environment they stay on this machine.",
+        metavar="NAME[,NAME]",
+    )
     profile: int = free(
         0,
         "Optimizer steps, after the first five, that are traced into <save_path>/profile/; where their time went is"
@@ -124,6 +131,11 @@ class RunFlags:
         maximum=100,
         resume="process",
     )
+
+
+def logger_names(run: RunFlags) -> tuple[str, ...]:
+    """The values of -logger, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in run.logger.split(",") if name.strip()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.meter import StepMeter
-from training.run_log import samples_table
+from training.loggers.tensorboard import samples_table
 from training.validation import as_counted
 from utils.console import duration
 from utils.progress import ProgressLine

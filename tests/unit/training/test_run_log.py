@@ -89,7 +89,7 @@ def test_a_full_disk_that_tensorboard_meets_first_is_told_in_words(
     log = logged(tmp_path, 0)
     with pytest.raises(RunError) as caught:
         for step in range(40):
-            log._write_scalars(step, "train", {"loss": 1.0})
+            log.loggers.scalars(step, "train", {"loss": 1.0})
         log.on_save_checkpoint(trainer_at(40), None, {})  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{tmp_path} could not be changed: the disk is full, or a limit of file sizes")
     assert capsys.readouterr().err == ""
