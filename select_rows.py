@@ -81,13 +81,14 @@ def check(config: SelectConfig, problems: list[str]) -> None:
 
 def has_records(flags: SelectFlags) -> bool:
     """Whether the rows of the input can be read again as they stand there."""
-    return {parse_data_path(value).kind for value in flags.data} <= {*WITH_RECORDS, None}
+    return {parse_data_path(value).kind for value in flags.data} <= set(WITH_RECORDS)
 
 
 def select(config: SelectConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict what the strategy looks at, choose, and write."""
     from analysis.selection.choose import (
         Groups,
+        check_rows,
         check_strategy,
         choose,
         inference_config,
@@ -97,10 +98,10 @@ def select(config: SelectConfig, given: frozenset[str], shared: Shared) -> None:
         rows_of,
         save,
     )
-    from analysis.selection.registry import TOKENS
+    from analysis.selection.registry import TOKENS, VECTORS
     from analysis.selection.strategies import STRATEGIES
     from datamodules.splits import report_lines
-    from prediction.run import predicted
+    from prediction.run import embedded, predicted
     from prediction.setup import prepare
 
     flags, strategy = config.select, STRATEGIES[config.select.strategy]
@@ -110,16 +111,19 @@ def select(config: SelectConfig, given: frozenset[str], shared: Shared) -> None:
     escapes = ready.config.data.tsv_escapes
     split = ready.encoder.encode("-data", flags.data, keep_all=True)
     tell(*report_lines("-data", split.report))
+    check_rows(strategy, split)
     groups = None
     if flags.proportional_to:
         groups = Groups.of(flags.proportional_to, input_records(flags, ready.task, split, escapes))
     with ExitStack() as opened:
-        found = None
-        if strategy.takes != TOKENS:
+        found = vectors = None
+        if strategy.takes == VECTORS:
+            vectors = opened.enter_context(embedded(ready, split, shared.folder))
+        elif strategy.takes != TOKENS:
             found = opened.enter_context(predicted(ready.predicting(label_flags(flags)), split))
         predictions = found.predictions if found else ()
         thresholds = found.decoding.thresholds if found and found.decoding else ()
-        rows = rows_of(ready.encoder, split, flags, predictions, thresholds)
+        rows = rows_of(ready.encoder, split, flags, predictions, thresholds, vectors)
         chosen = choose(strategy, rows, flags.n, groups)
         records = input_records(flags, ready.task, split, escapes) if has_records(flags) else None
         save(Path(flags.save_output), chosen, split, predictions, rows.texts, records, flags.overwrite)

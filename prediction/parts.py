@@ -10,6 +10,7 @@ import itertools
 import json
 import resource
 import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def write_part(folder: Path, chunk: int, rows: Sequence[int], predictions: Seque
 
 def _line(row: int, prediction: Prediction) -> str:
     values: list[Any] = [int(row), prediction.text]
+    if prediction.vector is not None:
+        return json.dumps([*values, {"vector": b64encode(prediction.vector).decode("ascii")}])
     if prediction.score is not None:
         values.append(rounded(prediction.score))
         values.append([[output.text, rounded(output.score)] for output in prediction.nbest])
@@ -102,6 +105,8 @@ def significant(probability: float) -> float:
 
 def _parsed(line: bytes) -> tuple[int, Prediction]:
     row, text, *more = json.loads(line)
+    if more and isinstance(more[0], dict):
+        return row, Prediction(text, vector=b64decode(more[0]["vector"]))
     cut = bool(more) and more[-1] is True
     more = more[:-1] if cut else more
     score = more[0] if more else None

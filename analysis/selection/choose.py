@@ -10,10 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.reviews import save_json_lines
-from analysis.selection.registry import ONE_LABEL, SEVERAL_LABELS, Candidate, Rows, Strategy, best, best_of_groups
+from analysis.selection.registry import (
+    ONE_LABEL,
+    SEVERAL_LABELS,
+    STRATEGIES,
+    TOKENS,
+    VECTORS,
+    Candidate,
+    Rows,
+    Strategy,
+    best,
+    best_of_groups,
+)
 from config.flags.data import DataFlags
 from config.flags.inference import DecodeFlags, InferenceConfig, InferenceModelFlags, LabelFlags, OutputFlags
+from config.flags.select_rows import STRATEGIES as NAMES
 from config.flags.select_rows import SelectConfig, SelectFlags
 from datamodules.encoding.store import EncodedSplit
 from datamodules.readers.nested import MISSING, value_at
@@ -48,15 +62,23 @@ def label_flags(flags: SelectFlags) -> LabelFlags:
 
 def check_strategy(strategy: Strategy, task: Task) -> None:
     """Raise `UserError` where the outputs of the task have no probabilities that the strategy could look at."""
-    labels = task.postprocessor
-    several = isinstance(labels, LabelMap) and bool(labels.separator)
-    wanted = {ONE_LABEL: False, SEVERAL_LABELS: True}.get(strategy.takes)
-    if wanted is not None and (not isinstance(labels, LabelMap) or several != wanted):
-        kind = f"{'several labels' if wanted else 'one label'} a row"
+    labels, kind = task.postprocessor, ""
+    if isinstance(labels, LabelMap):
+        kind = SEVERAL_LABELS if labels.separator else ONE_LABEL
+    if strategy.takes in (ONE_LABEL, SEVERAL_LABELS) and strategy.takes != kind:
+        fitting = [name for name in NAMES if STRATEGIES[name].takes in (kind, TOKENS, VECTORS)]
         raise UserError(
-            f"-strategy {strategy.name} is for {kind}, and the outputs of task {task.name} are {labels.describe()};"
-            f" {'-strategy threshold is for several labels' if several else 'random and rare-pieces are for all'}"
+            f"-strategy {strategy.name} looks at {strategy.takes} a row, and the outputs of task {task.name} are"
+            f" {labels.describe()}; for these there are: {', '.join(fitting)}"
         )
+
+
+def check_rows(strategy: Strategy, split: EncodedSplit) -> None:
+    """Raise `UserError` where there is no row to choose from."""
+    if not len(split):
+        raise UserError("-data: no row to choose from")
+    if strategy.needs_references and all(split.reference(row) is None for row in range(len(split))):
+        raise UserError(f"-strategy {strategy.name}: no row of -data has a label; give labelled rows")
 
 
 def rows_of(
@@ -64,7 +86,8 @@ def rows_of(
     split: EncodedSplit,
     flags: SelectFlags,
     predictions: Sequence[Any],
-    thresholds: tuple[float, ...],
+    thresholds: tuple[float, ...] = (),
+    vectors: np.ndarray | None = None,
 ) -> Rows:
     """What strategies are given of the rows; nothing is read before they ask."""
     tokenizer, labels = encoder.tokenizer, encoder.task.postprocessor
@@ -83,6 +106,7 @@ def rows_of(
         piece=lambda token: str(tokenizer.decode([token])),
         unknown_id=tokenizer.unk_token_id,
         trained=trained,
+        vectors=vectors,
         seed=flags.seed,
     )
 

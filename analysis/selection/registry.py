@@ -35,7 +35,7 @@ class Rows:
     piece: Callable[[int], str] = str  # the text of a token
     unknown_id: int | None = None
     trained: Callable[[], Iterable[np.ndarray]] = tuple  # token ids of the training rows
-    vectors: Callable[[], np.ndarray] = lambda: np.empty((0, 0), np.float32)  # (rows, width), memory-mapped
+    vectors: np.ndarray | None = None  # (rows, width), memory-mapped
     seed: int = 0
 
     @property
@@ -64,7 +64,6 @@ class Strategy:
     takes: str
     candidates: Callable[[Rows, int], Iterable[Candidate]]
     needs_references: bool = False
-    alone: bool = False  # the candidates are chosen together, and no share of them would do
 
 
 STRATEGIES: dict[str, Strategy] = {}

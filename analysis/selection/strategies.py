@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.selection import label_errors, rare_pieces, uncertainty
+from analysis.selection import clusters, label_errors, rare_pieces, uncertainty
 from analysis.selection.registry import STRATEGIES
 
-FILES = (uncertainty, label_errors, rare_pieces)  # each registers its own when it is loaded
+FILES = (uncertainty, label_errors, rare_pieces, clusters)  # each registers its own when it is loaded
 NAMES = tuple(STRATEGIES)

@@ -8,7 +8,11 @@ from config.flags.data import USER_CODE
 from config.flags.inference import ON_GPUS, InferenceDeviceFlags
 from config.parser import free
 
-STRATEGIES = ("margin", "entropy", "rare-class", "threshold", "label-errors", "rare-pieces", "random")
+STRATEGIES = (
+    *("margin", "entropy", "rare-class", "threshold", "label-errors"),
+    *("rare-pieces", "outliers", "diversity", "random"),
+)
+DRAWING = {"strategy=random|outliers|diversity": "no other one draws anything"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class SelectFlags:
         "Column of the input whose values share -n in proportion to their rows, e.g. a product category; empty = none."
         " For .tsv, .csv, .jsonl and .json files.",
         metavar="COLUMN",
+        excludes={"strategy=diversity": "its rows are chosen together, one for each cluster"},
     )
     train_data: tuple[str, ...] = free(
         (),
@@ -53,9 +58,7 @@ class SelectFlags:
         needs={"strategy=threshold": "no other one has thresholds"},
         path="read",
     )
-    seed: int = free(
-        123456, "Seed of -strategy random.", minimum=0, needs={"strategy=random": "no other one draws anything"}
-    )
+    seed: int = free(123456, "Seed of -strategy random, outliers and diversity.", minimum=0, needs=DRAWING)
     source_column: str = free("", "Column of the source: a name, or a number from 1; empty = the task's.")
     target_column: str = free(
         "", "Column of the label, which may be missing: a name, or a number from 1; empty = the task's."

@@ -18,7 +18,8 @@ class Prediction:
     `score` is the length-normalised log-probability of `text`, None when nobody asked for it; `nbest` the best outputs,
     best first, none when one was asked for; `label_probabilities` one a label, in the order of the label map; `cut`
     says that `text` reached the length limit before its end; `words` are those of the source, each with what the
-    label's probability loses without it; `no_answer` is the probability that there is none, of the windows of a row.
+    label's probability loses without it; `no_answer` is the probability that there is none, of the windows of a row;
+    `vector` is what a row is as a vector (float16, bytes), where no text was asked for.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Prediction:
     cut: bool = False
     words: tuple[tuple[str, float], ...] | None = None
     no_answer: float = 0.0
+    vector: bytes | None = None
 
 
 class BatchPredictor(Protocol):

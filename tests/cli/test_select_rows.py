@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import select_rows
+from models.loading import from_config
 from tests.cli.command import Result, listing, run, train_ok
-from tests.cli.tiny import BART, json_lines, write_config
+from tests.cli.tiny import BART, T5, json_lines, write_config, write_tsv
+from tests.small_models import byte_tokenizer
 
 
 def command(folder: Path, output: Path, *more: str | Path | int) -> list[str]:
@@ -66,16 +68,51 @@ def test_a_stopped_choice_goes_on_whatever_the_strategy(
     assert listing(tmp_path).keys() == {"out.jsonl", "whole.jsonl"}
 
 
+@pytest.mark.parametrize("strategy", ["outliers", "diversity"])
+def test_rows_by_their_vectors(label_run: Path, tmp_path: Path, strategy: str) -> None:
+    """Twice the same; of equal words, which are one vector, `diversity` takes one."""
+    for name in ("a.jsonl", "b.jsonl"):
+        assert select_rows.main(command(label_run, tmp_path / name, "-n", 12, "-strategy", strategy)) == 0
+    found = json_lines(tmp_path / "a.jsonl")
+    assert len(found) == 12
+    assert strategy == "outliers" or len({row["document"] for row in found}) == 12
+    assert {*found[0]["selection"]} == {"row", "score", "reason"}
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert listing(tmp_path).keys() == {"a.jsonl", "b.jsonl"}
+
+
+def test_several_labels_a_row_by_their_thresholds(tmp_path: Path) -> None:
+    from_config({**T5, "eos_token_id": 1}, 3).save_pretrained(tmp_path / "model")
+    byte_tokenizer(tmp_path / "model")
+    (tmp_path / "task.yaml").write_text('label_separator: ", "\nlabel_map: {p: A, d: B}\n')
+    rows = write_tsv(tmp_path / "rows.tsv", [("ab", "p"), ("c", "p, d"), ("abc", "d"), ("d", "p")])
+    flags = ("-model", tmp_path / "model", "-task", tmp_path / "task.yaml", "-data", rows, "-thresholds", rows)
+    flags += ("-strategy", "threshold", "-n", 2, "-save_output", tmp_path / "out.jsonl", "-gpus", 0)
+    assert select_rows.main([str(flag) for flag in flags]) == 0
+    for row in json_lines(tmp_path / "out.jsonl"):
+        why = row["selection"]
+        label, share, _, threshold = why["reason"].replace(",", "").split()
+        assert f"{why['label_probabilities'][label]:.4f}" == share
+        assert why["score"] == pytest.approx(1 - abs(float(share) - float(threshold)), abs=2e-4)
+
+
 def test_mistakes_are_told_at_once(label_run: Path, tmp_path: Path) -> None:
     flags = ("-strategy", "rare-pieces", "-thresholds", "missing.tsv", "-seed", 3)
     assert select(*command(label_run, tmp_path / "out.txt", *flags)).errors == [
         "-thresholds missing.tsv: only with -strategy threshold: no other one has thresholds",
-        "-seed 3: only with -strategy random: no other one draws anything",
+        "-seed 3: only with -strategy random or outliers or diversity: no other one draws anything",
         "-thresholds: missing.tsv: no such file",
         f"-save_output {tmp_path / 'out.txt'}: give a file that ends in .jsonl",
         "-strategy rare-pieces: give the rows that -model was trained on as -train_data",
     ]
     assert select(*command(label_run, tmp_path / "out.jsonl", "-strategy", "threshold")).errors == [
-        "-strategy threshold is for several labels a row, and the outputs of task seq2seq are 0=부정.,"
-        " 1=긍정.; random and rare-pieces are for all"
+        "-strategy threshold looks at probabilities of several labels a row, and the outputs of task seq2seq are"
+        " 0=부정., 1=긍정.; for these there are: margin, entropy, rare-class, label-errors, rare-pieces,"
+        " outliers, diversity, random"
     ]
+    bare = write_tsv(tmp_path / "bare.tsv", [("abc", "")], ("document", "label"))
+    flags = ("-model", label_run / "run", "-data", bare, "-strategy", "label-errors", "-gpus", 0)
+    assert select(*map(str, flags), "-save_output", str(tmp_path / "out.jsonl")).errors == [
+        "-strategy label-errors: no row of -data has a label; give labelled rows"
+    ]
+    assert listing(tmp_path).keys() == {"bare.tsv"}

@@ -107,6 +107,39 @@ def test_tokens_that_training_never_had_come_first() -> None:
     ]
 
 
+def clouds(*sizes: int) -> np.ndarray:
+    """Rows around (1, 0, 0), (0, 1, 0), ..., one cloud after the other."""
+    draw = np.random.default_rng(2)
+    centres = np.repeat(np.eye(3)[: len(sizes)], sizes, axis=0)
+    return (centres + 0.01 * draw.standard_normal(centres.shape)).astype(np.float32)
+
+
+def test_diversity_takes_one_row_of_each_cloud_the_largest_first() -> None:
+    vectors = clouds(50, 200, 100)
+    found = chosen("diversity", rows([()] * 350, vectors=vectors), 3)
+    clouds_of = [row // 50 if row < 50 else 1 if row < 250 else 2 for row, *_ in found]
+    assert (clouds_of, [score for _, score, _ in found]) == ([1, 2, 0], [200.0, 100.0, 50.0])
+    middle = vectors[50:250].mean(0)
+    distances = np.linalg.norm(vectors[50:250] - middle, axis=1)
+    assert distances[found[0][0] - 50] < np.quantile(distances, 0.05)
+    assert chosen("diversity", rows([()] * 350, vectors=vectors), 3) == found
+
+
+def test_diversity_of_few_different_rows_gives_fewer() -> None:
+    of = rows([()] * 40, vectors=np.repeat(np.eye(4, dtype=np.float32), 10, axis=0))
+    assert sorted(row for row, *_ in chosen("diversity", of, 6)) == [0, 10, 20, 30]
+
+
+def test_the_row_outside_all_clouds_is_the_outlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.concatenate([clouds(300, 300), np.array([[0.5, 0.5, 0.7]], np.float32)])
+    first, second = chosen("outliers", rows([()] * 601, vectors=vectors), 2)
+    assert first[0] == 600
+    assert first[1] > 5 * second[1]
+    assert first[2] == f"distance {first[1]:.4f} from the nearest cluster"
+    monkeypatch.setattr("analysis.selection.clusters.DISTANCES_AT_ONCE", 100)  # blocks of a few rows
+    assert chosen("outliers", rows([()] * 601, vectors=vectors), 2) == [first, second]
+
+
 def test_what_is_drawn_at_random_depends_on_the_seed_alone() -> None:
     of = [rows([()] * 100, seed=seed) for seed in (1, 1, 2)]
     first, again, other = ([row for row, *_ in chosen("random", one, 10)] for one in of)
