@@ -20,6 +20,7 @@ PAGES = (
     "docs/metrics",
     "docs/export",
     "docs/serving",
+    "docs/deploy",
     "docs/run-files",
     "docs/troubleshooting",
     "docs/scaling",

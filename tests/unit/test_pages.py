@@ -29,7 +29,22 @@ COMMANDS = {
     "serve.py": ServeConfig,
     "select_rows.py": SelectConfig,
 }
-OTHER_PROGRAMS = {"python3.11", "source", "pip", "conda", "git", "cd", "tensorboard", "cat", "curl", "iconv"}
+OTHER_PROGRAMS = {
+    "python3.11",
+    "source",
+    "pip",
+    "conda",
+    "git",
+    "cd",
+    "tensorboard",
+    "cat",
+    "curl",
+    "iconv",
+    "docker",
+    "srun",
+    "apptainer",
+    "openssl",
+}
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]+))?\)")
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "data"))
@@ -111,7 +126,7 @@ def problems_of(words: list[str]) -> list[str]:
     """What is wrong with one command, its redirections and settings of variables taken off."""
     script = next((word for word in words if word in COMMANDS), None)
     if script is not None:
-        assert words[0] in ("python", "torchrun", "srun", "uv"), words
+        assert words[0] in ("python", "torchrun", "srun", "uv", "docker"), words
         if words[-1] in ("-h", "-print_config"):
             return []
         _, _, found = parse_flags(COMMANDS[script], words[words.index(script) + 1 :])
