@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
 from checkpoints.model_paths import check_model_paths
 from config.checks import check_combinations
-from config.flags.export import ExportConfig
+from config.flags.export import LICENSE, ExportConfig
 from config.parser import information, parse_flags
 from deploy.export import run
 from utils.console import run_command
@@ -23,6 +23,7 @@ usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format FORMA
 
   python export.py -model runs/mine -save_path mine
   python export.py -model runs/mine -average best:3 -format ctranslate2 -compute_type int8 -save_path mine
+  python export.py -model runs/mine -push_to_hub mine -license apache-2.0
 """
 
 
@@ -38,6 +39,10 @@ def main(argv: list[str]) -> int:
         check_model_paths(problems, {"-model": flags.model})
     if "compute_type" in given and flags.format != "ctranslate2":
         problems.append(f"-compute_type {flags.compute_type} goes with -format ctranslate2, not {flags.format}")
+    if flags.license and not (flags.model_card or flags.push_to_hub):
+        problems.append(f"-license {flags.license} goes with -model_card or -push_to_hub")
+    if flags.license and not LICENSE.fullmatch(flags.license):
+        problems.append(f"-license {flags.license}: no identifier of the hub, such as apache-2.0, cc-by-4.0 or other")
     check_combinations(config, problems)
     raise_if_any(problems)
     return run(flags)

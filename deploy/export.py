@@ -30,7 +30,8 @@ EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or wha
     r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
-    r"(encoder|prefill|decode)\.onnx(\.data)?|adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt"
+    r"(encoder|prefill|decode)\.onnx(\.data)?|adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt|"
+    r"README\.md"
 )
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_onnx"}
 
@@ -38,6 +39,11 @@ SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_
 def run(flags: ExportFlags) -> int:
     target = target_folder(flags)
     check_target(target, flags)
+    destination = None
+    if flags.push_to_hub:
+        from deploy.hub import repository
+
+        destination = repository(flags.push_to_hub, flags.public)
     from checkpoints.model_source import InferenceModel
     from utils.libraries import quiet_libraries
 
@@ -65,8 +71,10 @@ def run(flags: ExportFlags) -> int:
             from deploy.proof import proof_rows
 
             rows = proof_rows(flags, names[0], Path(temporary))
-        write(flags, names, target, rows)
+        write(flags, names, target, rows, destination.name if destination else target.name)
     tell(f"exported: {target}")
+    if destination:
+        destination.push(target, sorted(_own_files(target)))
     return 0
 
 
@@ -179,11 +187,14 @@ def _same_or_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def write(flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRows | None = None) -> None:
+def write(
+    flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRows | None = None, title: str = ""
+) -> None:
     """Load the model of `names` (their mean) and write it to `target`.
 
     Args:
         rows: that it and the export both decode.
+        title: what the model card calls the model.
 
     Raises:
         UserError: a checkpoint cannot be read or converted, the mean cannot be taken, or the export decodes otherwise.
@@ -214,6 +225,10 @@ def write(flags: ExportFlags, names: Sequence[str], target: Path, rows: ProofRow
             fill_onnx(folder, model, tokenizer, state)
         else:
             fill_folder(folder, model, tokenizer, state)
+        if flags.model_card or flags.push_to_hub:
+            from deploy.model_card import write_card
+
+            write_card(folder, title, state, names, flags, tokenizer)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         content: dict[str, Any] = {
             **(read_json(folder / MARK) if flags.format == "onnx" else {}),  # the exporter's, by the same name

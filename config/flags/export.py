@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from config.flags.data import BASE_MODEL
 from config.flags.inference import COMPUTE_TYPES
@@ -10,6 +11,8 @@ from config.parser import free
 
 EXPORT_FORMATS = ("safetensors", "ctranslate2", "onnx")
 WITHOUT_ROWS = {"valid_data": "no rows are decoded"}
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # an identifier of the hub
+WITHOUT_PUSH = {"push_to_hub": "nothing is pushed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,19 @@ class ExportFlags:
     task: str = free(
         "", "Task of -valid_data; empty = the checkpoint's.", metavar="NAME", needs=WITHOUT_ROWS, path="read"
     )
+    model_card: bool = free(
+        False, "Write README.md, a model card of the hub: task, labels, data, scores, flags of the training, use."
+    )
+    license: str = free(
+        "", "Licence in the model card, as the hub names it, e.g. apache-2.0; empty = none.", metavar="ID"
+    )
+    push_to_hub: str = free(
+        "",
+        "Push the folder, with a model card, to this repository of the hub, made as a private one where it is not"
+        " there; NAME alone is one of yours; empty = nothing leaves the machine.",
+        metavar="[OWNER/]NAME",
+    )
+    public: bool = free(False, "Let everybody see the repository of -push_to_hub.", needs=WITHOUT_PUSH)
     overwrite: bool = free(False, "Replace what an earlier export left in -save_path; nothing else is ever replaced.")
 
 
