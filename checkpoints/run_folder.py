@@ -30,12 +30,13 @@ EPOCH_LOG = "log.json"
 CONFIG_NAME = "config.json"
 TEST_REPORT = "test_report.json"
 REPORT_PAGE = "report.html"
+REPORT_IMAGES = "report_images"
 PROFILE_FOLDER = "profile"
 TRACKERS_FOLDER = "trackers"  # what trackers other than TensorBoard keep on this machine
 TRACE_NAME = "trace.json.gz"
 CACHE_FOLDER = "cache"
 LOCK_NAME = ".lock"
-LOGS = (STEP_LOG, EPOCH_LOG, TEST_REPORT, REPORT_PAGE, "lightning_logs", PROFILE_FOLDER, TRACKERS_FOLDER)
+LOGS = (STEP_LOG, EPOCH_LOG, TEST_REPORT, REPORT_PAGE, REPORT_IMAGES, "lightning_logs", PROFILE_FOLDER, TRACKERS_FOLDER)
 OVERWRITTEN = (CONFIG_NAME, CHECKPOINT_FOLDER, "best", "last", *LOGS)
 RUN_NAMES = (*OVERWRITTEN, CACHE_FOLDER)  # -overwrite leaves the cache alone
 
@@ -120,7 +121,7 @@ def misplaced(folder: Path) -> list[str]:
     for name in ("best", "last", PROFILE_FOLDER):
         if os.path.islink(folder / name):
             problems.append(f"{name} is a link, and is swapped as a whole folder; put a folder there, or nothing")
-    for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs", PROFILE_FOLDER, TRACKERS_FOLDER):
+    for name in ("best", "last", CHECKPOINT_FOLDER, "lightning_logs", PROFILE_FOLDER, TRACKERS_FOLDER, REPORT_IMAGES):
         if os.path.lexists(folder / name) and not os.path.islink(folder / name) and not os.path.isdir(folder / name):
             problems.append(f"{name} is no folder, and the run needs one; move it away")
     last = f"{CHECKPOINT_FOLDER}/{LAST_NAME}"

@@ -12,7 +12,7 @@ from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, m
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
 from config.flags.data import STANDARD_INPUT
-from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags
+from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags, OutputFlags
 from datamodules.checks import check_data, data_file, local_inputs
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from metrics.registry import METRICS, REFERENCES, metric_names, scored_names, takes_of
@@ -22,6 +22,7 @@ from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from postprocessors.numbers import MOST_CHOICES, Number
 from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
+from reports.page import IMAGES_FLAG, PAGE_ENDING, images_folder
 from task_utils import Task, get_task, override_task, task_name, task_names
 from utils.errors import closest, raise_if_any
 from utils.launch import world_size
@@ -109,6 +110,8 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
     inputs += local_models("-model", model.model)
     check_files({name: getattr(output, name) for name in OUTPUT_FILES}, inputs, output.overwrite, problems)
+    if output.report_images and output.save_report:
+        problems += images_problems(output)
     if config.label.highlight and not is_structured(output.save_output):
         problems.append("-highlight: give -save_output a file that ends in .jsonl or .tsv")
     if config.label.label_sets and output.save_output and not is_structured(output.save_output):
@@ -146,6 +149,20 @@ def check_files(
             if not problem and os.path.lexists(value) and not overwrite and not going_on:
                 problem = "exists; -overwrite replaces it"
             problems.extend([f"-{name} {value}: {problem}"] if problem else [])
+
+
+def images_problems(output: OutputFlags) -> list[str]:
+    """Why no pictures of the report's page can be written."""
+    folder, problems = images_folder(Path(output.save_report)), [missing_package("matplotlib", IMAGES_FLAG)]
+    if Path(output.save_report).suffix.lower() != PAGE_ENDING:
+        problems.append(
+            f"{IMAGES_FLAG}: the charts are those of a page; give -save_report a file that ends in {PAGE_ENDING}"
+        )
+    elif os.path.lexists(folder) and not os.path.isdir(folder):
+        problems.append(f"{IMAGES_FLAG}: {folder} is no folder; move it away")
+    elif os.path.isdir(folder) and os.listdir(folder) and not output.overwrite:
+        problems.append(f"{IMAGES_FLAG}: {folder} is not empty; -overwrite replaces the pictures in it")
+    return [problem for problem in problems if problem]
 
 
 def _scored_files(config: InferenceConfig, name: str) -> list[str]:
@@ -232,7 +249,7 @@ def _ending_problem(name: str, value: str) -> str:
     lines_only = name == "save_label"
     if name == "save_report":
         told = f"no {ending} report is written; give .json, or .html for a page with charts"
-        return "" if ending in ("", ".json", ".html") else told
+        return "" if ending in ("", ".json", PAGE_ENDING) else told
     if not (OTHER_FORMS.fullmatch(ending) or (lines_only and ending == ".jsonl")):
         return ""
     choices = "" if lines_only else ", or .jsonl or .tsv with sources and scores"

@@ -16,19 +16,14 @@ from datamodules.splits import evenly_spaced
 from metrics.score import Scores
 from prediction.lazy_sequence import LazySequence
 from reports.charts import Histogram, Reliability, histogram
+from reports.images import save_images
 from reports.outputs import Look, worst_rows
-from reports.page import save_page
-from reports.prediction import prediction_page
+from reports.page import PAGE_ENDING, images_folder, save_page
+from reports.prediction import prediction_page, score_charts
 from utils.console import tell
 from utils.files import run_error, write_json
 
-PAGE_ENDING = ".html"
 MOST_ENCODED = 2000  # predictions whose tokens are counted, evenly spaced
-
-
-def page_wanted(output: OutputFlags) -> bool:
-    """Whether -save_report is a page."""
-    return output.save_report.lower().endswith(PAGE_ENDING)
 
 
 def save_report(output: OutputFlags, report: dict[str, Any], look: Callable[[], Look], about: Sequence[str]) -> None:
@@ -39,9 +34,12 @@ def save_report(output: OutputFlags, report: dict[str, Any], look: Callable[[], 
         about: what was predicted with what, for the page.
     """
     path = Path(output.save_report)
-    if page_wanted(output):
-        title = "Report of predictions"
-        save_page(path, prediction_page(report, look(), title, about), output.overwrite)
+    if path.suffix.lower() == PAGE_ENDING:
+        seen, title = look(), "Report of predictions"
+        save_page(path, prediction_page(report, seen, title, about), output.overwrite)
+        if output.report_images:
+            charts = [(chart.name, chart) for chart in score_charts(report, seen)]
+            tell(*save_images(images_folder(path), charts, output.overwrite))
     else:
         with run_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

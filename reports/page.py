@@ -9,6 +9,8 @@ from pathlib import Path
 from utils.escapes import printable
 from utils.files import run_error, write_file
 
+PAGE_ENDING = ".html"
+IMAGES_FLAG = "-report_images"
 MOST_LETTERS = 60  # of a text from the data, where nothing else is said
 
 BASE_STYLE = """
@@ -42,6 +44,11 @@ def page(title: str, body: str, style: str = "", language: str = "en") -> str:
 {body}</body>
 </html>
 """
+
+
+def images_folder(path: Path) -> Path:
+    """The folder of the pictures of a page, beside it."""
+    return path.with_name(f"{path.stem}_images")
 
 
 def save_page(path: Path, content: str, overwrite: bool) -> None:

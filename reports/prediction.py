@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from reports import scores, svg
+from reports.charts import Chart
 from reports.outputs import Look
 from reports.page import data_text, page, section
 
@@ -33,11 +34,18 @@ def score_sections(report: Mapping[str, Any], look: Look) -> str:
     tables = scores.confusion(report) + scores.class_table(scores.class_bars(report))
     return (
         scores.figures(report)
+        + scores.guarantees(report)
         + (f'<div class="pair">\n{tables}</div>\n' if tables else "")
         + section(title, f'<div class="charts">\n{sure}{charts}</div>\n' if sure or charts else "")
         + scores.groups(report)
         + scores.worst(look)
     )
+
+
+def score_charts(report: Mapping[str, Any], look: Look) -> list[Chart]:
+    """The charts of these sections, for pictures."""
+    tables = (scores.matrix_of(report), scores.class_bars(report), look.reliability)
+    return [chart for chart in (*tables, *look.lengths) if chart is not None]
 
 
 def prediction_page(report: Mapping[str, Any], look: Look, title: str, about: Sequence[str] = ()) -> str:

@@ -18,7 +18,9 @@ from utils.tables import counted
 
 MOST_CLASSES = 100  # rows of the table of classes
 MOST_LABELS = 20  # of a confusion matrix; of more, the pairs that were taken for each other
+LETTERS_ACROSS = 8  # of a label above a column; longer ones stand upright
 MOST_PAIRS = 20
+MOST_SIZES = 8  # of sets of labels
 CHOOSING = ("score", "constrained")  # -label_decoding that gives labels alone, and nothing to correct
 MOST_VALUE = 300  # letters of a setting
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "peft", "ctranslate2", "sacrebleu", "rouge-score")
@@ -37,15 +39,17 @@ tr { break-inside: avoid }
 .numbers td + td, .numbers th + th { text-align: right; font-variant-numeric: tabular-nums }
 .numbers th.bar, .numbers td.bar { text-align: left }
 td.bar { white-space: nowrap }
+.classes td:first-child { min-width: 8rem }
 .bar i { display: inline-block; height: .7em; width: 6rem; border-radius: .15em; margin-right: .6em;
   background: linear-gradient(rgb(var(--for)) 0 0) 0 / calc(var(--part) * 100%) 100% no-repeat var(--soft) }
 .matrix { font-size: .85rem }
 .matrix td { text-align: right; border: 1px solid var(--paper); min-width: 3rem; font-variant-numeric: tabular-nums;
   background: rgb(var(--for) / calc(var(--part, 0) * .6)) }
 .matrix td.miss { background: rgb(var(--against) / calc(var(--part, 0) * .75)) }
-.matrix th { font-weight: normal; border: 0; max-width: 14rem; white-space: normal; overflow-wrap: anywhere }
-.matrix tbody th { text-align: right }
-.matrix thead th { text-align: right }
+.matrix th { font-weight: normal; border: 0; text-align: right }
+.matrix.tall thead th { writing-mode: vertical-rl; text-orientation: sideways; transform: rotate(180deg);
+  text-align: left; padding: .6rem .28rem }
+.matrix.tall td { min-width: 2.2rem; padding: .28rem .4rem }
 .rows { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 0 3rem }
 .row { min-width: 0; border-top: 1px solid var(--line); padding: .5rem 0; break-inside: avoid }
 .row dl { display: grid; grid-template-columns: 6rem minmax(0, 1fr); gap: .1rem .75rem; margin: 0; font-size: .9rem;
@@ -170,7 +174,31 @@ def _matrix(matrix: Matrix) -> str:
         )
         lines.append(f'<tr><th scope="row">{data_text(label, 24)}</th>{cells}</tr>\n')
     head = f"<thead><tr><th></th>{heads}</tr></thead>"
-    return f'<div class="wide"><table class="matrix">\n{head}\n<tbody>\n{"".join(lines)}</tbody></table></div>\n'
+    tall = " tall" if any(len(label) > LETTERS_ACROSS for label in matrix.columns) else ""
+    return f'<div class="wide"><table class="matrix{tall}">\n{head}\n<tbody>\n{"".join(lines)}</tbody></table></div>\n'
+
+
+def guarantees(report: Mapping[str, Any]) -> str:
+    """What label sets and abstention came to, beside what was asked for."""
+    tiles = []
+    if sets := report.get("label_sets"):
+        sizes = ", ".join(f"{count:,} of {size}" for size, count in list(sets["sizes"].items())[:MOST_SIZES])
+        tiles.append(("sets that hold the label", _share(sets["coverage"]), f"asked for: {sets['level']:g} or more"))
+        tiles.append(("labels in a set", _share(sets["mean_size"]), sizes))
+    if answers := report.get("abstain"):
+        tiles.append(("answered rows", _share(answers["answered_share"]), f"{answers['answered']:,} rows"))
+        tiles.append(("wrong answers", _share(answers["error_rate"]), f"asked for: {answers['rate']:g} or less"))
+    return section("Sets of labels and abstention", tiles_of(tiles))
+
+
+def tiles_of(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """Tiles of (name, figure, small words)."""
+    shown = "".join(
+        f'<div class="tile"><span>{escape(name).replace("_", "_<wbr>")}</span><b>{escape(figure)}</b>'
+        f"<small>{escape(note)}</small></div>\n"
+        for name, figure, note in tiles
+    )
+    return f'<div class="tiles">\n{shown}</div>\n' if shown else ""
 
 
 def groups(report: Mapping[str, Any]) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from metrics.registry import METRICS
 from reports import scores, svg
-from reports.charts import Chart, Curves, Histogram, line
+from reports.charts import Chart, Curves, Histogram, Line, line
 from reports.outputs import Look
 from reports.page import data_text, page, section
-from reports.prediction import REPORT_STYLE, score_sections
+from reports.prediction import REPORT_STYLE, score_charts, score_sections
 from utils.console import duration
 from utils.tables import counted
 
@@ -74,10 +73,15 @@ def training_page(record: RunRecord) -> str:
 _APART = ("task", "tasks", "lengths", "versions", "learning_rate", "lr_scheduler", "warmup_steps")
 
 
-def charts_of(record: RunRecord) -> list[Chart]:
-    """All charts of the page, for pictures."""
-    lengths = record.config.get("resolved", {}).get("lengths", ())
-    return [*run_curves(record), *map(Histogram.from_dict, lengths)]
+def run_charts(record: RunRecord) -> list[tuple[str, Chart]]:
+    """All charts of the page by name, for pictures."""
+    lengths = map(Histogram.from_dict, record.config.get("resolved", {}).get("lengths", ()))
+    charts: list[Chart] = [*run_curves(record), *lengths]
+    found = [(chart.name, chart) for chart in charts]
+    for name, content in _test_reports(record.test).items():
+        start = f"test-{name}-" if name else "test-"
+        found += [(start + chart.name, chart) for chart in score_charts(content, _look(content))]
+    return found
 
 
 def run_curves(record: RunRecord) -> list[Curves]:
@@ -87,16 +91,16 @@ def run_curves(record: RunRecord) -> list[Curves]:
         line(name.replace("val_loss", "validation"), _points(record.valid, name), dots=True)
         for name in _with_tasks(record.valid, "val_loss")
     ]
-    found = [Curves("loss", "Loss, nats a token", STEP, tuple(losses[:MOST_LINES]))]
+    found = [_curves("loss", "Loss, nats a token", losses)]
     plain = [name for name in record.valid if "/" not in name and name != "val_loss"]
     names = dict.fromkeys(plain or [name.rpartition("/")[2] for name in record.valid])
     same = {METRICS[name].same_as for name in names if name in METRICS}
     for name in [name for name in names if name not in ("val_loss", *same)][:MOST_FIGURES]:
         lines = [
             line(of_task.removesuffix(f"/{name}"), _points(record.valid, of_task), dots=True)
-            for of_task in _with_tasks(record.valid, name)[:MOST_LINES]
+            for of_task in _with_tasks(record.valid, name)
         ]
-        found.append(Curves(name, f"{name} (validation)", STEP, tuple(lines)))
+        found.append(_curves(name, f"{name} (validation)", lines))
     for name, title in OF_TRAINING.items():
         found.append(
             Curves(name, title, STEP, (line(title, _points(record.train, name)),), linear=name == "learning_rate")
@@ -104,9 +108,18 @@ def run_curves(record: RunRecord) -> list[Curves]:
     return [chart for chart in found if any(curve.points for curve in chart.lines)]
 
 
+def _curves(name: str, title: str, lines: Sequence[Line]) -> Curves:
+    """The first lines of a chart; the title says how many are left out."""
+    more = len(lines) - MOST_LINES
+    return Curves(
+        name, f"{title}; {more} more in metrics.jsonl" if more > 0 else title, STEP, tuple(lines[:MOST_LINES])
+    )
+
+
 def _with_tasks(course: Course, name: str) -> list[str]:
-    """A figure and that of each task by their names in the log."""
-    return [found for found in course if found == name or found.endswith(f"/{name}")]
+    """A figure and that of each task by their names in the log, the plain one first."""
+    found = [known for known in course if known == name or known.endswith(f"/{name}")]
+    return sorted(found, key=lambda known: known != name)
 
 
 def _points(course: Course, name: str) -> Iterable[tuple[float, float]]:
@@ -145,21 +158,22 @@ def _summary(record: RunRecord, config: Mapping[str, Any], resolved: Mapping[str
         tiles.append(
             ("devices", f"{resolved['devices']} x {resolved['accelerator']}", f"precision {resolved['precision']}")
         )
-    shown = "".join(
-        f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>\n'
-        for name, value, note in tiles
-    )
-    return section("Summary", f'<div class="tiles">\n{shown}</div>\n' if shown else "")
+    return section("Summary", scores.tiles_of(tiles))
 
 
 def _test(report: Mapping[str, Any] | None) -> str:
     """The scores of the test rows, of each task apart."""
-    if not report:
-        return ""
-    tasks: Mapping[str, Any] = report.get("tasks") or {"": report}
     parts = []
-    for name, content in tasks.items():
+    for name, content in _test_reports(report).items():
         title = f"Test rows of {name}" if name else "Test rows"
-        look = Look.from_dict(content.get("outputs", {}))
-        parts.append(f'<h2 class="part">{data_text(title)}</h2>\n{score_sections(content, look)}')
+        parts.append(f'<h2 class="part">{data_text(title)}</h2>\n{score_sections(content, _look(content))}')
     return "".join(parts)
+
+
+def _test_reports(report: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The report of each task; of the only one under ""."""
+    return (report.get("tasks") or {"": report}) if report else {}
+
+
+def _look(content: Mapping[str, Any]) -> Look:
+    return Look.from_dict(content.get("outputs", {}))

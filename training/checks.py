@@ -127,6 +127,8 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems += filter(None, [missing_package("peft", f"-tuning_method {model.tuning_method}")])
     if model.load_in != WHOLE:
         problems += filter(None, [missing_package("bitsandbytes", f"-load_in {model.load_in}")])
+    if config.run.report_images:
+        problems += filter(None, [missing_package("matplotlib", "-report_images")])
     if config.device.strategy in DEEPSPEED_STRATEGIES:
         problems += filter(None, [missing_package("deepspeed", f"-strategy {config.device.strategy}")])
     _check_loggers(logger_names(config.run), problems)

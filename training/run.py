@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +47,9 @@ from models.optimizers.build import OPTIMIZER_ROWS
 from models.optimizers.schedules import resolve_warmup
 from postprocessors.base import FREE_TEXT, said
 from reports.charts import histogram
-from reports.page import save_page
-from reports.training import RunRecord, training_page
+from reports.images import save_images
+from reports.page import images_folder, save_page
+from reports.training import RunRecord, run_charts, training_page
 from training.checkpointing import Checkpointer
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
@@ -247,15 +249,26 @@ def write_report_page(folder: Path) -> None:
     """Write the page of a finished run from its files, if it is not there as it is; where it cannot be written, that is
     said in a line: the run is whole without it."""
     path = folder / REPORT_PAGE
-    try:
+    with failure_told(path):
         record = RunRecord(read_json(folder / CONFIG_NAME), epochs=read_json(folder / EPOCH_LOG))
         with open(folder / STEP_LOG, "rb") as file:
             record.add(map(parse_json, file))
         record.test = read_json(folder / TEST_REPORT) if (folder / TEST_REPORT).exists() else None
         page = training_page(record)
-        if not path.exists() or path.read_bytes() != page.encode("utf-8", "replace"):
-            save_page(path, page, overwrite=True)
-    except Exception as error:  # whatever stands in files that people may have touched
+        if path.exists() and path.read_bytes() == page.encode("utf-8", "replace"):
+            return
+        if record.config.get("report_images"):
+            with failure_told(images_folder(path)):
+                tell(*save_images(images_folder(path), run_charts(record), overwrite=True))
+        save_page(path, page, overwrite=True)
+
+
+@contextmanager
+def failure_told(path: Path) -> Iterator[None]:
+    """Say in a line that `path` could not be written, whatever the reason: it may lie in files that people touched."""
+    try:
+        yield
+    except Exception as error:
         tell(f"{path} could not be written: {type(error).__name__}: {error}")
 
 

@@ -26,6 +26,7 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "deepspeed": "0.19.8",
     "fastapi": "0.165.0",
     "lion_pytorch": "0.2.5",
+    "matplotlib": "3.11.2",
     "mlflow": "3.17.2",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",

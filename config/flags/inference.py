@@ -142,6 +142,11 @@ class OutputFlags:
         excludes=NO_FILES,
         path="written",
     )
+    report_images: bool = free(
+        False,
+        "Draw the charts of a -save_report REPORT.html as PNGs too, into REPORT_images/ beside it; needs matplotlib.",
+        needs={"save_report": "the charts are those of its page"},
+    )
     overwrite: bool = free(False, "Replace output files that exist, and throw away finished parts of another command.")
     keep_fields: bool = free(
         False, "Copy each row of a .tsv, .csv, .jsonl or .json input to the output, as input.", excludes=NO_FILES

@@ -131,6 +131,9 @@ class RunFlags:
         maximum=100,
         resume="process",
     )
+    report_images: bool = free(
+        False, "Draw the charts of report.html as PNGs too, into <save_path>/report_images/; needs matplotlib."
+    )
 
 
 def logger_names(run: RunFlags) -> tuple[str, ...]:

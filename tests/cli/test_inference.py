@@ -225,7 +225,10 @@ def test_json_lines_hold_scores_lists_and_the_fields_of_the_input(copy_run: Path
     run = copy_run / "run"
     flags = ("-model", run / "best", "-model", run / "saved_checkpoints" / "last.ckpt", "-keep_fields")
     more = ("-test_data", tmp_path / "in.jsonl", "-beam_size", 3, "-num_return", 3)
-    infer_ok(*flags, *more, "-save_output", tmp_path / "out.jsonl")
+    infer_ok(*flags, *more, "-save_output", tmp_path / "out.jsonl", "-save_report", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "4 predictions, 1 with a reference" in page
+    assert "<title>4: 1</title>" in page  # the source abc and its end token
     found = json_lines(tmp_path / "out.jsonl")
     assert [row["id"] for row in found] == [0, 1, 2, 3]
     assert [row["source"] for row in found] == ["abc", "b\n", "", ""]

@@ -90,6 +90,14 @@ def test_a_page_and_the_endings_of_reports() -> None:
     assert problems_of(*flags, "page.pdf") == [
         "-save_report page.pdf: no .pdf report is written; give .json, or .html for a page with charts"
     ]
+    assert problems_of(*flags, "new.json", "-report_images") == [
+        "-report_images: the charts are those of a page; give -save_report a file that ends in .html"
+    ]
+    Path("page_images").mkdir()
+    Path("page_images/mine.png").touch()
+    assert problems_of(*flags, "page.html", "-report_images")[1:] == [
+        "-report_images: page_images is not empty; -overwrite replaces the pictures in it"
+    ]
 
 
 def test_groups_are_those_of_the_data_file() -> None:

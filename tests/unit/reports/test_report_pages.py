@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from metrics.uncertainty.probabilities import with_probabilities
 from postprocessors.labels import LabelMap
 from reports import svg
 from reports.charts import Curves, Histogram, Line, Reliability, histogram, line
+from reports.images import NO_FONT, save_images
 from reports.outputs import Look, worst_rows
-from reports.prediction import prediction_page
+from reports.prediction import prediction_page, score_charts
 from tests.html_pages import Page
 
 EVIL = "<script>alert(1)</script>\"'&amp;</td><img src=x onerror=alert(1)>\x00\u202e"
@@ -110,3 +112,31 @@ def test_lengths_up_to_the_cut_off_lie_in_front_of_it() -> None:
     assert (tail.clipped, sum(tail.counts[0][1]), len(tail.counts[0][1]) <= 24) == (True, 1000, True)
     assert "7 and more: 1" in svg.histogram(tail)
     assert histogram("lengths", "", "", {"a": []}) is None
+
+
+def test_sets_of_labels_and_abstention_stand_beside_what_was_asked_for() -> None:
+    report: dict[str, Any] = report_dict(score(["긍정"], ["긍정"], LABELS), {})
+    report["label_sets"] = {"level": 0.9, "coverage": 0.91, "mean_size": 1.25, "sizes": {"1": 3, "2": 1}}
+    report["abstain"] = {"rate": 0.05, "answered_share": 0.5, "answered": 2, "error_rate": None}
+    text = Page(prediction_page(report, Look(), "")).text
+    assert "sets that hold the label0.910asked for: 0.9 or more" in text
+    assert "labels in a set1.2503 of 1, 1 of 2" in text
+    assert "wrong answers-asked for: 0.05 or less" in text
+
+
+def test_charts_become_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = score(["긍정", "부정"], ["긍정", "긍정"], LABELS)
+    lengths = histogram("lengths", "Lengths", "tokens", {"a": [1, 2], "b": [3]}, 3)
+    sure = Reliability("calibration", "Calibration", ((0.6, 0.5, 3), (0.9, 1.0, 1)))
+    curves = Curves(
+        "loss", "Loss", "step", (Line("", ((1.0, 2.0), (2.0, 1.0))), Line("검증", ((1.0, 1.0),), dots=True))
+    )
+    assert lengths is not None
+    look = Look(lengths=(lengths,), reliability=sure)
+    charts = [(chart.name, chart) for chart in (*score_charts(report_dict(scores, {}), look), curves)]
+    monkeypatch.setattr("reports.images.FONTS", ())
+    assert save_images(tmp_path / "images", charts, overwrite=False) == [NO_FONT]
+    names = ("calibration", "classes", "confusion_matrix", "lengths", "loss")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{name}.png" for name in names]
+    for path in (tmp_path / "images").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG\r\n")

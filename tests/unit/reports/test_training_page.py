@@ -67,8 +67,10 @@ def test_curves_are_those_of_the_log() -> None:
 def test_figures_of_several_tasks_stand_in_one_chart() -> None:
     figures = {"nli/val_loss": 1.0, "sts/val_loss": 2.0, "nli/accuracy": 0.5, "accuracy": 0.5, "val_loss": 1.5}
     loss, accuracy = run_curves(recorded(valid(1, **figures)))
-    assert [line.label for line in loss.lines] == ["training", "nli/validation", "sts/validation", "validation"]
-    assert [line.label for line in accuracy.lines] == ["nli", "accuracy"]
+    assert [line.label for line in loss.lines] == ["training", "validation", "nli/validation", "sts/validation"]
+    assert [line.label for line in accuracy.lines] == ["accuracy", "nli"]
+    many = run_curves(recorded(valid(1, **{f"task{number}/accuracy": 0.5 for number in range(9)})))
+    assert [chart.title for chart in many] == ["accuracy (validation); 5 more in metrics.jsonl"]
 
 
 def test_long_runs_and_empty_ones_make_small_pages() -> None:
