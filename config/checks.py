@@ -9,7 +9,7 @@ from typing import Any
 
 from config.flags.optim import OPTIMIZERS, OptimFlags
 from config.flags.train import TrainConfig
-from config.parser import flag_specs, shown, to_dict
+from config.parser import FlagSpec, flag_specs, shown, to_dict
 from utils.errors import UserError
 from utils.files import LONGEST_NAME
 
@@ -27,10 +27,7 @@ def collect(problems: list[str], action: Callable[[], Any]) -> Any:
 
 def check_combinations(config: Any, problems: list[str]) -> None:
     """Flags that need or exclude others, as their declarations say; a value that is the default asks for nothing."""
-    values = to_dict(config)
-    used = {
-        spec.name: values[spec.name] for spec in flag_specs(type(config)) if _differs(values[spec.name], spec.default)
-    }
+    used = _used(config)
     found: dict[tuple[str, str], list[str]] = {}
     for spec in flag_specs(type(config)):
         if spec.name not in used:
@@ -47,6 +44,21 @@ def check_combinations(config: Any, problems: list[str]) -> None:
                 words = " ".join(shown(name, used[name]) for name in names)
                 found.setdefault((f"not with {words}", reason), []).append(told)
     problems += [f"{', '.join(flags)}: {words}: {reason}" for (words, reason), flags in found.items()]
+
+
+def has_effect(spec: FlagSpec, config: Any) -> bool:
+    """Whether a flag may be given beside those of `config`: what it needs is there, and nothing that it excludes."""
+    used = _used(config)
+    needed = all(_holds(condition, used) for condition in spec.needs)
+    return needed and not any(_holds(condition, used) for condition in spec.excludes)
+
+
+def _used(config: Any) -> dict[str, Any]:
+    """The flags whose values are not the defaults."""
+    values = to_dict(config)
+    return {
+        spec.name: values[spec.name] for spec in flag_specs(type(config)) if _differs(values[spec.name], spec.default)
+    }
 
 
 def _differs(value: Any, default: Any) -> bool:

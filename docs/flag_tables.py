@@ -25,6 +25,7 @@ from config.flags.inference import InferenceConfig  # noqa: E402
 from config.flags.select_rows import SelectConfig  # noqa: E402
 from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
+from config.flags.tune import SearchConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
 from utils.console import run_command  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -38,6 +39,8 @@ DOCUMENTS = (  # file, language, tables
     ("docs/flags.ko.md", "ko", FLAG_TABLES),
     ("docs/export.md", "en", ("export",)),
     ("docs/export.ko.md", "ko", ("export",)),
+    ("docs/tuning.md", "en", ("tune",)),
+    ("docs/tuning.ko.md", "ko", ("tune",)),
     ("docs/reviews.md", "en", ("analyze",)),
     ("docs/reviews.ko.md", "ko", ("analyze",)),
     ("docs/serving.md", "en", ("serve",)),
@@ -46,7 +49,7 @@ DOCUMENTS = (  # file, language, tables
     ("docs/labelling.ko.md", "ko", ("select_rows",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig)
+COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -80,6 +83,7 @@ KOREAN_TITLES = {
     "Decoding": "디코딩",
     "Labels": "라벨",
     "Export": "내보내기",
+    "Search": "탐색",
     "Review analysis": "리뷰 분석",
     "Server": "서버",
 }
@@ -127,6 +131,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("both", TrainConfig, groups[0] & groups[1]),
         ("inference", InferenceConfig, groups[1] - groups[0]),
         ("export", ExportConfig, groups[2]),
+        ("tune", SearchConfig, groups[6]),
         ("analyze", AnalyzeConfig, groups[3] - groups[1]),
         ("serve", ServeConfig, groups[4] - groups[1]),
         ("select_rows", SelectConfig, groups[5] - groups[1]),

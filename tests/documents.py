@@ -14,6 +14,7 @@ PAGES = (
     "docs/training",
     "docs/architectures",
     "docs/resuming",
+    "docs/tuning",
     "docs/inference",
     "docs/reviews",
     "docs/labelling",

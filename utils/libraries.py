@@ -30,6 +30,7 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "mlflow": "3.17.2",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",
+    "optuna": "5.0.0",
     "peft": "0.21.2",
     "prometheus_client": "0.26.0",
     "schedulefree": "1.4.1",

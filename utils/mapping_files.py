@@ -93,6 +93,15 @@ def _yaml_errors(flag: str, path: str, text: str) -> Iterator[None]:
         raise UserError(f"{flag} {path}: {error}") from None
 
 
+def lines_of_keys(path: str) -> dict[str, int]:
+    """The lines, from 1 on, of the outermost keys of a file that `read_mapping_file` has read as a mapping."""
+    import yaml
+
+    with open(path, encoding="utf-8-sig") as file:
+        node: Any = yaml.compose(file, Loader=yaml.SafeLoader)
+    return {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+
+
 def unknown_keys(place: str, keys: Iterable[object], known: Sequence[str]) -> list[str]:
     """A problem for each of the keys that is not known."""
     return [

@@ -16,6 +16,7 @@ from config.flags.inference import InferenceConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
+from config.flags.tune import TuneConfig
 from config.parser import parse_flags
 from metrics.registry import METRICS
 from task_utils import task_keys, task_names
@@ -26,6 +27,7 @@ COMMANDS = {
     "inference.py": InferenceConfig,
     "export.py": ExportConfig,
     "analyze.py": AnalyzeConfig,
+    "tune.py": TuneConfig,
     "serve.py": ServeConfig,
     "select_rows.py": SelectConfig,
 }

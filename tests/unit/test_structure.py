@@ -31,6 +31,7 @@ FLOORS = {
     "inference": 9,
     "export": 9,
     "analyze": 9,
+    "tune": 9,
     "serve": 9,
     "select_rows": 9,
 }

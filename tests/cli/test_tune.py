@@ -1,0 +1,102 @@
+"""`tune.py` as a process: bad input before anything starts, and a search that is killed and goes on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.flags.tune import SearchFlags
+from config.parser import without_flags
+from tests.cli.command import run, start_until, train
+from tests.cli.tiny import BART, flag_list, json_lines, letter_rows, write_config, write_tsv
+from training.hyperparameter_search.search import Search
+from training.hyperparameter_search.space import read_space
+from training.hyperparameter_search.study import Study
+from training.hyperparameter_search.trials import read_trial
+
+pytest.importorskip("optuna")
+
+SPACE = "learning_rate: {min: 1e-3, max: 1e-2, log: true}\nlr_scheduler: [linear, constant]\n"
+
+
+def flags_of(folder: Path, **changes: Any) -> list[str]:
+    flags = {
+        "search_space": folder / "space.yaml",
+        "train_data": write_tsv(folder / "train.tsv", letter_rows(48, seed=1)),
+        "valid_data": write_tsv(folder / "valid.tsv", letter_rows(8, seed=2)),
+        "config_path": write_config(folder / "bart.json", BART),
+        "valid_generate_rows": 0,
+        "batch_size": 8,
+        "max_epoch": 3,
+        "gpus": 0,
+        "save_path": folder / "search",
+        "trials": 1,
+        "refit_seeds": 0,
+    }
+    return flag_list({**flags, **changes})
+
+
+def test_all_problems_are_told_before_anything_starts(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(f"{SPACE}batch_size: [8, -1]\nlaerning_rate: [1]\n", encoding="utf-8")
+    flags = flags_of(tmp_path, search_space=None, max_hours=1, gpus=2, prune="best", valid_data=None)
+    done = run(sys.executable, "tune.py", space, *flags)
+    assert done.code == 2
+    assert done.errors == [
+        "-prune best: one of asha, median, none expected",
+        "-max_hours 1.0: is of a single run; leave it out",
+        "a search needs validation rows: give -valid_data or -valid_data_proportions",
+        "-gpus 2: each trial has one GPU; -jobs 1 gives a trial all of them",
+        f"{space}:3: -batch_size -1: at least 0 expected",
+        f"{space}:4: unknown flag 'laerning_rate' (did you mean learning_rate?)",
+    ]
+    assert not (tmp_path / "search").exists()
+
+
+class Ended:
+    """A train.py that ran to its end."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, sig: int, /) -> None:
+        raise AssertionError(sig)
+
+    def wait(self) -> int:
+        return self.code
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_where_its_run_was(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE, encoding="utf-8")
+    killed = start_until("tune.py", flags_of(tmp_path), "validation 1,", signal.SIGKILL)
+    assert killed.code != 0
+    begun = read_trial(tmp_path / "search", "trials/0000")
+    assert begun is not None
+    assert begun.state == "running"
+    fixed = without_flags(flags_of(tmp_path), {"save_path", *SearchFlags.__dataclass_fields__})
+    study = Study(read_space(str(tmp_path / "space.yaml")), fixed, SearchFlags(trials=1), False, seed=123456)
+    told: list[str] = []
+
+    def start(tokens: Sequence[str], log: Path, place: int) -> Ended:
+        del log, place
+        result = train(*tokens)  # a fork, which starts faster than a process of the search
+        told.append(result.out)
+        return Ended(result.code)
+
+    search = Search(tmp_path / "search", study, "val_loss", 1, start)
+    search.search()
+    assert [(trial.flags, trial.state, len(trial.figures)) for trial in search.trials()] == [
+        (begun.flags, "complete", 3)
+    ]
+    assert ["resuming from " in out for out in told] == [True]
+    steps = [line["step"] for line in json_lines(tmp_path / "search/trials/0000/metrics.jsonl") if "val_loss" in line]
+    assert steps == [6, 12, 18]

@@ -1,0 +1,122 @@
+"""What a search came to: the trials, the best one, and its gain beside the noise of seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.page import save_page
+from reports.search import search_page
+from training.hyperparameter_search.space import as_tokens
+from training.hyperparameter_search.trials import COMPLETE, FAILED, PRUNED, Trial
+from utils.files import write_json
+
+REPORT = "search_report.json"
+PAGE = "search_report.html"
+CLEAR = 2.0  # standard errors, from which on a gain is called more than noise
+
+
+def best_of(trials: Sequence[Trial], higher_is_better: bool) -> Trial | None:
+    """The best of those that ran to their end; the first of equals."""
+    complete = [trial for trial in trials if trial.state == COMPLETE and trial.figure is not None]
+    sign = -1 if higher_is_better else 1
+    return min(complete, key=lambda trial: sign * (trial.figure or 0.0), default=None)
+
+
+def refit_flags(best: Trial, seed: int, count: int) -> dict[str, Mapping[str, str]]:
+    """The flags of the refits by the name of their run: without the search's (`start`) and with the best ones.
+
+    Their seeds are the `count` after `seed`, which the trials had: the best of many is the luckiest, too.
+    """
+    number = best.name.rpartition("/")[2]
+    runs: dict[str, Mapping[str, str]] = {}
+    for one in range(seed + 1, seed + count + 1):
+        runs[f"refits/start-seed{one}"] = {"seed": str(one)}
+        runs[f"refits/best{number}-seed{one}"] = {**best.flags, "seed": str(one)}
+    return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The figures of one set of flags over seeds."""
+
+    figures: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.figures)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation between seeds; 0 for a single one."""
+        return statistics.stdev(self.figures) if len(self.figures) > 1 else 0.0
+
+
+def spread_of(refits: Sequence[Trial], kind: str) -> Spread:
+    """Of the refits whose run's name begins with `kind`."""
+    own = [trial.figure for trial in refits if trial.name.startswith(f"refits/{kind}")]
+    return Spread(tuple(figure for figure in own if figure is not None))
+
+
+def gain_of(start: Spread, best: Spread, higher_is_better: bool) -> dict[str, float]:
+    """How much better the mean of `best` is, above 0 = better, and the standard error of that; empty without both."""
+    if not start.figures or not best.figures:
+        return {}
+    gain = best.mean - start.mean if higher_is_better else start.mean - best.mean
+    error = math.hypot(*(spread.deviation / math.sqrt(len(spread.figures)) for spread in (start, best)))
+    return {"gain": gain, "standard_error": error}
+
+
+def outcome_lines(trials: Sequence[Trial], refits: Sequence[Trial], monitor: str, higher_is_better: bool) -> list[str]:
+    """What to tell at the end of a search."""
+    states = [trial.state for trial in trials]
+    counts = f"{len(trials)} trials, {states.count(PRUNED)} of them stopped early, {states.count(FAILED)} failed"
+    best = best_of(trials, higher_is_better)
+    if best is None:
+        return [counts, "no trial ran to its end"]
+    lines = [counts, f"best: {best.name}, {monitor} {best.figure:.6g}: {' '.join(as_tokens(best.flags))}"]
+    start, tuned = spread_of(refits, "start"), spread_of(refits, "best")
+    if not start.figures or not tuned.figures:
+        return lines
+    lines += ["", f"  {monitor:<24}{'mean':>12}{'deviation':>12}{'seeds':>8}"]
+    for name, spread in (("without the search", start), ("best of the search", tuned)):
+        lines.append(f"  {name:<24}{spread.mean:>12.6g}{spread.deviation:>12.3g}{len(spread.figures):>8}")
+    gain = gain_of(start, tuned, higher_is_better)
+    lines.append(f"  {'gain':<24}{gain['gain']:>12.6g}")
+    if min(len(start.figures), len(tuned.figures)) > 1:
+        clear = gain["gain"] > CLEAR * gain["standard_error"]
+        lines.append(
+            f"  its standard error is {gain['standard_error']:.3g}: the gain is"
+            f" {'more than' if clear else 'within'} what other seeds alone would change"
+        )
+    return lines
+
+
+def save_outcome(
+    folder: Path, trials: Sequence[Trial], refits: Sequence[Trial], monitor: str, higher_is_better: bool
+) -> list[str]:
+    """Write the report of the search, as JSON and as a page; returns what to tell of it.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    best = best_of(trials, higher_is_better)
+    start, tuned = spread_of(refits, "start"), spread_of(refits, "best")
+    report: dict[str, Any] = {
+        "monitor": monitor,
+        "higher_is_better": higher_is_better,
+        "best": best and best.name,
+        "flags": best and dict(best.flags),
+        "without_search": list(start.figures),
+        "with_best": list(tuned.figures),
+        **gain_of(start, tuned, higher_is_better),
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    lines = outcome_lines(trials, refits, monitor, higher_is_better)
+    write_json(folder / REPORT, report)
+    save_page(folder / PAGE, search_page(report, lines), overwrite=True)
+    return lines
