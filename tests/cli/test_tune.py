@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 from checkpoints.run_folder import checkpoints_of
 from config.flags.tune import SearchFlags
 from config.parser import without_flags
-from tests.cli.command import run, start_until, train
+from tests.cli.command import ROOT, environment, run, train
 from tests.cli.tiny import BART, flag_list, json_lines, letter_rows, write_config, write_tsv
 from training.hyperparameter_search.search import Search
 from training.hyperparameter_search.space import read_space
@@ -33,7 +33,7 @@ def flags_of(folder: Path, **changes: Any) -> list[str]:
         "config_path": write_config(folder / "bart.json", BART),
         "valid_generate_rows": 0,
         "batch_size": 8,
-        "max_epoch": 3,
+        "max_epoch": 20,
         "gpus": 0,
         "save_path": folder / "search",
         "trials": 1,
@@ -78,8 +78,11 @@ class Ended:
 @pytest.mark.slow
 def test_a_killed_search_goes_on_where_its_run_was(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE, encoding="utf-8")
-    killed = start_until("tune.py", flags_of(tmp_path), "validation 1,", signal.SIGKILL)
-    assert killed.code != 0
+    command = [sys.executable, "-u", "tune.py", *flags_of(tmp_path)]  # no fork, whose child would not die with it
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        assert any("validation 1," in line for line in killed.stdout)
+        killed.kill()
     begun = read_trial(tmp_path / "search", "trials/0000")
     assert begun is not None
     assert begun.state == "running"
@@ -97,8 +100,8 @@ def test_a_killed_search_goes_on_where_its_run_was(tmp_path: Path) -> None:
     search = Search(tmp_path / "search", study, "val_loss", 1, start)
     search.search()
     assert [(trial.flags, trial.state, len(trial.figures)) for trial in search.trials()] == [
-        (begun.flags, "complete", 3)
+        (begun.flags, "complete", 20)
     ]
     assert ["resuming from " in out for out in told] == [saved]
     steps = [line["step"] for line in json_lines(tmp_path / "search/trials/0000/metrics.jsonl") if "val_loss" in line]
-    assert steps == [6, 12, 18]
+    assert steps == list(range(6, 121, 6))
