@@ -20,6 +20,7 @@ class SearchFlags:
         " word of the command line may be its name.",
         required=True,
         metavar="FILE.yaml",
+        path="read",
     )
     trials: int = free(20, "Trials in all; a finished search goes on with a larger number.", minimum=1, maximum=10**4)
     jobs: int = free(

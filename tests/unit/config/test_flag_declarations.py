@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 
 from config.checks import check_combinations
+from config.flags.analyze import AnalyzeConfig
 from config.flags.data import DataFlags
 from config.flags.export import ExportConfig
 from config.flags.inference import DecodeFlags, InferenceConfig
 from config.flags.optim import OptimFlags
+from config.flags.select_rows import SelectConfig
+from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
+from config.flags.tune import SearchConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
 from prediction.run import parts_of
 from prediction.setup import with_trained_settings
@@ -25,6 +30,7 @@ from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
+ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
 RESUMES |= {"arithmetic", "never"}
 
@@ -113,6 +119,13 @@ def test_declarations_name_flags_and_ways_that_there_are(command: Any) -> None:
                 assert name in specs, spec.name
                 choices = specs[name].choices
                 assert not choices or not wanted or {*wanted.split("|")} <= {*choices}, spec.name
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_flags_of_files_are_seen_from_the_folder_of_a_run_file(command: Any) -> None:
+    files = {spec.name: spec.path for spec in flag_specs(command) if re.match("FILE|FOLDER|PATH|MODEL", spec.metavar)}
+    assert files
+    assert [name for name, path in files.items() if path not in ("read", "written")] == []
 
 
 def test_seeds_decide_samples_only() -> None:
