@@ -14,7 +14,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 from config.checks import collect
 from config.flags.train import TrainConfig
 from config.flags.tune import SearchConfig, SearchFlags, TuneConfig
-from config.parser import flag_specs, information, parse_flags, shown, to_dict, without_flags
+from config.parser import (
+    flag_specs,
+    information,
+    names_flag,
+    parse_flags,
+    shown,
+    to_dict,
+    without_flags,
+    without_run_file,
+)
 from config.user_code import import_user_code
 from metrics.registry import metric_of
 from training.checks import check_train
@@ -25,7 +34,7 @@ from training.hyperparameter_search.space import Dimension, check_space, read_sp
 from training.hyperparameter_search.study import Study
 from training.hyperparameter_search.trials import keep_settings
 from utils.console import run_command, tell
-from utils.errors import raise_if_any
+from utils.errors import EXIT_RUN_ERROR, raise_if_any
 from utils.libraries import missing_package
 from utils.tables import counted
 
@@ -42,7 +51,7 @@ All flags of train.py (see its -h) may be given and hold for all trials; -save_p
 
 def main(argv: list[str]) -> int:
     files = [*takewhile(lambda word: not word.startswith("-"), argv)]
-    if files:
+    if files and not any(names_flag(word, "search_space") for word in argv):
         argv = [*files[:-1], "-search_space", files[-1], *argv[len(files) :]]
     if told := information(SearchConfig, USAGE, argv):
         print(told)
@@ -50,7 +59,7 @@ def main(argv: list[str]) -> int:
     config, given, problems = parse_flags(TuneConfig, argv)
     import_user_code(config.task.user_code)
     own = {"save_path", *SearchFlags.__dataclass_fields__}
-    fixed = without_flags(argv, own)
+    fixed = without_flags(without_run_file(argv, config, given), own)
     space = check(config, given, fixed, problems)
     raise_if_any(problems)
     folder, flags = Path(config.run.save_path), config.search
@@ -73,7 +82,7 @@ def main(argv: list[str]) -> int:
     trials, best = search.trials(), best_of(search.trials(), higher)
     refits = search.train(refit_flags(best, config.run.seed, flags.refit_seeds)) if best else []
     tell("", *save_outcome(folder, trials, refits, config.run.monitor, higher))
-    return 0
+    return 0 if best else EXIT_RUN_ERROR
 
 
 def check(config: TuneConfig, given: frozenset[str], fixed: list[str], problems: list[str]) -> list[Dimension]:

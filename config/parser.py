@@ -164,6 +164,11 @@ def split_token(token: str) -> tuple[str, str | None] | None:
     return name.replace("-", "_"), (value if separator else None)
 
 
+def names_flag(token: str, name: str) -> bool:
+    """Whether the token is that flag, in any of its spellings."""
+    return (split_token(token) or ("",))[0] == name
+
+
 def _split(argv: Sequence[str], specs: dict[str, FlagSpec]) -> tuple[dict[str, list[str]], list[str]]:
     texts: dict[str, list[str]] = {}
     problems: list[str] = []

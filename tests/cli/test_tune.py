@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import tune
 from checkpoints.run_folder import checkpoints_of
 from config.flags.tune import SearchFlags
 from config.parser import without_flags
@@ -73,6 +74,42 @@ class Ended:
 
     def wait(self) -> int:
         return self.code
+
+
+def test_trials_get_the_flags_of_a_run_file_without_those_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags_of(tmp_path)  # writes the rows and the model
+    (tmp_path / "space.yaml").write_text("batch_size: [8, 16]\n", encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(
+        "search: {search_space: ./space.yaml, trials: 1, refit_seeds: 0}\ndata: {train_data: train.tsv}\n"
+        "valid_data: valid.tsv\nconfig_path: bart.json\nmax_epoch: 2\ngpus: 0\nsave_path: search\n",
+        encoding="utf-8",
+    )
+    begun: list[list[str]] = []
+
+    def start(tokens: list[str], log: Path, share: dict[str, str]) -> Ended:
+        del share
+        begun.append(tokens)
+        log.write_text("error: NaN in step 3\n", encoding="utf-8")
+        return Ended(1)
+
+    monkeypatch.setattr(tune, "start_training", start)
+    assert tune.main([str(tmp_path / "run.yaml"), "-search_space", str(tmp_path / "space.yaml")]) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "1 trial, 0 of them stopped early, 1 failed",
+        "no trial ran to its end",
+    ]
+    ours = [f"-train_data={tmp_path}/train.tsv", f"-valid_data={tmp_path}/valid.tsv"]
+    [words] = begun
+    assert {word for word in words if not word.startswith("-batch_size=")} == {
+        *ours,
+        f"-config_path={tmp_path}/bart.json",
+        "-max_epoch=2",
+        "-gpus=0",
+        f"-save_path={tmp_path}/search/trials/0000",
+        "-resume_checkpoint=auto",
+    }
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from reports.search import search_page
 from training.hyperparameter_search.space import as_tokens
 from training.hyperparameter_search.trials import COMPLETE, FAILED, PRUNED, Trial
 from utils.files import write_json
+from utils.tables import counted
 
 REPORT = "search_report.json"
 PAGE = "search_report.html"
@@ -74,7 +75,9 @@ def gain_of(start: Spread, best: Spread, higher_is_better: bool) -> dict[str, fl
 def outcome_lines(trials: Sequence[Trial], refits: Sequence[Trial], monitor: str, higher_is_better: bool) -> list[str]:
     """What to tell at the end of a search."""
     states = [trial.state for trial in trials]
-    counts = f"{len(trials)} trials, {states.count(PRUNED)} of them stopped early, {states.count(FAILED)} failed"
+    counts = (
+        f"{counted(len(trials), 'trial')}, {states.count(PRUNED)} of them stopped early, {states.count(FAILED)} failed"
+    )
     best = best_of(trials, higher_is_better)
     if best is None:
         return [counts, "no trial ran to its end"]
