@@ -12,7 +12,7 @@ import resource
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,28 @@ def _line(row: int, prediction: Prediction) -> str:
     if prediction.vector is not None:
         return json.dumps([*values, {"vector": b64encode(prediction.vector).decode("ascii")}])
     if prediction.score is not None:
-        values.append(rounded(prediction.score))
-        values.append([[output.text, rounded(output.score)] for output in prediction.nbest])
-        if prediction.label_probabilities is not None:
-            values.append([*map(significant, prediction.label_probabilities)])
-        if prediction.words is not None:
-            values.append([[word, rounded(loss)] for word, loss in prediction.words])
+        written = as_written(prediction)
+        values.append(written.score)
+        values.append([[output.text, output.score] for output in written.nbest])
+        if written.label_probabilities is not None:
+            values.append(written.label_probabilities)
+        if written.words is not None:
+            values.append(written.words)
     if prediction.cut:
         values.append(True)
     return json.dumps(values)  # ASCII: half of a surrogate pair, which a model may write, is kept too
+
+
+def as_written(prediction: Prediction) -> Prediction:
+    """`prediction` with the digits that are written; the rules of label sets and abstention are fitted on these."""
+    shares, words = prediction.label_probabilities, prediction.words
+    return replace(
+        prediction,
+        score=None if prediction.score is None else rounded(prediction.score),
+        nbest=tuple(replace(output, score=rounded(output.score)) for output in prediction.nbest),
+        label_probabilities=None if shares is None else tuple(map(significant, shares)),
+        words=None if words is None else tuple((word, rounded(loss)) for word, loss in words),
+    )
 
 
 def rounded(score: float) -> float:

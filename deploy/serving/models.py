@@ -24,6 +24,7 @@ from metrics.uncertainty.conformal import NO_SILENCE, Silence
 from postprocessors.labels import LabelMap, allowed_labels
 from prediction.label_calibration import label_decoding
 from prediction.output import OutputForm, OutputRow, label_ids, record_of
+from prediction.parts import as_written
 from prediction.setup import Ready, answer_of, make_engine, prepare
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
@@ -113,6 +114,7 @@ class ServedModel:
 
     def record(self, prediction: Prediction, options: Options, source_cut: bool) -> dict[str, Any]:
         """The answer for a row, as JSON values."""
+        prediction = as_written(prediction)
         if options.num_return > 1:
             prediction = replace(prediction, nbest=prediction.nbest[: options.num_return])
         form = OutputForm(

@@ -23,6 +23,8 @@ from deploy.serving.batcher import Batcher, Busy, Work
 from deploy.serving.guard import Guard, is_known_host
 from deploy.serving.listening import listen, token_of
 from deploy.serving.models import Options, ServedModel, load_models, short_names
+from generation.engines.base import Prediction
+from metrics.uncertainty.conformal import AnswerRule, SetRule, Silence
 from tests.cli.command import infer_ok
 from utils.errors import UserError
 
@@ -110,6 +112,25 @@ def test_beams_and_outputs_are_chosen_within_the_flags(beams: TestClient, copy_r
         found = beams.post("/predict", json={"texts": texts, "beam_size": size, "num_return": count}).json()
         assert close(without_cuts(found["predictions"]), wanted)
     assert len(beams.post("/predict", json={"text": "abc"}).json()["predictions"][0]["nbest"]) == 3
+
+
+def test_label_sets_and_abstention_are_those_of_inference(label_run: Path, tmp_path: Path) -> None:
+    """The rules are fitted on probabilities with six digits, as they are written: 1 - 4e-10 is a label of 1."""
+    texts = ["abcd", "dcb", "", "9" * 300]
+    asked = ("-calibrate", str(label_run / "train.tsv"), "-label_sets", "0.9", "-abstain", "0.2")
+    flags = ("-label_decoding", "score", *asked)
+    wanted = predicted(label_run / "run", [{"document": text} for text in texts], tmp_path / "p", *flags)
+    models, settings = loaded(tmp_path, "-model", label_run / "run", *flags)
+    with client_of(models, settings) as client:
+        found = client.post("/predict", json={"texts": texts}).json()["predictions"]
+    assert close(without_cuts(found), wanted)
+    assert {"label_set", "abstained"} <= found[0].keys()
+    sure = Prediction("긍정.", -0.12345678, label_probabilities=(4e-10, 1 - 4e-10))
+    for least, above, label_set, answer in ((1.0, 0.9999999, ["긍정."], "긍정."), (1e-9, 1.0, ["긍정."], "")):
+        models[0].silence = Silence(SetRule(0.9, 80, least), AnswerRule(0.2, 80, above))
+        record = models[0].record(sure, Options(1, 1), source_cut=False)
+        assert (record["label_set"], record["prediction"], record["abstained"]) == (label_set, answer, not answer)
+        assert (record["score"], record["label_probabilities"]) == (-0.123457, {"부정.": 4e-10, "긍정.": 1.0})
 
 
 def test_labels_come_by_falling_probability(labels: TestClient) -> None:
