@@ -141,6 +141,9 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
 def read_predictions(path: str, escapes: bool) -> Iterator[str]:
     """The predictions of an output of `inference.py`, by its ending: .jsonl, .tsv, or plain lines.
 
+    That of a row which -abstain left unanswered is its likeliest label, as in the scores of the prediction itself;
+    plain lines do not tell such a row.
+
     Args:
         escapes: whether plain lines hold escapes.
 
@@ -152,8 +155,9 @@ def read_predictions(path: str, escapes: bool) -> Iterator[str]:
         for place, line in _lines(path, "-predictions"):
             try:
                 record = parse_json(line)
-                text = record["prediction"]
-            except (ValueError, TypeError, KeyError):
+                left = record.get("abstained") is True
+                text = likeliest(record["label_probabilities"]) if left else record["prediction"]
+            except (ValueError, TypeError, KeyError, AttributeError):
                 text = None
             if not isinstance(text, str):
                 raise UserError(f"{place}: no JSON object with a text 'prediction', as -save_output writes it")
@@ -171,10 +175,22 @@ def read_predictions(path: str, escapes: bool) -> Iterator[str]:
             cells = line.split("\t")
             if len(cells) != len(names):
                 raise UserError(f"{place}: {counted(len(cells), 'cell')}, but the header has {len(names)}")
-            yield unescape_cell(cells[names.index("prediction")])[0]
+            row = dict(zip(names, cells, strict=True))
+            if row.get("abstained") != "true":
+                yield unescape_cell(row["prediction"])[0]
+                continue
+            try:
+                yield likeliest(parse_json(unescape_cell(row["label_probabilities"])[0]))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise UserError(f"{place}: abstained, but without 'label_probabilities' to score") from None
     else:
         for _, line in _lines(path, "-predictions"):
             yield unescape_cell(line)[0] if escapes else line
+
+
+def likeliest(probabilities: dict[str, float]) -> str:
+    """The label of the highest probability, of equal ones the first."""
+    return max(probabilities, key=probabilities.__getitem__)
 
 
 def _lines(path: str, flag: str) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import pytest
 from config.flags.inference import InferenceConfig
 from config.parser import parse_flags
 from generation.engines.base import Prediction
+from metrics.uncertainty.conformal import AnswerRule, Silence
 from prediction.checks import with_metrics
 from prediction.output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
 from prediction.score_files import check_scoring, score_files
@@ -76,6 +77,25 @@ def test_every_form_gives_the_same_figures(
     assert "task nsmc-naive; labels: 0=negative, 1=positive\n" in told
     assert "1 row without a reference: left out of the metrics\n" in told
     assert told.endswith("report written to new/report.json\n")
+
+
+@pytest.mark.parametrize("name", ["silent.jsonl", "silent.tsv"])
+def test_a_row_without_an_answer_counts_with_its_likeliest_label(name: str) -> None:
+    """As in the report of the prediction itself; corrected as an empty text it would be `negative`."""
+    shares = [(0.1, 0.9), (0.4, 0.6), (0.7, 0.3), (0.45, 0.55)]
+    silence, labels = Silence(answers=AnswerRule(0.1, 50, 0.8)), ("negative", "positive")
+    found = (Prediction("", -1.0, label_probabilities=row) for row in shares)
+    rows = (
+        OutputRow(number, "", None, "" if silence.abstains(one.label_probabilities) else "positive", one)
+        for number, one in enumerate(found)
+    )
+    write_rows(Path(name), rows, OutputForm(labels=labels, silence=silence))
+    scored("-predictions", name, "-references", "data.tsv", "-task", "nsmc-naive", "-save_report", "report.json")
+    report = json.loads(Path("report.json").read_text())
+    assert (report["metrics"]["accuracy"], report["invalid_outputs"]) == (1.0, 0)
+    Path(name).write_text(Path(name).read_text().replace("label_probabilities", "other"))
+    with pytest.raises(UserError, match=rf"^-predictions {name}:\d: "):
+        scored("-predictions", name, "-references", "data.tsv", "-task", "nsmc-naive")
 
 
 def test_a_page_and_the_endings_of_reports() -> None:
