@@ -34,10 +34,9 @@ from config.checks import (
     same_file,
     schedule_of,
 )
-from config.flags.data import DEEPSPEED_STRATEGIES, SHARDED_STRATEGIES
 from config.flags.model import FREEZABLE, FULL, WHOLE
 from config.flags.optim import OPTIMIZERS
-from config.flags.run import LOGGERS, automatic, logger_names
+from config.flags.run import DEEPSPEED_STRATEGIES, LOGGERS, SHARDED_STRATEGIES, automatic, logger_names
 from config.flags.train import TrainConfig
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from datamodules.checks import DATA, check_data, local_inputs

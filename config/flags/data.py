@@ -19,18 +19,6 @@ STANDARD_INPUT = "-"
 
 # What `excludes` of several flags share.
 ONE_OF_THEM = "give one of them"
-DEEPSPEED_STRATEGIES = (
-    "deepspeed_1",
-    "deepspeed_2",
-    "deepspeed_2_fusedadam",
-    "deepspeed_2_optim_offload",
-    "deepspeed_3",
-    "deepspeed_3_full",
-)
-# A process holds a part of the weights, or of what the optimizer keeps of them.
-SHARDED_STRATEGIES = ("fsdp", "fsdp_offload", *DEEPSPEED_STRATEGIES)
-SHARDED = f"strategy={'|'.join(SHARDED_STRATEGIES)}"
-DEEPSPEED = f"strategy={'|'.join(DEEPSPEED_STRATEGIES)}"
 NOT_TRIED = "the two were not tried together"
 OF_ONE_TASK = ("task", "train_data", "valid_data", "test_data", "source_column", "target_column", "label_map")
 OF_ITS_TEXTS = ("label_separator", "input_template", "target_template")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags.data import NOT_TRIED, SHARDED
+from config.flags.data import NOT_TRIED
+from config.flags.run import SHARDED
 from config.parser import flag, free
 
 FREEZABLE = ("embedding", "encoder", "decoder")

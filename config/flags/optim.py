@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags.data import DEEPSPEED, NOT_TRIED, SHARDED
+from config.flags.data import NOT_TRIED
+from config.flags.run import DEEPSPEED, SHARDED
 from config.parser import flag, free
 
 

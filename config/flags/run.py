@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags.data import NOT_TRIED, PRECISION_HELP, PRECISIONS, SHARDED, SHARDED_STRATEGIES
+from config.flags.data import NOT_TRIED, PRECISION_HELP, PRECISIONS
 from config.parser import flag, free
 
+DEEPSPEED_STRATEGIES = (
+    "deepspeed_1",
+    "deepspeed_2",
+    "deepspeed_2_fusedadam",
+    "deepspeed_2_optim_offload",
+    "deepspeed_3",
+    "deepspeed_3_full",
+)
+# A process holds a part of the weights, or of what the optimizer keeps of them.
+SHARDED_STRATEGIES = ("fsdp", "fsdp_offload", *DEEPSPEED_STRATEGIES)
 STRATEGIES = ("auto", "ddp", *SHARDED_STRATEGIES)
+SHARDED = f"strategy={'|'.join(SHARDED_STRATEGIES)}"
+DEEPSPEED = f"strategy={'|'.join(DEEPSPEED_STRATEGIES)}"
 ATTENTIONS = ("plain", "fused")
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio", "csv")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from checkpoints.saved_run import read_run
-from config.flags.data import DEEPSPEED_STRATEGIES
+from config.flags.run import DEEPSPEED_STRATEGIES
 from tests.cli.command import infer_ok, train_ok
 from tests.cli.tiny import json_lines, letter_rows, write_config, write_tsv
 from tests.small_configs import with_dropout

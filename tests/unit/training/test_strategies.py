@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig
 
-from config.flags.data import DEEPSPEED_STRATEGIES
+from config.flags.run import DEEPSPEED_STRATEGIES
 from config.flags.train import TrainConfig
 from config.parser import parse_flags
 from models.loading import config_from_dict
