@@ -105,6 +105,8 @@ def quiet_libraries(training: bool = False) -> None:
     lightning = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
     for name in (*lightning, "torch.distributed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # transformers imports it to save a model, where it is installed; that sets its level, but leaves a filter.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     # All are about choices that this program makes on purpose: the loader of a plan has no more to share out, a run
     # may have no validation rows, and the plain logging connector is not used.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -285,6 +285,4 @@ def gathered_parameters(parameters: Sequence[Tensor]) -> AbstractContextManager[
 
 
 def _deepspeed(flag: str) -> Any:
-    package = require_package("deepspeed", flag)
-    package.utils.logging.logger.setLevel("ERROR")
-    return package
+    return require_package("deepspeed", flag)
