@@ -3,7 +3,6 @@ ZeRO (Rajbhandari et al. 2020) by DeepSpeed."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from checkpoints.format import CONTENT_KEY
 from checkpoints.saved_run import SavedRun
 from checkpoints.sharded import RANK, STATES, WEIGHTS, write_sharded
 from training.lightning_loop import checkpoint_of, ours, tcp_gather
-from training.strategies.fsdp import check_model, rows_of
 from training.strategies.replicated import load_run
+from training.strategies.sharding import check_model, rows_of, true_everywhere, whole_state
 from training.strategies.zero_engine import ZeroEngine, ZeroSettings, gathered_parameters, whole_of
 from utils.devices import Devices, all_finite
 from utils.errors import UserError
@@ -68,15 +67,7 @@ class Zero:
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole weights on the CPU of the first process, nothing on the others; every process calls it."""
-        first = torch.distributed.get_rank() == 0
-        found: dict[int, Tensor] = {}
-        state: dict[str, Tensor] = {}
-        for name, value in model.state_dict(keep_vars=True).items():
-            if id(value) not in found:  # shared weights are put together once, and stay one tensor
-                whole = whole_of(value)
-                found[id(value)] = whole.to("cpu", copy=True) if first else torch.empty(0)
-            state[name] = found[id(value)]
-        return state if first else {}
+        return whole_state(model, whole_of)
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Not asked for: DeepSpeed measures and clips the gradient itself."""
@@ -84,16 +75,9 @@ class Zero:
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
-        by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
-        whole = None
-        for whole in parameters:
-            part = held(whole)
-            if part.numel():
-                by_device[part.device].append(part)
-        assert whole is not None
-        good = torch.tensor(all(map(all_finite, by_device.values())), dtype=torch.uint8, device=whole.device)
-        torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
-        return bool(good)
+        wholes = list(parameters)
+        good = all(all_finite([part]) for part in map(held, wholes))  # parts and wholes may lie on two devices
+        return true_everywhere(good, wholes[0].device)
 
     def state(self, trainer: pl.Trainer) -> Any:
         """What this process writes of a checkpoint, in the memory of the host; every process calls it."""

@@ -25,10 +25,10 @@ from transformers import PreTrainedConfig
 from checkpoints.format import CONTENT_KEY
 from checkpoints.saved_run import SavedRun
 from checkpoints.sharded import RANK, STATES, WEIGHTS, Rows, write_sharded
-from models.architectures import architecture
 from models.kernels.accelerate import blocks
-from training.lightning_loop import OurDDP, checkpoint_of, leaves_out_parameters, ours, tcp_gather, tcp_group
+from training.lightning_loop import OurDDP, checkpoint_of, ours, tcp_gather, tcp_group
 from training.strategies.replicated import load_run
+from training.strategies.sharding import check_model, rows_of, true_everywhere, whole_state
 from utils.devices import Devices, all_finite
 from utils.errors import UserError
 
@@ -82,15 +82,7 @@ class Sharded:
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole weights on the CPU of the first process, nothing on the others; every process calls it."""
-        first = torch.distributed.get_rank() == 0
-        found: dict[int, Tensor] = {}
-        state: dict[str, Tensor] = {}
-        for name, value in model.state_dict(keep_vars=True).items():
-            if id(value) not in found:  # shared weights are put together once, and stay one tensor
-                whole = value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
-                found[id(value)] = whole.cpu() if first else whole[:0]
-            state[name] = found[id(value)]
-        return state if first else {}
+        return whole_state(model, whole_of)
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The norm of the whole gradient, the same on every process."""
@@ -101,9 +93,7 @@ class Sharded:
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
         parts = [local(part) for part in parameters]
-        good = torch.tensor(all_finite(parts), dtype=torch.uint8, device=parts[0].device)
-        torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
-        return bool(good)
+        return true_everywhere(all_finite(parts), parts[0].device)
 
     def state(self, trainer: pl.Trainer) -> Any:
         """What this process writes of a checkpoint, in the memory that training uses; every process calls it."""
@@ -118,21 +108,6 @@ class Sharded:
     def load(self, path: Path) -> SavedRun:
         """The run of a checkpoint; raises as `read_run` does."""
         return load_run(path)
-
-
-def check_model(flag: str, config: PreTrainedConfig) -> None:
-    """Refuse a model that was not tried in parts, or whose processes would not go through the same layers.
-
-    Raises:
-        UserError: names the flag.
-    """
-    if not architecture(config.model_type).own_search:
-        raise UserError(f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy ddp")
-    if leaves_out_parameters(config):
-        raise UserError(
-            f"{flag}: not with layers that are dropped at random (encoder_layerdrop or decoder_layerdrop above 0),"
-            " since every process must go through the same ones; give -strategy ddp"
-        )
 
 
 class ShardedStrategy(OurDDP):
@@ -240,6 +215,11 @@ def _parts(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: local(value) for name, value in tensors.items() if isinstance(value, DTensor)}
 
 
+def whole_of(value: Tensor) -> Tensor:
+    """A weight put together; every process calls it."""
+    return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+
+
 def local(value: Tensor) -> Tensor:
     """The part of this process of a tensor that is taken apart; another tensor itself."""
     return value.to_local().detach() if isinstance(value, DTensor) else value.detach()
@@ -261,9 +241,3 @@ def like(parameter: Tensor, tensors: Mapping[str, Any], name: str) -> Any:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
-
-
-def rows_of(count: int, rank: int, world: int) -> tuple[int, int]:
-    """The rows that FSDP2 gives a process: as many for each, fewer or none for the last."""
-    each = -(-count // world)
-    return min(rank * each, count), min((rank + 1) * each, count)
