@@ -20,7 +20,7 @@ from config.flags.train import TrainConfig
 from config.parser import to_dict
 from models.adapters.folder import is_adapter_folder
 from models.special_tokens import adds_no_end
-from utils.json_files import read_json
+from utils.json_files import read_object
 
 CARD = "README.md"
 DATA = ("train_data", "valid_data", "test_data", "task", "train_task")  # told in a section of their own
@@ -186,13 +186,17 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 def write_card(
     folder: Path, title: str, state: Mapping[str, Any], names: Sequence[str], flags: ExportFlags, tokenizer: Any
 ) -> None:
-    """Write README.md into an export; `names` are what it was made of: the scores of a run's best/ are in the run."""
+    """Write README.md into an export; `names` are what it was made of: the scores of a run's best/ are in the run.
+
+    Raises:
+        UserError: these scores cannot be read.
+    """
     best = Path(names[0]) if len(names) == 1 else None
     report = best.absolute().parent / TEST_REPORT if best and best.name == "best" else None
     card = Card(
         title,
         state,
-        read_json(report) if report and report.is_file() else {},
+        read_object(report, "-model_card") if report and report.is_file() else {},
         flags.license,
         flags.format,
         is_adapter_folder(str(folder)),

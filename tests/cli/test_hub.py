@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,6 +123,15 @@ def test_the_card_is_one_of_the_hub_and_its_code_predicts(
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
     assert printed.getvalue() == f"{[target for _, target in rows]}\n"
+
+
+def test_torn_scores_end_the_export_with_their_file(copy_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(copy_run / "run" / "best", tmp_path / "run" / "best")
+    report = tmp_path / "run" / "test_report.json"
+    report.write_text('{"metrics": ')
+    with pytest.raises(UserError, match=f"^-model_card: {report} is torn or no JSON "):
+        main("-model", tmp_path / "run" / "best", "-save_path", tmp_path / "mine", "-model_card")
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_push_holds_the_files_of_the_export(
