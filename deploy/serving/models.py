@@ -174,7 +174,7 @@ def short_names(values: Sequence[str]) -> list[str]:
     Raises:
         UserError: one model is given twice.
     """
-    if len(set(values)) < len(values):
+    if len(set(map(Path, values))) < len(values):
         raise UserError(f"-model {' '.join(values)}: one of them is given twice")
     folders = [[part for part in Path(value).parts if part != "/"] or [value] for value in values]
     runs = [parts[:-1] if parts[-1] in EXPORTS and len(parts) > 1 else parts for parts in folders]

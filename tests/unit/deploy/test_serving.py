@@ -182,8 +182,9 @@ def test_names_are_as_short_as_they_can_be() -> None:
     assert short_names(["."]) == ["."]
     assert short_names(["x/a/best", "y/a/best"]) == ["x/a", "y/a"]
     assert short_names(["x/a/best", "x/a/last"]) == ["a/best", "a/last"]
-    with pytest.raises(UserError, match="given twice"):
-        short_names(["a", "a"])
+    for again in ("x/a", "x/a/", "./x//a"):
+        with pytest.raises(UserError, match="given twice"):
+            short_names(["x/a", again])
 
 
 # ---- what clients do wrong
