@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,6 +83,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return batch
 
 
+def leave_stops_to_training(_: int) -> None:
+    """Let the process that loads batches live on when its whole group is asked to stop: training saves first.
+
+    A second SIGTERM ends it; torch sends one to a process that does not end with its loader.
+    """
+
+    def ignore_once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, ignore_once)
+
+
 class PlanLoader(DataLoader[dict[str, Any]]):
     """A loader that takes up the plan of the current epoch, and the position to start from, when it is iterated.
 
@@ -91,7 +104,12 @@ class PlanLoader(DataLoader[dict[str, Any]]):
     def __init__(self, dataset: MicroBatches, begin: Any, **options: Any) -> None:
         self.start = 0
         self.begin = begin
-        super().__init__(dataset, batch_size=None, sampler=_From(self), generator=torch.Generator(), **options)
+        own: dict[str, Any] = {
+            "sampler": _From(self),
+            "generator": torch.Generator(),
+            "worker_init_fn": leave_stops_to_training,
+        }
+        super().__init__(dataset, batch_size=None, **own, **options)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self.start = self.begin()

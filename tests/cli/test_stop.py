@@ -26,11 +26,10 @@ def test_stopped_run_prints_the_command_that_resumes_it(
 ) -> None:
     """The printed command is run as it stands; a folder with a blank in its name is quoted."""
     flags = flags_of(whole_run, letters, save_path=tmp_path / "my run", overwrite="true")
+    flags |= {"num_workers": 2}  # these get the signal too, as from a terminal or scancel, and have nothing to say
     if signum == signal.SIGTERM:  # more to do after the signal, and no validation in the way
         flags |= {"log_every": 1, "max_epoch": 2}
-    else:  # to the loader processes too, as from a terminal: they have nothing to say
-        flags |= {"num_workers": 2}
-    stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signum, whole_group=signum == signal.SIGINT)
+    stopped = train_until(flag_list(flags), "[Epoch 0] [TRAIN]", signum, whole_group=True)
     assert stopped.code == code, stopped.out
     assert stopped.out.count(f"{signum.name}: saving at the next optimizer step; Ctrl-C leaves at once\n") == 1
     assert "Traceback" not in stopped.out
