@@ -165,10 +165,12 @@ def save(
 
     Args:
         predictions: of all rows; none where nothing was predicted.
-        records: the input's own record of every row, as JSON; None where there is none: `source` and `target`.
+        records: the input's own record of every row, as JSON; None where there is none. A row without one, or whose
+            record is no object, has `source` and `target`.
     """
     taken = {candidate.row for candidate in chosen}
-    own = {row: json.loads(record) for row, record in enumerate(records or ()) if row in taken}
+    read = ((row, json.loads(record)) for row, record in enumerate(records or ()) if row in taken)
+    own = {row: content for row, content in read if isinstance(content, dict)}  # a broken line is none
 
     def content(candidate: Candidate) -> dict[str, Any]:
         row = candidate.row

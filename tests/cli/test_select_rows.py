@@ -81,6 +81,16 @@ def test_rows_by_their_vectors(label_run: Path, tmp_path: Path, strategy: str) -
     assert listing(tmp_path).keys() == {"a.jsonl", "b.jsonl"}
 
 
+def test_broken_lines_are_chosen_as_what_was_read_of_them(label_run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{broken\n{"document": "ab", "shop": 3}\n["c"]\n')
+    flags = ("-model", label_run / "run", "-data", data, "-save_output", tmp_path / "out.jsonl", "-gpus", 0)
+    assert select_rows.main([str(flag) for flag in (*flags, "-strategy", "random")]) == 0
+    found = {row.pop("selection")["row"]: row for row in json_lines(tmp_path / "out.jsonl")}
+    empty = {"source": "평가: ", "target": None}  # the template of the task around nothing
+    assert found == {0: empty, 1: {"document": "ab", "shop": 3}, 2: empty}
+
+
 def test_several_labels_a_row_by_their_thresholds(tmp_path: Path) -> None:
     from_config({**T5, "eos_token_id": 1}, 3).save_pretrained(tmp_path / "model")
     byte_tokenizer(tmp_path / "model")
