@@ -183,7 +183,7 @@ def read_model(path: Path, flag: str = "-model") -> SavedModel:
 def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False) -> SavedRun:
     """What a resume takes from a .ckpt, as `read_model`; `checked` as in `read_checkpoint`.
 
-    A state of the optimizer with NaN is refused, which lion for one would train on with in silence.
+    A state of the optimizer, or of AdaLoRA's ranks, with NaN is refused: lion for one would train on in silence.
     """
     checkpoint = read_checkpoint(path, flag, checked)
     place = f"{flag} {path}"
@@ -193,12 +193,13 @@ def read_run(path: Path, flag: str = "-resume_checkpoint", checked: bool = False
     if problem := kept_problem(scores["kept"]):
         raise UserError(f"{place}: {OF_ANOTHER_KIND}: callbacks.Checkpointer.kept: {problem}")
     states = checkpoint["optimizer_states"]
-    if not checked and (name := next((found for saved in states for found in _not_finite(saved)), "")):
-        raise UserError(f"{place}: optimizer_states: {name} holds NaN or infinity; resume from an earlier checkpoint")
     model.tensors.optimizer = states[0] if states else None
     for key, entries in OPTIONAL_ENTRIES.items():
         if checkpoint.get(key) is not None:
             refuse_wrong_entries(checkpoint, entries, place)
+    for key, state in [*(("optimizer_states", saved) for saved in states), (RANKS_KEY, checkpoint.get(RANKS_KEY))]:
+        if not checked and (name := next(_not_finite(state), "")):
+            raise UserError(f"{place}: {key}: {name} holds NaN or infinity; resume from an earlier checkpoint")
     if checkpoint.get(TRAINED_KEY) is not None:
         model.tensors.trained = _of_model(checkpoint[TRAINED_KEY])
         if _kinds(model.tensors.trained) != _kinds(model.tensors.weights):
@@ -266,7 +267,7 @@ def _kinds(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _not_finite(state: Any, name: str = "") -> Iterator[str]:
-    """The names of the tensors with NaN or infinity in the state of an optimizer, such as state.0.exp_avg."""
+    """The names of the tensors with NaN or infinity in a state, such as state.0.exp_avg."""
     if isinstance(state, Mapping):
         for key in state:
             yield from _not_finite(state[key], f"{name}.{key}" if name else str(key))

@@ -58,6 +58,11 @@ def test_a_killed_run_ends_the_same_and_its_files_hold_the_adapter_only(adapted:
         torch.save({**saved, "s2s_rank_sums": forged}, tmp_path / "forged.ckpt")
         with pytest.raises(UserError, match=r"s2s_rank_sums are not the sums of the matrices of state_dict$"):
             read_run(tmp_path / "forged.ckpt")
+    name, sums = next(iter(saved["s2s_rank_sums"]["uncertainty"].items()))
+    sums.fill_(torch.nan)
+    torch.save(saved, tmp_path / "forged.ckpt")
+    with pytest.raises(UserError, match=f"s2s_rank_sums: uncertainty.{name} holds NaN or infinity; resume from an"):
+        read_run(tmp_path / "forged.ckpt")
 
 
 def test_virtual_tokens_resume_the_same_and_predict_as_in_peft(letters: Path, tmp_path: Path) -> None:
