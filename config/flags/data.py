@@ -11,6 +11,10 @@ PRECISION_HELP = (
     "Arithmetic: auto = bf16 on GPUs that have it, else 32; 32, tf32 (32 with the products of GPUs in TF32), 16 (= bf16"
     " where the device has it), bf16, fp16 (not T5)."
 )
+GPUS_HELP = (
+    "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process unless"
+    " -cpu_processes says more."
+)
 BASE_MODEL = (
     "Base model of a -model that is an adapter: a folder or a hub name; empty = where the training had it, or what was"
     " downloaded by that name."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags.data import BASE_MODEL, PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
+from config.flags.data import BASE_MODEL, GPUS_HELP, PRECISION_HELP, PRECISIONS, USER_CODE, DataFlags, LengthFlags
 from config.parser import flag, free
 
 LABEL_DECODINGS = ("generate", "constrained", "score")
@@ -338,12 +338,7 @@ class LabelFlags:
 class InferenceDeviceFlags:
     """Devices"""
 
-    gpus: int = free(
-        -1,
-        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process"
-        " unless -cpu_processes says more.",
-        minimum=-1,
-    )
+    gpus: int = free(-1, GPUS_HELP, minimum=-1)
     cpu_processes: int = free(0, "Processes that share the rows on the CPU; 0 = off.", minimum=0)
     float_precision: str = flag(
         "auto",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from config.flags.data import NOT_TRIED, PRECISION_HELP, PRECISIONS
+from config.flags.data import GPUS_HELP, NOT_TRIED, PRECISION_HELP, PRECISIONS
 from config.parser import flag, free
 
 DEEPSPEED_STRATEGIES = (
@@ -157,12 +157,7 @@ def logger_names(run: RunFlags) -> tuple[str, ...]:
 class TrainDeviceFlags:
     """Devices"""
 
-    gpus: int = free(
-        -1,
-        "GPUs to use, counted after all other checks; -1 = all visible, else the CPU; 0 = the CPU, one process"
-        " unless -cpu_processes says more.",
-        minimum=-1,
-    )
+    gpus: int = free(-1, GPUS_HELP, minimum=-1)
     cpu_processes: int = free(0, "Processes of data-parallel training on the CPU; 0 = off.", minimum=0)
     memory_limit: float = free(
         0.0,
