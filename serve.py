@@ -19,7 +19,7 @@ from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from prediction.checks import check_decoding, check_label_flags
 from utils.console import run_command, tell
-from utils.errors import Terminated, raise_if_any
+from utils.errors import RunError, Terminated, raise_if_any
 from utils.launch import world_size
 from utils.libraries import missing_package
 
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
         tell(f"listening at http://{host}:{config.serve.port}; Ctrl-C or SIGTERM stops it")
         with suppress(KeyboardInterrupt, Terminated):
             serve(app, listening, config.serve.timeout)
+        if app.unanswered:
+            raise RunError(f"stopped; {app.unanswered} of the requests that were taken got 503 for an answer")
         tell("stopped; every request that was taken is answered")
     return 0
 

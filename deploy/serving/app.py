@@ -194,7 +194,6 @@ async def decoded(batcher: Batcher, work: Work, request: Request, seconds: float
         await asyncio.wait((answers, left), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answers.done():
             return answers.result()
-        answers.cancel()
         if left.done():
             raise ClientDisconnect
         raise HTTPException(504, f"no answer within {seconds:g} seconds")
@@ -204,6 +203,7 @@ async def decoded(batcher: Batcher, work: Work, request: Request, seconds: float
         raise HTTPException(500, str(error)) from None
     finally:
         left.cancel()
+        answers.cancel()
 
 
 def by_probability(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import time
@@ -38,6 +39,7 @@ class Guard:
         hosts: names of this server; addresses are names of it in any case.
         token: that requests must bear; empty = none.
         paths: that are counted by name.
+        unanswered: number of requests that were given up because the server would not wait for them.
     """
 
     app: ASGIApp
@@ -46,17 +48,18 @@ class Guard:
     token: str
     metrics: Metrics
     paths: Collection[str]
+    unanswered: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status, answers = time.monotonic(), 500, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answers
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answers = message["status"], True
                 headers = MutableHeaders(raw=message["headers"])
                 for name, value in {**HEADERS, "Content-Security-Policy": NOTHING}.items():
                     headers.setdefault(name, value)
@@ -65,6 +68,10 @@ class Guard:
         refusal = self._refusal(Headers(scope=scope), scope["path"])
         try:
             await (refusal or self.app)(scope, receive, sending)
+        except asyncio.CancelledError:  # by the second Ctrl-C, or where a stop has waited too long
+            self.unanswered += 1
+            if not answers:
+                await JsonAnswer({"error": "the server was stopped"}, 503)(scope, receive, sending)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.metrics.answered(path, status, time.monotonic() - begun)

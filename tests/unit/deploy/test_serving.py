@@ -465,7 +465,10 @@ def test_late_and_refused_requests_are_told_so() -> None:
     assert results[0].status_code == 504
 
 
-def test_a_client_that_goes_takes_its_request_back() -> None:
+@pytest.mark.parametrize(("leaves", "status", "unanswered"), [(True, 499, 0), (False, 503, 1)])
+def test_a_client_that_goes_and_a_stop_that_does_not_wait_take_a_request_back(
+    leaves: bool, status: int, unanswered: int
+) -> None:
     model = Stub()
     model.held.clear()
     app: Guard = make_app([model], ServeFlags())  # type: ignore[list-item]
@@ -475,22 +478,28 @@ def test_a_client_that_goes_takes_its_request_back() -> None:
 
     async def request() -> list[dict[str, Any]]:
         body = json.dumps({"text": "gone"}).encode()
-        messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
         sent = []
 
         async def receive() -> dict[str, Any]:
-            return messages.pop(0)
+            if messages:
+                return messages.pop(0)
+            if not leaves:
+                asking.cancel()
+                await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
-        await app(scope, receive, send)
+        asking = asyncio.ensure_future(app(scope, receive, send))
+        await asking
         return sent
 
     sent = asyncio.run(request())
     model.held.set()
     app.batcher.close()
-    assert (sent[0]["status"], texts_of(held)) == (499, ["held"])
+    assert (sent[0]["status"], app.unanswered, texts_of(held)) == (status, unanswered, ["held"])
     assert model.batches == [[(0, "held")]]
