@@ -149,6 +149,7 @@ def _missing_package(error: ModuleNotFoundError) -> UserError:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
+    del frame
+    signal.signal(signum, signal.SIG_IGN)  # `timeout` and `scancel` send it twice: what tidies up goes on to its end
     give_up_if_full(*STANDARD_STREAMS)
     raise Terminated

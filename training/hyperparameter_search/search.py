@@ -230,7 +230,7 @@ class Search:
         return trial.saved(self.folder, state=FAILED, reason=reason)
 
     def _stop_all(self) -> None:
-        """Have every process save and end; a second signal leaves at once, and they die with this process."""
+        """Have every process save and end; Ctrl-C meanwhile leaves at once, and they die with this process."""
         for running in self.places.values():
             if running.process.poll() is None:
                 running.process.send_signal(signal.SIGTERM)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
 
-from utils.console import complain, exit_with, give_up_if_full, tell
+from utils import console
+from utils.console import complain, exit_with, give_up_if_full, run_command, tell
 from utils.errors import UserError, shortened
 
 
@@ -19,6 +21,28 @@ def test_control_characters_are_shown_and_tables_stay(capsys: pytest.CaptureFixt
 def test_names_cannot_write_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     tell("task a\nerror: false")
     assert capsys.readouterr().out == "task a\\nerror: false\n"
+
+
+def test_a_second_sigterm_interrupts_no_ending(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: list[str]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError
+
+    def complain_in_the_way(*lines: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        complain(*lines)
+
+    monkeypatch.setattr(console, "complain", complain_in_the_way)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run_command(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == "terminated\n"
 
 
 def test_many_problems_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
