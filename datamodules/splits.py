@@ -137,6 +137,7 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
         UserError: no training row is left; and all that reading, encoding, choosing and weighing rows raise.
     """
     data, task, postprocessor = encoder.data, encoder.task, encoder.task.postprocessor
+    mixed = bool(name)
     train_paths = data.train_data or (task.hub_dataset,)
     whole = encoder.encode("-train_data", train_paths, keep_all=False)
     lines = report_lines("-train_data", whole.report)
@@ -152,10 +153,10 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
         train = train.subset(train.windows_of(chosen))
         labels = LabelledRows.of(train, postprocessor)
     valid = _fitting(whole, valid_rows) if valid_share else None
-    check_columns("-train_data", encoder, whole.report, whole.report)
+    check_columns("-train_data", encoder, whole.report, whole.report, mixed)
     if data.valid_data:
         other = encoder.encode("-valid_data", data.valid_data, keep_all=False)
-        check_columns("-valid_data", encoder, whole.report, other.report)
+        check_columns("-valid_data", encoder, whole.report, other.report, mixed)
         lines += report_lines("-valid_data", other.report)
         valid = _fitting(other, np.arange(other.num_rows))
     if valid is not None and not len(valid.learnable()):
@@ -164,7 +165,7 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
     test_paths = data.test_data or hub_test_rows(data, task)
     if test_paths and not data.test_data_proportions:
         test = encoder.encode("-test_data", test_paths, keep_all=True)
-        check_columns("-test_data", encoder, whole.report, test.report)
+        check_columns("-test_data", encoder, whole.report, test.report, mixed)
         lines += report_lines("-test_data", test.report)
     uses = (("training", train), ("validation", valid), ("test", test))
     counts = [_counted_rows(use, split) for use, split in uses if split]
@@ -180,14 +181,20 @@ def training_splits(encoder: RowEncoder, flags: TrainTaskFlags = ALL_ROWS, name:
     return Splits(task, train, valid, test, told, weights, name, encoder.lengths.doc_stride > 0)
 
 
-def check_columns(flag: str, encoder: RowEncoder, training: EncodeReport, report: EncodeReport) -> None:
-    """Raise `UserError` where columns are taken by their place, and have other names than in the training rows."""
+def check_columns(
+    flag: str, encoder: RowEncoder, training: EncodeReport, report: EncodeReport, mixed: bool = False
+) -> None:
+    """Raise `UserError` where columns are taken by their place, and have other names than in the training rows.
+
+    Args:
+        mixed: the task is one of several, for which no flag names columns.
+    """
     data, task = encoder.data, encoder.task
     asked = {"source": (data.source_column, task.source_column), "target": (data.target_column, task.target_column)}
     places = {name: column for name, (given, column) in asked.items() if not given and isinstance(column, int)}
     named = {path for path, header in {**training.headers, **report.headers}.items() if header != NO_HEADER}
     with errors_at(flag):
-        raise_if_any(other_columns(places, training.columns, report.columns, named))
+        raise_if_any(other_columns(places, training.columns, report.columns, named, mixed))
 
 
 def prediction_split(encoder: RowEncoder) -> tuple[EncodedSplit, tuple[str, ...]]:

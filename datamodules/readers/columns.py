@@ -96,7 +96,11 @@ def first_cells(cells: Sequence[str]) -> list[str]:
 
 
 def other_columns(
-    places: Mapping[str, int], of_training: Mapping[str, list[str]], columns: Mapping[str, list[str]], named: Set[str]
+    places: Mapping[str, int],
+    of_training: Mapping[str, list[str]],
+    columns: Mapping[str, list[str]],
+    named: Set[str],
+    mixed: bool,
 ) -> list[str]:
     """A line for each file whose column at a place has another name than in the first training file.
 
@@ -107,6 +111,7 @@ def other_columns(
         of_training: the first row of each training file.
         columns: that of each file.
         named: the files whose first row is names.
+        mixed: the task is one of several, for which no flag names columns.
     """
     first = next((path for path in of_training if path in named), None)
     if first is None:
@@ -121,12 +126,21 @@ def other_columns(
             place, found = places[variable], _cell(cells, places[variable])
             if name is None or found in (None, name) or (name not in names and {found, name} <= _USUAL[variable]):
                 continue
-            by_name = f"-{variable}_column {cells[names.index(name)]} takes it by its name, " if name in names else ""
+            by_name = cells[names.index(name)] if name in names else ""
             problems.append(
                 f"{path}: its column {place}, the {variable}, is {found!r}, that of {first} {name!r}:"
-                f" {by_name}-{variable}_column {place} by its place, whatever its name"
+                f" {_of_a_task(variable, by_name) if mixed else _by_flag(variable, by_name, place)}"
             )
     return problems
+
+
+def _by_flag(variable: str, name: str, place: int) -> str:
+    by_name = f"-{variable}_column {name} takes it by its name, " if name else ""
+    return f"{by_name}-{variable}_column {place} by its place, whatever its name"
+
+
+def _of_a_task(variable: str, name: str) -> str:
+    return f"{variable}_column: {name} in a file of its task takes it by its name" if name else "give it the same name"
 
 
 def no_column(path: str, name: str | int, columns: Sequence[str]) -> str:

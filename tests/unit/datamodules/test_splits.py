@@ -193,6 +193,21 @@ def test_columns_of_other_names_are_not_taken_by_their_place(
             assert (valid_rows.source_text(0) == "x") is not bool(told)
 
 
+def test_columns_of_a_task_among_several_are_named_in_its_file(tmp_path: Path) -> None:
+    """The flags that were proposed are refused there."""
+    train, valid = tmp_path / "train.tsv", tmp_path / "valid.jsonl"
+    train.write_text("text\tlabel\na\tA\n", encoding="utf-8")
+    valid.write_text('{"label": "X", "id": "1"}\n', encoding="utf-8")
+    data = DataFlags(train_data=(str(train),), valid_data=(str(valid),))
+    with pytest.raises(UserError) as caught:
+        training_splits(encoder(tmp_path, data), name="letters")
+    assert caught.value.problems == (
+        f"-valid_data: {valid}: its column 1, the source, is 'label', that of {train} 'text': give it the same name",
+        f"-valid_data: {valid}: its column 2, the target, is 'id', that of {train} 'label': target_column: label in a"
+        " file of its task takes it by its name",
+    )
+
+
 def test_unlabelled_rows_of_another_column(tmp_path: Path) -> None:
     """-source_column 2 in prediction, where the target of the task would be column 2 as well."""
     path = tmp_path / "a.tsv"
