@@ -7,6 +7,7 @@ import tomllib
 
 import yaml
 
+import serve
 from config.flags.serve import ServeConfig
 from config.parser import parse_flags
 from tests.cli.command import ROOT
@@ -38,7 +39,8 @@ def test_docker_may_read_what_is_copied_and_nothing_else() -> None:
 
 def test_the_image_is_pinned_as_the_tests_are_and_runs_without_root() -> None:
     pins = dict(re.findall(r"([a-z0-9_-]+)==([\d.]+)", DOCKERFILE))
-    assert pins == {name: OPTIONAL[name.replace("-", "_")] for name in pins}
+    held = (*serve.PACKAGES, "ctranslate2", "peft")
+    assert pins == {name.replace("_", "-"): OPTIONAL[name] for name in held}
     base, tag = re.findall(r"^FROM (\w+):(\S+)$", DOCKERFILE, re.MULTILINE)[0]
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     assert (base, tag[:4], wanted) == ("python", "3.11", ">=3.11")
