@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.console import tell
-from utils.errors import RunError, UserError, first_line
+from utils.errors import RunError, UserError, first_line, shortened
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Repository:
 
     name: str  # OWNER/NAME
     public: bool
+    held: tuple[str, ...] = ()  # files that it has already
 
     def push(self, folder: Path, files: Sequence[str]) -> None:
         """Make the repository where it is not there, and commit these files of `folder`.
@@ -38,6 +39,9 @@ class Repository:
                 f"-push_to_hub {self.name}: {first_line(error)}; {folder} is whole, and this pushes it: {again}"
             ) from error
         tell(f"pushed ({'public' if self.public else 'private'}): {commit.repo_url}")
+        others = [name for name in self.held if name not in {*files, ".gitattributes"}]
+        if others:
+            tell(f"it still holds files that this export has not; delete those of an earlier one: {shortened(others)}")
 
 
 def repository(name: str, public: bool) -> Repository:
@@ -73,4 +77,4 @@ def repository(name: str, public: bool) -> Repository:
         raise UserError(f"{place}: {full} is there and public; give -public to push there, or choose another name")
     if public and there.private:
         raise UserError(f"{place}: {full} is there and private; leave -public out, or open it on the hub first")
-    return Repository(full, public)
+    return Repository(full, public, tuple(file.rfilename for file in there.siblings or ()))

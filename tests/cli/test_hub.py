@@ -62,7 +62,7 @@ class Hub:
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return 200, {"commitUrl": f"{self.url}/{name}/commit/abc", "commitOid": "abc"}
-        return 200, {"id": name, "private": self.private[name], "siblings": []}
+        return 200, {"id": name, "private": self.private[name], "siblings": [{"rfilename": held} for held in self.files]}
 
 
 @pytest.fixture
@@ -144,6 +144,12 @@ def test_a_push_holds_the_files_of_the_export(
     assert b'from_pretrained("me/letters")' in hub.files["README.md"]
     assert TOKEN.encode() not in b"".join(hub.files.values())
     assert capsys.readouterr().out.splitlines()[-1] == f"pushed (private): {hub.url}/me/letters"
+    hub.files["adapter_config.json"] = b"{}"  # of an adapter that was pushed before: readers would look for its base
+    main("-model", copy_run / "run", "-save_path", folder, "-push_to_hub", "letters", "-overwrite")
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"pushed (private): {hub.url}/me/letters",
+        "it still holds files that this export has not; delete those of an earlier one: adapter_config.json",
+    ]
     with pytest.raises(UserError, match="me/letters is there and private; leave -public out"):
         main("-model", copy_run / "run", "-save_path", tmp_path / "other", "-push_to_hub", "me/letters", "-public")
     hub.private["us/open"] = False
