@@ -62,7 +62,8 @@ class Hub:
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return 200, {"commitUrl": f"{self.url}/{name}/commit/abc", "commitOid": "abc"}
-        return 200, {"id": name, "private": self.private[name], "siblings": [{"rfilename": held} for held in self.files]}
+        siblings = [{"rfilename": held} for held in self.files]
+        return 200, {"id": name, "private": self.private[name], "siblings": siblings}
 
 
 @pytest.fixture
