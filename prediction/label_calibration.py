@@ -37,6 +37,7 @@ from utils.tables import counted
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
 DOMAIN_ROWS = 1000
+SHARING_SEED = 0  # of the rows of -calibrate that the rules of -label_sets and -abstain have
 
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
@@ -101,8 +102,8 @@ def label_decoding(
 class LabelledRows:
     """Token ids and numbers of the right labels of rows of -calibrate.
 
-    Where rules of -label_sets and -abstain are fitted, they have every second row for themselves: `for_rules`. Rows
-    that chose the temperature as well would look better than those to come.
+    Where rules of -label_sets and -abstain are fitted, they have half of the rows for themselves: `for_rules`, drawn
+    from a fixed seed. Rows that chose the temperature as well would look better than those to come.
     """
 
     sources: list[np.ndarray]
@@ -121,7 +122,11 @@ class LabelledRows:
         """
         sources, references = _labelled_rows("-calibrate", flags.calibrate, encoder, say)
         number = {text: label for label, text in enumerate(labels.texts)}
-        rows = cls(sources, [number[text] for text in references], bool(flags.label_sets or flags.abstain))
+        shared = bool(flags.label_sets or flags.abstain)
+        order = np.arange(len(sources))
+        if shared:  # a file in which labels take turns would give each half others
+            np.random.default_rng(SHARING_SEED).shuffle(order)
+        rows = cls([sources[row] for row in order], [number[references[row]] for row in order], shared)
         needed = {
             f"-label_sets {flags.label_sets:g}": rows_for_sets(flags.label_sets) if flags.label_sets else 0,
             f"-abstain {flags.abstain:g}": rows_for_answers(flags.abstain) if flags.abstain else 0,

@@ -28,7 +28,13 @@ from metrics.uncertainty.calibration import LabelCalibration, fit_threshold, log
 from metrics.uncertainty.conformal import NO_SILENCE, SetRule
 from metrics.uncertainty.probabilities import with_probabilities
 from postprocessors.labels import LabelMap
-from prediction.label_calibration import content_free_sources, domain_sources, label_decoding
+from prediction.label_calibration import (
+    SHARING_SEED,
+    LabelledRows,
+    content_free_sources,
+    domain_sources,
+    label_decoding,
+)
 from prediction.parts import Chunks, Parts, write_part
 from task_utils import Task
 from tests.trained_models import TOKENIZER, encoded, half_trained, label_map, words
@@ -266,16 +272,22 @@ def test_content_free_inputs_keep_to_the_length_limit(tmp_path: Path) -> None:
 
 
 def test_rules_are_fitted_on_rows_that_did_not_fit_the_temperature(prepared: Any) -> None:
-    """Every second row: the temperature is that of the others alone, the sets those of the rest."""
+    """The temperature is that of one half alone, the sets those of the rest."""
     texts, numbers = words(40, seed=4), [0, 1, 2, 1, 0] * 8
     valid = "".join(f"{text}\t{number}\n" for text, number in zip(texts, numbers, strict=True))
-    halves = ["".join(valid.splitlines(True)[first::2]) for first in (0, 1)]
-    alone, _ = prepared(label_decoding="score", valid=halves[0])
+    order = np.arange(40)
+    np.random.default_rng(SHARING_SEED).shuffle(order)
+    half, rest = order[::2], order[1::2]
+    alone, _ = prepared(label_decoding="score", valid="".join(valid.splitlines(True)[row] for row in half))
     decoding, lines = prepared(label_decoding="score", valid=valid, label_sets=0.9)
     assert decoding.calibration.temperature == pytest.approx(alone.calibration.temperature)
     calibration = LabelCalibration((), decoding.calibration.temperature)
-    shares = calibration.probabilities(LabelScorer(*load(), LABELS.texts)(*encoded(texts[1::2])).double().numpy())
-    second = sorted(shares[range(20), numbers[1::2]])[1]  # rank ceil(21 * 0.9) = 19 of the scores is the second last
+    shares = calibration.probabilities(
+        LabelScorer(*load(), LABELS.texts)(*encoded([texts[row] for row in rest])).double().numpy()
+    )
+    second = sorted(shares[range(20), [numbers[row] for row in rest]])[
+        1
+    ]  # rank ceil(21 * 0.9) = 19 of the scores is the second last
     assert decoding.silence.sets == SetRule(0.9, 20, pytest.approx(second, rel=1e-4))
     told = f"-label_sets 0.9: labels of probability {decoding.silence.sets.least:g} or more, by 20 other rows"
     assert lines[-1] == told
@@ -343,3 +355,20 @@ def test_a_temperature_at_the_end_of_its_range_is_told(prepared: Any) -> None:
         "-calibrate: the best temperature lies below 0.01, the lowest one that is tried: these rows are all predicted"
         " right, so that more sure is always better; take more or harder rows"
     )
+
+
+def test_labels_that_take_turns_in_a_file_are_in_both_halves_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "turns.tsv"
+    path.write_text("a\t0\nc\t2\n" * 20, encoding="utf-8")
+    data = DataFlags(header="false")
+    encoder = RowEncoder(data, LengthFlags(), Task("t", "", label_map=LABELS), TOKENIZER, 0, tmp_path)
+    flags = LabelFlags(label_decoding="score", calibrate=str(path), label_sets=0.8)
+    rows, again = (LabelledRows.of(flags, LABELS, encoder, lambda *_: None) for _ in range(2))
+    halves = [rows.for_temperature, rows.for_rules]
+    assert [len(half) for half in halves] == [20, 20]
+    assert [set(half.targets) for half in halves] == [{0, 2}, {0, 2}]
+    assert rows.targets == again.targets
+    assert sorted(rows.targets) == [0] * 20 + [2] * 20
+    text = {0: "a", 2: "c"}
+    for source, target in zip(rows.sources, rows.targets, strict=True):  # each source has kept its label
+        assert list(source) == list(encoder.tokenizer(text[target])["input_ids"])
