@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from checkpoints.run_folder import CONFIG_NAME, EPOCH_LOG, REPORT_PAGE
 from checkpoints.saved_run import TASKS_KEY
 from config.checks import schedule_steps
 from config.flags.run import logger_names
@@ -29,6 +28,7 @@ from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
 from training.run import (
     closing_lines,
+    files_for_trackers,
     length_charts,
     open_run_folder,
     resolved_settings,
@@ -184,7 +184,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
     if is_first_process():
         write_report_page(folder)
-    loggers.close_trackers(True, (folder / name for name in (REPORT_PAGE, CONFIG_NAME, EPOCH_LOG)))
+    loggers.close_trackers(True, files_for_trackers(folder))
     return prepared
 
 

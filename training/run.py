@@ -263,6 +263,12 @@ def write_report_page(folder: Path) -> None:
         save_page(path, page, overwrite=True)
 
 
+def files_for_trackers(folder: Path) -> list[Path]:
+    """The files of a finished run that its trackers show beside the curves, those that there are."""
+    page = folder / REPORT_PAGE
+    return [page, folder / CONFIG_NAME, folder / EPOCH_LOG, *sorted(images_folder(page).glob("*.png"))]
+
+
 @contextmanager
 def failure_told(path: Path) -> Iterator[None]:
     """Say in a line that `path` could not be written, whatever the reason: it may lie in files that people touched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Trackio:
         self.run.log({name: table}, step=step)
 
     def file(self, path: Path) -> None:
-        self.trackio.log_artifact(path, name=f"{self.run.name}-{path.name}", type="file")
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{self.run.name}-{path.name}")  # the letters that Trackio takes
+        self.trackio.log_artifact(path, name=name, type="file")
 
     def close(self, succeeded: bool) -> None:
         del succeeded

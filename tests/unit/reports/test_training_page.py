@@ -11,7 +11,7 @@ import pytest
 from reports.charts import MOST_POINTS
 from reports.training import RunRecord, run_curves, training_page
 from tests.html_pages import Page
-from training.run import write_report_page
+from training.run import files_for_trackers, write_report_page
 
 CONFIG = {
     "init_model": "google/byt5-small",
@@ -95,3 +95,14 @@ def test_a_page_that_cannot_be_written_is_said_and_stops_nothing(
     write_report_page(tmp_path)
     assert "<h1>Report of a training</h1>" in (tmp_path / "report.html").read_text()
     assert capsys.readouterr().out == ""
+
+
+def test_trackers_get_the_page_and_its_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "report_images": True}))
+    (tmp_path / "log.json").write_text("[]")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(train(step, 2.0)) + "\n" for step in (1, 2)))
+    write_report_page(tmp_path)
+    files = [path.relative_to(tmp_path).as_posix() for path in files_for_trackers(tmp_path)]
+    assert files[:3] == ["report.html", "config.json", "log.json"]
+    assert files[3:] == ["report_images/learning_rate.png", "report_images/loss.png"]

@@ -279,8 +279,10 @@ def test_trackio_goes_on_by_its_name(
     pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    before = trained(tmp_path, "trackio", 0, 1, 2)["id"]
-    assert trained(tmp_path, "trackio", 1, 2, 3)["id"] == before
+    folder = tmp_path / "감성 1"  # letters that the name of a file may not have there
+    folder.mkdir()
+    before = trained(folder, "trackio", 0, 1, 2)["id"]
+    assert trained(folder, "trackio", 1, 2, 3)["id"] == before
     logs = SQLiteStorage.get_logs("seq2seq", before)
     losses = [(entry["step"], entry["loss/train"]) for entry in logs if "loss/train" in entry]
     assert losses == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
