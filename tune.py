@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     files = [*takewhile(lambda word: not word.startswith("-"), argv)]
     if files and not any(names_flag(word, "search_space") for word in argv):
         argv = [*files[:-1], "-search_space", files[-1], *argv[len(files) :]]
-    if told := information(SearchConfig, USAGE, argv):
+    prints_all = any(names_flag(word, "print_config") for word in argv)
+    if told := information(TuneConfig if prints_all else SearchConfig, USAGE, argv):
         print(told)
         return 0
     config, given, problems = parse_flags(TuneConfig, argv)

@@ -86,6 +86,9 @@ def test_trials_get_the_flags_of_a_run_file_without_those_of_the_search(
         "valid_data: valid.tsv\nconfig_path: bart.json\nmax_epoch: 2\ngpus: 0\nsave_path: search\n",
         encoding="utf-8",
     )
+    command = [str(tmp_path / "run.yaml"), "-search_space", str(tmp_path / "space.yaml")]
+    assert tune.main([*command, "-max_epoch", "3", "-print_config"]) == 0
+    assert {"  max_epoch: 3", "  trials: 1"} <= {*capsys.readouterr().out.splitlines()}
     begun: list[list[str]] = []
 
     def start(tokens: list[str], log: Path, share: dict[str, str]) -> Ended:
@@ -95,7 +98,7 @@ def test_trials_get_the_flags_of_a_run_file_without_those_of_the_search(
         return Ended(1)
 
     monkeypatch.setattr(tune, "start_training", start)
-    assert tune.main([str(tmp_path / "run.yaml"), "-search_space", str(tmp_path / "space.yaml")]) == 1
+    assert tune.main(command) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "1 trial, 0 of them stopped early, 1 failed",
         "no trial ran to its end",
