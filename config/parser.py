@@ -54,9 +54,9 @@ class FlagSpec:
     resume: str = "fixed"
     change: str = ""  # what another value means from here on, if it is taken
     decides: bool | str = True  # whether predictions depend on it, or the flag that must be given for that
-    path: str = (
-        ""  # "read": names a file, a folder, or something by its name; "written": a file or a folder (run files)
-    )
+    # Of run files: "read" names a file, a folder, or something by its name, and "listed" several of these, joined by
+    # commas; "written" names a file or a folder.
+    path: str = ""
     trained: bool = False  # predictions take the value of the training where none is given
     name: str = ""
     kind: type = str

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from utils.errors import UserError, closest
@@ -140,6 +140,8 @@ def _in_place(spec: FlagSpec, text: str, path: str) -> str:
     """
     if not spec.path or not text or text == "-":
         return text
+    if spec.path == "listed":
+        return ",".join(_in_place(replace(spec, path="read"), part.strip(), path) for part in text.split(","))
     if text.startswith("~/"):
         return os.path.expanduser(text)
     folder = os.path.dirname(path)

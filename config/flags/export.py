@@ -31,6 +31,7 @@ class ExportFlags:
         "Export the mean of checkpoints: last:N (the newest N of the run of -model), best:N (the best N by the"
         " monitored score), or files and folders joined by commas; empty = no mean.",
         metavar="last:N|best:N|FILES",
+        path="listed",
     )
     merge: bool = free(
         False, "Write an adapter merged into its base model, as a full model; without it the adapter alone is written."

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from config.checks import check_combinations
+from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
 from config.flags.train import TrainConfig
 from config.parser import information, parse_flags, to_dict, without_run_file
@@ -83,6 +84,16 @@ def test_files_are_relative_to_the_run_file_and_names_stay(tmp_path: Path, monke
     assert [values[name] for name in kept] == ["google/byt5-small", "bart-mini", "klue-nli", "last", "0=no,1=yes"]
     assert [values[name] for name in ("tokenizer", "save_path")] == ["./tokenizer", "exp/run"]
     assert values["train_task"] == ["exp/one.yaml:0.3", "klue-ner:0.7"]
+
+
+def test_files_joined_by_commas_are_relative_to_the_run_file_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exp" / "run" / "best").mkdir(parents=True)
+    for text, expected in (("a.ckpt, run/best,/b.ckpt", "exp/a.ckpt,exp/run/best,/b.ckpt"), ("best:3", "best:3")):
+        config, _, problems = parse_flags(ExportConfig, [write(Path("exp"), f"average: '{text}'")])
+        assert (config.export.average, problems) == (expected, [])
 
 
 def test_every_mistake_is_told_at_once_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
