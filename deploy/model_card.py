@@ -20,6 +20,7 @@ from config.flags.train import TrainConfig
 from config.parser import to_dict
 from models.adapters.folder import is_adapter_folder
 from models.special_tokens import adds_no_end
+from utils.errors import UserError
 from utils.json_files import read_object
 
 CARD = "README.md"
@@ -183,20 +184,45 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell(part) for part in line)} |" for line in lines)
 
 
+def read_scores(path: Path) -> dict[str, Any]:
+    """The test_report.json of a run.
+
+    Raises:
+        UserError: it cannot be read, or lacks what a card is written from.
+    """
+    content = read_object(path, "-model_card")
+    tasks = content.get("tasks", {"": content})
+    if not isinstance(tasks, dict) or not all(map(is_report, tasks.values())):
+        raise UserError(
+            f"-model_card: {path} is incomplete: scored_rows, a whole number, and metrics, names with numbers, are"
+            " expected (of each task); without this file the card has no scores of the test rows"
+        )
+    return content
+
+
+def is_report(report: Any) -> bool:
+    """Whether these are scores of the test rows of a task, as far as a card shows them."""
+    if not isinstance(report, dict):
+        return False
+    rows, metrics = report.get("scored_rows"), report.get("metrics")
+    figures = [*metrics.values()] if isinstance(metrics, dict) else [""]
+    return isinstance(rows, int) and all(figure is None or isinstance(figure, int | float) for figure in figures)
+
+
 def write_card(
     folder: Path, title: str, state: Mapping[str, Any], names: Sequence[str], flags: ExportFlags, tokenizer: Any
 ) -> None:
     """Write README.md into an export; `names` are what it was made of: the scores of a run's best/ are in the run.
 
     Raises:
-        UserError: these scores cannot be read.
+        UserError: these scores are torn or incomplete.
     """
     best = Path(names[0]) if len(names) == 1 else None
     report = best.absolute().parent / TEST_REPORT if best and best.name == "best" else None
     card = Card(
         title,
         state,
-        read_object(report, "-model_card") if report and report.is_file() else {},
+        read_scores(report) if report and report.is_file() else {},
         flags.license,
         flags.format,
         is_adapter_folder(str(folder)),

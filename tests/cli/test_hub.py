@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 import export
-from deploy.model_card import interval_text, shown_value
+from deploy.model_card import interval_text, read_scores, shown_value
 from tests.cli.command import listing
 from tests.cli.tiny import letter_rows
 from tests.documents import blocks
@@ -124,6 +124,28 @@ def test_the_card_is_one_of_the_hub_and_its_code_predicts(
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
     assert printed.getvalue() == f"{[target for _, target in rows]}\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"metrics": {"accuracy": 0.5}}',
+        '{"scored_rows": 3, "metrics": {"accuracy": "half"}}',
+        '{"scored_rows": "3", "metrics": {}}',
+        '{"metrics": {}, "tasks": {"a": {"scored_rows": 3, "metrics": {}}, "b": {"scored_rows": 3}}}',
+        '{"metrics": {}, "tasks": ["a"]}',
+    ],
+)
+def test_incomplete_scores_are_told_in_a_line(content: str, tmp_path: Path) -> None:
+    report = tmp_path / "test_report.json"
+    report.write_text(content)
+    with pytest.raises(UserError) as refused:
+        read_scores(report)
+    assert refused.value.problems == (
+        f"-model_card: {report} is incomplete: scored_rows, a whole number, and metrics, names with numbers, are"
+        " expected (of each task); without this file the card has no scores of the test rows",
+    )
 
 
 def test_torn_scores_end_the_export_with_their_file(copy_run: Path, tmp_path: Path) -> None:
