@@ -56,7 +56,7 @@ class Seq2SeqModule(pl.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         optim: OptimSettings,
         options: ModuleOptions,
-        grad_norm: Callable[[Sequence[Tensor]], Tensor],
+        grad_norm: Callable[[Sequence[Tensor]], Tensor] | None,
         objective: Objective,
     ) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.tokenizer = tokenizer
         self.optim = optim
         self.options = options
-        self.grad_norm = grad_norm  # of the whole gradient, however the processes share it
+        self.grad_norm = grad_norm  # of the whole gradient, however the processes share it; None = the strategy clips
         self.objective = objective
         self.meter = StepMeter()
         self.validation_meters: list[StepMeter] = []  # of each loader
@@ -174,6 +174,8 @@ class Seq2SeqModule(pl.LightningModule):
         gradient_clip_val: float | None = None,  # noqa: ARG002 (ours comes from the flags)
         gradient_clip_algorithm: str | None = None,  # noqa: ARG002
     ) -> None:
+        if self.grad_norm is None:
+            return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         clip = 0.0 if OPTIMIZER_ROWS[self.optim.optim].clips else self.optim.grad_clip
         if clip or (self.trainer.global_step + 1) % self.options.log_every == 0:

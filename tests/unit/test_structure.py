@@ -94,6 +94,11 @@ def test_every_folder_says_what_lives_there_and_what_it_may_import(package: Path
     assert "import" in docstring.lower()
 
 
+def test_no_function_waits_for_somebody_to_write_it() -> None:
+    stubs = re.compile(r"\braise NotImplementedError\b")
+    assert [path for path in product_files() if stubs.search((ROOT / path).read_text(encoding="utf-8"))] == []
+
+
 def test_one_file_alone_syncs_renames_and_locks() -> None:
     calls = re.compile(r"\b(fsync|flock|lockf|os\.(replace|rename|link)|rename\()")
     having = {path for path in product_files() if calls.search((ROOT / path).read_text(encoding="utf-8"))}

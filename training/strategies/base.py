@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,8 +43,10 @@ class Strategy(Protocol):
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole weights, on the first process at least; every process calls it."""
 
-    def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The norm of the whole gradient, the same on every process."""
+    @property
+    def grad_norm(self) -> Callable[[Sequence[Tensor]], Tensor] | None:
+        """Gives the norm of the whole gradient, the same on every process, of what a process has of it; None = the
+        strategy's own step measures and clips the gradient."""
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""

@@ -3,7 +3,7 @@ ZeRO (Rajbhandari et al. 2020) by DeepSpeed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ class Zero:
     sharded = True
     gives_weights = False
     largest_batch_first = False  # its hooks take up the gradient of every backward pass
+    grad_norm = None  # DeepSpeed measures and clips the gradient in its own step: `ZeroEngine.optimizer_step`
 
     def check(self, config: PreTrainedConfig, devices: Devices) -> None:
         """Refuse what DeepSpeed has on GPUs alone, and what was not tried.
@@ -68,10 +69,6 @@ class Zero:
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole weights on the CPU of the first process, nothing on the others; every process calls it."""
         return whole_state(model, whole_of)
-
-    def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Not asked for: DeepSpeed measures and clips the gradient itself."""
-        raise NotImplementedError
 
     def all_finite(self, parameters: Iterable[Tensor]) -> bool:
         """Whether no weight is NaN or infinite, the same on every process; waits for the device."""
