@@ -83,7 +83,8 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     from training.evaluate import report_test_splits
     from training.fit import fit
     from training.resuming import check_same, finished_words, flag_differences, limit_words, read_newest, with_found
-    from training.run import end_finished_run
+    from training.run import end_finished_run, shown_in_trackers
+    from training.run_log import reopened_trackers
     from training.setup import prepare
     from training.strategies.registry import STRATEGIES
 
@@ -100,11 +101,11 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
     try:
         with nothing_kept_on_user_error(cache) if is_first_process() else nullcontext():
             prepared = prepare(config, mixture, resumed)
-        if not finished:
-            prepared = fit(prepared, stop)
-        if is_first_process() and any(part.test for part in prepared.parts):
-            with stop.ending_at_once("the training is complete, the test rows are not scored"):
-                say(*report_test_splits(prepared))
+        prepared, trackers = (prepared, reopened_trackers(config)) if finished else fit(prepared, stop)
+        with shown_in_trackers(trackers, cache.parent):
+            if is_first_process() and any(part.test for part in prepared.parts):
+                with stop.ending_at_once("the training is complete, the test rows are not scored"):
+                    say(*report_test_splits(prepared))
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
     except SharedError:

@@ -28,7 +28,6 @@ from training.profiling import StepProfile
 from training.resuming import adapt, environment, kept_flags
 from training.run import (
     closing_lines,
-    files_for_trackers,
     length_charts,
     open_run_folder,
     resolved_settings,
@@ -120,8 +119,9 @@ def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
-    """Train to the end; gives what was prepared, with the size of batches that was found where one was to be.
+def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
+    """Train to the end; gives what was prepared, with the size of batches that was found where one was to be, and the
+    trackers, which wait for the files of the run.
 
     Raises:
         TrainingStopped: a signal or a limit; the run was saved at a step boundary.
@@ -184,8 +184,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> Prepared:
     say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
     if is_first_process():
         write_report_page(folder)
-    loggers.close_trackers(True, files_for_trackers(folder))
-    return prepared
+    return prepared, loggers
 
 
 def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from reports.images import save_images
 from reports.page import images_folder, save_page
 from reports.training import RunRecord, run_charts, training_page
 from training.checkpointing import Checkpointer
+from training.loggers.registry import Loggers
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
@@ -263,10 +264,16 @@ def write_report_page(folder: Path) -> None:
         save_page(path, page, overwrite=True)
 
 
-def files_for_trackers(folder: Path) -> list[Path]:
-    """The files of a finished run that its trackers show beside the curves, those that there are."""
-    page = folder / REPORT_PAGE
-    return [page, folder / CONFIG_NAME, folder / EPOCH_LOG, *sorted(images_folder(page).glob("*.png"))]
+@contextmanager
+def shown_in_trackers(loggers: Loggers, folder: Path) -> Iterator[None]:
+    """At its end the trackers get the files of the run as they are by then, and end: the training is complete, whether
+    or not the test rows could be scored."""
+    try:
+        yield
+    finally:
+        page = folder / REPORT_PAGE
+        files = [page, folder / CONFIG_NAME, folder / EPOCH_LOG, *sorted(images_folder(page).glob("*.png"))]
+        loggers.close_trackers(True, files)
 
 
 @contextmanager

@@ -13,6 +13,9 @@ import pytorch_lightning as pl
 
 from checkpoints.entries import LOG_KEY
 from checkpoints.run_folder import EPOCH_LOG, STEP_LOG
+from config.flags.run import logger_names
+from config.flags.train import TrainConfig
+from config.parser import to_dict
 from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
 from models.meter import Totals, peak_memory
@@ -31,6 +34,7 @@ from training.loggers.registry import TENSORBOARD, Loggers
 from utils.console import duration, tell
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
+from utils.launch import is_first_process
 from utils.progress import ProgressLine
 
 Line: TypeAlias = dict[str, Any]  # of metrics.jsonl
@@ -331,6 +335,17 @@ class RunLog(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
         self.loggers.close_tensorboard()
+
+
+def reopened_trackers(config: TrainConfig) -> Loggers:
+    """The trackers of a run whose training was complete in an earlier process: they go on with it, for its files."""
+    folder = Path(config.run.save_path)
+    loggers = Loggers([name for name in logger_names(config.run) if name != TENSORBOARD], folder, to_dict(config))
+    if is_first_process():
+        content = (folder / STEP_LOG).read_bytes() if (folder / STEP_LOG).exists() else b""
+        lines = [entry for line in content.split(b"\n") if (entry := _entry(line))]
+        loggers.start(max((line["step"] for line in lines), default=0) + 1, lines, ())
+    return loggers
 
 
 def step_rate(trainer: pl.Trainer, module: Any) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from reports.charts import MOST_POINTS
 from reports.training import RunRecord, run_curves, training_page
 from tests.html_pages import Page
-from training.run import files_for_trackers, write_report_page
+from training.run import shown_in_trackers, write_report_page
 
 CONFIG = {
     "init_model": "google/byt5-small",
@@ -97,12 +99,20 @@ def test_a_page_that_cannot_be_written_is_said_and_stops_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_trackers_get_the_page_and_its_pictures(tmp_path: Path) -> None:
+def test_trackers_get_the_page_and_its_pictures_as_they_are_at_the_end(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "report_images": True}))
     (tmp_path / "log.json").write_text("[]")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(train(step, 2.0)) + "\n" for step in (1, 2)))
-    write_report_page(tmp_path)
-    files = [path.relative_to(tmp_path).as_posix() for path in files_for_trackers(tmp_path)]
-    assert files[:3] == ["report.html", "config.json", "log.json"]
-    assert files[3:] == ["report_images/learning_rate.png", "report_images/loss.png"]
+    sent: list[tuple[bool, list[str]]] = []
+
+    def close_trackers(succeeded: bool, files: Iterable[Path]) -> None:
+        sent.append((succeeded, [path.relative_to(tmp_path).as_posix() for path in files]))
+
+    trackers: Any = SimpleNamespace(close_trackers=close_trackers)
+    with pytest.raises(KeyboardInterrupt), shown_in_trackers(trackers, tmp_path):
+        assert sent == []
+        write_report_page(tmp_path)
+        raise KeyboardInterrupt
+    pictures = ["report_images/learning_rate.png", "report_images/loss.png"]
+    assert sent == [(True, ["report.html", "config.json", "log.json", *pictures])]

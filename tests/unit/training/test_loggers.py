@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 
+import train
 from config.flags.train import TrainConfig
 from config.parser import parse_flags
+from tests.cli.tiny import BART, flag_list, write_config
 from training.checks import check_train
 from training.loggers import registry, tracker
 from training.loggers.base import Start
@@ -131,6 +134,30 @@ def test_a_tracker_that_is_named_at_a_resume_gets_the_course_before(tmp_path: Pa
     (tmp_path / "trackers" / "runs.json").write_text('{"recorder": 7}')
     end(log_of(tmp_path, 1, "recorder"))
     assert ("start", "", SETTINGS) in recorder.calls[4:], "a torn file begins a new run"
+
+
+def test_the_report_of_a_tracker_has_the_scores_of_the_test_rows(
+    tmp_path: Path, letters: Path, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when they are scored by a later process than the one that trained."""
+    monkeypatch.setitem(registry.TRACKERS, "csv", Recorder)
+    monkeypatch.setattr(signal, "signal", lambda *_: signal.SIG_DFL)
+    run = tmp_path / "run"
+    shown: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        Recorder, "file", lambda _, path: shown.append((path.name, (run / "test_report.json").exists()))
+    )
+    flags = {"train_data": letters / "valid.tsv", "test_data": letters / "test.tsv", "gpus": 0, "max_epoch": 1}
+    flags |= {"config_path": write_config(tmp_path / "bart.json", BART), "save_path": run, "logger": "csv"}
+    assert train.main(flag_list(flags)) == 0
+    assert recorder.calls[-1] == ("close", True)
+    complete = [("report.html", True), ("config.json", True), ("log.json", True)]
+    assert shown == complete
+    (run / "test_report.json").unlink()
+    recorder.calls.clear()
+    assert train.main([*flag_list(flags), "-resume_checkpoint", "last"]) == 0
+    assert [call[:2] for call in recorder.calls] == [("start", "id-1"), ("close", True)]
+    assert shown == complete * 2
 
 
 def test_the_table_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
