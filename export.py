@@ -10,12 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from checkpoints.model_paths import check_model_paths
 from config.checks import check_combinations
 from config.flags.export import LICENSE, ExportConfig
 from config.parser import information, parse_flags
 from deploy.export import run
-from utils.console import run_command
 from utils.errors import raise_if_any
 
 USAGE = """\

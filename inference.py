@@ -12,13 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command, tell
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from config.adapters import each_adapter
 from config.flags.data import STANDARD_INPUT
 from config.flags.inference import InferenceConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from prediction.checks import check_inference, check_launched
-from utils.console import run_command, tell
 from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command, tell
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from checkpoints.model_paths import check_model_paths
 from config.checks import check_combinations, check_devices
 from config.flags.select_rows import SelectConfig, SelectFlags
@@ -21,7 +26,6 @@ from config.user_code import import_user_code
 from datamodules.checks import data_file
 from datamodules.readers.paths import WITH_RECORDS, check_data_paths, parse_data_path
 from prediction.checks import check_files, local_models
-from utils.console import run_command, tell
 from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 

@@ -12,13 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command, tell
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from checkpoints.model_paths import check_model_paths
 from config.checks import check_combinations
 from config.flags.serve import ServeConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
 from prediction.checks import check_decoding, check_label_flags
-from utils.console import run_command, tell
 from utils.errors import RunError, Terminated, raise_if_any
 from utils.launch import world_size
 from utils.libraries import missing_package

@@ -11,6 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command, tell
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from config.checks import collect
 from config.flags.train import TrainConfig
 from config.flags.tune import SearchConfig, SearchFlags, TuneConfig
@@ -33,7 +38,6 @@ from training.hyperparameter_search.search import Search
 from training.hyperparameter_search.space import Dimension, check_space, read_space
 from training.hyperparameter_search.study import Study
 from training.hyperparameter_search.trials import keep_settings
-from utils.console import run_command, tell
 from utils.errors import EXIT_RUN_ERROR, raise_if_any
 from utils.libraries import missing_package
 from utils.tables import counted

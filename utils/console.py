@@ -9,8 +9,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,6 +30,8 @@ from utils.launch import check_environment, is_first_process
 SECONDS_FOR_THE_FIRST = 10.0
 STANDARD_STREAMS = (1, 2)
 MOST_PROBLEMS = 50  # that are told
+STOPS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
+WORDS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 
 def prepare_streams() -> None:
@@ -108,22 +110,83 @@ def exit_with(error: UserError) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
+class CommandSignals:
+    """SIGTERM and Ctrl-C as an exception, so that workers end and temporary files go; a second Ctrl-C leaves at once.
+
+    So does the first signal during an import, where nothing is to be tidied up: many a library swallows an exception
+    there, or makes another of it.
+
+    Args:
+        at_once: leave at once on any signal; so it is when the command is over.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.received = 0
+        self.at_once = at_once
+        self._process = os.getpid()
+
+    def install(self) -> None:
+        """Take over both signals; a Ctrl-C that nohup or a shell's & has switched off stays so."""
+        signal.signal(signal.SIGTERM, self._handle)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._handle)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Within it, whatever exception comes up after a signal is that of the signal."""
+        try:
+            yield
+        except BaseException as error:
+            if self.received:
+                raise STOPS[self.received] from error
+            raise
+        finally:
+            self.at_once = True
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received and signum == signal.SIGTERM:
+            return  # `timeout` and `scancel` send it twice: what tidies up goes on to its end
+        give_up_if_full(*STANDARD_STREAMS)
+        if os.getpid() == self._process and (self.received or self.at_once or _imports(frame)):
+            with suppress(OSError):
+                os.write(STANDARD_STREAMS[-1], f"{WORDS[signum]}\n".encode())
+            os._exit(128 + signum)
+        self.received = signum
+        raise STOPS[signum]
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether the code that runs is part of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave_on_signals() -> None:
+    """SIGTERM and Ctrl-C end this process in one line: for a script, which then imports the rest."""
+    CommandSignals(at_once=True).install()
+
+
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main(argv)` as a command: a `UserError` becomes plain lines and exit code 2, a `RunError` exit code 1."""
     prepare_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    signals = CommandSignals()
+    signals.install()
     try:
-        check_environment()
-        code = main(sys.argv[1:])
+        with signals.ending():
+            check_environment()
+            code = main(sys.argv[1:])
     except UserError as error:
         exit_with(error)
     except ModuleNotFoundError as error:
         exit_with(_missing_package(error))
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain(WORDS[signal.SIGINT])
         sys.exit(EXIT_INTERRUPTED)
     except Terminated:
-        complain("terminated")
+        complain(WORDS[signal.SIGTERM])
         sys.exit(EXIT_TERMINATED)
     except BrokenPipeError:  # the reader of our output has gone, and wanted no more than it got
         silence()
@@ -146,10 +209,3 @@ def _missing_package(error: ModuleNotFoundError) -> UserError:
     environment = root / ".venv" / "bin" / "activate"
     way_out = f"source {environment}" if environment.exists() else f"{sys.executable} -m pip install -r {requirements}"
     return UserError(f"the package {name} is not installed for {sys.executable}; first run: {way_out}")
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    del frame
-    signal.signal(signum, signal.SIG_IGN)  # `timeout` and `scancel` send it twice: what tidies up goes on to its end
-    give_up_if_full(*STANDARD_STREAMS)
-    raise Terminated

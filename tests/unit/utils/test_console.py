@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 
+from tests.documents import ROOT
 from utils import console
 from utils.console import complain, exit_with, give_up_if_full, run_command, tell
 from utils.errors import UserError, shortened
@@ -35,14 +39,44 @@ def test_a_second_sigterm_interrupts_no_ending(
         complain(*lines)
 
     monkeypatch.setattr(console, "complain", complain_in_the_way)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as caught:
             run_command(main)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     assert caught.value.code == 143
     assert capsys.readouterr().err == "terminated\n"
+
+
+STOP = "import os, signal\n\ndef stop(name):\n    os.kill(os.getpid(), getattr(signal, name))\n\n"
+OTHER = "try:\n    stop('{0}')\nexcept BaseException:\n    raise ValueError('no such part') from None\n"
+TIDY = "try:\n    stop('{0}')\nfinally:\n    stop('{0}')\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "told"),
+    [
+        ("import others_SIGINT", 130, "interrupted\n"),
+        ("import others_SIGTERM", 143, "terminated\n"),
+        (OTHER.format("SIGINT"), 130, "interrupted\n"),
+        (OTHER.format("SIGTERM"), 143, "terminated\n"),
+        (TIDY.format("SIGINT"), 130, "interrupted\n"),
+        (TIDY.format("SIGTERM"), 143, "terminated\n"),
+        ("import atexit; atexit.register(stop, 'SIGINT')", 130, "interrupted\n"),
+    ],
+    ids=["import-int", "import-term", "other-int", "other-term", "twice-int", "twice-term", "exit"],
+)
+def test_a_signal_ends_a_command_in_one_line_wherever_it_comes(tmp_path: Path, main: str, code: int, told: str) -> None:
+    """Also in an import, where a library makes another exception of it, and while the command tidies up."""
+    for name in ("SIGINT", "SIGTERM"):
+        (tmp_path / f"others_{name}.py").write_text(STOP + OTHER.format(name))
+    body = f"{STOP}def main(_):\n{indent(main, '    ')}\n    return 0\n"
+    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils.console import run_command\n"
+    (tmp_path / "command.py").write_text(f"{start}{body}run_command(main)\n")
+    done = subprocess.run([sys.executable, tmp_path / "command.py"], capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == (told, code)
 
 
 def test_many_problems_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
