@@ -86,7 +86,8 @@ def main(argv: list[str]) -> int:
     search.search()
     trials, best = search.trials(), best_of(search.trials(), higher)
     refits = search.train(refit_flags(best, config.run.seed, flags.refit_seeds)) if best else []
-    tell("", *save_outcome(folder, trials, refits, config.run.monitor, higher))
+    importance, images = study.importance(trials), config.run.report_images
+    tell("", *save_outcome(folder, trials, refits, config.run.monitor, higher, importance, images))
     return 0 if best else EXIT_RUN_ERROR
 
 

@@ -19,11 +19,12 @@ LOG_FROM = 20.0  # times that the highest value is the lowest, from which the ax
 
 @dataclass(frozen=True)
 class Line:
-    """A named line over points (x, y) in order of x; with `dots` each of them is marked."""
+    """A named line over points (x, y) in order of x; with `dots` each of them is marked, not `joined` that alone."""
 
     label: str
     points: tuple[tuple[float, float], ...]
     dots: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,22 @@ class Curves:
     x: str
     lines: tuple[Line, ...]
     linear: bool = False  # in y, whatever the values
+    from_zero: bool = True  # in x; else from the lowest value
+    words: tuple[str, ...] = ()  # what stands at 0, 1, ... of x in place of numbers
 
     @property
     def logarithmic(self) -> bool:
         """Whether y has a logarithmic axis: positive values over more than a power of ten."""
-        values = [y for line in self.lines for _, y in line.points]
-        return bool(values) and not self.linear and max(values) > LOG_FROM * min(values) > 0
+        return not self.linear and _spread([y for line in self.lines for _, y in line.points])
+
+    @property
+    def logarithmic_x(self) -> bool:
+        """Whether x has one."""
+        return not self.from_zero and not self.words and _spread([x for line in self.lines for x, _ in line.points])
+
+
+def _spread(values: list[float]) -> bool:
+    return bool(values) and max(values) > LOG_FROM * min(values) > 0
 
 
 @dataclass(frozen=True)

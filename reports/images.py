@@ -136,8 +136,12 @@ def _curves(panel: Any, chart: Curves, labels: Labels) -> None:
             xs, ys = zip(*line.points, strict=True)
             marker = "o" if line.dots or len(xs) == 1 else ""
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(xs, ys, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=names[number])
-    panel.set(xlabel=chart.x, yscale="log" if chart.logarithmic else "linear")
+            width = 1.4 if line.joined else 0
+            panel.plot(xs, ys, color=colour, marker=marker, markersize=3.5, linewidth=width, label=names[number])
+    scales = {True: "log", False: "linear"}
+    panel.set(xlabel=chart.x, xscale=scales[chart.logarithmic_x], yscale=scales[chart.logarithmic])
+    if chart.words:
+        panel.set_xticks(range(len(chart.words)), labels(chart.words))
     panel.grid(alpha=0.3)
     if len(chart.lines) > 1:
         panel.legend(frameon=False, fontsize=9)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from reports.charts import Curves, Histogram, Reliability
+from utils.escapes import printable
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36  # margins of the plot
 SERIES = 4  # colours
+MOST_LETTERS = 10  # of a word below the x axis
 
 STYLE = """
 :root { --s0: #2563eb; --s1: #d97706; --s2: #059669; --s3: #9333ea }
@@ -46,27 +48,45 @@ def curves(chart: Curves) -> str:
         return ""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks = ticks(0.0, max(*xs, 1.0), 5)
     y_ticks = log_ticks(min(ys), max(ys)) if chart.logarithmic else ticks(min(ys), max(ys), 5)
-    to_x = _scale(0.0, max(*xs, 1.0), LEFT, WIDTH - RIGHT)
     to_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP, chart.logarithmic)
-    parts = [_frame([tick for tick in x_ticks if tick <= max(xs)], y_ticks, to_x, to_y, chart.x)]
+    x_ticks, to_x = _x_axis(chart, xs)
+    parts = [_frame(x_ticks, y_ticks, to_x, to_y, chart.x, words=chart.words)]
     key = []
     for number, line in enumerate(lines):
         colour = f"var(--s{number % SERIES})"
         points = [(to_x(x), to_y(y)) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        if len(points) > 1:
+        if len(points) > 1 and line.joined:
             parts.append(f'<polyline class="curve" stroke="{colour}" points="{path}"/>')
         if line.dots or len(points) == 1:
             parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{colour}"><title>{_number(at)}: {_number(value)}'
-                "</title></circle>"
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{colour}"><title>{_named(chart, at)}:'
+                f" {_number(value)}</title></circle>"
                 for (x, y), (at, value) in zip(points, line.points, strict=True)
             ]
-        label = line.label if len(lines) > 1 else "last"
-        key.append((_mark(colour), f"{label} {_number(line.points[-1][1])}"))
+        label = line.label if len(lines) > 1 or not line.joined else "last"
+        key.append((_mark(colour), f"{label} {_number(line.points[-1][1])}" if line.joined else label))
     return figure(chart.title, key, _svg(chart.title, parts))
+
+
+def _x_axis(chart: Curves, xs: Sequence[float]) -> tuple[list[float], Scale]:
+    """The marks of the x axis, and where a value lies on it."""
+    start, end = LEFT, WIDTH - RIGHT
+    if chart.words:
+        return [float(place) for place in range(len(chart.words))], _scale(-0.5, len(chart.words) - 0.5, start, end)
+    if chart.logarithmic_x:
+        marks = log_ticks(min(xs), max(xs))
+        return marks, _scale(marks[0], marks[-1], start, end, logarithmic=True)
+    if not chart.from_zero:
+        marks = ticks(min(xs), max(xs), 5)
+        return marks, _scale(marks[0], marks[-1], start, end)
+    marks = [mark for mark in ticks(0.0, max(*xs, 1.0), 5) if mark <= max(xs)]
+    return marks, _scale(0.0, max(*xs, 1.0), start, end)
+
+
+def _named(chart: Curves, x: float) -> str:
+    return escape(printable(chart.words[int(x)])) if chart.words else _number(x)
 
 
 def histogram(chart: Histogram) -> str:
@@ -155,19 +175,31 @@ def _scale(low: float, high: float, start: float, end: float, logarithmic: bool 
     return lambda value: start + (value - low) / ((high - low) or 1.0) * (end - start)
 
 
-def _frame(xs: Sequence[float], ys: Sequence[float], to_x: Scale, to_y: Scale, x: str, unit: str = "") -> str:
-    """Grid, numbers and the name of the x axis."""
+def _frame(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    to_x: Scale,
+    to_y: Scale,
+    x: str,
+    unit: str = "",
+    words: Sequence[str] = (),
+) -> str:
+    """Grid, numbers, or words in place of those of the x axis, and the name of that."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for value in ys:
         at = to_y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_number(value)}{unit}</text>')
-    for value in xs:
-        parts.append(f'<text x="{to_x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(value)}</text>')
+    for value, shown in zip(xs, map(_short, words) if words else map(_number, xs), strict=True):
+        parts.append(f'<text x="{to_x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{shown}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     parts.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x)}</text>')
     return "".join(parts)
+
+
+def _short(word: str) -> str:
+    return escape(printable(word if len(word) <= MOST_LETTERS else f"{word[: MOST_LETTERS - 1]}…"))
 
 
 def _number(value: float) -> str:

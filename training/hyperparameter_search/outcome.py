@@ -7,10 +7,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from reports.page import save_page
-from reports.search import search_page
+from reports.images import save_images
+from reports.page import images_folder, save_page
+from reports.search import search_charts, search_page
 from training.hyperparameter_search.space import as_tokens
 from training.hyperparameter_search.trials import COMPLETE, FAILED, PRUNED, Trial
 from utils.files import write_json
@@ -100,9 +102,19 @@ def outcome_lines(trials: Sequence[Trial], refits: Sequence[Trial], monitor: str
 
 
 def save_outcome(
-    folder: Path, trials: Sequence[Trial], refits: Sequence[Trial], monitor: str, higher_is_better: bool
+    folder: Path,
+    trials: Sequence[Trial],
+    refits: Sequence[Trial],
+    monitor: str,
+    higher_is_better: bool,
+    importance: Mapping[str, float] = MappingProxyType({}),
+    images: bool = False,
 ) -> list[str]:
     """Write the report of the search, as JSON and as a page; returns what to tell of it.
+
+    Args:
+        importance: how much each flag decides, as shares of 1.
+        images: the charts of the page become PNGs too.
 
     Raises:
         RunError: the disk refuses.
@@ -117,9 +129,11 @@ def save_outcome(
         "without_search": list(start.figures),
         "with_best": list(tuned.figures),
         **gain_of(start, tuned, higher_is_better),
+        "importance": dict(importance),
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
     lines = outcome_lines(trials, refits, monitor, higher_is_better)
     write_json(folder / REPORT, report)
     save_page(folder / PAGE, search_page(report, lines), overwrite=True)
-    return lines
+    drawn = save_images(images_folder(folder / PAGE), search_charts(report), overwrite=True) if images else []
+    return [*lines, *drawn]

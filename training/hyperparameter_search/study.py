@@ -17,6 +17,7 @@ from utils.libraries import require_package
 
 REDUCTION = 3  # of ASHA: one trial in three goes on
 FINISHED_FIRST = 5  # trials, before the median stops any
+LEAST_FOR_IMPORTANCE = 10  # trials that ran to their end; the best tenth of them is set against the others
 LARGEST_SEED = 2**31
 
 
@@ -40,6 +41,14 @@ class Study:
         study = self._study(0, [*others, trial])
         stop = study.pruner.prune(study, study.get_trials()[-1])
         return stop, study.get_trials()[-1].system_attrs
+
+    def importance(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """How much each flag decides, as shares of 1; nothing as long as few trials ran to their end."""
+        complete = [trial for trial in trials if trial.state == COMPLETE]
+        if len(complete) < LEAST_FOR_IMPORTANCE:
+            return {}
+        optuna = require_package("optuna", "tune.py")
+        return dict(optuna.importance.get_param_importances(self._study(0, complete)))
 
     def _study(self, number: int, trials: Sequence[Trial]) -> Any:
         optuna = require_package("optuna", "tune.py")

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from config.flags.tune import SearchFlags
+from reports.charts import Curves
+from reports.search import search_charts
+from tests.html_pages import Page
 from training.hyperparameter_search.outcome import best_of, outcome_lines, refit_flags, save_outcome
 from training.hyperparameter_search.processes import last_words, share_of_gpus
 from training.hyperparameter_search.search import Search
@@ -355,4 +358,47 @@ def test_the_report_has_every_trial_the_best_first(tmp_path: Path) -> None:
     assert places == sorted(places)
     assert "&lt;b&gt;NaN" in rows
     assert lines[0] in page
-    assert page.count("<polyline") == 2
+    assert page.count("<polyline") == 1
+    assert [name for name, _ in search_charts(report)] == ["search", "trials", "flag_batch_size"]
+    assert not (tmp_path / "search_report_images").exists()
+
+
+def test_the_report_draws_what_the_values_of_each_flag_gave(tmp_path: Path) -> None:
+    flags = [
+        {"learning_rate": "1e-5", "optim": "lion", "batch_size": "8"},
+        {"learning_rate": "1e-3", "optim": "adam", "batch_size": "16"},
+        {"learning_rate": "1e-4", "optim": "adam"},
+    ]
+    ends = [("complete", 0.5), ("complete", 0.25), ("pruned", 0.125)]
+    trials = [
+        Trial(f"trials/{number:04}", own, state, (figure,))
+        for number, (own, (state, figure)) in enumerate(zip(flags, ends, strict=True))
+    ]
+    save_outcome(tmp_path, trials, [], "val_loss", False, {"optim": 0.25, "learning_rate": 0.75})
+    report = json.loads((tmp_path / "search_report.json").read_text(encoding="utf-8"))
+    charts = dict(search_charts(report))
+    points = {
+        name: [line.points for line in chart.lines] for name, chart in charts.items() if isinstance(chart, Curves)
+    }
+    assert points["search"] == [((0, 0.5), (1, 0.25)), ((2, 0.125),), ((0, 0.5), (1, 0.25))]
+    assert points["flag_learning_rate"] == [((1e-5, 0.5), (1e-3, 0.25)), ((1e-4, 0.125),)]
+    assert points["flag_optim"] == [((0, 0.5), (1, 0.25)), ((1, 0.125),)]
+    assert points["flag_batch_size"] == [((8, 0.5), (16, 0.25)), ()]
+    rate, optim = charts["flag_learning_rate"], charts["flag_optim"]
+    assert isinstance(rate, Curves)
+    assert isinstance(optim, Curves)
+    assert (rate.logarithmic_x, optim.words) == (True, ("lion", "adam"))
+    text = Page((tmp_path / "search_report.html").read_text(encoding="utf-8")).text
+    for part in ("val_loss by -optim", "adam: 0.25", "-learning_rate75%", "-optim25%"):
+        assert part in text
+
+
+def test_the_importance_of_flags_is_told_of_enough_trials(tmp_path: Path) -> None:
+    study = Study(read_space(space_file(tmp_path)), [], SearchFlags(), higher_is_better=True, seed=0)
+    trials = [
+        Trial(f"trials/{one:04}", {"learning_rate": f"{one}e-4", "batch_size": "8"}, "complete", (one / 20,))
+        for one in range(1, 21)
+    ]
+    found = study.importance(trials)
+    assert {name: round(share, 1) for name, share in found.items()} == {"learning_rate": 1.0, "batch_size": 0.0}
+    assert study.importance(trials[:9]) == {}
