@@ -14,6 +14,7 @@ from reports.prediction import REPORT_STYLE
 
 TITLE = "Report of a search"
 POINTS = "Each point is a trial with its best validation."
+STYLE = ".trials td:nth-child(5) { min-width: 18rem }\n"  # the flags
 MOST_WORDS = 8  # below one axis
 COMPLETE = "complete"  # the state of a trial that ran to its end
 
@@ -21,13 +22,15 @@ Report = Mapping[str, Any]  # what search_report.json holds
 Trial = Mapping[str, Any]  # one of its trials
 
 
-def search_page(report: Report, lines: Sequence[str]) -> str:
+def search_page(report: Report, lines: Sequence[str], gain: Sequence[Sequence[str]], verdict: str) -> str:
     """The page of what `search_report.json` holds.
 
     Args:
-        lines: what the command told at its end.
+        lines: what the trials came to.
+        gain: the cells of a table of the refits, its headers first.
+        verdict: what is to be thought of the gain.
     """
-    told = "".join(f'<p class="quiet">{data_text(text.strip(), 2000)}</p>\n' for text in lines if text.strip())
+    told = "".join(f'<p class="quiet">{data_text(text, 2000)}</p>\n' for text in lines)
     rows = [
         (
             data_text(trial["name"]),
@@ -43,12 +46,13 @@ def search_page(report: Report, lines: Sequence[str]) -> str:
     headers = ("trial", "state", str(report["monitor"]), "validations", "flags", "why it ended")
     body = (
         f"<h1>{TITLE}</h1>\n{told}"
+        + section("Gain", table(gain[0], gain[1:], "numbers") if gain else "", note=verdict[:1].upper() + verdict[1:])
         + section("Course", _charts(_courses(report)))
         + section("Values of the flags", _charts(_flags(report)), note=POINTS if reached else "")
         + _importance(report)
-        + section("Trials", table(headers, rows))
+        + section("Trials", table(headers, rows, "trials"))
     )
-    return page(TITLE, body, REPORT_STYLE)
+    return page(TITLE, body, REPORT_STYLE + STYLE)
 
 
 def search_charts(report: Report) -> list[tuple[str, Chart]]:

@@ -12,6 +12,7 @@ from utils.escapes import printable
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36  # margins of the plot
 SERIES = 4  # colours
+INSET = 10  # of the numbers below an x axis that does not begin at zero, from both its ends
 MOST_LETTERS = 10  # of a word below the x axis
 
 STYLE = """
@@ -75,12 +76,9 @@ def _x_axis(chart: Curves, xs: Sequence[float]) -> tuple[list[float], Scale]:
     start, end = LEFT, WIDTH - RIGHT
     if chart.words:
         return [float(place) for place in range(len(chart.words))], _scale(-0.5, len(chart.words) - 0.5, start, end)
-    if chart.logarithmic_x:
-        marks = log_ticks(min(xs), max(xs))
-        return marks, _scale(marks[0], marks[-1], start, end, logarithmic=True)
     if not chart.from_zero:
-        marks = ticks(min(xs), max(xs), 5)
-        return marks, _scale(marks[0], marks[-1], start, end)
+        marks = log_ticks(min(xs), max(xs)) if chart.logarithmic_x else ticks(min(xs), max(xs), 5)
+        return marks, _scale(marks[0], marks[-1], start + INSET, end - INSET, chart.logarithmic_x)
     marks = [mark for mark in ticks(0.0, max(*xs, 1.0), 5) if mark <= max(xs)]
     return marks, _scale(0.0, max(*xs, 1.0), start, end)
 

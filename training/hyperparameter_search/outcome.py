@@ -74,8 +74,8 @@ def gain_of(start: Spread, best: Spread, higher_is_better: bool) -> dict[str, fl
     return {"gain": gain, "standard_error": error}
 
 
-def outcome_lines(trials: Sequence[Trial], refits: Sequence[Trial], monitor: str, higher_is_better: bool) -> list[str]:
-    """What to tell at the end of a search."""
+def summary_lines(trials: Sequence[Trial], monitor: str, higher_is_better: bool) -> list[str]:
+    """What the trials came to."""
     states = [trial.state for trial in trials]
     counts = (
         f"{counted(len(trials), 'trial')}, {states.count(PRUNED)} of them stopped early, {states.count(FAILED)} failed"
@@ -83,22 +83,29 @@ def outcome_lines(trials: Sequence[Trial], refits: Sequence[Trial], monitor: str
     best = best_of(trials, higher_is_better)
     if best is None:
         return [counts, "no trial ran to its end"]
-    lines = [counts, f"best: {best.name}, {monitor} {best.figure:.6g}: {' '.join(as_tokens(best.flags))}"]
-    start, tuned = spread_of(refits, "start"), spread_of(refits, "best")
-    if not start.figures or not tuned.figures:
-        return lines
-    lines += ["", f"  {monitor:<24}{'mean':>12}{'deviation':>12}{'seeds':>8}"]
-    for name, spread in (("without the search", start), ("best of the search", tuned)):
-        lines.append(f"  {name:<24}{spread.mean:>12.6g}{spread.deviation:>12.3g}{len(spread.figures):>8}")
+    return [counts, f"best: {best.name}, {monitor} {best.figure:.6g}: {' '.join(as_tokens(best.flags))}"]
+
+
+def gain_table(start: Spread, tuned: Spread, monitor: str, higher_is_better: bool) -> list[tuple[str, ...]]:
+    """The refits by seeds, as the cells of a table, headers first; empty without both kinds."""
     gain = gain_of(start, tuned, higher_is_better)
-    lines.append(f"  {'gain':<24}{gain['gain']:>12.6g}")
-    if min(len(start.figures), len(tuned.figures)) > 1:
-        clear = gain["gain"] > CLEAR * gain["standard_error"]
-        lines.append(
-            f"  its standard error is {gain['standard_error']:.3g}: the gain is"
-            f" {'more than' if clear else 'within'} what other seeds alone would change"
-        )
-    return lines
+    if not gain:
+        return []
+    spreads = [("without the search", start), ("best of the search", tuned)]
+    rows = [(name, f"{one.mean:.6g}", f"{one.deviation:.3g}", str(len(one.figures))) for name, one in spreads]
+    return [(monitor, "mean", "deviation", "seeds"), *rows, ("gain", f"{gain['gain']:.6g}", "", "")]
+
+
+def verdict_of(start: Spread, tuned: Spread, higher_is_better: bool) -> str:
+    """Whether the gain is more than the noise of seeds; empty where one seed tells none."""
+    if min(len(start.figures), len(tuned.figures)) < 2:
+        return ""
+    gain = gain_of(start, tuned, higher_is_better)
+    clear = gain["gain"] > CLEAR * gain["standard_error"]
+    return (
+        f"its standard error is {gain['standard_error']:.3g}: the gain is"
+        f" {'more than' if clear else 'within'} what other seeds alone would change"
+    )
 
 
 def save_outcome(
@@ -132,8 +139,11 @@ def save_outcome(
         "importance": dict(importance),
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
-    lines = outcome_lines(trials, refits, monitor, higher_is_better)
+    lines = summary_lines(trials, monitor, higher_is_better)
+    gain = gain_table(start, tuned, monitor, higher_is_better)
+    verdict = verdict_of(start, tuned, higher_is_better)
     write_json(folder / REPORT, report)
-    save_page(folder / PAGE, search_page(report, lines), overwrite=True)
+    save_page(folder / PAGE, search_page(report, lines, gain, verdict), overwrite=True)
     drawn = save_images(images_folder(folder / PAGE), search_charts(report), overwrite=True) if images else []
-    return [*lines, *drawn]
+    rows = [f"  {name:<24}{mean:>12}{deviation:>12}{seeds:>8}".rstrip() for name, mean, deviation, seeds in gain]
+    return [*lines, *([""] if gain else []), *rows, *([f"  {verdict}"] if verdict else []), *drawn]

@@ -17,6 +17,7 @@ from postprocessors.labels import LabelMap
 from reports.charts import Reliability, histogram
 from reports.outputs import worst_rows
 from reports.prediction import prediction_page
+from reports.search import search_page
 from reports.training import RunRecord, training_page
 from tests.browser import CHROMIUM, Page, browser_page
 
@@ -29,7 +30,7 @@ LETTERS = """(() => { const pixels = letter => { const canvas = document.createE
 
 
 def pages() -> dict[str, str]:
-    """A page of a prediction and one of a training with test rows, everything on them."""
+    """A page of a prediction, one of a training with test rows and one of a search, everything on them."""
     names = LABELS.texts
     references = [names[row % 20] for row in range(200)]
     predictions = [names[row * row % 20] for row in range(200)]
@@ -50,7 +51,23 @@ def pages() -> dict[str, str]:
     steps = range(10, 5000, 10)
     record.add({"step": at, "phase": "train", "loss": 1e4 / at, "learning_rate": 1e-4} for at in steps)
     record.add({"step": at, "phase": "valid", "val_loss": 2e4 / at, "accuracy": at / 5000} for at in steps[::50])
-    return {"prediction": prediction_page(report, look, "예측"), "training": training_page(record)}
+    trials = [
+        {
+            "name": f"trials/{number:04}",
+            "flags": {"learning_rate": f"{number + 1}e-5", "optim": ("아주_긴_이름", "adam")[number % 2]},
+            "state": ("complete", "pruned", "failed")[number % 3],
+            "figures": [number / 50] * (number % 3 < 2),
+            "reason": "긴_이유" * 20,
+        }
+        for number in range(40)
+    ]
+    search = {"monitor": "accuracy", "higher_is_better": True, "trials": trials, "importance": {"optim": 1.0}}
+    gain = [("accuracy", "mean", "deviation", "seeds"), ("gain", "0.1", "", "")]
+    return {
+        "prediction": prediction_page(report, look, "예측"),
+        "training": training_page(record),
+        "search": search_page(search, ["40 trials " + "-flag=value" * 40], gain, "more than noise"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,4 +89,4 @@ def test_pages_in_a_browser(tab: Page, tmp_path: Path) -> None:
                 assert tab.value("document.querySelectorAll('svg').length") >= 2
         assert tab.value(LETTERS) == 4
     assert tab.problems == []
-    assert {address.rpartition("/")[2] for address in tab.requested} == {"prediction.html", "training.html"}
+    assert {address.rpartition("/")[2] for address in tab.requested} == {f"{name}.html" for name in pages()}

@@ -13,7 +13,7 @@ from config.flags.tune import SearchFlags
 from reports.charts import Curves
 from reports.search import search_charts
 from tests.html_pages import Page
-from training.hyperparameter_search.outcome import best_of, outcome_lines, refit_flags, save_outcome
+from training.hyperparameter_search.outcome import best_of, refit_flags, save_outcome, summary_lines
 from training.hyperparameter_search.processes import last_words, share_of_gpus
 from training.hyperparameter_search.search import Search
 from training.hyperparameter_search.space import check_space, draw, read_space
@@ -315,7 +315,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
 # ---- the end
 
 
-def test_the_gain_stands_beside_the_noise_of_seeds() -> None:
+def test_the_gain_stands_beside_the_noise_of_seeds(tmp_path: Path) -> None:
     best = Trial("trials/0007", {"batch_size": "8"}, "complete", (0.5, 0.25))
     flags = refit_flags(best, seed=10, count=2)
     assert flags == {
@@ -329,7 +329,7 @@ def test_the_gain_stands_beside_the_noise_of_seeds() -> None:
         Trial(name, own, "complete", (figure,)) for (name, own), figure in zip(flags.items(), figures, strict=True)
     ]
     failed = Trial("trials/0008", {}, "failed")
-    lines = outcome_lines([best, failed], refits, "val_loss", higher_is_better=False)
+    lines = save_outcome(tmp_path, [best, failed], refits, "val_loss", higher_is_better=False)
     assert lines[:2] == [
         "2 trials, 0 of them stopped early, 1 failed",
         "best: trials/0007, val_loss 0.25: -batch_size=8",
@@ -340,7 +340,10 @@ def test_the_gain_stands_beside_the_noise_of_seeds() -> None:
         ["gain", "0.3125"],
     ]
     assert lines[7].endswith("standard error is 0.14: the gain is more than what other seeds alone would change")
-    assert outcome_lines([failed], [], "val_loss", higher_is_better=False)[1] == "no trial ran to its end"
+    text = Page((tmp_path / "search_report.html").read_text(encoding="utf-8")).text
+    assert "without the search0.6250.1772\nbest of the search0.31250.08842\ngain0.3125\n" in text
+    assert lines[7].strip()[1:] in text
+    assert summary_lines([failed], "val_loss", higher_is_better=False)[1] == "no trial ran to its end"
 
 
 def test_the_report_has_every_trial_the_best_first(tmp_path: Path) -> None:
