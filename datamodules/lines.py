@@ -11,15 +11,19 @@ from datamodules.encoding.arrays import Tokens
 from datamodules.encoding.languages import languages_of_lines
 from datamodules.encoding.templates import render
 from datamodules.encoding.tokens import check_limit, make_encoder
+from datamodules.readers.csv_json import replaced
 from datamodules.readers.encodings import BYTE_ORDER_MARK
+from datamodules.readers.requests import line_request, text_columns
 from datamodules.readers.rows import PLACES_KEPT, text_array
 from datamodules.splits import RowEncoder
 from utils.errors import UserError
-from utils.escapes import ESCAPES, unescape_cell
+from utils.escapes import ESCAPES, printable, unescape_cell
 
 
 class LineEncoder:
     """Encodes lines as a file with one column would be: escapes read, template filled, cut at the limit.
+
+    With the `requests` of `encoder` a line is a request of a batch file, and its last user turn is the source.
 
     What was changed on the way is counted with the first line numbers, from 1; `report` tells it.
 
@@ -28,10 +32,12 @@ class LineEncoder:
     """
 
     def __init__(self, encoder: RowEncoder) -> None:
-        self.escapes = encoder.data.tsv_escapes
+        self.escapes, self.requests = encoder.data.tsv_escapes, encoder.requests
         self.template = Template(encoder.task.input_template, "-input_template")
         self.languages = languages_of_lines(encoder.task)
-        others = sorted(self.template.variables - {"source", *self.languages})
+        read = self.template.variables - self.languages.keys()
+        self.columns = text_columns(read, encoder.task.source_column) if self.requests else frozenset({"source"})
+        others = sorted(read - self.columns)
         if others:
             raise UserError(
                 f"-test_data -: a line of standard input is the source, and -input_template reads {', '.join(others)}"
@@ -82,14 +88,30 @@ class LineEncoder:
         except UnicodeDecodeError:
             text = line.decode("utf-8", errors="replace")
             self._count("lines with invalid UTF-8, read as U+FFFD", number)
+        if self.requests:
+            return self._request_text(number, text)
         if self.escapes and "\\" in text:
             text, count = unescape_cell(text)
             self.escapes_seen += count
         return text
 
+    def _request_text(self, number: int, line: str) -> str:
+        try:
+            request = line_request(line)
+        except ValueError as error:
+            self._count(f"lines that are no request ({error})", number)
+            return ""
+        if request.problem:
+            self._count(f"requests without an answer ({request.problem})", number)
+        for field in request.unread:
+            self._count(f"requests with {printable(field)} (not read: the model and the flags decide)", number)
+        return replaced(request.text)
+
     def _encoded(self, texts: Sequence[str]) -> tuple[Tokens, dict[int, str]]:
         codes = {name: text_array([code] * len(texts)) for name, code in self.languages.items()}
-        rendered, failures = render(self.template, {"source": text_array(texts), **codes}, len(texts))
+        rendered, failures = render(
+            self.template, {**dict.fromkeys(self.columns, text_array(texts)), **codes}, len(texts)
+        )
         return self.tokens.encode(rendered, self.limit, False), failures
 
     def _count(self, what: str, number: int) -> None:

@@ -66,6 +66,7 @@ class RowEncoder:
     position_limit: int
     cache_dir: Path
     target_position_limit: int | None = None
+    requests: bool = False  # -test_data are batches of requests, see readers/requests.py
 
     @property
     def source_limit(self) -> int:
@@ -89,6 +90,7 @@ class RowEncoder:
             strict=self.data.strict_data,
             keep_all=keep_all,
             target_required=not keep_all,
+            requests=self.requests and flag == "-test_data",
             flag=flag,
         )
         encode = EncodeOptions(

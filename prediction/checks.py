@@ -45,6 +45,8 @@ def check_inference(config: InferenceConfig, problems: list[str]) -> None:
         check_data(config.data, problems)
     task = _check_rows(config, problems)
     check_outputs(config, problems)
+    if config.output.openai_batch:
+        _check_batch_files(config, problems)
     check_combinations(config, problems)
     check_decoding(config, problems)
     named = collect(problems, lambda: named_metrics(config.output.metrics)) or ()
@@ -79,6 +81,20 @@ def _check_streaming(config: InferenceConfig, problems: list[str]) -> None:
         problems.append(f"{place}: standard input stands alone; give no other data")
     if config.device.cpu_processes > 1 or config.device.gpus > 1:
         problems.append(f"{place}: one device predicts; give -gpus 0 or 1, and no -cpu_processes")
+
+
+def _check_batch_files(config: InferenceConfig, problems: list[str]) -> None:
+    """Problems of the names of files of requests and of answers."""
+    if STANDARD_INPUT in config.data.test_data:
+        return
+    kinds = {value: collect([], lambda value=value: parse_data_path(value).kind) for value in config.data.test_data}  # type: ignore[misc]
+    problems += [
+        f"-openai_batch: -test_data {value} is no .jsonl file; a batch file has a request on each line"
+        for value, kind in kinds.items()
+        if kind not in ("jsonl", None)
+    ]
+    if Path(config.output.save_output).suffix.lower() != ".jsonl":
+        problems.append("-openai_batch: give -save_output a file that ends in .jsonl for the answers")
 
 
 def _check_rows(config: InferenceConfig, problems: list[str]) -> Task | None:

@@ -1,15 +1,22 @@
-"""The files of predictions: plain lines, TSV, or JSON lines, in the order of the input, written row by row."""
+"""The files of predictions: plain lines, TSV, JSON lines, or answers to the requests of a batch file, in the order of
+the input, written row by row."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.encoding.store import EncodedSplit
+from datamodules.encoding.tokens import make_encoder
+from datamodules.readers.csv_json import replaced
+from datamodules.readers.encodings import BYTE_ORDER_MARK
+from datamodules.readers.requests import CHAT, Request, line_request
+from datamodules.readers.rows import text_array
 from generation.engines.base import Prediction
 from metrics.report import Outputs
 from metrics.uncertainty.conformal import NO_SILENCE, Silence
@@ -20,6 +27,7 @@ from utils.errors import RunError
 from utils.escapes import escape_cell, escape_json, flatten_cell
 from utils.files import write_file
 
+COUNTED_TOGETHER = 1024  # answers whose tokens are counted at once
 COLUMNS = ("id", "source", "reference", "prediction", "score")
 
 
@@ -33,6 +41,26 @@ class OutputRow:
     answer: str
     prediction: Prediction
     record: str = ""  # the input's own one, as JSON, where it is kept
+    source_tokens: int = 0  # of what the model read, special ones included
+
+
+@dataclass(frozen=True)
+class RequestAnswers:
+    """How requests of a batch file are answered."""
+
+    model: str  # the name of the one that answers
+    count_tokens: Callable[[Sequence[str]], Sequence[int]]  # of texts, the end token counted
+
+    @classmethod
+    def of(cls, models: Iterable[str], tokenizer: Any) -> RequestAnswers:
+        """Those of models with one tokenizer."""
+        encoder = make_encoder(tokenizer)
+
+        def count_tokens(texts: Sequence[str]) -> Sequence[int]:
+            lengths: list[int] = encoder.encode(text_array(map(replaced, texts)), 0, True).full_lengths.tolist()
+            return lengths
+
+        return cls(", ".join(models), count_tokens)
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,7 @@ class OutputForm:
     words: bool = False  # whether the words of the source are written, with what the label loses without each
     probabilities: bool = False  # whether the outputs of a row have some, see prediction/windows.py
     silence: Silence = NO_SILENCE  # the rules of sets of labels and of rows without an answer
+    requests: RequestAnswers | None = None  # rows are requests, and their records are kept
 
 
 def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace: bool = True) -> None:
@@ -57,7 +86,9 @@ def write_rows(path: Path, rows: Iterable[OutputRow], form: OutputForm, replace:
     """
     ending = path.suffix.lower()
     lines: Iterator[str]
-    if ending == ".jsonl":
+    if form.requests:
+        lines = _answer_lines(rows, form.requests)
+    elif ending == ".jsonl":
         lines = (_json_line(row, form) for row in rows)
     elif ending == ".tsv":
         lines = _tsv_lines(rows, form)
@@ -129,6 +160,79 @@ def _more(prediction: Prediction, form: OutputForm) -> dict[str, Any]:
     return more
 
 
+def _answer_lines(rows: Iterable[OutputRow], answers: RequestAnswers) -> Iterator[str]:
+    waiting = iter(rows)
+    while batch := list(itertools.islice(waiting, COUNTED_TOGETHER)):
+        counts = answers.count_tokens([row.answer for row in batch])
+        for row, tokens in zip(batch, counts, strict=True):
+            try:
+                request = line_request(row.record)
+            except ValueError as error:
+                raise RunError(f"the input has changed: row {row.number:,} is no request ({error})") from error
+            yield request_answer(request, row, answers.model, tokens)
+
+
+def request_answer(request: Request, row: OutputRow, model: str, tokens: int) -> str:
+    """The line of an output file of OpenAI's batches for a request whose line is the record of `row`.
+
+    The ids are digests of the request, and the time of creation is 0: the same command gives the same bytes.
+
+    Args:
+        tokens: of the answer.
+    """
+    name = _digest(row.record)
+    status, body = 200, _completion(request, row, model, tokens)
+    if request.problem:
+        told = {"message": request.problem, "type": "invalid_request_error", "param": None, "code": None}
+        status, body = 400, {"error": told}
+    response = {"status_code": status, "request_id": f"req_{name}", "body": body}
+    return _json({"id": f"batch_req_{name}", "custom_id": request.custom_id, "response": response, "error": None})
+
+
+def answer_to_line(line: bytes, row: OutputRow, answers: RequestAnswers) -> str:
+    """The answer to a line of standard input; a line that is no request has no custom_id, and an error for an answer.
+
+    Args:
+        row: what was predicted for it.
+    """
+    record = line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").strip()  # as of a file
+    try:
+        request = line_request(record)
+    except ValueError as problem:
+        error = {"code": "invalid_request", "message": str(problem)}
+        return _json({"id": f"batch_req_{_digest(record)}", "custom_id": None, "response": None, "error": error})
+    (tokens,) = answers.count_tokens([row.answer])
+    return request_answer(request, replace(row, record=record), answers.model, tokens)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def _completion(request: Request, row: OutputRow, model: str, tokens: int) -> dict[str, Any]:
+    """What the API gives: `ChatCompletion` of OpenAI's own libraries, or `Completion`."""
+    chat = request.url == CHAT
+    message = {"message": {"role": "assistant", "content": row.answer, "refusal": None}}
+    choice = {
+        "index": 0,
+        **(message if chat else {"text": row.answer}),
+        "logprobs": None,
+        "finish_reason": "length" if row.prediction.cut else "stop",
+    }
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{_digest(row.record)}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": 0,
+        "model": model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": row.source_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": row.source_tokens + tokens,
+        },
+    }
+
+
 def _tsv_lines(rows: Iterable[OutputRow], form: OutputForm) -> Iterator[str]:
     there = {
         "probability": form.probabilities,
@@ -194,6 +298,7 @@ def output_rows(
         if record is None:
             raise RunError(f"the input has changed: row {row:,} is no longer in it")
         answer = "" if silence.abstains(prediction.label_probabilities) else answer_of(prediction.text)
-        yield OutputRow(row, split.source_text(row), split.reference(row), answer, prediction, record)
+        tokens = int(split.source_lengths[row])
+        yield OutputRow(row, split.source_text(row), split.reference(row), answer, prediction, record, tokens)
     if next(own, None) is not None:
         raise RunError(f"the input has changed: it has more than {len(split):,} rows now")

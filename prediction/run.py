@@ -18,6 +18,7 @@ from config.parser import deciding_flags, to_dict
 from datamodules.encoding.store import EncodedSplit
 from datamodules.lines import LineEncoder
 from datamodules.readers.records import InputRecords
+from datamodules.readers.requests import check_requests
 from datamodules.splits import prediction_split
 from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
@@ -41,6 +42,9 @@ from prediction.label_calibration import asked_decoding
 from prediction.lazy_sequence import LazySequence
 from prediction.output import (
     OutputForm,
+    OutputRow,
+    RequestAnswers,
+    answer_to_line,
     label_ids,
     one_line,
     output_rows,
@@ -93,11 +97,14 @@ class Predicted:
 
 def run(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
     """Predict the rows of files."""
+    requests = InputRecords(config.data.test_data) if config.output.openai_batch else None
+    if requests:  # as they are now, before the check
+        tell(*check_requests("-test_data", config.data.test_data))
     ready = prepare(config, given, shared.folder, shared.first)
     config = ready.config
     raise_if_any(missing_packages(ready.task.metrics))
     paths = config.data.test_data or config.data.valid_data
-    records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else None
+    records = InputRecords(paths, ready.task.layout) if config.output.keep_fields else requests
     split, lines = prediction_split(ready.encoder)
     tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
     escapes, headers = config.data.tsv_escapes, split.report.headers
@@ -161,10 +168,14 @@ def run_stream(config: InferenceConfig, given: frozenset[str], shared: Shared) -
         encode = LineEncoder(ready.encoder)
         decoding = asked_decoding(ready.config, ready.postprocessor, ready.encoder)
         engine = make_engine(ready, decoding, encode.examples(PARITY_TEXTS))
-        answer = answer_of(ready.postprocessor, config.output)
+        answer, answers = answer_of(ready.postprocessor, config.output), request_answers(ready)
 
-        def line_of(found: Prediction) -> bytes:
-            return f"{one_line(answer(found.text), escapes)}\n".encode("utf-8", "replace")
+        def line_of(line: bytes, source: np.ndarray, found: Prediction) -> bytes:
+            written = one_line(answer(found.text), escapes)
+            if answers:
+                row = OutputRow(0, "", None, answer(found.text), found, source_tokens=len(source))
+                written = answer_to_line(line, row, answers)
+            return f"{written}\n".encode("utf-8", "replace")
 
         with ready.devices.autocast():
             limits = BatchLimits.of(ready.config.decode)
@@ -174,6 +185,13 @@ def run_stream(config: InferenceConfig, given: frozenset[str], shared: Shared) -
             finally:
                 tell(*encode.report(), *compilations())
         tell(f"{counted(count, 'line')} predicted")
+
+
+def request_answers(ready: Ready) -> RequestAnswers | None:
+    """How requests are answered; None where rows are none."""
+    if not ready.config.output.openai_batch:
+        return None
+    return RequestAnswers.of([model.name for model in ready.models], ready.encoder.tokenizer)
 
 
 @contextmanager
@@ -248,6 +266,7 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
             config.label.highlight,
             config.length.doc_stride > 0,
             silence,
+            request_answers(ready),
         )
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")

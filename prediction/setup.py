@@ -138,7 +138,8 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
     decode = with_batches(config.decode, given, devices.accelerator)
     config = replace(config, decode=with_length(decode, postprocessor, tokenizer, target_limit))
     cache = Path(data.cache_dir or temporary)
-    encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit)
+    requests = config.output.openai_batch
+    encoder = RowEncoder(data, config.length, task, tokenizer, source_limit, cache, target_limit, requests)
     return Ready(config, models, task, postprocessor, devices, encoder, model_config, target_limit, first)
 
 

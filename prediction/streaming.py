@@ -75,7 +75,7 @@ def stream(
     batches: Iterator[list[bytes]],
     encode: Callable[[Sequence[bytes]], list[np.ndarray]],
     predictor: BatchPredictor,
-    line_of: Callable[[Prediction], bytes],
+    line_of: Callable[[bytes, np.ndarray, Prediction], bytes],
     output: BinaryIO,
     limits: BatchLimits,
 ) -> int:
@@ -83,6 +83,7 @@ def stream(
 
     Args:
         batches: lines that are answered together; they are decoded in several batches where `limits` ask for it.
+        line_of: what is written for a line, the token ids of its source, and its prediction.
 
     Raises:
         BrokenPipeError: nobody reads the output any more.
@@ -97,7 +98,7 @@ def stream(
             predictions = predictor([count + row for row in numbers], [sources[row] for row in numbers])
             found.update(zip(numbers, predictions, strict=True))
         try:
-            output.write(b"".join(line_of(found[row]) for row in range(len(lines))))
+            output.write(b"".join(line_of(line, sources[row], found[row]) for row, line in enumerate(lines)))
             output.flush()
         except BrokenPipeError:
             raise

@@ -127,6 +127,18 @@ class OutputFlags:
         excludes=NO_FILES,
         path="written",
     )
+    openai_batch: bool = free(
+        False,
+        "Read -test_data as a batch file of OpenAI's API (.jsonl, a request a line; the last user turn is the source),"
+        " and write -save_output as its output file.",
+        needs={"test_data": "its rows are requests"},
+        excludes={
+            "score_only": SCORING,
+            **dict.fromkeys(("source_column", "target_column", "header"), "a request has no columns"),
+            **dict.fromkeys(("num_return", "keep_fields", "highlight", "label_sets"), "an answer has no place for it"),
+            **dict.fromkeys(("group_by", "save_label"), "requests have no references"),
+        },
+    )
     save_label: str = free(
         "",
         "File of references, one line a row in input order; empty = none.",

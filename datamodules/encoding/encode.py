@@ -100,9 +100,15 @@ def _key(content: str, work: ChunkEncoder, tokenizer: Any) -> str:
     }
     if work.options.label_map and work.options.label_map.separator:
         settings["label_separator"] = work.options.label_map.separator
-    del settings["read"]["blank_targets"], settings["encode"]["references"], settings["encode"]["doc_stride"]
+    del (
+        settings["read"]["blank_targets"],
+        settings["read"]["requests"],
+        settings["encode"]["references"],
+        settings["encode"]["doc_stride"],
+    )
     for name, value in (
         ("layout", work.task.layout),
+        ("requests", work.read_options.requests),
         ("postprocessor", postprocessor_dict(work.task.output) if work.task.output else None),
         ("references", work.options.references),
         ("placeholders", sorted(work.placeholders)),

@@ -13,6 +13,7 @@ from datamodules.readers.columns import wanted_columns
 from datamodules.readers.csv_json import read_csv, read_json
 from datamodules.readers.layouts import READERS, has_layout, read_layout
 from datamodules.readers.paths import DataPath, parse_data_path
+from datamodules.readers.requests import read_requests
 from datamodules.readers.rows import RawRows, ReadOptions, RowChunk, RowReport, finish_rows, take_shard
 from datamodules.readers.tsv import read_tsv
 from task_utils import Task
@@ -46,6 +47,9 @@ def _raw_rows(
     wanted = wanted_columns(task, needed, options)
     path, layout = data_path.path, task.layout
     try:
+        if options.requests:
+            yield from read_requests(path, wanted, needed, options, report)
+            return
         if has_layout(data_path, layout):
             yield from read_layout(path, layout, READERS[layout].file_rows(path), wanted, options, report)
             return

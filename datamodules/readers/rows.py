@@ -40,6 +40,9 @@ REASONS = (
     "words are not numbered 1, 2, 3, ...",
     "head is no other word of the sentence, nor 0",
     "gold answer is not in the passage; the row is kept",
+    "request without a user message",
+    "request with content that is not text",
+    "request for n other than 1, stream, logprobs or echo",
 )
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 KEPT = CODES["gold answer is not in the passage; the row is kept"]
@@ -59,6 +62,7 @@ class ReadOptions:
     target_required: bool = True
     blank_targets: bool = False  # whether an empty target is a text like any other, for the encoder to judge
     optional: tuple[str, ...] = ()  # further columns that may be missing, like a target in prediction
+    requests: bool = False  # a file is a batch of requests, see requests.py
     flag: str = "-train_data"  # the data flag: chooses the split of a folder or hub name, opens error messages
 
 

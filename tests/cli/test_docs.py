@@ -67,6 +67,7 @@ def make_data(folder: Path) -> None:
         f"{SAMPLE}/test.tsv": test[:8],
         "train.tsv": train,
         "test.tsv": test[:8],
+        "requests.jsonl": blocks(text_of("docs/inference.md"), "json")[0],
         "sources.txt": [row.split("\t")[0] + "\n" for row in test[:5]],
         "reviews.tsv": ["document\tlabel\n", *reviews],
         **dict.fromkeys(("reviews.csv", "new_reviews.csv", "valid_reviews.csv"), scored),

@@ -129,6 +129,22 @@ DECODING = {
         ("-keep_fields", "-save_output", "o.tsv", "-test_data", "owner/data"),
         "-keep_fields: give -test_data .tsv, .csv, .jsonl or .json files; others are not read again",
     ),
+    "answers to requests in plain lines": (
+        ("-openai_batch", "-test_data", "in.jsonl", "-save_output", "o.txt"),
+        "-openai_batch: give -save_output a file that ends in .jsonl for the answers",
+    ),
+    "requests in a table": (
+        ("-openai_batch", "-save_output", "o.jsonl"),
+        "-openai_batch: -test_data good.tsv is no .jsonl file; a batch file has a request on each line",
+    ),
+    "requests of no file": (
+        ("-openai_batch", "-save_output", "o.jsonl", *TRAINING_SHARE),
+        "-openai_batch: only with -test_data: its rows are requests",
+    ),
+    "more than the API's answers hold": (
+        ("-openai_batch", "-test_data", "in.jsonl", "-save_output", "o.jsonl", "-beam_size", "2", "-num_return", "2"),
+        "-openai_batch: not with -num_return 2: an answer has no place for it",
+    ),
     "fields of a share of other rows": (
         ("-keep_fields", *TRAINING_SHARE, "-valid_data", "in.jsonl", "-save_output", "o.jsonl"),
         "-keep_fields reads the records of whole files, and -test_data_proportions 0.5 predicts a share of"

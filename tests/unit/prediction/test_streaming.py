@@ -166,7 +166,7 @@ def shouted(row_ids: Sequence[int], sources: Sequence[np.ndarray]) -> list[Predi
     return [Prediction(f"{row} {text}") for row, text in zip(row_ids, texts_of(sources), strict=True)]
 
 
-def line_of(found: Prediction) -> bytes:
+def line_of(_: bytes, __: np.ndarray, found: Prediction) -> bytes:
     return f"{found.text}\n".encode()
 
 
