@@ -132,6 +132,10 @@ def test_every_custom_id_occurs_once_in_all_files(tmp_path: Path) -> None:
         f"-test_data: {second}:3: its custom_id is that of {first}:2 too",
     )
     assert check_requests("-test_data", [f"{first}:3", f"{second}:2"]) == []
+    other = write(tmp_path / "c.jsonl", [chat("a"), "{"])  # a file of requests has no other line, taken or not
+    with pytest.raises(UserError) as told:
+        check_requests("-test_data", [f"{other}:2"])
+    assert told.value.problems == (f"-test_data: {other}:2: broken JSON",)
 
 
 def test_fields_that_are_not_read_are_counted(tmp_path: Path) -> None:

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from datamodules.readers.read import ReadOptions, read_rows
 from datamodules.readers.records import InputRecords
 from datamodules.readers.rows import RowReport
 from generation.decoder import Hypothesis
 from generation.engines.base import Prediction
-from prediction.output import OutputForm, OutputRow, plain_lines, write_lines, write_rows
+from prediction.output import (
+    COUNTED_TOGETHER,
+    OutputForm,
+    OutputRow,
+    RequestAnswers,
+    plain_lines,
+    write_lines,
+    write_rows,
+)
 from task_utils import get_task
 from utils.errors import RunError
 
@@ -128,6 +137,31 @@ def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path: Path) -> None
     with pytest.raises(RunError, match=r"in\.jsonl has changed while its rows were predicted"):
         write_rows(tmp_path / "out.jsonl", rows, OutputForm())
     assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+REQUEST = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}'
+ANSWERS = RequestAnswers("runs/a, runs/b", lambda texts: [len(text) for text in texts])
+
+
+def test_an_answer_holds_any_text_and_says_where_it_was_cut(tmp_path: Path) -> None:
+    """Several blocks of answers; half of a surrogate pair, which a model may write, is no text of UTF-8."""
+    answers = [ODD, "\ud800", *map(str, range(COUNTED_TOGETHER))]
+    cut = replace(PREDICTION, cut=True)
+    rows = [OutputRow(row, "x", None, text, cut, REQUEST, 2) for row, text in enumerate(answers)]
+    write_rows(tmp_path / "out.jsonl", rows, OutputForm(requests=ANSWERS))
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")
+    bodies = [json.loads(line)["response"]["body"] for line in lines[:-1]]
+    assert [body["choices"][0]["text"] for body in bodies] == [ODD, "?", *answers[2:]]
+    assert bodies[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert RequestAnswers.of(["runs/a"], ByT5Tokenizer()).count_tokens(["ab", "", "\ud800"]) == [3, 1, 4]
+    assert {(body["choices"][0]["finish_reason"], body["model"]) for body in bodies} == {("length", "runs/a, runs/b")}
+
+
+def test_a_request_that_is_none_any_more_gives_no_output(tmp_path: Path) -> None:
+    rows = [replace(ROWS[0], record=REQUEST), replace(ROWS[1], record="{}")]
+    with pytest.raises(RunError, match=r"the input has changed: row 1 is no request \(custom_id is missing"):
+        write_rows(tmp_path / "out.jsonl", rows, OutputForm(requests=ANSWERS))
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
