@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
+from datamodules.json_rows import EncodedRequest
 from deploy.serving.models import Options, ServedModel
 from utils.console import complain
 from utils.errors import RunError, UserError
@@ -117,11 +119,11 @@ class Batcher:
     def _answer(self, group: Sequence[Work]) -> None:
         model, options = group[0].model, group[0].options
         encoded = []
-        for work in group:
-            try:
-                encoded.append((work, model.encode(work.rows)))
-            except UserError as error:
-                work.answers.set_exception(error)
+        for work, found in zip(group, _encoded(model, group), strict=True):
+            if isinstance(found, UserError):
+                work.answers.set_exception(found)
+            else:
+                encoded.append((work, found))
         begun = time.monotonic()
         row_ids = [row for _, request in encoded for row in range(len(request.sources))]
         sources = [source for _, request in encoded for source in request.sources]
@@ -130,6 +132,19 @@ class Batcher:
         for work, request in encoded:
             work.answers.set_result([model.record(next(predictions), options, cut) for cut in request.cut])
         self.decoded(len(sources), time.monotonic() - begun)
+
+
+def _encoded(model: ServedModel, group: Sequence[Work]) -> list[EncodedRequest | UserError]:
+    """Token ids of the rows of each request, or why they cannot be had; in one go where no row is at fault."""
+    try:
+        found = model.encode([row for work in group for row in work.rows])
+    except UserError as error:
+        return [error] if len(group) == 1 else [one for work in group for one in _encoded(model, [work])]
+    ends = accumulate((len(work.rows) for work in group), initial=0)
+    return [
+        EncodedRequest(found.sources[start:end], found.cut[start:end], found.languages[start:end])
+        for start, end in pairwise(ends)
+    ]
 
 
 def _fail(group: Sequence[Work], error: Exception) -> None:

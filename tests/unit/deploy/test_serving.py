@@ -342,7 +342,7 @@ class Stub:
     def __init__(self, fails: str = "") -> None:
         self.name, self.fails, self.scores_labels = "stub", fails, False
         self.columns, self.fewest_beams = ("text",), 1
-        self.encoder, self.batches = self, []
+        self.encoder, self.batches, self.encoded = self, [], []
         self.limits = type("Limits", (), {"rows": 4})
         self.ready = type("Ready", (), {"config": ServeConfig()})
         self.held, self.begun = threading.Event(), threading.Event()
@@ -352,6 +352,7 @@ class Stub:
         if any(row["text"] == "bad" for row in rows):
             raise UserError("row 1: bad")
         texts = [row["text"] for row in rows]
+        self.encoded.append("".join(texts))
         return type("Encoded", (), {"sources": texts, "cut": [False] * len(rows), "languages": ()})
 
     def predict(self, row_ids: Sequence[int], sources: Sequence[str], *_: Any) -> list[str]:
@@ -386,6 +387,7 @@ def test_what_waits_is_decoded_together_and_answered_apart() -> None:
     batcher.close()
     assert [texts_of(future) for future in futures if future] == [["a"], ["b", "c"], ["d"], ["e", "f"]]
     assert model.batches == [[(0, "a"), (0, "b"), (1, "c"), (0, "d")], [(0, "e"), (1, "f")]]
+    assert model.encoded == ["abcd", "ef"]
 
 
 def test_a_single_client_is_not_kept_waiting_for_others() -> None:
@@ -429,10 +431,10 @@ def test_a_request_larger_than_the_queue_is_taken_by_an_idle_server() -> None:
 
 def test_a_bad_row_fails_its_own_request_only() -> None:
     batcher, model = batcher_of(), Stub()
-    bad, good = submit(batcher, model, "bad"), submit(batcher, model, "a")
+    bad, good = submit(batcher, model, "bad"), submit(batcher, model, *"abc")
     batcher.start()
     batcher.close()
-    assert texts_of(good) == ["a"]
+    assert texts_of(good) == ["a", "b", "c"]
     assert str(bad.exception(0)) == "row 1: bad"
 
 
