@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 from config.flags.tune import SearchFlags
 from reports.charts import Curves
 from reports.search import search_charts
+from tests.documents import ROOT
 from tests.html_pages import Page
 from training.hyperparameter_search.outcome import best_of, refit_flags, save_outcome, summary_lines
 from training.hyperparameter_search.processes import last_words, share_of_gpus
@@ -312,6 +317,30 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
         keep_settings(tmp_path / "s", space[:1], {"max_epoch": 4})
 
 
+STARTER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from training.hyperparameter_search import processes
+processes.TRAIN = Path({folder!r}, "sleeper.py")
+print(processes.start_training([], Path({folder!r}, "log"), {{}}).pid, flush=True)
+time.sleep(90)
+"""
+
+
+def test_a_training_dies_with_the_search_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(90)\n")
+    code = STARTER.format(root=str(ROOT), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as search:
+        assert search.stdout is not None
+        training = os.pidfd_open(int(search.stdout.readline()))
+        assert select.select([training], [], [], 0) == ([], [], [])
+        search.kill()
+        ended, _, _ = select.select([training], [], [], 60)
+    os.close(training)
+    assert ended == [training]
+
+
 # ---- the end
 
 
@@ -343,7 +372,8 @@ def test_the_gain_stands_beside_the_noise_of_seeds(tmp_path: Path) -> None:
     text = Page((tmp_path / "search_report.html").read_text(encoding="utf-8")).text
     assert "without the search0.6250.1772\nbest of the search0.31250.08842\ngain0.3125\n" in text
     assert lines[7].strip()[1:] in text
-    assert summary_lines([failed], "val_loss", higher_is_better=False)[1] == "no trial ran to its end"
+    told = ["1 trial, 0 of them stopped early, 1 failed", "no trial ran to its end"]
+    assert summary_lines([failed], "val_loss", higher_is_better=False) == told
 
 
 def test_the_report_has_every_trial_the_best_first(tmp_path: Path) -> None:
