@@ -1,0 +1,1 @@
+"""Texts as vectors, and what a retrieval model is trained by. May import models and utils."""

@@ -1,0 +1,57 @@
+"""One vector a text, at length 1: the mean of the encoder's states, or the decoder's first state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from models.adapters.virtual_tokens import with_virtual_tokens
+from models.architectures import architecture, own_search
+from models.forward import unread_mask
+from utils.errors import UserError
+
+MEAN, DECODER = "mean", "decoder"
+POOLINGS = (MEAN, DECODER)
+
+
+def pooled(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """(batch, d_model) fp32 vectors at length 1 of (batch, length) texts, whose mask is 1 at tokens and 0 at padding.
+
+    With `mean` the mean of the encoder's last states, with `decoder` the last state of the decoder at the start token,
+    which attends to all of them (Ni et al. 2021, "Sentence-T5", section 3.2). Virtual tokens of an adapter are no part
+    of the mean. A text must have a token.
+    """
+    seen = unread_mask(model.config, with_virtual_tokens(model, attention_mask))
+    encoded: Tensor = model.get_encoder()(input_ids=input_ids, attention_mask=seen)[0]
+    if pooling == MEAN:
+        states = encoded[:, -input_ids.shape[1] :].float()  # virtual tokens stand in front
+        is_token = attention_mask.unsqueeze(2)
+        vectors = (states * is_token).sum(1) / attention_mask.sum(1, keepdim=True)
+    else:
+        start = input_ids.new_full((len(input_ids), 1), model.config.decoder_start_token_id)
+        inputs = {"input_ids": start, "encoder_hidden_states": encoded, "encoder_attention_mask": seen}
+        if seen.dim() == 4:  # else the library makes a mask of ones, and reads it
+            inputs["attention_mask"] = seen.new_ones(1, 1, 1, 1)
+        vectors = model.get_decoder()(**inputs, use_cache=False)[0][:, 0].float()
+    return nn.functional.normalize(vectors)
+
+
+def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
+    """Refuse a model whose texts cannot be pooled so; `place` opens the message.
+
+    Raises:
+        UserError: an architecture that was not tried; no start token.
+    """
+    if not architecture(config.model_type).own_search:
+        raise UserError(f"{place}: a {config.model_type} model gives no vectors; give one of {', '.join(own_search())}")
+    if pooling == DECODER and getattr(config, "decoder_start_token_id", None) is None:
+        raise UserError(f"{place}: a {config.model_type} model has no start token for -pooling {DECODER}; give {MEAN}")
+
+
+def unused_parameters(model: PreTrainedModel, pooling: str) -> Iterator[nn.Parameter]:
+    """The parameters that the vectors do not depend on: of the output layer, and with `mean` of the decoder."""
+    stacks = [model.get_encoder()] + ([model.get_decoder()] if pooling == DECODER else [])
+    used = {id(parameter) for stack in stacks for parameter in stack.parameters()}
+    yield from (parameter for parameter in model.parameters() if id(parameter) not in used)

@@ -1,0 +1,51 @@
+"""Vectors of texts: what the library's own passes give, whatever stands beside a text in its batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from models.loading import from_config
+from models.retrieval.pooling import DECODER, MEAN, POOLINGS, check_pooling, pooled, unused_parameters
+from tests.small_configs import NEWER, config_of
+from tests.small_models import example_batch
+from utils.errors import UserError
+
+KINDS = ["t5", "umt5", "bart"]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_has_the_vector_that_it_has_alone(kind: str, pooling: str) -> None:
+    model = from_config(config_of(kind), seed=3).eval()
+    batch = example_batch()
+    with torch.no_grad():
+        vectors = pooled(model, batch["input_ids"], batch["attention_mask"], pooling)
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            ids = batch["input_ids"][row : row + 1, :length]
+            start = torch.zeros(1, 1, dtype=torch.int64)
+            output = model(input_ids=ids, decoder_input_ids=start, output_hidden_states=True)
+            states = output.encoder_last_hidden_state if pooling == MEAN else output.decoder_hidden_states[-1]
+            torch.testing.assert_close(vectors[row : row + 1], normalize(states.mean(1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("kind", [*KINDS, "t5-untied"])
+def test_what_is_unused_is_what_gets_no_gradient(kind: str, pooling: str) -> None:
+    model = from_config(config_of(kind), seed=3)
+    batch = example_batch()
+    pooled(model, batch["input_ids"], batch["attention_mask"], pooling).sum().backward()
+    without = {id(parameter) for parameter in model.parameters() if parameter.grad is None}
+    assert {id(parameter) for parameter in unused_parameters(model, pooling)} == without
+
+
+def test_an_architecture_that_was_not_tried_is_refused() -> None:
+    model = from_config(NEWER["led"], seed=1)
+    with pytest.raises(UserError, match="a led model gives no vectors; give one of t5, mt5"):
+        check_pooling(model.config, MEAN, "-init_model x")
+    bart = from_config(config_of("mbart"), seed=1)
+    bart.config.decoder_start_token_id = None
+    check_pooling(bart.config, MEAN, "-init_model x")
+    with pytest.raises(UserError, match="no start token for -pooling decoder; give mean"):
+        check_pooling(bart.config, DECODER, "-init_model x")
