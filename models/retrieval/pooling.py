@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -50,8 +48,16 @@ def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
         raise UserError(f"{place}: a {config.model_type} model has no start token for -pooling {DECODER}; give {MEAN}")
 
 
-def unused_parameters(model: PreTrainedModel, pooling: str) -> Iterator[nn.Parameter]:
-    """The parameters that the vectors do not depend on: of the output layer, and with `mean` of the decoder."""
+def leave_unused(model: PreTrainedModel, pooling: str) -> None:
+    """Stop training the parameters that the vectors do not depend on: of the output layer, with `mean` of the decoder.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
     stacks = [model.get_encoder()] + ([model.get_decoder()] if pooling == DECODER else [])
     used = {id(parameter) for stack in stacks for parameter in stack.parameters()}
-    yield from (parameter for parameter in model.parameters() if id(parameter) not in used)
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"-freeze: leaves nothing to train of what -pooling {pooling} takes a vector from")

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from models.loading import from_config
-from models.retrieval.pooling import DECODER, MEAN, POOLINGS, check_pooling, pooled, unused_parameters
+from models.retrieval.pooling import DECODER, MEAN, POOLINGS, check_pooling, leave_unused, pooled
 from tests.small_configs import NEWER, config_of
 from tests.small_models import example_batch
 from utils.errors import UserError
@@ -32,12 +32,20 @@ def test_a_text_has_the_vector_that_it_has_alone(kind: str, pooling: str) -> Non
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", [*KINDS, "t5-untied"])
-def test_what_is_unused_is_what_gets_no_gradient(kind: str, pooling: str) -> None:
+def test_what_gets_no_gradient_is_not_trained(kind: str, pooling: str) -> None:
     model = from_config(config_of(kind), seed=3)
     batch = example_batch()
-    pooled(model, batch["input_ids"], batch["attention_mask"], pooling).sum().backward()
-    without = {id(parameter) for parameter in model.parameters() if parameter.grad is None}
-    assert {id(parameter) for parameter in unused_parameters(model, pooling)} == without
+    pooled(model, batch["input_ids"], batch["attention_mask"], pooling).sum().backward()  # type: ignore[no-untyped-call]
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    leave_unused(model, pooling)
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == without
+
+
+def test_a_model_of_which_nothing_used_is_trained_is_refused() -> None:
+    model = from_config(config_of("t5"), seed=3)
+    model.get_encoder().requires_grad_(False)
+    with pytest.raises(UserError, match="-freeze: leaves nothing to train of what -pooling mean takes"):
+        leave_unused(model, MEAN)
 
 
 def test_an_architecture_that_was_not_tried_is_refused() -> None:
