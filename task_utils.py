@@ -16,6 +16,7 @@ from config.templates import Template, Variable
 from metrics.registry import (
     LABELS,
     METRICS,
+    PASSAGES,
     PROBABILITIES,
     TEACHER_FORCED,
     TEXTS,
@@ -163,6 +164,8 @@ class Task:
     @property
     def monitors(self) -> tuple[str, ...]:
         """The figures of a validation that `-monitor` may name."""
+        if self.kind == PASSAGES:
+            return ("val_loss", *metric_names(PASSAGES))
         return metric_names(*dict.fromkeys((TEACHER_FORCED, TEXTS, self.kind)))
 
     def generated_metrics(self, monitor: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def collect(problems: list[str], action: Callable[[], Any]) -> Any:
 
 def check_combinations(config: Any, problems: list[str]) -> None:
     """Flags that need or exclude others, as their declarations say; a value that is the default asks for nothing."""
-    used = _used(config)
+    used = used_flags(config)
     found: dict[tuple[str, str], list[str]] = {}
     for spec in flag_specs(type(config)):
         if spec.name not in used:
@@ -48,12 +48,12 @@ def check_combinations(config: Any, problems: list[str]) -> None:
 
 def has_effect(spec: FlagSpec, config: Any) -> bool:
     """Whether a flag may be given beside those of `config`: what it needs is there, and nothing that it excludes."""
-    used = _used(config)
+    used = used_flags(config)
     needed = all(_holds(condition, used) for condition in spec.needs)
     return needed and not any(_holds(condition, used) for condition in spec.excludes)
 
 
-def _used(config: Any) -> dict[str, Any]:
+def used_flags(config: Any) -> dict[str, Any]:
     """The flags whose values are not the defaults."""
     values = to_dict(config)
     return {

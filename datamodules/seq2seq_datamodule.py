@@ -15,6 +15,7 @@ from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, train
 from datamodules.class_balance import LabelledRows, row_weights
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
+from datamodules.retrieval.passages import Passages
 from datamodules.sampling import JoinedRows, Sampling
 from datamodules.splits import Splits
 
@@ -23,6 +24,7 @@ TRAINING_DATA, VALIDATION_DATA = "training data and encoding", "validation data 
 WEIGHTS = "weights of the labels"  # empty where all are 1
 TASKS = "tasks and rates"  # empty where there is one
 TEACHER = "-teacher"  # its digest; not there where there is none
+NEGATIVES = "-negative_column"  # the hard negatives; likewise
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -30,6 +32,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     Args:
         weights: (rows,) of every row in the loss; None = all 1.
+        passages: the same rows with the passages of a retrieval task; None = of another task.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
         pad_token_id: int,
         pad_to_multiple_of: int,
         weights: np.ndarray | None = None,
+        passages: Passages | None = None,
     ) -> None:
         self.split = split
+        self.passages = passages
         self.weights = weights
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -52,16 +57,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.rank = rank
 
     def largest(self) -> dict[str, Any]:
-        """The batch with the most padded tokens."""
+        """The batch with the most padded tokens, outside of any step."""
         if self.plan is None:
             raise RuntimeError("follow(plan, rank) comes first")
-        return self[self.plan.largest_batch(self.rank)]
+        return self.of_rows(self.plan.batch(self.rank, self.plan.largest_batch(self.rank)))
 
     def __len__(self) -> int:
         return self.plan.batches_per_rank if self.plan else 0
 
     def of_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """A batch of these rows, outside of any step."""
+        if self.passages is not None:
+            return self.passages.batch(rows, self.pad_token_id, self.pad_to_multiple_of)
         encoded = [(self.split.source_ids(int(row)), self.split.target_ids(int(row))) for row in rows]
         batch: dict[str, Any] = {**collate(encoded, self.pad_token_id, self.pad_to_multiple_of)}
         batch["num_rows"] = len(rows)
@@ -74,6 +81,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         rows = self.plan.batch(self.rank, index)
         batch = self.of_rows(rows)
         step = self.plan.step_of(index)
+        if self.passages is not None:
+            return {**batch, **self._of_step(self.plan, step, index)}
         batch["step_target_tokens"] = int(self.plan.step_target_tokens[step])
         if self.weights is not None:
             of_tokens = np.repeat(self.weights[rows], self.split.target_lengths[rows])
@@ -81,6 +90,22 @@ class MicroBatches(Dataset[dict[str, Any]]):
             of_step = self.plan.step_rows(step)
             batch["step_target_tokens"] = float(self.weights[of_step] @ self.split.target_lengths[of_step])
         return batch
+
+    def _of_step(self, plan: BatchPlan, step: int, index: int) -> dict[str, Any]:
+        """What the loss of retrieval needs of the whole step: how many queries it has, how many passages any rank has
+        (0 = there is one rank), and with the first of several micro-batches all of them."""
+        assert self.passages is not None
+        first = step * plan.accumulate
+        places = range(first, min(first + plan.accumulate, plan.batches_per_rank))
+        of_ranks = [
+            sum(max(1, int(self.passages.counts[plan.batch(rank, place)].sum())) for place in places)
+            for rank in range(plan.world_size)
+        ]
+        found: dict[str, Any] = {"step_target_tokens": len(plan.step_rows(step))}
+        found["most_passages"] = max(of_ranks) if plan.world_size > 1 else 0
+        if index == first and len(places) > 1:
+            found["step"] = [self.of_rows(plan.batch(self.rank, place)) for place in places]
+        return found
 
 
 def leave_stops_to_training(_: int) -> None:
@@ -148,6 +173,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         batch_options: sizes on each device, for validation as well, and accumulation.
         precision: the value of -float_precision that names the arithmetic on this device.
         teacher: digest of the model that says what the rows teach besides their targets; empty = none.
+        passages: the training rows of a retrieval task; None = the tasks are others.
     """
 
     def __init__(
@@ -162,6 +188,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         teacher: str = "",
+        passages: Passages | None = None,
     ) -> None:
         super().__init__()
         self.parts = parts
@@ -176,6 +203,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.teacher = teacher
+        self.passages = passages
         self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
         self._resumed: tuple[int, int] | None = None
 
@@ -207,13 +235,13 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def first_batches(self) -> MicroBatches:
         """The training batches of the first epoch."""
-        batches = self._batches(self.train, self._row_weights())
+        batches = self._batches(self.train, self._row_weights(), self.passages)
         batches.follow(self.plan(0, self._world_size), self._rank)
         return batches
 
     def batch_of(self, rows: np.ndarray) -> dict[str, Any]:
         """A batch of training rows, to be tried."""
-        return self._batches(self.train).of_rows(rows)
+        return self._batches(self.train, passages=self.passages).of_rows(rows)
 
     def _row_weights(self) -> np.ndarray | None:
         """The weight of every training row in the loss; None = all 1."""
@@ -231,13 +259,18 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         """Batches of the validation rows of this rank, a loader for each task that has some."""
         loaders = []
         for number, rows in enumerate(self.validation_rows):
-            batches = self._batches(rows)
+            batches = self._batches(rows, passages=Passages(rows) if self.passages else None)
             batches.follow(self.validation_plan(number, self._world_size), self._rank)
             loaders.append(self._loader(batches, lambda: 0))
         return loaders
 
-    def _batches(self, split: EncodedSplit | JoinedRows, weights: np.ndarray | None = None) -> MicroBatches:
-        return MicroBatches(split, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights)
+    def _batches(
+        self,
+        split: EncodedSplit | JoinedRows,
+        weights: np.ndarray | None = None,
+        passages: Passages | None = None,
+    ) -> MicroBatches:
+        return MicroBatches(split, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights, passages)
 
     def _loader(self, batches: MicroBatches, begin: Any) -> PlanLoader:
         return PlanLoader(batches, begin, num_workers=self.num_workers, pin_memory=self.pin_memory)
@@ -277,6 +310,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             "-float_precision": self.precision,
             WEIGHTS: ", ".join(weights),
             **({TEACHER: self.teacher} if self.teacher else {}),
+            **({NEGATIVES: self.passages.fingerprint()} if self.passages and self.passages.negatives else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -75,6 +75,7 @@ KOREAN_TITLES = {
     "Batches": "배치",
     "Optimization": "최적화",
     "Distillation": "증류",
+    "Retrieval": "검색",
     "Run, validation and checkpoints": "실행, 검증, 체크포인트",
     "Devices": "장치",
     "Model and task": "모델과 태스크",

@@ -1,6 +1,6 @@
 """Numbers from references and predictions. Imports postprocessors and utils; no torch."""
 
-from metrics import answers, dependencies, edit_rate, labels, numbers, spans, structured, text
+from metrics import answers, dependencies, edit_rate, labels, numbers, rankings, spans, structured, text
 from metrics.uncertainty import probabilities
 
 FAMILIES = (
@@ -13,4 +13,5 @@ FAMILIES = (
     spans,
     dependencies,
     structured,
+    rankings,
 )  # each registers its own metrics when it is loaded

@@ -21,6 +21,7 @@ LABELS = "labels"  # the labels that both stand for
 PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
 NO_ANSWER = "probabilities of no answer"  # those of the outputs of windows: -doc_stride
 TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
+PASSAGES = "passages"  # the ranks of the right ones among all: of vectors, and nothing is generated
 REFERENCES = "references"  # the model's pass over references, where -metrics of inference.py asks for it
 
 FRACTION = "fraction"  # from 0 to 1
@@ -145,7 +146,7 @@ def metric_of(figure: str) -> Metric:
 
 def is_generated(name: str) -> bool:
     """Whether a figure of a validation is of the generated rows, and not of the pass over all rows."""
-    return metric_of(name).takes != TEACHER_FORCED
+    return metric_of(name).takes not in (TEACHER_FORCED, PASSAGES)
 
 
 def number_of(name: str, figure: object) -> float:

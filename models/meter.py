@@ -15,7 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Totals:
-    """What was measured since the last reset, over all ranks. Tokens are without padding."""
+    """What was measured since the last reset, over all ranks. Tokens are without padding.
+
+    `target_tokens` are what the loss is a mean over: of retrieval they are queries.
+    """
 
     loss_sum: float = 0.0
     target_tokens: int = 0
@@ -31,7 +34,7 @@ class Totals:
 
     @property
     def loss_per_token(self) -> float:
-        """Mean cross-entropy of a target token (nats)."""
+        """Mean cross-entropy of a target token, of retrieval the mean loss of a query (nats)."""
         return self.loss_sum / max(self.target_tokens, 1)
 
     @property
@@ -68,6 +71,20 @@ def mean_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     return {name: fmean(values[name] for values in figures.values() if name in values) for name in names}
 
 
+def padded_tokens(batch: Mapping[str, Any]) -> int:
+    """Source and target tokens of a batch with padding; the targets of retrieval are passages."""
+    return sum(batch[name].numel() for name in ("input_ids", "labels", "passage_ids") if name in batch)
+
+
+def shape_words(batch: Mapping[str, Any]) -> str:
+    """How large a batch is."""
+    rows, source_length = batch["input_ids"].shape
+    if "passage_ids" in batch:
+        passages, length = batch["passage_ids"].shape
+        return f"{rows:,} queries x {source_length:,} tokens and {passages:,} passages x {length:,} tokens"
+    return f"{rows:,} rows x {source_length:,} source and {batch['labels'].shape[1]:,} target tokens"
+
+
 def peak_memory(device: torch.device) -> float:
     """The most memory in GB that tensors took on a GPU, or this process on the host; does not wait for the device."""
     if device.type == "cuda":
@@ -93,15 +110,15 @@ class StepMeter:
         self._rows = 0
         self._began = time.perf_counter()
 
-    def add_batch(self, batch: dict[str, Any], loss_sum: Tensor, correct: Tensor | None = None) -> None:
+    def add_batch(self, batch: Mapping[str, Any], loss_sum: Tensor, correct: Tensor | None = None) -> None:
         """Count one micro-batch; `loss_sum` and `correct` are scalars on the device."""
         loss = loss_sum.double() if loss_sum.device.type == "cpu" else loss_sum.float()
         self._loss = loss if self._loss is None else self._loss + loss
         if correct is not None:
             self._correct = correct if self._correct is None else self._correct + correct
         self._target_tokens += batch["num_target_tokens"]
-        self._tokens += batch["num_source_tokens"] + batch["num_target_tokens"]
-        self._padded_tokens += batch["input_ids"].numel() + batch["labels"].numel()
+        self._tokens += batch["num_source_tokens"] + batch.get("num_passage_tokens", batch["num_target_tokens"])
+        self._padded_tokens += padded_tokens(batch)
         self._rows += batch["num_rows"]
 
     def state(self) -> list[float]:
@@ -168,3 +185,8 @@ class StepMeter:
             correct_tokens=round(correct_sum),
             seconds=time.perf_counter() - self._began,
         )
+
+    def figures(self, device: torch.device, world_size: int) -> dict[str, float]:
+        """The figures of a validation, where the batches of one were added up; every rank must call it."""
+        totals = self.totals(device, world_size)
+        return {"val_loss": totals.loss_per_token, "token_accuracy": totals.token_accuracy}

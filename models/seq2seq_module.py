@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapters.rank_allocation import RANKS_KEY, RankAllocation, rank_allocation
 from models.adapters.tuning import adapter_of, own_names
-from models.losses.objective import Objective, batch_loss
-from models.meter import StepMeter, mixed_figures
+from models.losses.contrastive import Contrastive
+from models.losses.objective import Objective
+from models.meter import StepMeter, mixed_figures, shape_words
 from models.optimizers.averages import AveragedWeights, averaged_weights
 from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, state_memory
 from models.optimizers.schedules import Plateau, build_scheduler
 from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY, OptimSettings
+from models.retrieval.ranking import RankingMeter
 from utils.errors import NotFiniteError
 
 
@@ -46,8 +48,8 @@ class Seq2SeqModule(pl.LightningModule):
 
     The loss of a micro-batch is the sum of its tokens' losses divided by the target tokens of the whole
     optimizer step over all ranks (known from the plan), in both sums times the weights that rows may have:
-    accumulation, more devices and one big batch give the same gradient. Nothing in `training_step` waits for the
-    device.
+    accumulation, more devices and one big batch give the same gradient. (Of retrieval it is a sum over queries.)
+    Nothing in `training_step` waits for the device.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Seq2SeqModule(pl.LightningModule):
         optim: OptimSettings,
         options: ModuleOptions,
         grad_norm: Callable[[Sequence[Tensor]], Tensor] | None,
-        objective: Objective,
+        objective: Objective | Contrastive,
     ) -> None:
         super().__init__()
         self.model = model
@@ -67,7 +69,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.grad_norm = grad_norm  # of the whole gradient, however the processes share it; None = the strategy clips
         self.objective = objective
         self.meter = StepMeter()
-        self.validation_meters: list[StepMeter] = []  # of each loader
+        self.validation_meters: list[StepMeter | RankingMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
         # Some (source, reference, prediction) of the latest validation, by the name that they are shown under.
         self.samples: dict[str, list[tuple[str, str, str]]] = {}
@@ -85,12 +87,16 @@ class Seq2SeqModule(pl.LightningModule):
     # ---- training
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        torch.manual_seed(micro_batch_seed(self.options.seed, self.current_epoch, batch_idx, self.global_rank))
+        self.objective.begin_step(self.model, batch, lambda later: self._seed(batch_idx + later))
+        torch.manual_seed(self._seed(batch_idx))
         loss_sum, _ = self._loss_sum(batch)
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
         share: float = self.options.accumulate * self.trainer.world_size / (batch["step_target_tokens"] or 1)
         return loss_sum * share
+
+    def _seed(self, batch_idx: int) -> int:
+        return micro_batch_seed(self.options.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def on_fit_start(self) -> None:
         if self.objective.teacher is not None:  # no part of this module: neither trained, shared nor saved
@@ -157,16 +163,12 @@ class Seq2SeqModule(pl.LightningModule):
         loss.backward()  # type: ignore[no-untyped-call]
         del state
 
-    def _loss_sum(self, batch: dict[str, Any], count_correct: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Sum over the target tokens of `batch` of the objective in training and of the cross-entropy in validation,
-        and the number of tokens that were predicted right."""
-        rows, source_length = batch["input_ids"].shape
-        target_length = batch["labels"].shape[1]
-        self.batch_shape = f"{rows:,} rows x {source_length:,} source and {target_length:,} target tokens"
+    def _loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Of a batch in training the sum of its losses and None, in validation what the meter of that takes."""
+        self.batch_shape = shape_words(batch)
         if self.training:
             return self.objective(self.model, batch), None
-        loss_sum, correct = batch_loss(self.model, batch, count_correct=count_correct)
-        return loss_sum, correct if count_correct else None
+        return self.objective.validate(self.model, batch)
 
     def configure_gradient_clipping(
         self,
@@ -233,7 +235,7 @@ class Seq2SeqModule(pl.LightningModule):
             self.averages.switch(to_mean=False)
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_meters = [StepMeter() for _ in self.options.validated]
+        self.validation_meters = [self.objective.validation_meter() for _ in self.options.validated]
         self.raise_if_not_finite()
 
     def validation_step(
@@ -243,17 +245,11 @@ class Seq2SeqModule(pl.LightningModule):
         dataloader_idx: int = 0,
     ) -> None:
         self.between_batches()
-        loss_sum, correct = self._loss_sum(batch, count_correct=True)
-        self.validation_meters[dataloader_idx].add_batch(batch, loss_sum, correct)
+        self.validation_meters[dataloader_idx].add_batch(batch, *self._loss_sum(batch))
 
     def on_validation_epoch_end(self) -> None:
-        totals = [meter.totals(self.device, self.trainer.world_size) for meter in self.validation_meters]
-        self.validation = mixed_figures(
-            {
-                name: {"val_loss": of_task.loss_per_token, "token_accuracy": of_task.token_accuracy}
-                for name, of_task in zip(self.options.validated, totals, strict=True)
-            }
-        )
+        figures = [meter.figures(self.device, self.trainer.world_size) for meter in self.validation_meters]
+        self.validation = mixed_figures(dict(zip(self.options.validated, figures, strict=True)))
 
     # ---- health
 

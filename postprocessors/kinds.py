@@ -13,13 +13,14 @@ from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.dependencies import Dependencies
 from postprocessors.labels import LabelMap
 from postprocessors.numbers import Number
+from postprocessors.passages import Passage
 from postprocessors.spans import TaggedText
 from postprocessors.structured import JsonValue
 from utils.errors import UserError, closest, errors_at, raise_if_any
 
 # Frozen dataclasses with defaults for all fields, which are texts, numbers, yes or no, or lists of texts.
 KINDS: dict[str, Callable[..., Postprocessor]] = {
-    kind.kind: kind for kind in (Number, Answers, TaggedText, Dependencies, JsonValue)
+    kind.kind: kind for kind in (Number, Answers, TaggedText, Dependencies, JsonValue, Passage)
 }
 
 

@@ -30,6 +30,7 @@ from generation.engines.ctranslate2 import PARITY_ROWS, check_compute_type, conv
 from generation.engines.labels import LabelDecoding, ScoreEngine
 from generation.engines.pytorch import TorchEngine
 from generation.passage_spans import PassageRule
+from metrics.registry import PASSAGES
 from models.architectures import architecture, longest_output, notes, overflowing
 from models.kernels.compiled import check_compiler
 from models.languages import language_codes
@@ -275,7 +276,12 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
 
     Tells what decodes; and what the flags do not say: outputs that end before -max_predict_length, and a search that is
     not our own.
+
+    Raises:
+        UserError: a task of passages.
     """
+    if ready.task.kind == PASSAGES:
+        raise UserError(f"task {ready.task.name}: its model gives vectors of texts, and writes none")
     decode, models, devices = ready.config.decode, ready.models, ready.devices
     tell(decoding_line(decode, devices, decoding))
     longest = longest_output(ready.target_limit)

@@ -11,6 +11,7 @@ PAGES = (
     "docs/data",
     "docs/tasks",
     "docs/mixtures",
+    "docs/retrieval",
     "docs/training",
     "docs/architectures",
     "docs/resuming",

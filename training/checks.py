@@ -41,6 +41,7 @@ from config.flags.train import TrainConfig
 from config.parser import flag_specs, parse_flags, saved_tokens, shown, to_dict
 from datamodules.checks import DATA, check_data, local_inputs
 from datamodules.mixture import Mixture, mixture_of
+from datamodules.retrieval.checks import retrieval_problems
 from metrics.registry import LABELS, TEACHER_FORCED, TEXTS, is_generated, metric_names, missing_packages
 from models.presets import read_config
 from utils.errors import UserError, closest
@@ -132,6 +133,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems += filter(None, [missing_package("deepspeed", f"-strategy {config.device.strategy}")])
     _check_loggers(logger_names(config.run), problems)
     check_combinations(config, problems)
+    problems += retrieval_problems(config, mixture)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
     if (

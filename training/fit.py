@@ -99,8 +99,12 @@ class Compilation(pl.Callback):
 
 
 @contextmanager
-def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
-    """Raise `RunError` with the batch and what helps where the memory is too small."""
+def memory_errors(module: Seq2SeqModule, config: TrainConfig, fixed_rows: bool = False) -> Iterator[None]:
+    """Raise `RunError` with the batch and what helps where the memory is too small.
+
+    Args:
+        fixed_rows: -max_tokens does not go with the task.
+    """
     try:
         yield
     except Exception as error:
@@ -111,7 +115,10 @@ def memory_errors(module: Seq2SeqModule, config: TrainConfig) -> Iterator[None]:
         batch = config.batch
         smaller = "a smaller -max_tokens" if batch.max_tokens else "-max_tokens in place of -batch_size"
         halved = f"-batch_size {batch.batch_size // 2} with -grad_acc {batch.grad_acc * 2}"
-        ways = [smaller, *(() if batch.max_tokens or batch.batch_size < 2 else (f"{halved} (the same training)",))]
+        ways = [
+            *(() if fixed_rows else (smaller,)),
+            *(() if batch.max_tokens or batch.batch_size < 2 else (f"{halved} (the same training)",)),
+        ]
         ways += [] if config.model.gradient_checkpointing else ["-gradient_checkpointing"]
         raise RunError(
             f"the memory of {module.device} is too small for a batch of {module.batch_shape}: give {', or '.join(ways)}"
@@ -140,7 +147,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
         say(*adapted.lines)
     validated = tuple(part.name for part in data.validated)
     steps = schedule_steps(config, total_steps)
-    module = build_module(config, prepared.model, prepared.tokenizer, steps, strategy, validated, prepared.teacher)
+    teacher, of_vectors = prepared.teacher, prepared.passages is not None
+    module = build_module(config, prepared.model, prepared.tokenizer, steps, strategy, validated, teacher, of_vectors)
     description = {
         **described_tasks(parts),
         "flags": kept_flags(resumed, config),
@@ -155,7 +163,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     arithmetic = prepared.devices.arithmetic
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, arithmetic, loggers)
     callbacks: list[pl.Callback] = [LargestBatchFirst()] if strategy.largest_batch_first else []
-    callbacks += [generated, run_log, checkpointer]
+    callbacks += [*([] if of_vectors else [generated]), run_log, checkpointer]
     if config.device.compile:
         callbacks.append(Compilation(CompiledBlocks(prepared.model, prepared.devices.accelerator)))
     profile = StepProfile(folder, config.run.profile) if config.run.profile and is_first_process() else None
@@ -168,7 +176,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     say(*trained_lines(prepared.model))
     stop.install()
     try:
-        with memory_errors(module, config), profile or nullcontext():
+        with memory_errors(module, config, of_vectors), profile or nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
     except TrainingStopped:  # on every rank alike
         loggers.close_trackers(succeeded=True)

@@ -22,6 +22,8 @@ from config.parser import shown
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
 from datamodules.mixture import Mixture
+from datamodules.retrieval.checks import check_compared, is_retrieval
+from datamodules.retrieval.passages import Passages, encoded_negatives
 from datamodules.sampling import Sampling
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
@@ -31,6 +33,7 @@ from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.losses.objective import Teacher
 from models.regularisation import check_dropout
+from models.retrieval.pooling import check_pooling, leave_unused
 from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
@@ -65,6 +68,7 @@ class Prepared:
     model: PreTrainedModel
     resumed: SavedRun | None
     teacher: Teacher | None = None
+    passages: Passages | None = None  # the training rows of a retrieval task
     differences: Sequence[Difference] = ()  # between it and this run; -resume_force allows them
 
     def data_module(self) -> Seq2SeqDataModule:
@@ -86,11 +90,12 @@ class Prepared:
             num_workers=batch.num_workers,
             pin_memory=on_gpu,
             teacher=self.teacher.digest if self.teacher else "",
+            passages=self.passages,
         )
 
 
-def encoded_parts(config: TrainConfig, mixture: Mixture, source: ModelSource, cache: Path) -> tuple[Splits, ...]:
-    """The rows of every task, encoded for the model."""
+def row_encoders(config: TrainConfig, mixture: Mixture, source: ModelSource, cache: Path) -> list[RowEncoder]:
+    """What encodes the rows of every task for the model."""
     for task in mixture.tasks:
         check_languages(task, config.data, source.tokenizer)
     limits = source_limit(source.config, config.model.virtual_tokens), target_limit(source.config)
@@ -99,7 +104,22 @@ def encoded_parts(config: TrainConfig, mixture: Mixture, source: ModelSource, ca
     for member in mixture.members:
         length = config.length if member.task in windowed else replace(config.length, doc_stride=0)
         encoders.append(RowEncoder(member.data, length, member.task, source.tokenizer, limits[0], cache, limits[1]))
-    return task_splits(encoders, config.task)
+    return encoders
+
+
+def passages_of(config: TrainConfig, encoder: RowEncoder, rows: Splits, world_size: int) -> Passages:
+    """The training rows of a retrieval task with their hard negatives.
+
+    Raises:
+        UserError: a column without any; batches in which nothing is compared.
+    """
+    columns = config.retrieval.negative_column
+    negatives, lines = encoded_negatives(encoder, columns)
+    batch = config.batch
+    compared = min(batch.batch_size * batch.grad_acc * world_size, len(rows.train))
+    check_compared(compared, len(columns))
+    say(*lines, f"each query is compared with the passages of an optimizer step: those of {counted(compared, 'row')}")
+    return Passages(rows.train, negatives)
 
 
 def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> list[str]:
@@ -110,7 +130,7 @@ def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | Non
     """
     source = model_source(config, mixture.tasks, resumed.model if resumed else None)
     with tempfile.TemporaryDirectory() as cache:
-        parts = encoded_parts(config, mixture, source, Path(cache))
+        parts = task_splits(row_encoders(config, mixture, source, Path(cache)), config.task)
         lines = [line for part in parts for line in part.lines]
         for part in parts:
             for row in evenly_spaced(len(part.train), config.task.show_examples).tolist():
@@ -208,6 +228,8 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     check_gradients(config, devices)
     check_memory_limit(config, devices)
     check_dropout(source.config, dropout_rates(config.optim))
+    if is_retrieval(mixture.tasks):
+        check_pooling(source.config, config.retrieval.pooling, "-task")
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
         check_compiler(devices.accelerator)
@@ -217,16 +239,21 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     say(*notes(source.config, training=True))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
-    parts = encoded_parts(config, mixture, source, cache)
+    encoders = row_encoders(config, mixture, source, cache)
+    parts = task_splits(encoders, config.task)
     say(*(line for part in parts for line in part.lines))
+    retrieval = is_retrieval(mixture.tasks)
+    passages = passages_of(config, encoders[0], parts[0], devices.world_size) if retrieval else None
     if flags.compile:
         check_padded(parts, source.config)
     counts = [len(part.train) for part in parts]
     sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
     say(*sampling.lines([part.name for part in parts]))
     model = built_model(config, source, devices, resumed)
+    if retrieval:
+        leave_unused(model, config.retrieval.pooling)
     teacher = load_teacher(found, config.distillation, parts) if found else None
-    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed, teacher)
+    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed, teacher, passages)
     if resumed is None:
         return prepared
     differences = flag_differences(resumed, config, mixture.tasks)

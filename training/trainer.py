@@ -14,6 +14,7 @@ from config.flags.optim import OptimFlags
 from config.flags.train import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
+from models.losses.contrastive import Contrastive
 from models.losses.objective import Objective, Teacher
 from models.optimizers.settings import OptimSettings
 from models.regularisation import add_embedding_noise
@@ -35,12 +36,14 @@ def build_module(
     strategy: Strategy,
     validated: tuple[str, ...] = ("",),
     teacher: Teacher | None = None,
+    of_vectors: bool = False,
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
     Args:
         total_steps: optimizer steps of the schedule.
         validated: the tasks that have validation rows, by name where there are several.
+        of_vectors: the task is one of retrieval.
     """
     model.generation_config = generation_config(model, tokenizer)
     options = ModuleOptions(
@@ -52,7 +55,11 @@ def build_module(
     )
     if config.optim.neftune_alpha:
         add_embedding_noise(model, config.optim.neftune_alpha, tokenizer.pad_token_id)
-    objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
+    objective: Objective | Contrastive
+    if of_vectors:
+        objective = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
+    else:
+        objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
     return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
 
 

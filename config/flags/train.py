@@ -6,7 +6,7 @@ import dataclasses
 
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from config.flags.model import TrainModelFlags
-from config.flags.optim import DistillationFlags, OptimFlags
+from config.flags.optim import DistillationFlags, OptimFlags, RetrievalFlags
 from config.flags.run import BatchFlags, RunFlags, TrainDeviceFlags
 
 
@@ -21,5 +21,6 @@ class TrainConfig:
     batch: BatchFlags = dataclasses.field(default_factory=BatchFlags)
     optim: OptimFlags = dataclasses.field(default_factory=OptimFlags)
     distillation: DistillationFlags = dataclasses.field(default_factory=DistillationFlags)
+    retrieval: RetrievalFlags = dataclasses.field(default_factory=RetrievalFlags)
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
     device: TrainDeviceFlags = dataclasses.field(default_factory=TrainDeviceFlags)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_r
 from models.losses.cross_entropy import token_loss_and_correct
 from models.losses.divergence import COPIES, Distillation, RDrop
 from models.losses.soft_cap import SoftCapped
+from models.meter import StepMeter
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Objective:
         if self.rdrop_alpha:
             return _rdrop_loss(model, batch, self.rdrop_alpha, self.label_smoothing)
         return batch_loss(model, batch, self.label_smoothing)[0]
+
+    def begin_step(self, model: PreTrainedModel, batch: Mapping[str, Any], seed_of: Callable[[int], int]) -> None:
+        """Nothing: the loss of a step is the sum of those of its micro-batches."""
+
+    def validate(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The plain cross-entropy summed over the target tokens of a batch, and how many were predicted right."""
+        return batch_loss(model, batch, count_correct=True)
+
+    def validation_meter(self) -> StepMeter:
+        """What adds up the batches of a validation."""
+        return StepMeter()
 
 
 def batch_loss(

@@ -49,6 +49,17 @@ def with_teacher(folder: Path) -> list[str]:
     return [*three_tasks(folder), "-teacher", str(folder / "teacher"), "-distill_temperature", "2"]
 
 
+def retrieval(folder: Path) -> list[str]:
+    """Passages that several queries share, a query that comes twice, and hard negatives in every third row."""
+    lines = ["query\tpassage\tnegative"]
+    for row in range(ROWS):
+        passage, negative = "x" * (1 + row % 5) + str(row // 2), f"나{row}" if row % 3 == 0 else ""
+        lines.append(f"{'가' * (1 + row % 7)}{row % 37}\t{passage}\t{negative}")
+    (folder / "data.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = str(folder / "data.tsv")
+    return ["-train_data", data, "-valid_data", data, "-task", "retrieval", "-negative_column", "negative"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "task"), [("t5-untied", one_task), ("bart", with_teacher)])
 def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
@@ -60,9 +71,28 @@ def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
     big = gradients(tmp_path, "big", config, data, "-batch_size", "16")
     accumulated = gradients(tmp_path, "accumulated", config, data, "-batch_size", "4", "-grad_acc", "4")
     both = gradients(tmp_path, "both", config, data, "-batch_size", "4", "-grad_acc", "2", "-cpu_processes", "2")
-    for other in (accumulated, both):
-        for expected, found in zip(big, other, strict=True):
-            assert expected.keys() == found.keys()
-            whole = torch.cat([value.flatten() for value in expected.values()]).double()
-            difference = torch.cat([found[name].flatten() for name in expected]).double() - whole
-            assert (difference.norm() / whole.norm()).item() < 1e-6
+    assert_same(big, accumulated)
+    assert_same(big, both)
+
+
+@pytest.mark.slow
+def test_the_passages_of_all_processes_and_micro_batches_are_compared(tmp_path: Path) -> None:
+    """In the loss, and in the figures of a validation, whose 40 rows are dealt out unevenly."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(config_of("t5-untied")))
+    data = retrieval(tmp_path)
+    big = gradients(tmp_path, "big", config, data, "-batch_size", "16")
+    both = gradients(tmp_path, "both", config, data, "-batch_size", "4", "-grad_acc", "2", "-cpu_processes", "2")
+    assert_same(big, both)
+    names = ("val_loss", "mrr@10", "recall@1", "recall@10")
+    states = [tmp_path / name / "run" / "last" / "training_state.json" for name in ("big", "both")]
+    figures = [[json.loads(state.read_text())["validation"][name] for name in names] for state in states]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+
+
+def assert_same(big: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> None:
+    for expected, found in zip(big, other, strict=True):
+        assert expected.keys() == found.keys()
+        whole = torch.cat([value.flatten() for value in expected.values()]).double()
+        difference = torch.cat([found[name].flatten() for name in expected]).double() - whole
+        assert (difference.norm() / whole.norm()).item() < 1e-6

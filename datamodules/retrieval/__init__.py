@@ -1,0 +1,1 @@
+"""Queries with their passages: hard negatives and batches. May import datamodules and what lies below it."""

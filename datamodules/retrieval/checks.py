@@ -1,0 +1,72 @@
+"""Checks of a retrieval task: its flags of `train.py`, and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from config.checks import used_flags
+from config.flags.optim import RetrievalFlags
+from config.flags.run import SHARDED_STRATEGIES
+from config.flags.train import TrainConfig
+from config.parser import shown
+from datamodules.mixture import Mixture
+from metrics.registry import PASSAGES
+from task_utils import Task
+from utils.errors import UserError
+
+FIXED_ROWS = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
+NO_TARGET = "a passage is found, and not written: the loss is not over the tokens of a target"
+NOT_TRIED = "was not tried with a retrieval task"
+NO_TEST = "validation rows are ranked during the training; other rows are scored by their vectors afterwards"
+WITH_TARGETS = ("label_smoothing", "rdrop_alpha", "teacher", "class_weights", "doc_stride")
+
+
+def is_retrieval(tasks: Sequence[Task]) -> bool:
+    """Whether a task among these is one of passages."""
+    return any(task.kind == PASSAGES for task in tasks)
+
+
+def retrieval_problems(config: TrainConfig, mixture: Mixture) -> Iterator[str]:
+    """What does not go with a retrieval task, or without one."""
+    used = used_flags(config)
+    if not is_retrieval(mixture.tasks):
+        for name in sorted(used.keys() & RetrievalFlags.__dataclass_fields__.keys()) if mixture.tasks else ():
+            yield f"{shown(name, used[name])}: only with a task of passages, such as -task retrieval"
+        return
+    if len(mixture.members) > 1:
+        yield "-train_task: a retrieval task is trained alone; give it as -task"
+    reasons = {
+        **dict.fromkeys(WITH_TARGETS, NO_TARGET),
+        "max_tokens": FIXED_ROWS,
+        "compile": NOT_TRIED,
+        "test_data_proportions": NO_TEST,
+    }
+    yield from (f"{shown(name, used[name])}: {reason}" for name, reason in reasons.items() if name in used)
+    if not config.batch.batch_size:
+        yield f"-batch_size 0: {FIXED_ROWS}"
+    if config.device.strategy in SHARDED_STRATEGIES:
+        yield f"-strategy {config.device.strategy}: {NOT_TRIED}; give ddp"
+    if config.model.virtual_tokens or config.model.tuning_method == "adalora":
+        yield f"-tuning_method {config.model.tuning_method}: {NOT_TRIED}; give lora"
+    for member in mixture.members:
+        if member.data.test_data:
+            yield f"{shown('test_data', member.data.test_data)}: {NO_TEST}"
+        if not member.data.train_data:
+            yield "-train_data is required with a retrieval task"
+
+
+def check_compared(rows: int, negatives: int) -> None:
+    """Refuse steps in which each query meets its own passage alone.
+
+    Args:
+        rows: of an optimizer step, over all ranks.
+        negatives: columns of hard negatives.
+
+    Raises:
+        UserError: the loss is 0 whatever the model does.
+    """
+    if rows == 1 and not negatives:
+        raise UserError(
+            "-batch_size 1: an optimizer step of one row compares its query with no other passage, and trains nothing;"
+            " give a larger -batch_size or -grad_acc, or -negative_column"
+        )
