@@ -34,8 +34,8 @@ class Objective(Protocol):
     def apply(self, ids: RawIds, sample: int, seed: int) -> tuple[Ids, Ids]:
         """Source and target of one sample of `ids`, which are not changed."""
 
-    def sentinels_needed(self, max_source: int, max_target: int = 0) -> int:
-        """Different sentinels in the longest row."""
+    def sentinels_needed(self, raw_length: int) -> int:
+        """The most different sentinels in a row of that many tokens of the corpus."""
 
 
 def largest_fitting(fits: Callable[[int], bool]) -> int:

@@ -38,18 +38,20 @@ def check_sentinels(objective: Objective, name: str, available: int, max_source:
     Raises:
         UserError: how many are needed, how many there are, and the ways out.
     """
-    needed = objective.sentinels_needed(max_source, max_target)
-    if needed <= available:
+
+    def needed(length: int) -> int:
+        return objective.sentinels_needed(objective.raw_length(length, max_target))
+
+    most = needed(max_source)
+    if most <= available:
         return
-
-    def enough(length: int) -> bool:
-        return objective.sentinels_needed(length, min(length, max_target)) <= available
-
     way_out = "an objective that needs none"
     if available:
-        way_out = f"a larger -mean_noise_span_length, or -max_seq_length {largest_fitting(enough)} or less"
+        shorter = largest_fitting(lambda length: needed(length) <= available)
+        way_out = "a larger -mean_span_length, or " if name == "span_corruption" else ""
+        way_out += f"-max_seq_length {shorter} or less"
     raise UserError(
-        f"-objective {name}: rows of -max_seq_length {max_source} need {needed} sentinels (<extra_id_0> to"
-        f" <extra_id_{needed - 1}>), the tokenizer has {available or 'none'}; train a tokenizer with {needed} or more,"
+        f"-objective {name}: rows of -max_seq_length {max_source} need {most} sentinels (<extra_id_0> to"
+        f" <extra_id_{most - 1}>), the tokenizer has {available or 'none'}; train a tokenizer with {most} or more,"
         f" or give {way_out}"
     )

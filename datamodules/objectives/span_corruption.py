@@ -59,9 +59,9 @@ class SpanCorruption:
         noise = self.noise_mask(len(ids), sample, seed)
         return self.corrupted(ids, noise)
 
-    def sentinels_needed(self, max_source: int, max_target: int = 0) -> int:
+    def sentinels_needed(self, raw_length: int) -> int:
         """See `Objective`."""
-        return self._most(self.raw_length(max_source, max_target))[1]
+        return self._most(raw_length)[1]
 
     def noise_mask(self, length: int, sample: int, seed: int) -> npt.NDArray[np.bool_]:
         """(length,) True = noise."""

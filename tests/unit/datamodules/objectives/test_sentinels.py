@@ -38,7 +38,7 @@ def test_byt5_counts_down_the_bytes_that_are_in_no_text_then_up_behind_them() ->
     text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)  # all there is
     assert max(text.encode()) + 3 == 247
     objective = SpanCorruption(ids, *frames(ByT5Tokenizer()), mean_length=20)
-    assert objective.sentinels_needed(1024, 189) == 9  # all of the recipe's are Google's
+    assert objective.sentinels_needed(objective.raw_length(1024, 189)) == 9  # all of the recipe's are Google's
 
 
 def test_the_frame_is_that_of_fine_tuning(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_too_few_sentinels_are_refused_with_the_number_and_the_ways_out() -> Non
         check_sentinels(objective, "span_corruption", 100, 2048)
     assert str(refused.value) == (
         "-objective span_corruption: rows of -max_seq_length 2048 need 114 sentinels (<extra_id_0> to <extra_id_113>),"
-        " the tokenizer has 100; train a tokenizer with 114 or more, or give a larger -mean_noise_span_length, or"
+        " the tokenizer has 100; train a tokenizer with 114 or more, or give a larger -mean_span_length, or"
         " -max_seq_length 1809 or less"
     )
     with pytest.raises(UserError) as refused:

@@ -1,0 +1,61 @@
+"""Flags of what a raw text is made into: source and target of a pretraining row. No torch import."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from config.parser import flag
+
+OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm")
+SPANS = {"objective=span_corruption|infilling": "only there a length of spans is chosen"}
+INFILLING = {"objective=infilling": "the others have no such noise"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveFlags:
+    """Objective"""
+
+    objective: str = flag(
+        "span_corruption",
+        "What is hidden in a text and asked for: span_corruption = T5's spans; ul2 = UL2's seven denoisers; infilling ="
+        " BART's masks and sentences in another order, the whole text asked for; prefix_lm = the rest of the text;"
+        " mlm = BERT's masks, the whole text asked for.",
+        choices=OBJECTIVES,
+    )
+    noise_density: float = flag(
+        0.0,
+        "Share of the tokens (infilling: words) that is hidden; 0 = 0.15, infilling 0.3.",
+        minimum=0.0,
+        maximum=0.9,
+        needs={"objective=span_corruption|infilling|mlm": "ul2 has its own, and prefix_lm hides no share"},
+    )
+    mean_span_length: float = flag(
+        0.0,
+        "Mean length of a hidden span in tokens (infilling: words); 0 = 3, of ByT5's bytes 20.",
+        minimum=0.0,
+        maximum=1000.0,
+        needs=SPANS,
+    )
+    random_roll: bool = flag(
+        False,
+        "Turn each row's noise by a random number of places, so that its first token is hidden as often as its last;"
+        " false = as T5 was trained, the last always and the first never.",
+        needs={"objective=span_corruption|ul2": "the others hide every place alike"},
+    )
+    mode_rates: tuple[str, ...] = flag(
+        (),
+        "How often UL2's modes come, e.g. R:0.4 X:0.4 S:0.2; empty = each of the seven denoisers (2 R, 4 X, 1 S)"
+        " equally often.",
+        metavar="MODE:RATE",
+        needs={"objective=ul2": "the others have no modes"},
+    )
+    random_masks: float = flag(
+        0.1, "Share of the masks that is a random token instead.", minimum=0.0, maximum=1.0, needs=INFILLING
+    )
+    permute_sentences: float = flag(
+        1.0,
+        "Share of the sentences that change places in the source; 0 = none (KoBART).",
+        minimum=0.0,
+        maximum=1.0,
+        needs=INFILLING,
+    )

@@ -1,0 +1,105 @@
+"""The objective of the flags, for a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import ByT5Tokenizer
+
+from config.flags.objective import ObjectiveFlags
+from datamodules.objectives.frames import frames
+from datamodules.objectives.mlm import MaskedLM
+from datamodules.objectives.pieces import Pieces
+from datamodules.objectives.prefix_lm import PrefixLM
+from datamodules.objectives.protocol import Objective
+from datamodules.objectives.sentinels import check_sentinels, sentinel_ids
+from datamodules.objectives.span_corruption import SpanCorruption
+from datamodules.objectives.text_infilling import TextInfilling
+from datamodules.objectives.ul2 import MODES, UL2
+from utils.errors import UserError, raise_if_any
+
+DENSITY, INFILLED = 0.15, 0.3  # of the tokens, of BART's words
+MEAN_LENGTH, MEAN_BYTES = 3.0, 20.0  # of spans of tokens, of ByT5's bytes
+
+
+def build_objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int, max_target: int = 0) -> Objective:
+    """The objective of rows whose sources and targets are that long at most; `max_target` 0 = as a source.
+
+    Raises:
+        UserError: too few sentinels, no room for a row, no mask, or modes that the tokenizer does not know.
+    """
+    if 0.0 < flags.mean_span_length < 1.0:
+        raise UserError(f"-mean_span_length {flags.mean_span_length}: a span has one token at least; give 1 or more")
+    objective = _objective(flags, tokenizer)
+    if objective.raw_length(max_source, max_target) < 2:
+        target = f" and -max_target_length {max_target}" if max_target else ""
+        raise UserError(
+            f"-objective {flags.objective}: -max_seq_length {max_source}{target} leave no room for two tokens of text"
+            " beside the special tokens; give larger ones"
+        )
+    check_sentinels(objective, flags.objective, len(sentinel_ids(tokenizer)), max_source, max_target)
+    return objective
+
+
+def _objective(flags: ObjectiveFlags, tokenizer: Any) -> Objective:
+    sentinels, around = sentinel_ids(tokenizer), frames(tokenizer)
+    density = flags.noise_density or (INFILLED if flags.objective == "infilling" else DENSITY)
+    bytes_ = isinstance(tokenizer, ByT5Tokenizer)
+    mean_length = flags.mean_span_length or (MEAN_BYTES if bytes_ else MEAN_LENGTH)
+    match flags.objective:
+        case "span_corruption":
+            return SpanCorruption(sentinels, *around, density, mean_length, flags.random_roll)
+        case "ul2":
+            return UL2.of(sentinels, around, _modes(tokenizer), _shares(flags.mode_rates), flags.random_roll)
+        case "prefix_lm":
+            return PrefixLM(*around)
+    mask, pieces = _mask(flags.objective, tokenizer), Pieces.of(tokenizer)
+    if flags.objective == "mlm":
+        return MaskedLM(mask, pieces.ordinary, *around, density)
+    return TextInfilling(pieces, mask, *around, density, mean_length, flags.random_masks, flags.permute_sentences)
+
+
+def _mask(name: str, tokenizer: Any) -> int:
+    """The mask of `tokenizer`, else its first sentinel."""
+    if tokenizer.mask_token_id is not None:
+        return int(tokenizer.mask_token_id)
+    sentinels = sentinel_ids(tokenizer)
+    if not len(sentinels):
+        raise UserError(
+            f"-objective {name}: the tokenizer has neither a mask_token nor <extra_id_0>; train one that has, or give"
+            " -objective prefix_lm"
+        )
+    return int(sentinels[0])
+
+
+def _modes(tokenizer: Any) -> dict[str, list[int]]:
+    """Ids in front of the sources of UL2's modes.
+
+    Raises:
+        UserError: a mode that holds an unknown token, by which it would be like another.
+    """
+    modes = {mode: tokenizer(text, add_special_tokens=False)["input_ids"] for mode, text in MODES.items()}
+    raise_if_any(
+        f"-objective ul2: the tokenizer does not know all of {MODES[mode]}, which stands in front of the sources of"
+        f" mode {mode}; train one with these characters"
+        for mode, ids in modes.items()
+        if tokenizer.unk_token_id in ids
+    )
+    return modes
+
+
+def _shares(rates: tuple[str, ...]) -> Mapping[str, float] | None:
+    """-mode_rates by mode, 0 for those not named; None without any."""
+    if not rates:
+        return None
+    shares = dict.fromkeys(MODES, 0.0)
+    for text in rates:
+        mode, _, rate = text.partition(":")
+        if mode not in shares or not re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", rate):
+            raise UserError(f"-mode_rates {text!r}: expected R, X or S, a colon and a rate from 0 on, e.g. R:0.4")
+        shares[mode] = float(rate)
+    if not any(shares.values()):
+        raise UserError(f"-mode_rates {' '.join(rates)}: all are 0; give one that is not")
+    return shares
