@@ -6,6 +6,8 @@ hashed from the three. Making a generator of numpy's for every row would cost mo
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,8 +30,12 @@ def first_bits(seed: int, samples: IntArray, stream: int) -> Bits:
 
 
 def _states(seed: int, samples: IntArray, stream: int) -> Bits:
-    start = _mixed(np.array([(seed + (stream + 1) * int(STEP)) & WORD], np.uint64))
-    return _mixed(start ^ samples.astype(np.uint64))
+    return _mixed(_start(seed, stream) ^ samples.astype(np.uint64))
+
+
+@lru_cache(maxsize=64)
+def _start(seed: int, stream: int) -> Bits:
+    return _mixed(np.array([(seed + (stream + 1) * int(STEP)) & WORD], np.uint64))
 
 
 def _mixed(z: Bits) -> Bits:

@@ -88,9 +88,8 @@ class TextInfilling:
         begins, ends = edges[chosen], edges[np.minimum(chosen + lengths, words)]
         marked = ids.copy()
         marked[begins] = self._masks(len(begins), random_bits(seed, sample, RANDOM, 2 * len(begins)))
-        change = np.zeros(len(ids) + 1, np.int64)  # of the spans that a token lies in behind their first
-        np.add.at(change, begins + 1, 1)
-        np.add.at(change, ends, -1)
+        change = -np.bincount(ends, minlength=len(ids) + 1)  # of the spans that a token lies in behind their first
+        change[begins + 1] += 1
         kept = marked[np.cumsum(change[:-1]) <= 0]
         inserts = min(inserts, len(ids) - len(kept))
         total = len(kept) + inserts
