@@ -59,3 +59,10 @@ class ObjectiveFlags:
         maximum=1.0,
         needs=INFILLING,
     )
+    pack_documents: bool = flag(
+        False,
+        "Keep the documents of a row apart: each has noise of its own, and attends to itself alone; false = a row is a"
+        " piece of the corpus, whose documents see each other. For T5's family.",
+        needs={"objective=span_corruption|prefix_lm|mlm": "the others make a short document longer than its text"},
+        excludes={"attention=fused": "its kernel has no masks for that; leave -attention plain"},
+    )

@@ -11,6 +11,7 @@ from transformers import ByT5Tokenizer
 from config.flags.objective import ObjectiveFlags
 from datamodules.objectives.frames import frames
 from datamodules.objectives.mlm import MaskedLM
+from datamodules.objectives.packing import PackedDocuments, packed
 from datamodules.objectives.pieces import Pieces
 from datamodules.objectives.prefix_lm import PrefixLM
 from datamodules.objectives.protocol import Objective
@@ -24,7 +25,9 @@ DENSITY, INFILLED = 0.15, 0.3  # of the tokens, of BART's words
 MEAN_LENGTH, MEAN_BYTES = 3.0, 20.0  # of spans of tokens, of ByT5's bytes
 
 
-def build_objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int, max_target: int = 0) -> Objective:
+def build_objective(
+    flags: ObjectiveFlags, tokenizer: Any, max_source: int, max_target: int = 0
+) -> Objective | PackedDocuments:
     """The objective of rows whose sources and targets are that long at most; `max_target` 0 = as a source.
 
     Raises:
@@ -32,7 +35,9 @@ def build_objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int, max_
     """
     if 0.0 < flags.mean_span_length < 1.0:
         raise UserError(f"-mean_span_length {flags.mean_span_length}: a span has one token at least; give 1 or more")
-    objective = _objective(flags, tokenizer)
+    of_text = _objective(flags, tokenizer)
+    packs = flags.pack_documents
+    objective = packed(of_text, flags.noise_density, tokenizer.eos_token_id) if packs else of_text
     if objective.raw_length(max_source, max_target) < 2:
         target = f" and -max_target_length {max_target}" if max_target else ""
         raise UserError(

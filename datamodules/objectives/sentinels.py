@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import ByT5Tokenizer
 
+from datamodules.objectives.packing import PackedDocuments
 from datamodules.objectives.protocol import Ids, Objective, largest_fitting
 from utils.errors import UserError
 
@@ -32,7 +33,9 @@ def sentinel_ids(tokenizer: Any) -> Ids:
     return np.zeros(0, np.int32)
 
 
-def check_sentinels(objective: Objective, name: str, available: int, max_source: int, max_target: int = 0) -> None:
+def check_sentinels(
+    objective: Objective | PackedDocuments, name: str, available: int, max_source: int, max_target: int = 0
+) -> None:
     """Refuse rows with more spans than there are sentinels: the ids below them are those of ordinary tokens.
 
     Raises:
