@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import architecture, logit_scale, logit_softcap, with_plain_logits
 from utils.errors import UserError
 from utils.padding import IGNORE_INDEX
+
+INPUTS = ("input_ids", "attention_mask", "labels", "source_segments", "target_segments")  # of a batch
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class DecoderOutput:
     router_loss: Tensor | float = 0.0
 
 
+def decode_batch(model: PreTrainedModel, batch: Mapping[str, Any]) -> DecoderOutput:
+    """One pass over a batch of `datamodules.collate`."""
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
+    if "source_segments" in inputs:
+        del inputs["attention_mask"]
+        return decode_packed(model, **inputs)
+    return decode_teacher_forced(model, **inputs)
+
+
 def decode_teacher_forced(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> DecoderOutput:
@@ -39,14 +51,7 @@ def decode_teacher_forced(
     row = architecture(model.config.model_type)
     attention_mask = unread_mask(model.config, with_virtual_tokens(model, attention_mask))
     if row.like_t5:
-        encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
-        hidden = model.decoder(
-            input_ids=decoder_input_ids,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=attention_mask,
-            use_cache=False,
-        )[0]
-        return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
+        return _decode_t5(model, input_ids, decoder_input_ids, attention_mask, None, attention_mask)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
     if row.like_bart:
         if attention_mask.dim() == 4:  # else the library makes a mask of ones, and reads it
@@ -55,6 +60,58 @@ def decode_teacher_forced(
         hidden = model.model(**inputs, use_cache=False)[0]
         return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, bias=logits_bias(model))
     return _other_architecture(model, inputs)
+
+
+def decode_packed(
+    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, source_segments: Tensor, target_segments: Tensor
+) -> DecoderOutput:
+    """One pass over rows of several documents, each of which attends to itself alone.
+
+    Only of T5's family, whose positions are differences (`takes_packed`), and not with the kernel of -attention fused,
+    which knows no such masks.
+
+    Args:
+        source_segments, target_segments: (batch, source_length) and (batch, target_length) number of a token's
+            document, the same in source and target; 0 = padding.
+    """
+    decoder_input_ids = shift_right(model, labels)
+    begins = target_segments[:, 1:] != target_segments[:, :-1]
+    decoder_input_ids[:, 1:].masked_fill_(begins, model.config.decoder_start_token_id)
+    length = labels.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril_()
+    # Padding of a target looks everywhere: a query that looks nowhere is NaN in some kernels.
+    across = _same(target_segments, source_segments) | (target_segments == 0)[:, None, :, None]
+    within_source, within_target = _same(source_segments, source_segments), _same(target_segments, target_segments)
+    return _decode_t5(model, input_ids, decoder_input_ids, within_source, within_target & earlier, across)
+
+
+def _same(queries: Tensor, keys: Tensor) -> Tensor:
+    """(batch, 1, queries, keys) boolean: of the same segment."""
+    return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+def takes_packed(config: PreTrainedConfig) -> bool:
+    """Whether a model can have several documents in a row."""
+    return architecture(config.model_type).like_t5
+
+
+def _decode_t5(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    decoder_input_ids: Tensor,
+    encoder_mask: Tensor,
+    decoder_mask: Tensor | None,
+    cross_mask: Tensor,
+) -> DecoderOutput:
+    encoded = model.encoder(input_ids=input_ids, attention_mask=encoder_mask)[0]
+    hidden = model.decoder(
+        input_ids=decoder_input_ids,
+        attention_mask=decoder_mask,
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=cross_mask,
+        use_cache=False,
+    )[0]
+    return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
 
 
 def unread_mask(config: Any, attention_mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.forward import DecoderOutput, decode_teacher_forced
+from models.forward import INPUTS, DecoderOutput, decode_batch
 from models.kernels.casts import autocast_dtype
 from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_rows
 from models.losses.cross_entropy import token_loss_and_correct
@@ -67,12 +67,11 @@ def batch_loss(
     model: PreTrainedModel, batch: Mapping[str, Any], label_smoothing: float = 0.0, count_correct: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Give `token_loss_and_correct` of one pass over a batch of `datamodules.collate`, on the model's device."""
-    labels = batch["labels"]
-    output = decode_teacher_forced(model, batch["input_ids"], batch["attention_mask"], labels)
+    output = decode_batch(model, batch)
     loss, correct = token_loss_and_correct(
         output.hidden,
         output.weight,
-        labels,
+        batch["labels"],
         target_index=batch["target_index"],
         bias=output.bias,
         scale=output.scale,
@@ -88,9 +87,8 @@ def _distillation_loss(
     model: PreTrainedModel, teacher: Teacher, batch: Mapping[str, Any], label_smoothing: float
 ) -> Tensor:
     index, labels = batch["target_index"], batch["labels"]
-    inputs = batch["input_ids"], batch["attention_mask"], labels
     with torch.no_grad():
-        taught = decode_teacher_forced(teacher.model, *inputs)
+        taught = decode_batch(teacher.model, batch)
         dtype = autocast_dtype(labels.device) or taught.hidden.dtype
         criterion = Distillation(
             hidden=_of_targets(taught, index).to(dtype),
@@ -102,7 +100,7 @@ def _distillation_loss(
             token_weights=batch.get("token_weights"),
             softcap=taught.softcap,
         )
-    output = decode_teacher_forced(model, *inputs)
+    output = decode_batch(model, batch)
     loss = _summed(output, _of_targets(output, index), labels.reshape(-1)[index], criterion)
     return _with_routers(loss, output, batch)
 
@@ -110,8 +108,7 @@ def _distillation_loss(
 def _rdrop_loss(model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, label_smoothing: float) -> Tensor:
     """Every row stands twice in one pass, so that the copies have dropout of their own."""
     index, labels = batch["target_index"], batch["labels"]
-    twice = [batch[name].repeat(2, 1) for name in ("input_ids", "attention_mask", "labels")]
-    output = decode_teacher_forced(model, *twice)
+    output = decode_batch(model, {name: batch[name].repeat(2, 1) for name in INPUTS if name in batch})
     neighbours = torch.stack((index, index + labels.numel()), 1).flatten()
     criterion = RDrop(alpha, label_smoothing, batch.get("token_weights"))
     loss = _summed(output, _of_targets(output, neighbours), labels.reshape(-1)[index], criterion)
