@@ -7,7 +7,7 @@ import dataclasses
 from config.parser import flag
 
 OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm")
-SPANS = {"objective=span_corruption|infilling": "only there a length of spans is chosen"}
+NO_SPANS = {"objective=ul2|prefix_lm|mlm": "it chooses no length of spans"}
 INFILLING = {"objective=infilling": "the others have no such noise"}
 
 
@@ -27,20 +27,20 @@ class ObjectiveFlags:
         "Share of the tokens (infilling: words) that is hidden; 0 = 0.15, infilling 0.3.",
         minimum=0.0,
         maximum=0.9,
-        needs={"objective=span_corruption|infilling|mlm": "ul2 has its own, and prefix_lm hides no share"},
+        excludes={"objective=ul2|prefix_lm": "ul2 has its own, and prefix_lm hides no share"},
     )
     mean_span_length: float = flag(
         0.0,
         "Mean length of a hidden span in tokens (infilling: words); 0 = 3, of ByT5's bytes 20.",
         minimum=0.0,
         maximum=1000.0,
-        needs=SPANS,
+        excludes=NO_SPANS,
     )
     random_roll: bool = flag(
         False,
         "Turn each row's noise by a random number of places, so that its first token is hidden as often as its last;"
         " false = as T5 was trained, the last always and the first never.",
-        needs={"objective=span_corruption|ul2": "the others hide every place alike"},
+        excludes={"objective=infilling|prefix_lm|mlm": "it hides every place alike"},
     )
     mode_rates: tuple[str, ...] = flag(
         (),
@@ -63,6 +63,8 @@ class ObjectiveFlags:
         False,
         "Keep the documents of a row apart: each has noise of its own, and attends to itself alone; false = a row is a"
         " piece of the corpus, whose documents see each other. For T5's family.",
-        needs={"objective=span_corruption|prefix_lm|mlm": "the others make a short document longer than its text"},
-        excludes={"attention=fused": "its kernel has no masks for that; leave -attention plain"},
+        excludes={
+            "objective=ul2|infilling": "it makes a short document longer than its text",
+            "attention=fused": "its kernel has no masks for that; leave -attention plain",
+        },
     )
