@@ -30,7 +30,7 @@ from datamodules.objectives.prefix_lm import PrefixLM
 from datamodules.objectives.protocol import Objective
 from datamodules.objectives.span_corruption import SpanCorruption
 from datamodules.objectives.text_infilling import TextInfilling
-from datamodules.objectives.ul2 import UL2
+from datamodules.objectives.ul2 import ul2
 
 PIECES, SENTINELS, MASK = 32_000, 256, 32_300
 MODES = {"R": [10], "X": [11], "S": [12]}
@@ -50,7 +50,7 @@ def objectives() -> dict[str, tuple[Objective, int]]:
         "span corruption 512": (SpanCorruption(sentinels, *t5), 512),
         "span corruption 512, random roll": (SpanCorruption(sentinels, *t5, random_roll=True), 512),
         "span corruption 1024, spans of 20": (SpanCorruption(sentinels, *t5, mean_length=20.0), 1024),
-        "ul2 512": (UL2.of(sentinels, t5, MODES), 512),
+        "ul2 512": (ul2(sentinels, t5, MODES), 512),
         "prefix lm 512": (PrefixLM(*t5), 512),
         "infilling 512": (TextInfilling(pieces, MASK, *bart), 512),
         "mlm 512": (MaskedLM(MASK, pieces.ordinary, *t5), 512),

@@ -59,12 +59,20 @@ class ObjectiveFlags:
         maximum=1.0,
         needs=INFILLING,
     )
+    sentence_order: float = flag(
+        0.0,
+        "Share of the rows that ask something else: whether two parts of a document stand in their order (SOP:"
+        " 'sop: A </s> B', the answer is 0, or 1 = swapped); 0 = none.",
+        minimum=0.0,
+        maximum=0.9,
+    )
     pack_documents: bool = flag(
         False,
         "Keep the documents of a row apart: each has noise of its own, and attends to itself alone; false = a row is a"
         " piece of the corpus, whose documents see each other. For T5's family.",
         excludes={
             "objective=ul2|infilling": "it makes a short document longer than its text",
+            "sentence_order": "its two parts see each other",
             "attention=fused": "its kernel has no masks for that; leave -attention plain",
         },
     )

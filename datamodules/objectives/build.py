@@ -6,19 +6,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from transformers import ByT5Tokenizer
 
 from config.flags.objective import ObjectiveFlags
 from datamodules.objectives.frames import frames
+from datamodules.objectives.mixed import MixedObjectives
 from datamodules.objectives.mlm import MaskedLM
 from datamodules.objectives.packing import PackedDocuments, packed
 from datamodules.objectives.pieces import Pieces
 from datamodules.objectives.prefix_lm import PrefixLM
 from datamodules.objectives.protocol import Objective
+from datamodules.objectives.sentence_order import CHOICE, LABELS, PREFIX, SentenceOrder
 from datamodules.objectives.sentinels import check_sentinels, sentinel_ids
 from datamodules.objectives.span_corruption import SpanCorruption
 from datamodules.objectives.text_infilling import TextInfilling
-from datamodules.objectives.ul2 import MODES, UL2
+from datamodules.objectives.ul2 import MODES, ul2
 from utils.errors import UserError, raise_if_any
 
 DENSITY, INFILLED = 0.15, 0.3  # of the tokens, of BART's words
@@ -36,6 +39,10 @@ def build_objective(
     if 0.0 < flags.mean_span_length < 1.0:
         raise UserError(f"-mean_span_length {flags.mean_span_length}: a span has one token at least; give 1 or more")
     of_text = _objective(flags, tokenizer)
+    if flags.sentence_order:
+        order = _sentence_order(tokenizer, max_source)
+        rates = (1.0 - flags.sentence_order, flags.sentence_order)
+        of_text = MixedObjectives((of_text, order), rates, CHOICE)
     packs = flags.pack_documents
     objective = packed(of_text, flags.noise_density, tokenizer.eos_token_id) if packs else of_text
     if objective.raw_length(max_source, max_target) < 2:
@@ -57,13 +64,27 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any) -> Objective:
         case "span_corruption":
             return SpanCorruption(sentinels, *around, density, mean_length, flags.random_roll)
         case "ul2":
-            return UL2.of(sentinels, around, _modes(tokenizer), _shares(flags.mode_rates), flags.random_roll)
+            return ul2(sentinels, around, _modes(tokenizer), _rates(flags.mode_rates), flags.random_roll)
         case "prefix_lm":
             return PrefixLM(*around)
     mask, pieces = _mask(flags.objective, tokenizer), Pieces.of(tokenizer)
     if flags.objective == "mlm":
         return MaskedLM(mask, pieces.ordinary, *around, density)
     return TextInfilling(pieces, mask, *around, density, mean_length, flags.random_masks, flags.permute_sentences)
+
+
+def _sentence_order(tokenizer: Any, max_source: int) -> SentenceOrder:
+    source, target = frames(tokenizer)
+    prefix, *labels = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (PREFIX, *LABELS))
+    if any(tokenizer.unk_token_id in ids for ids in (prefix, *labels)):
+        raise UserError(
+            f"-sentence_order: the tokenizer does not know all of {PREFIX!r}, {LABELS[0]!r} and {LABELS[1]!r}, in which"
+            " it asks and answers; train one with these characters"
+        )
+    source = source.behind_tokens(prefix)
+    no, yes = (np.array(ids, np.int32) for ids in labels)
+    room = max_source - len(source) - 1
+    return SentenceOrder(Pieces.of(tokenizer), (no, yes), tokenizer.eos_token_id, source, target, room)
 
 
 def _mask(name: str, tokenizer: Any) -> int:
@@ -95,16 +116,16 @@ def _modes(tokenizer: Any) -> dict[str, list[int]]:
     return modes
 
 
-def _shares(rates: tuple[str, ...]) -> Mapping[str, float] | None:
+def _rates(rates: tuple[str, ...]) -> Mapping[str, float] | None:
     """-mode_rates by mode, 0 for those not named; None without any."""
     if not rates:
         return None
-    shares = dict.fromkeys(MODES, 0.0)
+    by_mode = dict.fromkeys(MODES, 0.0)
     for text in rates:
         mode, _, rate = text.partition(":")
-        if mode not in shares or not re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", rate):
+        if mode not in by_mode or not re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", rate):
             raise UserError(f"-mode_rates {text!r}: expected R, X or S, a colon and a rate from 0 on, e.g. R:0.4")
-        shares[mode] = float(rate)
-    if not any(shares.values()):
+        by_mode[mode] = float(rate)
+    if not any(by_mode.values()):
         raise UserError(f"-mode_rates {' '.join(rates)}: all are 0; give one that is not")
-    return shares
+    return by_mode

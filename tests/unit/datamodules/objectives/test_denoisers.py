@@ -12,23 +12,23 @@ from transformers import ByT5Tokenizer
 
 from config.flags.objective import ObjectiveFlags
 from datamodules.objectives.build import build_objective
+from datamodules.objectives.mixed import MixedObjectives
 from datamodules.objectives.pieces import Pieces
 from datamodules.objectives.prefix_lm import PrefixLM
 from datamodules.objectives.protocol import Objective
 from datamodules.objectives.sentinels import sentinel_ids
 from datamodules.objectives.span_corruption import SpanCorruption
 from datamodules.objectives.text_infilling import TextInfilling, poisson_steps
-from datamodules.objectives.ul2 import UL2
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, unigram_tokenizer
 from utils.errors import UserError
 
-BRACKETS = (*KOREAN_CORPUS, "[NLU] [NLG] [S2S]")
+ALL_KNOWN = (*KOREAN_CORPUS, "[NLU] [NLG] [S2S] sop: 0 1")
 TEXT = "이 영화는 정말 재미있었어요. The movie was great! 3.5 minutes were enough. 다시 보고 싶은 영화입니다"
 
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return unigram_tokenizer(tmp_path_factory.mktemp("t5"), BRACKETS)
+    return unigram_tokenizer(tmp_path_factory.mktemp("t5"), ALL_KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def restored(source: list[int], target: list[int], sentinels: set[int]) -> list[
 def test_ul2_draws_seven_denoisers_with_their_modes_and_loses_nothing(t5: Any) -> None:
     objective = built(t5, objective="ul2")
     modes = {mode: t5(f"[{mode}]", add_special_tokens=False)["input_ids"] for mode in ("NLU", "NLG", "S2S")}
-    assert isinstance(objective, UL2)
+    assert isinstance(objective, MixedObjectives)
     # The longest source is that of mean length 64 / density .15 or of the spans of 3: a mode takes its room.
     raw = objective.raw_length(512)
-    assert raw == min(SpanCorruption.raw_length(one, 512) for one in objective.denoisers[:-1])  # type: ignore[arg-type]
+    assert raw == min(SpanCorruption.raw_length(one, 512) for one in objective.objectives[:-1])  # type: ignore[arg-type]
     count, sentinels = 2100, set(sentinel_ids(t5).tolist())
     sources, targets = objective.lengths(np.full(count, raw), np.arange(count), seed=4)
     drawn: Counter[str] = Counter()
@@ -207,6 +207,53 @@ def test_mlm_hides_15_percent_of_them_80_percent_by_the_mask(bart: Any, t5: Any)
         chosen = 200 * round(raw * 0.15)
         assert counts["mask"] / chosen == pytest.approx(0.8, abs=0.02)
         assert counts["other"] / chosen == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_sentence_order_asks_in_a_share_of_the_rows(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    objective = built(tokenizer, 64, objective="mlm", sentence_order=0.25)
+    first, second = "다시 보고 싶은 영화입니다.", " The movie was great!" if name == "bart" else "The movie was great!"
+    eos = tokenizer.eos_token_id
+    sides = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first, second)]
+    ids = np.array([*sides[0][:3], eos, *sides[0], *sides[1], eos, *sides[0][:2]])
+    assert len(ids) <= objective.raw_length(64)
+    sources, targets = objective.lengths(np.full(800, len(ids)), np.arange(800), 1)
+    answers: Counter[str] = Counter()
+    for sample in range(800):
+        source, target = (part.tolist() for part in objective.apply(ids, sample, 1))
+        assert len(target) == targets[sample]
+        assert len(source) <= sources[sample] <= 64
+        texts = [tokenizer.decode(part, skip_special_tokens=True).strip() for part in (source, target)]
+        if not texts[0].startswith("sop:"):
+            continue
+        answers[texts[1]] += 1
+        parts = [tokenizer.decode(part, skip_special_tokens=True) for part in split(source, eos)]
+        in_order = [f"sop:{parts[0].partition('sop:')[2]}", parts[1]]
+        wanted = (first, second) if texts[1] == "0" else (second, first)
+        assert [part.strip() for part in (in_order[0][4:], in_order[1])] == [part.strip() for part in wanted]
+    assert 160 < answers.total() < 240
+    assert answers.keys() == {"0", "1"}
+    assert 0.4 < answers["1"] / answers.total() < 0.6
+
+
+def split(ids: list[int], separator: int) -> list[list[int]]:
+    place = ids.index(separator)
+    return [ids[:place], ids[place + 1 :]]
+
+
+def test_sentence_order_cuts_long_rows_and_single_sentences(bart: Any) -> None:
+    objective = built(bart, 24, objective="infilling", sentence_order=0.9)
+    for text in ("a b c d e f g h i j k l m n o p q r s t u v w x y z", "a b"):
+        ids = np.array(bart(text, add_special_tokens=False)["input_ids"])[: objective.raw_length(24)]
+        text = bart.decode(ids)
+        for sample in range(40):
+            source, target = objective.apply(ids, sample, 0)
+            assert len(source) <= 24
+            if len(target) == 3:  # an answer
+                parts = bart.decode(source[1:-1]).replace("sop:", "").split("</s>")
+                assert all(part.split() for part in parts)  # neither is empty
+                assert sorted(" ".join(parts).split()) == sorted(text.split())[: len(" ".join(parts).split())]
 
 
 def test_byt5_takes_longer_spans_and_rows_need_room(t5: Any) -> None:
