@@ -97,18 +97,24 @@ def stored_table(data_path: DataPath, flag: str) -> Iterator[Stored]:
             yield Stored(path, file.schema_arrow, lambda columns: _parquet_batches(path, file, columns))
     elif data_path.kind == "folder":  # read without the `datasets` library
         files = arrow_files(path, flag)
-        try:
-            with pa.OSFile(os.fsencode(files[0])) as source:
-                schema = pa.ipc.open_stream(source).schema
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
-        yield Stored(path, schema, lambda _: _stream_batches(files))
+        yield stream_table(path, files)
     else:
         dataset = load_hub_dataset(data_path, flag).with_format("arrow")
         name = ":".join(part for part in (path, data_path.config, data_path.split) if part)
         tables = dataset.iter(batch_size=ROWS_A_CHUNK)
         batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
         yield Stored(name, dataset.features.arrow_schema, lambda _: batches)
+
+
+def stream_table(name: str, files: Sequence[str] = ()) -> Stored:
+    """The table in the Arrow streams that `datasets` writes, which may be several `files`; else `name` is the file."""
+    files = files or (name,)
+    try:
+        with pa.OSFile(os.fsencode(files[0])) as source:
+            schema = pa.ipc.open_stream(source).schema
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{files[0]}: cannot be read as Arrow ({first_line(error)})") from None
+    return Stored(name, schema, lambda _: _stream_batches(files))
 
 
 def _parquet_batches(path: str, file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -150,7 +156,7 @@ def _leaves(column: pa.Array) -> Iterator[pa.Array]:
         yield column
 
 
-def _stream_batches(files: list[str]) -> Iterator[pa.RecordBatch]:
+def _stream_batches(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
     for file in files:
         with pa.OSFile(os.fsencode(file)) as source:  # no memory map: a file cut meanwhile would end the process
             for batch in pa.ipc.open_stream(source):
