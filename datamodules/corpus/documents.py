@@ -11,7 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.corpus.sources import FLAG, DocumentOptions, Part, Piece, corpus_files, opened
+from datamodules.corpus.sources import FLAG, DocumentOptions, Part, corpus_files, opened
 from datamodules.readers.arrow import Stored, stored_table, stream_table
 from datamodules.readers.encodings import BYTE_ORDER_MARK, SAMPLE_BYTES, other_content
 from datamodules.readers.nested import MISSING, fields_at, value_at
@@ -64,12 +64,6 @@ def no_document(values: Sequence[str], report: RowReport) -> UserError:
         return UserError(f"{start}: the files hold no text")
     reason, (count, places) = max(report.malformed.items(), key=lambda item: item[1][0])
     return UserError(f"{start}; {count:,} of {reason}, first at {places[0]}")
-
-
-def read_piece(piece: Piece, options: DocumentOptions, report: RowReport) -> Iterator[Documents]:
-    """The documents of a piece, some megabytes at a time."""
-    for part in piece.parts:
-        yield from read_part(part, options, report)
 
 
 def read_part(part: Part, options: DocumentOptions, report: RowReport) -> Iterator[Documents]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from datamodules.batching import IntArray
 from utils.errors import UserError
@@ -41,11 +42,12 @@ def permuted(indices: IntArray, count: int, keys: Sequence[int]) -> IntArray:
     return values.astype(np.int64)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def _bits(keys: Sequence[int], size: int) -> bytes:

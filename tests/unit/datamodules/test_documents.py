@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.corpus import documents, sources
-from datamodules.corpus.documents import read_documents, read_piece
+from datamodules.corpus.documents import read_documents, read_part
 from datamodules.corpus.sources import DocumentOptions, corpus_files, cut_pieces
 from datamodules.readers.rows import RowReport
 from utils.errors import UserError
@@ -175,5 +175,6 @@ def test_pieces_hold_every_document_once(
         pieces = cut_pieces(corpus_files([*map(str, (a, *small))], options, RowReport()), options)
         assert len(pieces) >= a.stat().st_size // size
         report = RowReport()
-        found = [text for piece in pieces for batch in read_piece(piece, options, report) for text in batch.texts]
+        parts = [part for piece in pieces for part in piece.parts]
+        found = [text for part in parts for batch in read_part(part, options, report) for text in batch.texts]
         assert found == wanted
