@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from datamodules.corpus.documents import read_part
 from datamodules.corpus.encoders import DocumentEncoder, EncoderSpec, OtherIdsError
 from datamodules.corpus.shards import ShardRecord, ShardWriter, new_shard, remove_leftovers, whole_shard
-from datamodules.corpus.sources import FLAG, DocumentOptions, Part, Piece
+from datamodules.corpus.sources import DocumentOptions, Part, Piece
 from datamodules.readers.paths import file_state
 from datamodules.readers.rows import PLACES_KEPT, RowReport
 from utils.errors import RunError, UserError
@@ -67,7 +67,7 @@ class Shard:
 
 def settings_key(spec: EncoderSpec, tokenizer_digest: str, options: DocumentOptions) -> str:
     """The name of the folder of the shards: what decides the ids of a text, and what is a document."""
-    settings = [FORMAT_VERSION, spec.name, spec.key, tokenizer_digest, asdict(options)]
+    settings = [FORMAT_VERSION, spec.name, spec.key, tokenizer_digest, {**asdict(options), "flag": ""}]
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
@@ -90,7 +90,9 @@ def encoded_pieces(
         with _writable(folder), file_lock(folder / "build.lock"):
             found = _known_shards(folder, pieces)  # another process may have been at work
             if found.lost:
-                notes.append(f"{FLAG}: {found.lost:,} token shards were missing or damaged and are written anew")
+                notes.append(
+                    f"{options.flag}: {found.lost:,} token shards were missing or damaged and are written anew"
+                )
             jobs = [
                 Job(folder, number, pieces[number], options, found.digests.get(number, ()))
                 for number in range(len(pieces))
@@ -224,7 +226,8 @@ def _results(jobs: list[Job], spec: EncoderSpec, workers: int) -> Iterator[tuple
                 waiting |= {pool.submit(_encode_here, following): following for following in islice(rest, 1)}
     except BrokenProcessPool:
         raise RunError(
-            f"{FLAG}: a process that encodes was ended (out of memory, perhaps); what is finished is kept: start again"
+            f"{jobs[0].options.flag}: a process that encodes was ended (out of memory, perhaps); what is finished is"
+            " kept: start again"
         ) from None
     finally:
         for child in set(multiprocessing.active_children()) - before:
@@ -299,7 +302,7 @@ def _encode_part(
 def _check_unchanged(piece: Piece, states: list[Any]) -> None:
     for part, state in zip(piece.parts, states, strict=True):
         if file_state(part.path) != state:
-            raise UserError(f"{FLAG}: {part.path} has changed while it was read; start again when it is complete")
+            raise UserError(f"{part.path} has changed while it was read; start again when it is complete")
 
 
 def _digest(part: Part) -> PartDigest:
@@ -324,4 +327,4 @@ def _blocks(path: str, start: int, stop: int | None) -> Iterator[bytes]:
                 left -= len(block)
                 yield block
     except OSError as error:
-        raise UserError(f"{FLAG}: {path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -24,7 +24,7 @@ from datamodules.corpus.documents import no_document
 from datamodules.corpus.encoders import BYTE_OFFSET, EncoderSpec, OtherIdsError, encoder_specs, id_count
 from datamodules.corpus.selection import Selected, Selection, select_documents, selection_file
 from datamodules.corpus.shards import INDEX, mapped
-from datamodules.corpus.sources import FLAG, DocumentOptions, Piece, corpus_files, cut_pieces
+from datamodules.corpus.sources import DocumentOptions, Piece, corpus_files, cut_pieces
 from datamodules.encoding.arrays import gather_ranges
 from datamodules.readers.rows import PLACES_KEPT, RowReport
 from utils.digests import tokenizer_digest
@@ -51,6 +51,7 @@ class StoredShard:
 class CorpusReport:
     """What a user may want to know of how a corpus came about; `notes` differ from what one would expect."""
 
+    flag: str
     documents: int
     tokens: int  # with end tokens
     text_bytes: int  # of all documents, with those that were left out
@@ -62,12 +63,14 @@ class CorpusReport:
     def lines(self) -> list[str]:
         """A line on the corpus, and one for everything that was left out."""
         told = [
-            f"{FLAG}: {counted(self.documents, 'document')}, {counted(self.tokens, 'token')}"
+            f"{self.flag}: {counted(self.documents, 'document')}, {counted(self.tokens, 'token')}"
             f" ({self.text_bytes / 1e6:,.1f} MB of text, encoded by {self.encoder})"
         ]
-        told += [f"{FLAG}: {counted(count, 'document')} left out: {reason}" for reason, count in self.dropped.items()]
+        told += [
+            f"{self.flag}: {counted(count, 'document')} left out: {reason}" for reason, count in self.dropped.items()
+        ]
         for reason, (count, places) in self.skipped.items():
-            told.append(f"{FLAG}: {count:,} x {reason}; first at {', '.join(places)}")
+            told.append(f"{self.flag}: {count:,} x {reason}; first at {', '.join(places)}")
         return [*told, *self.notes]
 
 
@@ -130,7 +133,7 @@ class Corpus:
                 self._fill(ids[len(ids) - (stop - start) :], shard, start - first, end - first)
             start, shard = end, shard + 1
         if len(ids) and int(ids.max()) >= self._vocabulary:
-            raise RunError(f"{FLAG}: a token shard beside {self._shards[0].tokens_path} is damaged; remove its folder")
+            raise RunError(f"a token shard beside {self._shards[0].tokens_path} is damaged; remove its folder")
         return ids
 
     def _fill(self, ids: Ids, shard: int, start: int, stop: int) -> None:
@@ -181,7 +184,7 @@ def _opened(shard: StoredShard, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.nd
     except (OSError, ValueError, IndexError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(
-            f"{FLAG}: the token shard {shard.tokens_path} is gone or damaged ({reason}); the next start writes it anew"
+            f"the token shard {shard.tokens_path} is gone or damaged ({reason}); the next start writes it anew"
         ) from error
     return tokens, ends, starts
 
@@ -213,18 +216,19 @@ def build_corpus(
             break
         except OtherIdsError as error:
             notes.append(
-                f"{FLAG}: {error.place}: {spec.name} gives other ids than the tokenizer; all is encoded by the"
+                f"{options.flag}: {error.place}: {spec.name} gives other ids than the tokenizer; all is encoded by the"
                 " tokenizer itself, which is slower"
             )
     _merge_skipped(pieces, shards, report)
     if not sum(shard.record.documents for shard in shards):
-        raise no_document(values, report)
+        raise no_document(values, options, report)
     selected = select_documents(folder, [shard.name for shard in shards], [shard.record for shard in shards], selection)
-    return _corpus(values, folder, shards, selected, spec, tokenizer, report, notes)
+    return _corpus(values, options.flag, folder, shards, selected, spec, tokenizer, report, notes)
 
 
 def _corpus(
     values: Sequence[str],
+    flag: str,
     folder: Path,
     shards: Sequence[Shard],
     selected: Selected | None,
@@ -243,16 +247,17 @@ def _corpus(
         stored.append(StoredShard(tokens_path, index, kept[0], kept[1], selected is not None))
     documents = sum(shard.documents for shard in stored)
     if not documents:
-        raise UserError(f"{FLAG} {' '.join(values)}: every document is left out ({_reasons(selected)})")
+        raise UserError(f"{flag} {' '.join(values)}: every document is left out ({_reasons(selected)})")
     compared, ties = (sum(getattr(shard.record, name) for shard in shards) for name in ("compared", "ties"))
     if ties:
         notes.append(
-            f"{FLAG}: {ties:,} of {compared:,} documents that were compared with the tokenizer have other pieces of the"
+            f"{flag}: {ties:,} of {compared:,} documents that were compared with the tokenizer have other pieces of the"
             " same probability"
         )
     content = json.dumps([tokenizer.eos_token_id, *(shard.record.digest for shard in shards)])
     fingerprint = hashlib.blake2b(f"{content}{selected.digest if selected else ''}".encode(), digest_size=20)
     told = CorpusReport(
+        flag,
         documents,
         documents + sum(shard.tokens for shard in stored),
         sum(shard.record.text_bytes for shard in shards),
@@ -297,9 +302,9 @@ def rated_values(values: Sequence[str]) -> tuple[list[str], list[float]]:
         except ValueError:
             rate = None
         if rate is not None and not 0 < rate < float("inf"):
-            raise UserError(f"{FLAG} {value}: the rate behind ':' must be a number above 0")
+            raise UserError(f"-corpus {value}: the rate behind ':' must be a number above 0")
         paths.append(value if rate is None else path)
         rates += [] if rate is None else [rate]
     if rates and len(rates) < len(values):
-        raise UserError(f"{FLAG} {' '.join(values)}: give every path a rate behind ':', or none")
+        raise UserError(f"-corpus {' '.join(values)}: give every path a rate behind ':', or none")
     return paths, rates

@@ -11,7 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.corpus.sources import FLAG, DocumentOptions, Part, corpus_files, opened
+from datamodules.corpus.sources import DocumentOptions, Part, corpus_files, opened
 from datamodules.readers.arrow import Stored, stored_table, stream_table
 from datamodules.readers.encodings import BYTE_ORDER_MARK, SAMPLE_BYTES, other_content
 from datamodules.readers.nested import MISSING, fields_at, value_at
@@ -54,12 +54,12 @@ def read_documents(values: Sequence[str], options: DocumentOptions, report: RowR
             for text, line in zip(batch.texts, batch.lines, strict=True):
                 yield Document(text, f"{part.path}:{line}")
     if not report.rows_read:
-        raise no_document(values, report)
+        raise no_document(values, options, report)
 
 
-def no_document(values: Sequence[str], report: RowReport) -> UserError:
+def no_document(values: Sequence[str], options: DocumentOptions, report: RowReport) -> UserError:
     """What to tell of a corpus without a document."""
-    start = f"{FLAG} {' '.join(values)}: no document"
+    start = f"{options.flag} {' '.join(values)}: no document"
     if not report.malformed:
         return UserError(f"{start}: the files hold no text")
     reason, (count, places) = max(report.malformed.items(), key=lambda item: item[1][0])
@@ -86,7 +86,7 @@ def _read_errors(part: Part) -> Iterator[None]:
         yield
     except (OSError, EOFError, LZMAError) as error:  # pyarrow's are of OSError
         damaged = "; it is damaged, or its end is missing: get it again" if part.compression else ""
-        raise UserError(f"{FLAG}: {part.path}: cannot be read ({first_line(error)}){damaged}") from None
+        raise UserError(f"{part.path}: cannot be read ({first_line(error)}){damaged}") from None
 
 
 def _texts(part: Part, options: DocumentOptions, report: RowReport) -> Iterator[Documents]:
@@ -299,7 +299,7 @@ def _stored_texts(part: Part, options: DocumentOptions, report: RowReport) -> It
         if part.kind == "arrow":
             yield from _column_texts(part, stream_table(part.path), options.column, report)
             return
-        with stored_table(DataPath(part.path, "parquet"), FLAG) as stored:
+        with stored_table(DataPath(part.path, "parquet"), options.flag) as stored:
             yield from _column_texts(part, stored, options.column, report)
 
 
@@ -307,7 +307,7 @@ def _column_texts(part: Part, stored: Stored, name: str, report: RowReport) -> I
     keys = fields_at(stored.schema, name)
     if keys is None:
         raise UserError(
-            f"{FLAG}: {part.path}: no column {name!r}; it has {shortened(stored.schema.names)}; -corpus_column names it"
+            f"{part.path}: no column {name!r}; it has {shortened(stored.schema.names)}; -corpus_column names it"
         )
     row = 1
     try:
@@ -317,14 +317,14 @@ def _column_texts(part: Part, stored: Stored, name: str, report: RowReport) -> I
             yield _stored_documents(part, name, column, row, report)
             row += len(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{FLAG}: {part.path}: broken near row {row} ({first_line(error)})") from None
+        raise UserError(f"{part.path}: broken near row {row} ({first_line(error)})") from None
 
 
 def _stored_documents(part: Part, name: str, column: pa.Array, row: int, report: RowReport) -> Documents:
     column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(is_kind(column.type) for is_kind in kinds):
-        raise UserError(f"{FLAG}: {part.path}: column {name!r} holds {column.type}, not text")
+        raise UserError(f"{part.path}: column {name!r} holds {column.type}, not text")
     texts, numbers = [], []
     for number, value in enumerate(column.cast(TEXT).cast(pa.large_binary()).to_pylist(), row):
         text = (_line_text(value, f"{part.path}:{number}", report) if value else None) or ""

@@ -25,7 +25,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 FORMATS = ("auto", "text", "jsonl", "parquet")
 SEPARATORS = ("line", "blank", "file")
 KNOWN = "known: .txt, .jsonl, .parquet, each but the last also .gz, .zst, .bz2 or .xz; -corpus_format names another's"
-FLAG = "-corpus"
 PIECE_BYTES = 64 << 20  # some seconds of a tokenizer
 SHRUNK = 4  # times: text in a compressed file, about
 _TABLES = (".tsv", ".csv")
@@ -40,6 +39,7 @@ class DocumentOptions:
     format: str = "auto"
     separator: str = "line"
     column: str = "text"
+    flag: str = "-corpus"  # that names the files: chooses the split of a hub name, opens messages
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def corpus_files(values: Iterable[str], options: DocumentOptions, report: RowRep
             for part in _files_of(value, options, report):
                 found.setdefault(os.path.realpath(part.path), part)
         except UserError as error:
-            problems += [f"{FLAG}: {problem}" for problem in error.problems]
+            problems += [f"{options.flag}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(*problems)
     return list(found.values())
@@ -82,7 +82,7 @@ def corpus_files(values: Iterable[str], options: DocumentOptions, report: RowRep
 def _files_of(value: str, options: DocumentOptions, report: RowReport) -> list[Part]:
     if os.path.isdir(value):
         if any(Path(value, name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return [_part(file, "arrow", "") for file in arrow_files(value, FLAG)]
+            return [_part(file, "arrow", "") for file in arrow_files(value, options.flag)]
         return _folder(value, options, report)
     if os.path.exists(value):
         if not os.path.isfile(value):
@@ -92,7 +92,7 @@ def _files_of(value: str, options: DocumentOptions, report: RowReport) -> list[P
             raise UserError(f"{value}: unknown type of corpus file {Path(value).suffix!r}; {KNOWN}{_way_out(value)}")
         return [part]
     data_path = _hub_name(value)
-    dataset = load_hub_dataset(data_path, FLAG)
+    dataset = load_hub_dataset(data_path, options.flag)
     return [_part(file["filename"], "arrow", "") for file in dataset.cache_files]
 
 

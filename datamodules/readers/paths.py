@@ -22,6 +22,8 @@ SPLITS = {
     "-train_data": ("train",),
     "-valid_data": ("validation", "valid", "val", "dev"),
     "-test_data": ("test",),
+    "-corpus": ("train",),
+    "-valid_corpus": ("validation", "valid", "val", "dev"),
     "-calibrate": ("validation", "valid", "val", "dev"),
     "-thresholds": ("validation", "valid", "val", "dev"),
 }

@@ -167,7 +167,7 @@ def test_a_lost_or_torn_shard_is_written_anew_and_nothing_else(
     shards[1].write_bytes(shards[1].read_bytes()[:-2])
     shards[2].with_suffix(".idx").unlink()
     shards[3].with_suffix(".json").write_text("{")
-    with pytest.raises(RunError, match=r"-corpus: the token shard .*gone or damaged.*the next start writes it anew"):
+    with pytest.raises(RunError, match=r"the token shard .*gone or damaged.*the next start writes it anew"):
         corpus.tokens(0, corpus.num_tokens)
     again = encoded(monkeypatch)
     restored = make()

@@ -8,6 +8,7 @@ import json
 import lzma
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import pytest
 from datamodules.corpus import documents, sources
 from datamodules.corpus.documents import read_documents, read_part
 from datamodules.corpus.sources import DocumentOptions, corpus_files, cut_pieces
+from datamodules.readers.paths import DataPath, split_names
 from datamodules.readers.rows import RowReport
 from utils.errors import UserError
 
@@ -84,6 +86,26 @@ def test_parquet_and_save_to_disk(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="column 'id' holds int64, not text"):
         read(tmp_path / "a.parquet", options=DocumentOptions(column="id"))
+
+
+def test_a_hub_name_gives_the_split_of_its_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset, load_from_disk
+
+    Dataset.from_dict({"text": LINES}).save_to_disk(str(tmp_path / "saved"))
+    asked = []
+
+    def loaded(data_path: DataPath, flag: str) -> Any:
+        asked.append((data_path.path, data_path.config, data_path.split, flag))
+        return load_from_disk(str(tmp_path / "saved"))
+
+    monkeypatch.setattr(sources, "load_hub_dataset", loaded)
+    options = DocumentOptions(flag="-valid_corpus")
+    found = read_documents(["some/texts:ko"], options, RowReport())
+    assert [document.text for document in found] == LINES
+    assert asked == [("some/texts", "ko", "", "-valid_corpus")]
+    assert (split_names("-corpus"), split_names("-valid_corpus")[0]) == (("train",), "validation")
+    with pytest.raises(UserError, match=r"-valid_corpus: .*/x.txt.gz: no such file or folder"):
+        [*read_documents([f"{tmp_path}/x.txt.gz"], options, RowReport())]
 
 
 def test_a_folder_gives_its_files_by_name_and_says_what_it_left_out(tmp_path: Path) -> None:
