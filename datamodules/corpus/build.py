@@ -25,12 +25,12 @@ from typing import Any, NoReturn
 
 from datamodules.corpus.documents import read_part
 from datamodules.corpus.encoders import DocumentEncoder, EncoderSpec, OtherIdsError
-from datamodules.corpus.shards import ShardRecord, ShardWriter, new_shard, remove_leftovers, whole_shard
+from datamodules.corpus.shards import ShardRecord, ShardWriter, new_shard, whole_shard
 from datamodules.corpus.sources import DocumentOptions, Part, Piece
 from datamodules.readers.paths import file_state
 from datamodules.readers.rows import PLACES_KEPT, RowReport
 from utils.errors import RunError, UserError
-from utils.files import file_lock, write_failure, write_json
+from utils.files import TEMPORARY_SUFFIX, file_lock, leftovers, write_failure, write_json
 from utils.json_files import read_json
 from utils.progress import ProgressLine
 
@@ -87,7 +87,9 @@ def encoded_pieces(
     found = _known_shards(folder, pieces)
     missing = [number for number in range(len(pieces)) if number not in found.shards]
     if missing:
-        with _writable(folder), file_lock(folder / "build.lock"):
+        with _writable(folder), file_lock(folder / "build.lock") as alone:
+            for path in leftovers(folder, r"\w+\.\w+", TEMPORARY_SUFFIX) if alone else ():
+                path.unlink()  # of processes that were killed: nobody writes now
             found = _known_shards(folder, pieces)  # another process may have been at work
             if found.lost:
                 notes.append(
@@ -263,7 +265,6 @@ def encode_piece(job: Job, encoder: DocumentEncoder) -> Shard:
     name = shard_name(job.piece, digests)
     record = whole_shard(job.folder, name)
     if record is None:
-        remove_leftovers(job.folder, name)
         encoder.start_piece()
         try:
             with new_shard(job.folder, name, encoder.spec.dtype) as writer:

@@ -19,10 +19,11 @@ from datamodules.readers.paths import DataPath
 from datamodules.readers.rows import TEXT, RowReport
 from utils.errors import UserError, first_line, shortened
 
-BLOCK_BYTES = 4 << 20
-MOST_BYTES = 16 << 20  # of a document or a line: ten thick books
+BLOCK_BYTES = 1 << 20
+MOST_BYTES = 4 << 20  # of a document, about: some thick books; sentencepiece takes 80 times as much memory
+MOST_JSON_BYTES = 32 << 20  # of a line
 CUT = f"document longer than {MOST_BYTES >> 20} MiB, cut into several"
-TOO_LONG = f"line longer than {MOST_BYTES >> 20} MiB, skipped"
+TOO_LONG = f"line longer than {MOST_JSON_BYTES >> 20} MiB, skipped"
 _LOOK_BACK = 1 << 16  # bytes in which a blank is looked for to cut at
 
 
@@ -94,7 +95,7 @@ def _texts(part: Part, options: DocumentOptions, report: RowReport) -> Iterator[
         if not _is_text(part, stream.read(SAMPLE_BYTES), report):
             return
     with _read_errors(part), opened(part) as stream:
-        chunks = _chunks(stream, part)
+        chunks = _chunks(stream, part, MOST_JSON_BYTES if part.kind == "jsonl" else MOST_BYTES)
         if part.kind == "jsonl":
             yield from _json_lines(part, chunks, options.column, report)
         elif options.separator == "line":
@@ -122,8 +123,8 @@ def _is_text(part: Part, sample: bytes, report: RowReport) -> bool:
 Chunk = tuple[bytes, bool]
 
 
-def _chunks(stream: IO[bytes], part: Part) -> Iterator[Chunk]:
-    """The bytes of a part in chunks of a few megabytes, whatever the length of its lines."""
+def _chunks(stream: IO[bytes], part: Part, most: int) -> Iterator[Chunk]:
+    """The bytes of a part in chunks of about a block, or of about `most` where a line is as long."""
     if part.start:
         stream.seek(part.start)
     left = None if part.stop is None else part.stop - part.start
@@ -138,7 +139,7 @@ def _chunks(stream: IO[bytes], part: Part) -> Iterator[Chunk]:
             waiting = [block[end:]]
             continue
         waiting.append(block)
-        if sum(map(len, waiting)) >= MOST_BYTES:
+        if sum(map(len, waiting)) >= most:
             line = b"".join(waiting)
             cut = _place_to_cut(line)
             yield line[:cut], False
@@ -252,7 +253,8 @@ def _json_lines(part: Part, chunks: Iterable[Chunk], column: str, report: RowRep
     """A JSON object a line; one longer than a chunk is never held as a whole, and skipped."""
     first_keys: list[str] = []
     for lines in _lines(part, chunks, report):
-        texts, numbers = [], []
+        texts: list[str] = []
+        numbers: list[int] = []
         for number, line in enumerate(lines.texts, lines.number):
             is_first, is_last = number == lines.number, number == lines.number + len(lines.texts) - 1
             if (is_first and not lines.begins) or (is_last and not lines.ends):
@@ -266,9 +268,23 @@ def _json_lines(part: Part, chunks: Iterable[Chunk], column: str, report: RowRep
             if problem:
                 report.add(problem, 1, [f"{part.path}:{number}"])
             elif text:
-                texts.append(text)
-                numbers.append(number)
+                _add(part, text, number, texts, numbers, report)
         yield Documents(part, texts, numbers)
+
+
+def _add(part: Part, text: str, number: int, texts: list[str], numbers: list[int], report: RowReport) -> None:
+    """Append a text to those of a batch, in pieces where it is too long."""
+    if len(text) * 4 > MOST_BYTES and len(rest := text.encode()) > MOST_BYTES:
+        report.add(CUT, 1, [f"{part.path}:{number}"])
+        while len(rest) > MOST_BYTES:
+            cut = _place_to_cut(rest[:MOST_BYTES])
+            texts.append(rest[:cut].decode().strip())
+            numbers.append(number)
+            rest = rest[cut:]
+        text = rest.decode().strip()
+    if text:
+        texts.append(text)
+        numbers.append(number)
 
 
 def _json_text(line: str, column: str, first_keys: list[str]) -> tuple[str, str]:
@@ -321,17 +337,13 @@ def _column_texts(part: Part, stored: Stored, name: str, report: RowReport) -> I
 
 
 def _stored_documents(part: Part, name: str, column: pa.Array, row: int, report: RowReport) -> Documents:
+    texts: list[str] = []
+    numbers: list[int] = []
     column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(is_kind(column.type) for is_kind in kinds):
         raise UserError(f"{part.path}: column {name!r} holds {column.type}, not text")
-    texts, numbers = [], []
     for number, value in enumerate(column.cast(TEXT).cast(pa.large_binary()).to_pylist(), row):
         text = (_line_text(value, f"{part.path}:{number}", report) if value else None) or ""
-        text = text.strip()
-        if len(text) * 3 > MOST_BYTES and len(text.encode()) > MOST_BYTES:
-            report.add(f"text longer than {MOST_BYTES >> 20} MiB, skipped", 1, [f"{part.path}:{number}"])
-        elif text:
-            texts.append(text)
-            numbers.append(number)
+        _add(part, text.strip(), number, texts, numbers, report)
     return Documents(part, texts, numbers)

@@ -135,6 +135,7 @@ class DocumentEncoder:
             from tokenizers import Tokenizer
 
             self._rust = Tokenizer.from_str(spec.rust)
+            self._rust.encode_special_tokens = True  # "<mask>" in a text is text
         if spec.model:
             from sentencepiece import SentencePieceProcessor
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from utils.files import clean_temporary, whole_file, write_json
+from utils.files import whole_file, write_json
 from utils.json_files import read_json
 
 INDEX = np.dtype("<u8")
@@ -99,12 +99,6 @@ def whole_shard(folder: Path, name: str) -> ShardRecord | None:
         return record if sizes == [record.token_bytes, 2 * INDEX.itemsize * record.documents] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what a killed process left of a shard."""
-    for suffix in ("bin", "idx", "json"):
-        clean_temporary(folder / f"{name}.{suffix}")
 
 
 def shard_index(folder: Path, name: str, documents: int) -> tuple[np.ndarray, np.ndarray]:

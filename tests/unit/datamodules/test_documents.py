@@ -167,21 +167,31 @@ def test_a_corpus_without_a_document_is_an_error(tmp_path: Path, name: str, cont
 def test_a_line_of_any_length_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(documents, "MOST_BYTES", 4000)
+    monkeypatch.setattr(documents, "MOST_JSON_BYTES", 20_000)
     monkeypatch.setattr(documents, "SAMPLE_BYTES", 1000)
-    long = "낱말들 " * 20_000  # 200 kB
+    long = "낱말들 " * 50_000  # 500 kB
     a = written(tmp_path / "a.txt", f"before\n{long}\nafter\n{'가' * 5000}\n")
     b = written(tmp_path / "b.jsonl", f'{{"text": "{long}"}}\n{{"text": "after"}}\n')
     tracemalloc.start()
     count = sum(1 for _ in read_documents([str(a), str(b)], DocumentOptions(), RowReport()))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count > 50
-    assert peak < 100_000
+    assert count > 100
+    assert peak < 200_000
     texts, report = read(a, b)
     assert max(map(len, texts)) <= 4000
     assert " ".join(texts).startswith(f"before {long}after 가")
     assert "".join(texts).endswith("가" * 5000 + "after")
     assert report.malformed == {documents.CUT: (2, [f"{a}:2", f"{a}:4"]), documents.TOO_LONG: (1, [f"{b}:1"])}
+
+    book = "낱말들 " * 1500  # 15 kB
+    c = written(tmp_path / "c.jsonl", json.dumps({"text": book}, ensure_ascii=False))
+    pq.write_table(pa.table({"text": [book, "가" * 3000]}), tmp_path / "d.parquet")
+    texts, report = read(c, tmp_path / "d.parquet")
+    assert max(len(text.encode()) for text in texts) <= 4000
+    assert " ".join(texts).startswith(book * 2 + "가가")
+    assert "".join(texts).endswith("들" + "가" * 3000)
+    assert report.malformed == {documents.CUT: (3, [f"{c}:1", f"{tmp_path}/d.parquet:1", f"{tmp_path}/d.parquet:2"])}
 
 
 @pytest.mark.parametrize("options", [DocumentOptions(), BLANK])
