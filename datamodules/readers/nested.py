@@ -1,4 +1,4 @@
-"""Dotted names of columns: keys within keys of JSON objects, fields within structs of Arrow."""
+"""Dotted names of columns: keys within keys and places in lists of JSON, fields within structs of Arrow."""
 
 from __future__ import annotations
 
@@ -13,14 +13,25 @@ Node = TypeVar("Node")
 
 
 def value_at(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a key, or of `a.b`: key b of the object at key a; `MISSING` where there is none.
+    """The value of a key, of `a.b`: key b of the object at key a, or of `a.0`: the first of the list at key a;
+    `MISSING` where there is none.
 
     A key that holds the dot itself wins.
     """
     if name in row:
         return row[name]
-    inner = (value_at(value, rest) for value, rest in _steps(name, row.get) if isinstance(value, Mapping))
+    inner = (_inner_value(value, rest) for value, rest in _steps(name, row.get))
     return next((value for value in inner if value is not MISSING), MISSING)
+
+
+def _inner_value(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        place, _, rest = name.partition(".")
+        value = value[int(place)] if place.isdecimal() and int(place) < len(value) else MISSING
+        if not rest or value is MISSING:
+            return value
+        name = rest
+    return value_at(value, name) if isinstance(value, Mapping) else MISSING
 
 
 def fields_at(schema: pa.Schema, name: str) -> tuple[str, ...] | None:

@@ -453,6 +453,23 @@ def test_a_nested_key_that_is_missing_counts_like_a_column(tmp_path: Path) -> No
     )
 
 
+def test_a_number_in_a_dotted_name_is_a_place_in_a_list_of_json(tmp_path: Path) -> None:
+    """As the files of retrieval have their negatives; a list that is too short has no such place."""
+    rows = [
+        {"text": "a", "found": ["first", "second"], "deep": [{"text": "p"}, {"text": "q"}], "all.0": "own"},
+        {"text": "b", "found": ["only"], "deep": [{"text": "r"}, {"text": "s"}], "all": ["t"]},
+    ]
+    file = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    task = Task("places", "", source_column="text", target_column="found.1")
+    names = ("source", "target", "deep.1.text", "all.0")
+    assert cells_of(file, names, task, keep_all=True) == {
+        "source": ["a", "b"],
+        "target": ["second", None],
+        "deep.1.text": ["q", "s"],
+        "all.0": ["own", "t"],
+    }
+
+
 # ---- Parquet and Arrow
 
 
