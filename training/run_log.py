@@ -18,6 +18,7 @@ from config.flags.train import TrainConfig
 from config.parser import to_dict
 from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
+from models.losses.objective import Objective
 from models.meter import Totals, peak_memory
 from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
@@ -85,7 +86,8 @@ class RunLog(pl.Callback):
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
         module.meter.reset()
-        self.utilization = Utilization(module.model, self.arithmetic, trainer.world_size)
+        of_targets = isinstance(module.objective, Objective)  # else other layers compute than for targets
+        self.utilization = Utilization(module.model, self.arithmetic, trainer.world_size) if of_targets else None
         self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()
         total = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)

@@ -229,7 +229,7 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     check_memory_limit(config, devices)
     check_dropout(source.config, dropout_rates(config.optim))
     if is_retrieval(mixture.tasks):
-        check_pooling(source.config, config.retrieval.pooling, "-task")
+        check_pooling(source.config, config.retrieval.pooling, f"-task {mixture.tasks[0].name}")
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
         check_compiler(devices.accelerator)

@@ -51,8 +51,8 @@ def retrieval_problems(config: TrainConfig, mixture: Mixture) -> Iterator[str]:
     for member in mixture.members:
         if member.data.test_data:
             yield f"{shown('test_data', member.data.test_data)}: {NO_TEST}"
-        if not member.data.train_data:
-            yield "-train_data is required with a retrieval task"
+        if member.task.hub_dataset and not member.data.train_data:
+            yield f"-train_data is required with a retrieval task; {member.task.hub_dataset} is read for others only"
 
 
 def check_compared(rows: int, negatives: int) -> None:
