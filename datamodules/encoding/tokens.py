@@ -1,4 +1,5 @@
-"""Tokens of texts by any tokenizer: direct bytes for ByT5, the Rust core for fast ones, the stock call for the rest."""
+"""Tokens of texts by any tokenizer: direct bytes for ByT5, SentencePiece where the tokenizer was made from its model,
+the Rust core for other fast ones, the stock call for the rest."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.encoding.arrays import Tokens, gather_ranges, text_buffers, tokens_of_lists
+from datamodules.encoding.sentencepiece_ids import SentencePieceIds
 from models.special_tokens import adds_no_end, encoded_source, encoded_target
 from utils.errors import UserError
 
@@ -59,12 +61,14 @@ def _frames(tokenizer: Any) -> tuple[Frame, Frame] | None:
 
 
 class RustEncoder:
-    """Encodes with the Rust core of a fast tokenizer, without the detour over `BatchEncoding`."""
+    """Encodes with the Rust core of a fast tokenizer, without the detour over `BatchEncoding`, or with SentencePiece
+    where the ids are the same."""
 
     def __init__(self, tokenizer: Any, source_frame: Frame, target_frame: Frame) -> None:
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
+        self._sentencepiece = SentencePieceIds.of(tokenizer)
         self._cut_left = getattr(tokenizer, "truncation_side", "right") == "left"
         self._frames = (source_frame, target_frame)
         self.dtype: type = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
@@ -73,11 +77,18 @@ class RustEncoder:
 
     def encode(self, texts: pa.Array, limit: int, as_target: bool) -> Tokens:
         """Tokens of a `large_string` array, cut to `limit` tokens with the special ones kept (0 = never cut)."""
-        encodings = self._rust.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        values, lengths = self._ids(texts.to_pylist())
+        return framed(values, np.cumsum(lengths) - lengths, lengths, self._frames[as_target], limit, self._cut_left)
+
+    def _ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, one after the other, and how many each has."""
+        if self._sentencepiece:
+            values, lengths = self._sentencepiece.encode(texts)
+            return values.astype(self.dtype), lengths
+        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)  # no list outlives its turn
-        values: np.ndarray = np.fromiter(ids, dtype=self.dtype, count=int(lengths.sum()))
-        return framed(values, np.cumsum(lengths) - lengths, lengths, self._frames[as_target], limit, self._cut_left)
+        return np.fromiter(ids, dtype=self.dtype, count=int(lengths.sum())), lengths
 
 
 def framed(

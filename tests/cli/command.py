@@ -24,7 +24,17 @@ from tests.cli.forked_python import write_python
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 240  # seconds
 COVERAGE = "COVERAGE_PROCESS_CONFIG"  # what coverage measures in a process that is started (its option `patch`)
-SCRIPTS = ("train.py", "inference.py", "export.py", "analyze.py", "serve.py", "select_rows.py", "tune.py", "-c")
+SCRIPTS = (
+    "train.py",
+    "inference.py",
+    "export.py",
+    "analyze.py",
+    "serve.py",
+    "select_rows.py",
+    "train_tokenizer.py",
+    "tune.py",
+    "-c",
+)
 
 
 @dataclass(frozen=True)

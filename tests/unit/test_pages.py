@@ -16,6 +16,7 @@ from config.flags.inference import InferenceConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
+from config.flags.train_tokenizer import TokenizerConfig
 from config.flags.tune import TuneConfig
 from config.parser import parse_flags
 from metrics.registry import METRICS
@@ -30,6 +31,7 @@ COMMANDS = {
     "tune.py": TuneConfig,
     "serve.py": ServeConfig,
     "select_rows.py": SelectConfig,
+    "train_tokenizer.py": TokenizerConfig,
 }
 OTHER_PROGRAMS = {
     "python3.11",

@@ -19,6 +19,7 @@ from config.flags.optim import OptimFlags
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
+from config.flags.train_tokenizer import TokenizerConfig
 from config.flags.tune import SearchConfig
 from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
 from prediction.run import parts_of
@@ -30,14 +31,14 @@ from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
-ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig)
+ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig, TokenizerConfig)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
 RESUMES |= {"arithmetic", "never"}
 TEXTS = {  # flags of a text that names no file
     *("source_column", "target_column", "review_column", "keyword_column", "sentiment_column", "group_by"),
     *("proportional_to", "source_language", "target_language", "input_template", "target_template", "label_separator"),
     *("no_keyword", "metrics", "monitor", "freeze", "target_modules", "modules_to_save", "logger", "push_to_hub"),
-    *("license", "host", "allowed_host"),
+    *("license", "host", "allowed_host", "corpus_column", "required_chars"),
 }
 WRITTEN = {"save_path", "save_output", "save_label", "save_report", "save_page", "cache_dir"}
 

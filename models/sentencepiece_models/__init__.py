@@ -1,0 +1,1 @@
+"""SentencePiece models as tokenizers of `transformers`, and back. Imports utils."""
