@@ -38,7 +38,7 @@ TEXTS = {  # flags of a text that names no file
     *("source_column", "target_column", "review_column", "keyword_column", "sentiment_column", "group_by"),
     *("proportional_to", "source_language", "target_language", "input_template", "target_template", "label_separator"),
     *("no_keyword", "metrics", "monitor", "freeze", "target_modules", "modules_to_save", "logger", "push_to_hub"),
-    *("license", "host", "allowed_host", "corpus_column", "required_chars"),
+    *("license", "host", "allowed_host", "corpus_column", "required_chars", "negative_column"),
 }
 WRITTEN = {"save_path", "save_output", "save_label", "save_report", "save_page", "cache_dir"}
 
