@@ -40,9 +40,9 @@ from models.loading import (
     load_config,
     undrawn,
 )
-from models.presets import TOKENIZER_KEY, read_config
+from models.presets import TOKENIZER_KEY, read_config, with_vocabulary
 from models.regularisation import set_dropout
-from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer
+from models.tokenizers import CONFIG_FILE, fitting_tokenizer, load_tokenizer, number_of_ids
 from task_utils import LANGUAGES, Task, fixed_languages
 from utils.console import say
 from utils.devices import all_finite
@@ -294,6 +294,9 @@ def model_source(config: TrainConfig, tasks: Sequence[Task], resumed: SavedModel
         if not spec:
             raise UserError(f"-config_path {flags.config_path}: give -tokenizer (a folder, a hub name, or 'bytes')")
         tokenizer = load_tokenizer(model_path("-tokenizer", spec), **languages)
+        if "vocab_size" not in content or spec != content.get(TOKENIZER_KEY, spec):  # it is another tokenizer's
+            ids = tokenizer.pad_token_id, tokenizer.eos_token_id
+            content = with_vocabulary(content, number_of_ids(tokenizer), *ids)
         place = f"-config_path {flags.config_path}"
         model_config = config_from_dict(content, place)
         tokenizer = fitting_tokenizer(model_config, tokenizer)

@@ -141,14 +141,12 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     for token, id_ in (("pad_token", tokenizer.pad_token_id), ("eos_token", tokenizer.eos_token_id)):
         if id_ is None:
             raise UserError(f"the tokenizer has no {token}, which training and decoding need; name it in {CONFIG_FILE}")
-    size = vocabulary_size(config)
-    languages = getattr(tokenizer, "lang_code_to_id", {})  # M2M100's stand behind its vocabulary
-    highest = max([*tokenizer.get_vocab().values(), *languages.values()], default=0)
-    if max(len(tokenizer), highest + 1) <= size:
+    size, tokens = vocabulary_size(config), number_of_ids(tokenizer)
+    if tokens <= size:
         return tokenizer
     if not isinstance(tokenizer, ByT5Tokenizer):
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens with ids up to {highest} but the model's vocabulary only"
+            f"the tokenizer has {len(tokenizer)} tokens with ids up to {tokens - 1} but the model's vocabulary only"
             f" {size}; give the model's own -tokenizer"
         )
     if size < BYTE_VOCABULARY:
@@ -163,6 +161,13 @@ def fitting_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
             f"vocabulary only {size}; give the model's own -tokenizer"
         )
     return ByT5Tokenizer(extra_ids=0)  # else the text <extra_id_0> would be a token beyond the embedding
+
+
+def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest id of any token, and one more."""
+    languages = getattr(tokenizer, "lang_code_to_id", {})  # M2M100's stand behind its vocabulary
+    highest = max([*tokenizer.get_vocab().values(), *languages.values()], default=0)
+    return max(len(tokenizer), highest + 1)
 
 
 def vocabulary_size(config: PreTrainedConfig) -> int:
