@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         print(told)
         return 0
     die_with_the_first()
-    config, given, lines, problems = parse_training_flags(argv)
+    config, given, lines, problems = parse_training_flags(TrainConfig, argv)
     if config.task.list_tasks:
         raise_if_any(problems)
         say(*task_table())
@@ -107,7 +107,7 @@ def run(config: TrainConfig, mixture: Mixture, argv: list[str], stop: StopSignal
             prepared = prepare(config, mixture, resumed)
         prepared, trackers = (prepared, reopened_trackers(config)) if finished else fit(prepared, stop)
         with shown_in_trackers(trackers, cache.parent):
-            if is_first_process() and any(part.test for part in prepared.parts):
+            if is_first_process() and any(part.test for part in prepared.data.parts):
                 with stop.ending_at_once("the training is complete, the test rows are not scored"):
                     say(*report_test_splits(prepared))
     except TrainingStopped as stopped:

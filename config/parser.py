@@ -77,13 +77,24 @@ def free(default: Any, help: str, **more: Any) -> Any:
 
 
 def flag_groups(config_class: type) -> dict[str, list[FlagSpec]]:
-    """The flags of a command, by group name (the field of `config_class`)."""
+    """The flags of a command, by group name (the field of `config_class`).
+
+    A command that takes over the groups of another one may leave some of their flags out, which keep their defaults
+    (`without`, a frozenset of names), declare some of them otherwise (`otherwise`, what `FlagSpec` has by name), and
+    name groups that come `first`.
+    """
     groups: dict[str, list[FlagSpec]] = {}
     group_types = get_type_hints(config_class)
-    for group_field in dataclasses.fields(config_class):
+    without: Collection[str] = getattr(config_class, "without", ())
+    otherwise: Mapping[str, Mapping[str, Any]] = getattr(config_class, "otherwise", {})
+    first: Collection[str] = getattr(config_class, "first", ())
+    for group_field in sorted(dataclasses.fields(config_class), key=lambda field: field.name not in first):
         group_class = group_types[group_field.name]
         types = get_type_hints(group_class)
-        groups[group_field.name] = [_spec(field, types[field.name]) for field in dataclasses.fields(group_class)]
+        specs = [_spec(field, types[field.name]) for field in dataclasses.fields(group_class)]
+        kept = [dataclasses.replace(spec, **otherwise.get(spec.name, {})) for spec in specs if spec.name not in without]
+        if kept:
+            groups[group_field.name] = kept
     return groups
 
 

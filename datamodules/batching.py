@@ -13,7 +13,7 @@ carries no such promise and would let a resume on another NumPy train on other b
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -141,6 +141,39 @@ def evaluation_plan(
     last_wave = (len(bounds) - 1) // world_size * world_size
     bounds = np.concatenate((bounds[:last_wave], _split_to_multiple(bounds[last_wave:], world_size)))
     return _finish(rows, np.diff(bounds), source, target, 1, world_size, options.pad_to_multiple_of, oversized)
+
+
+def rows_of_batch(options: BatchOptions, source_length: int, target_length: int) -> int:
+    """Rows of a batch of rows of that length: -batch_size, or as many as fit into -max_tokens, but one at least."""
+    multiple = options.pad_to_multiple_of
+    padded = -(-source_length // multiple) * multiple + -(-target_length // multiple) * multiple
+    return options.batch_size or max(1, options.max_tokens // max(padded, 1))
+
+
+def consecutive_plan(
+    rows: IntArray,
+    source_lengths: IntArray,
+    target_lengths: IntArray,
+    options: BatchOptions,
+    num_steps: int,
+    world_size: int,
+) -> BatchPlan:
+    """Plan an epoch that takes `rows` as they follow each other, `num_steps` steps of as many: each step sorted by
+    length, and cut into batches of as many rows.
+
+    Args:
+        source_lengths: (rows,) of `rows`, as `target_lengths`.
+    """
+    source, target = source_lengths.astype(np.int64), target_lengths.astype(np.int64)
+    batches = num_steps * options.accumulate * world_size
+    steps = np.repeat(np.arange(num_steps), len(rows) // num_steps)
+    order = np.lexsort((_length_key(source, target), steps))
+    sizes = np.full(batches, len(rows) // batches)
+    multiple = options.pad_to_multiple_of
+    plan = _finish(order, sizes, source, target, options.accumulate, world_size, multiple, oversized=0)
+    numbers = rows[order]
+    numbers.setflags(write=False)
+    return replace(plan, rows=numbers)
 
 
 def random_order(bits: np.random.PCG64, count: int) -> IntArray:

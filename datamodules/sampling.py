@@ -12,10 +12,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 
-from datamodules.batching import IntArray, random_order
+from datamodules.batching import BatchOptions, BatchPlan, IntArray, random_order, training_plan
 from datamodules.encoding.store import EncodedSplit
 from utils.errors import raise_if_any
 from utils.escapes import printable
@@ -24,11 +25,39 @@ from utils.tables import counted
 DRAW = 1  # ends the seeds of the draws: batches have [seed, epoch]
 
 
-class JoinedRows:
-    """Rows of several splits, one split behind the other; what training needs of an `EncodedSplit`."""
+class TrainingRows(Protocol):
+    """The rows that training takes, and which of them stand in the batches of an epoch."""
 
-    def __init__(self, splits: Sequence[EncodedSplit]) -> None:
+    source_lengths: np.ndarray  # (rows,) tokens; of rows without end, of the first ones
+    target_lengths: np.ndarray
+    special_ids: np.ndarray | None  # tokens of targets that are none of the text; None = they are not told apart
+    separator: int | None  # the last token of each of several documents in a row; None = a row is one
+
+    def __len__(self) -> int: ...
+
+    def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of source and target of each of some rows."""
+
+    def plan(self, options: BatchOptions, seed: int, epoch: int, world_size: int) -> BatchPlan:
+        """The batches of an epoch; every epoch has as many steps."""
+
+    def describe(self, names: Sequence[str]) -> str:
+        """The tasks in a line, where there are several, by their names."""
+
+
+class JoinedRows:
+    """Rows of several splits, one split behind the other; what training needs of an `EncodedSplit`.
+
+    Args:
+        sampling: what an epoch draws of the rows of each; None = every row once.
+    """
+
+    special_ids: np.ndarray | None = None
+    separator: int | None = None
+
+    def __init__(self, splits: Sequence[EncodedSplit], sampling: Sampling | None = None) -> None:
         self.splits = splits
+        self.sampling = sampling or Sampling(tuple(map(len, splits)))
         self.starts = list(accumulate(map(len, splits), initial=0))
         self.source_lengths = np.concatenate([split.source_lengths for split in splits])
         self.target_lengths = np.concatenate([split.target_lengths for split in splits])
@@ -36,19 +65,23 @@ class JoinedRows:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def source_ids(self, index: int) -> np.ndarray:
-        """Token ids of the source of a row."""
-        split, row = self._at(index)
-        return split.source_ids(row)
+    def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """See `TrainingRows`."""
+        found = []
+        for row in rows.tolist():
+            number = bisect_right(self.starts, row) - 1
+            split, own = self.splits[number], row - self.starts[number]
+            found.append((split.source_ids(own), split.target_ids(own)))
+        return found
 
-    def target_ids(self, index: int) -> np.ndarray:
-        """Token ids of the target of a row."""
-        split, row = self._at(index)
-        return split.target_ids(row)
+    def plan(self, options: BatchOptions, seed: int, epoch: int, world_size: int) -> BatchPlan:
+        """See `TrainingRows`."""
+        drawn = self.sampling.rows(seed, epoch)
+        return training_plan(self.source_lengths, self.target_lengths, options, seed, epoch, world_size, drawn)
 
-    def _at(self, index: int) -> tuple[EncodedSplit, int]:
-        number = bisect_right(self.starts, index) - 1
-        return self.splits[number], index - self.starts[number]
+    def describe(self, names: Sequence[str]) -> str:
+        """See `TrainingRows`."""
+        return self.sampling.describe(names) if len(names) > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan, training_plan
+from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan
 from datamodules.class_balance import LabelledRows, row_weights
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
 from datamodules.retrieval.passages import Passages
-from datamodules.sampling import JoinedRows, Sampling
+from datamodules.sampling import JoinedRows, TrainingRows
 from datamodules.splits import Splits
 
 # Names in the fingerprint.
@@ -33,18 +33,24 @@ class MicroBatches(Dataset[dict[str, Any]]):
     Args:
         weights: (rows,) of every row in the loss; None = all 1.
         passages: the same rows with the passages of a retrieval task; None = of another task.
+        special_ids: tokens of targets whose loss is not that of the text; None = they are not told apart.
+        separator: as `collate` takes it.
     """
 
     def __init__(
         self,
-        split: EncodedSplit | JoinedRows,
+        split: EncodedSplit | TrainingRows,
         pad_token_id: int,
         pad_to_multiple_of: int,
         weights: np.ndarray | None = None,
         passages: Passages | None = None,
+        special_ids: np.ndarray | None = None,
+        separator: int | None = None,
     ) -> None:
         self.split = split
         self.passages = passages
+        self.special_ids = special_ids
+        self.separator = separator
         self.weights = weights
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -69,10 +75,16 @@ class MicroBatches(Dataset[dict[str, Any]]):
         """A batch of these rows, outside of any step."""
         if self.passages is not None:
             return self.passages.batch(rows, self.pad_token_id, self.pad_to_multiple_of)
-        encoded = [(self.split.source_ids(int(row)), self.split.target_ids(int(row))) for row in rows]
-        batch: dict[str, Any] = {**collate(encoded, self.pad_token_id, self.pad_to_multiple_of)}
+        encoded = self.split.pairs(rows)
+        padded = collate(encoded, self.pad_token_id, self.pad_to_multiple_of, self.separator)
+        batch: dict[str, Any] = {**padded}
         batch["num_rows"] = len(rows)
         batch["num_source_tokens"] = sum(len(source) for source, _ in encoded)
+        if self.special_ids is not None:
+            targets = np.concatenate([target for _, target in encoded]) if encoded else np.zeros(0, np.int64)
+            of_text = ~np.isin(targets, self.special_ids)
+            batch["text_weights"] = torch.from_numpy(of_text.astype(np.float32))  # (target tokens,)
+            batch["num_text_tokens"] = int(of_text.sum())
         return batch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -169,7 +181,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     Args:
         parts: the rows of each task.
-        sampling: what an epoch draws of the rows of each; None = every row once.
+        rows: all that training takes; None = every row of each once.
         batch_options: sizes on each device, for validation as well, and accumulation.
         precision: the value of -float_precision that names the arithmetic on this device.
         teacher: digest of the model that says what the rows teach besides their targets; empty = none.
@@ -179,7 +191,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
     def __init__(
         self,
         parts: Sequence[Splits],
-        sampling: Sampling | None = None,
+        rows: TrainingRows | None = None,
         *,
         pad_token_id: int,
         batch_options: BatchOptions,
@@ -192,10 +204,9 @@ class Seq2SeqDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.parts = parts
-        self.train = JoinedRows([part.train for part in parts])
+        self.train = rows or JoinedRows([part.train for part in parts])
         self.validated = [part for part in parts if part.valid is not None]
         self.validation_rows = [part.valid.learnable() for part in parts if part.valid is not None]
-        self.sampling = sampling or Sampling(tuple(len(part.train) for part in parts))
         self.pad_token_id = pad_token_id
         self.batch_options = batch_options
         self.seed = seed
@@ -209,9 +220,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def plan(self, epoch: int, world_size: int) -> BatchPlan:
         """The training plan of one epoch."""
-        lengths = self.train.source_lengths, self.train.target_lengths
-        drawn = self.sampling.rows(self.seed, epoch)
-        return training_plan(*lengths, self.batch_options, self.seed, epoch, world_size, drawn)
+        return self.train.plan(self.batch_options, self.seed, epoch, world_size)
 
     def validation_plan(self, number: int, world_size: int) -> BatchPlan:
         """The plan of the validation rows of a task, by its place in `validated`: every row once, longest first."""
@@ -259,18 +268,21 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         """Batches of the validation rows of this rank, a loader for each task that has some."""
         loaders = []
         for number, rows in enumerate(self.validation_rows):
-            batches = self._batches(rows, passages=Passages(rows) if self.passages else None)
+            passages = Passages(rows) if self.passages else None
+            batches = self._batches(rows, None, passages, self.train.special_ids)
             batches.follow(self.validation_plan(number, self._world_size), self._rank)
             loaders.append(self._loader(batches, lambda: 0))
         return loaders
 
     def _batches(
         self,
-        split: EncodedSplit | JoinedRows,
+        split: EncodedSplit | TrainingRows,
         weights: np.ndarray | None = None,
         passages: Passages | None = None,
+        special_ids: np.ndarray | None = None,
     ) -> MicroBatches:
-        return MicroBatches(split, self.pad_token_id, self.batch_options.pad_to_multiple_of, weights, passages)
+        multiple, separator = self.batch_options.pad_to_multiple_of, self.train.separator
+        return MicroBatches(split, self.pad_token_id, multiple, weights, passages, special_ids, separator)
 
     def _loader(self, batches: MicroBatches, begin: Any) -> PlanLoader:
         return PlanLoader(batches, begin, num_workers=self.num_workers, pin_memory=self.pin_memory)
@@ -300,7 +312,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             data[f"{VALIDATION_DATA}{of_task}"] = part.valid.fingerprint if part.valid else "none"
         return {
             **data,
-            TASKS: self.sampling.describe([part.name for part in self.parts]) if len(self.parts) > 1 else "",
+            TASKS: self.train.describe([part.name for part in self.parts]),
             "-batch_size": options.batch_size,
             "-max_tokens": options.max_tokens,
             "-grad_acc": options.accumulate,

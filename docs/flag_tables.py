@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from config.flags.analyze import AnalyzeConfig  # noqa: E402
 from config.flags.export import ExportConfig  # noqa: E402
 from config.flags.inference import InferenceConfig  # noqa: E402
+from config.flags.pretrain import PretrainConfig  # noqa: E402
 from config.flags.select_rows import SelectConfig  # noqa: E402
 from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
@@ -45,11 +46,16 @@ DOCUMENTS = (  # file, language, tables
     ("docs/reviews.ko.md", "ko", ("analyze",)),
     ("docs/serving.md", "en", ("serve",)),
     ("docs/serving.ko.md", "ko", ("serve",)),
+    ("docs/pretraining.md", "en", ("pretrain",)),
+    ("docs/pretraining.ko.md", "ko", ("pretrain",)),
     ("docs/labelling.md", "en", ("select_rows",)),
     ("docs/labelling.ko.md", "ko", ("select_rows",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
-COMMANDS = (TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig)
+COMMANDS = (
+    *(TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig),
+    PretrainConfig,
+)
 WORDS = {
     "en": {
         "flag": ("flag", "value", "default", "meaning"),
@@ -87,6 +93,9 @@ KOREAN_TITLES = {
     "Search": "탐색",
     "Review analysis": "리뷰 분석",
     "Server": "서버",
+    "Corpus": "말뭉치",
+    "Objective": "목적 함수",
+    "Pretraining": "사전학습",
 }
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -123,7 +132,7 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 def all_tables(language: str) -> dict[str, str]:
     """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`,
-    `select_rows`, and `presets`."""
+    `select_rows`, `pretrain`, and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -136,6 +145,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("analyze", AnalyzeConfig, groups[3] - groups[1]),
         ("serve", ServeConfig, groups[4] - groups[1]),
         ("select_rows", SelectConfig, groups[5] - groups[1]),
+        ("pretrain", PretrainConfig, groups[7] - groups[0]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):
@@ -160,7 +170,8 @@ def title(group_class: type, language: str) -> str:
 
 def group_specs() -> dict[str, list[FlagSpec]]:
     """The flags of every group class of the commands, by the name of the class."""
-    return {group.__name__: specs for command in COMMANDS for group, specs in command_groups(command)}
+    # A group that a command takes over from train.py may lack flags there.
+    return {group.__name__: specs for command in reversed(COMMANDS) for group, specs in command_groups(command)}
 
 
 def meanings(language: str) -> Callable[[str, FlagSpec], str]:

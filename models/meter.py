@@ -190,3 +190,24 @@ class StepMeter:
         """The figures of a validation, where the batches of one were added up; every rank must call it."""
         totals = self.totals(device, world_size)
         return {"val_loss": totals.loss_per_token, "token_accuracy": totals.token_accuracy}
+
+
+class TextMeter(StepMeter):
+    """Adds up a validation whose targets hold tokens that are none of the text, with a figure for the others alone."""
+
+    def __init__(self) -> None:
+        self.text = StepMeter()
+        super().__init__()
+
+    def add_batch(
+        self, batch: Mapping[str, Any], loss_sum: Tensor, correct: Tensor | None = None, text_loss: Tensor | None = None
+    ) -> None:
+        """As `StepMeter`; `text_loss` is the part of the loss that the text has."""
+        super().add_batch(batch, loss_sum, correct)
+        if text_loss is not None:
+            self.text.add_batch({**batch, "num_target_tokens": batch["num_text_tokens"]}, text_loss)
+
+    def figures(self, device: torch.device, world_size: int) -> dict[str, float]:
+        """See `StepMeter`."""
+        found = super().figures(device, world_size)
+        return {**found, "val_loss_no_sentinels": self.text.totals(device, world_size).loss_per_token}

@@ -89,7 +89,7 @@ class Seq2SeqModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.objective.begin_step(self.model, batch, lambda later: self._seed(batch_idx + later))
         torch.manual_seed(self._seed(batch_idx))
-        loss_sum, _ = self._loss_sum(batch)
+        loss_sum: Tensor = self._loss_sum(batch)[0]
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
         share: float = self.options.accumulate * self.trainer.world_size / (batch["step_target_tokens"] or 1)
@@ -159,15 +159,15 @@ class Seq2SeqModule(pl.LightningModule):
 
     def go_through(self, batch: dict[str, Any], state: list[Tensor]) -> None:
         """The passes of a training step, forward and backward, while there is `state`."""
-        loss, _ = self._loss_sum(batch)
+        loss: Tensor = self._loss_sum(batch)[0]
         loss.backward()  # type: ignore[no-untyped-call]
         del state
 
-    def _loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        """Of a batch in training the sum of its losses and None, in validation what the meter of that takes."""
+    def _loss_sum(self, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """Of a batch in training the sum of its losses alone, in validation what the meter of that takes."""
         self.batch_shape = shape_words(batch)
         if self.training:
-            return self.objective(self.model, batch), None
+            return (self.objective(self.model, batch),)
         return self.objective.validate(self.model, batch)
 
     def configure_gradient_clipping(

@@ -13,6 +13,7 @@ PAGES = (
     "docs/mixtures",
     "docs/retrieval",
     "docs/training",
+    "docs/pretraining",
     "docs/architectures",
     "docs/resuming",
     "docs/tuning",

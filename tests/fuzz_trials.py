@@ -80,7 +80,7 @@ def checkpoint(folder: Path, chance: random.Random) -> tuple[str, Callable[[], A
         finished_words(run, config)
         limit_words(run, config)
         model = model_source.model_source(config, [get_task("seq2seq")], run.model).build(1, False)
-        check_optimizer(run, [], model, config.optim)
+        check_optimizer(run, [], model, config)
         loaded = DurableCheckpointIO(run).load_checkpoint(path)
         optimizer = build_optimizer(model, optim_settings(OptimFlags()))
         for state in loaded["optimizer_states"]:

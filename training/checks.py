@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from checkpoints.model_paths import check_model_paths
 from checkpoints.run_folder import (
@@ -52,16 +52,19 @@ from utils.libraries import OPTIONAL, missing_package
 
 SMALLEST_MEAN_BETA = 0.01  # of schedule-free training, which loses as many digits where it takes the mean
 
+Config = TypeVar("Config", bound=TrainConfig)
 Inputs: TypeAlias = list[tuple[str, str]]  # (flag, path) of the files and folders that are read
 
 
-def parse_training_flags(argv: list[str]) -> tuple[TrainConfig, frozenset[str], list[str], list[str]]:
-    """The flags of a `train.py` command line, and those of the run that it goes on with.
+def parse_training_flags(
+    config_class: type[Config], argv: list[str]
+) -> tuple[Config, frozenset[str], list[str], list[str]]:
+    """The flags of a command line that trains, and those of the run that it goes on with.
 
     Returns the config, the names of the flags that were given, lines to tell, and the problems found. Raises
     `UserError` when the run's config.json cannot be read, or is not of a run: its flags are not known then.
     """
-    config, given, problems = parse_flags(TrainConfig, argv)
+    config, given, problems = parse_flags(config_class, argv)
     folder, value = Path(config.run.save_path), config.run.resume_checkpoint
     path = folder / CONFIG_NAME
     if value not in ("last", "best", "auto") or not path.exists() or (value == "auto" and not checkpoints_of(folder)):
@@ -74,12 +77,12 @@ def parse_training_flags(argv: list[str]) -> tuple[TrainConfig, frozenset[str], 
     if saved is None:
         told = f"-save_path {folder}: {CONFIG_NAME} {reason}; delete it, and give every flag of the run"
         raise UserError(*problems, told)
-    specs = flag_specs(TrainConfig)
+    specs = flag_specs(config_class)
     # The checkpoint itself has the model, and the tokenizer with its languages.
     taken = {spec.name for spec in specs if spec.resume not in ("once", "process", "if given")} - {*given, "save_path"}
-    tokens, wrong = saved_tokens(TrainConfig, {name: saved[name] for name in taken if name in saved})
-    config, _, problems = parse_flags(TrainConfig, [*argv, *tokens])
-    values, defaults = to_dict(config), to_dict(TrainConfig())
+    tokens, wrong = saved_tokens(config_class, {name: saved[name] for name in taken if name in saved})
+    config, _, problems = parse_flags(config_class, [*argv, *tokens])
+    values, defaults = to_dict(config), to_dict(config_class())
     changed = [shown(name, value) for name, value in values.items() if name in taken and value != defaults[name]]
     lines = [f"flags of {path}: {' '.join(changed)}"] if changed else []
     unknown = sorted(saved.keys() - to_dict(config).keys() - {"resolved"})
@@ -100,7 +103,28 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         for task in mixture.tasks
         if task.source_column == task.target_column
     ]
-    model, batch = config.model, config.batch
+    resuming, wrong_run = check_origin(config, problems)
+    given_rows = any(member.data.train_data or member.task.hub_dataset for member in mixture.members)
+    if not (given_rows or config.data.train_data or config.task.train_task or wrong_run):
+        problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
+    if config.batch.max_tokens and mixture.is_drawn:
+        problems.append(
+            f"-max_tokens {config.batch.max_tokens}: not with rates of -train_task: each epoch draws rows of other"
+            " lengths, and must have as many steps as the others; give -batch_size, or mix without rates and"
+            " temperature"
+        )
+    problems += retrieval_problems(config, mixture)
+    check_training(config, given, resuming, problems)
+    _check_monitor(config, mixture, problems)
+    if not config.task.show_examples:  # which writes nothing
+        check_save_path(config, given, _inputs(config, mixture), problems)
+    return mixture
+
+
+def check_origin(config: TrainConfig, problems: list[str]) -> tuple[bool, bool]:
+    """Problems of what the training begins with; returns whether it goes on with a run, and whether there is no such
+    run."""
+    model, value = config.model, config.run.resume_checkpoint
     no_run: list[str] = []
     candidates = collect(no_run, lambda: resume_candidates(config))
     resuming = value not in ("", "auto") or bool(candidates)
@@ -110,16 +134,14 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         collect(problems, lambda: read_config(model.config_path))
     names = {"-init_model": model.init_model, "-tokenizer": model.tokenizer, "-teacher": config.distillation.teacher}
     check_model_paths(problems, names)
-    given_rows = any(member.data.train_data or member.task.hub_dataset for member in mixture.members)
-    if not (given_rows or config.data.train_data or config.task.train_task or no_run):
-        problems.append("-train_data is required: a file, a folder or a hub name with the training rows")
+    return resuming, bool(no_run)
+
+
+def check_training(config: TrainConfig, given: frozenset[str], resuming: bool, problems: list[str]) -> None:
+    """Problems of model, batches, optimizer, devices and trackers, whatever is trained on."""
+    model, batch = config.model, config.batch
     if "batch_size" in given and batch.max_tokens:
         problems.append("-batch_size and -max_tokens exclude each other; give one of them")
-    if batch.max_tokens and mixture.is_drawn:
-        problems.append(
-            f"-max_tokens {batch.max_tokens}: not with rates of -train_task: each epoch draws rows of other lengths,"
-            " and must have as many steps as the others; give -batch_size, or mix without rates and temperature"
-        )
     if set(model.freeze) == set(FREEZABLE):
         problems.append("-freeze embedding, encoder and decoder together leave nothing to train")
     problems += [f"-freeze {part}: no regular expression: {why}" for part in model.freeze if (why := _not_regex(part))]
@@ -133,7 +155,6 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
         problems += filter(None, [missing_package("deepspeed", f"-strategy {config.device.strategy}")])
     _check_loggers(logger_names(config.run), problems)
     check_combinations(config, problems)
-    problems += retrieval_problems(config, mixture)
     _check_optimization(config, given, problems)
     check_devices(config.device.gpus, config.device.cpu_processes, problems)
     if (
@@ -153,11 +174,7 @@ def check_train(config: TrainConfig, given: frozenset[str], problems: list[str])
             f"{shown(sought, getattr(batch, sought))}: not with -strategy {config.device.strategy}, under which a"
             " device holds a part of the model; give the number"
         )
-    _check_monitor(config, mixture, problems)
-    if not config.task.show_examples:  # which writes nothing
-        _check_save_path(config, given, _inputs(config, mixture), problems)
     _check_requeue(config, problems)
-    return mixture
 
 
 def _not_regex(text: str) -> str:
@@ -233,7 +250,7 @@ def _check_monitor(config: TrainConfig, mixture: Mixture, problems: list[str]) -
         plain = ", ".join(name for name in choices if "/" not in name)
         known = f"one of {plain} expected{own}{closest(run.monitor, choices)}"
         problems.append(f"-monitor {run.monitor}: {known}")
-    elif is_generated(run.monitor) and run.valid_generate_rows == 0:
+    elif is_generated(run.monitor) and config.generated_rows == 0:
         problems.append(f"-monitor {run.monitor} needs generated rows: -valid_generate_rows above 0")
     named = [run.monitor.rpartition("/")[2], *(metric for task in tasks for metric in task.metrics)]
     problems += missing_packages(dict.fromkeys(named))
@@ -264,7 +281,8 @@ def _check_requeue(config: TrainConfig, problems: list[str]) -> None:
         problems.append("-requeue: this is no SLURM job (no SLURM_JOB_ID, or no scontrol command); leave it out")
 
 
-def _check_save_path(config: TrainConfig, given: frozenset[str], inputs: Inputs, problems: list[str]) -> None:
+def check_save_path(config: TrainConfig, given: frozenset[str], inputs: Inputs, problems: list[str]) -> None:
+    """Problems of the folder of the run, which must hold none of the `inputs` where it is emptied first."""
     run, folder = config.run, Path(config.run.save_path)
     if not run.save_path.strip():
         problems.extend(["-save_path is empty"] if "save_path" in given else [])

@@ -53,7 +53,7 @@ def report_test_splits(prepared: Prepared) -> list[str]:
     path = Path(prepared.config.run.save_path) / TEST_REPORT
     lines: list[str] = []
     reports, figures = {}, {}
-    for part in prepared.parts:
+    for part in prepared.data.parts:
         if part.test is not None:
             scores, reports[part.name], told = _report(prepared, part, part.test)
             figures[part.name] = scores.metrics

@@ -136,19 +136,29 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     """
     prepared = with_found_batch(prepared)
     strategy = STRATEGIES[prepared.config.device.strategy]
-    config, resumed, parts = prepared.config, prepared.resumed, prepared.parts
+    config, resumed, parts = prepared.config, prepared.resumed, prepared.data.parts
     folder = Path(config.run.save_path)
     data = prepared.data_module()
     plan = data.plan(0, prepared.devices.world_size)
-    total_steps = plan.num_steps * config.optim.max_epoch
+    total_steps = plan.num_steps * config.epochs
     if resumed:
         adapted = adapt(resumed, prepared.differences, config, plan)
         resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
     validated = tuple(part.name for part in data.validated)
     steps = schedule_steps(config, total_steps)
-    teacher, of_vectors = prepared.teacher, prepared.passages is not None
-    module = build_module(config, prepared.model, prepared.tokenizer, steps, strategy, validated, teacher, of_vectors)
+    of_vectors = prepared.data.passages is not None
+    module = build_module(
+        config,
+        prepared.model,
+        prepared.tokenizer,
+        steps,
+        strategy,
+        validated,
+        prepared.teacher,
+        of_vectors=of_vectors,
+        text_apart=prepared.data.rows.special_ids is not None,
+    )
     description = {
         **described_tasks(parts),
         "flags": kept_flags(resumed, config),
@@ -158,7 +168,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     }
     checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
-    generated = GeneratedValidation(config.run.valid_generate_rows, metric_names, strategy)
+    generated = GeneratedValidation(config.generated_rows, metric_names, strategy)
     loggers = Loggers(logger_names(config.run), folder, to_dict(config))
     arithmetic = prepared.devices.arithmetic
     run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, arithmetic, loggers)

@@ -141,9 +141,9 @@ def saved_flags(resumed: SavedRun, config: TrainConfig) -> dict[str, Any]:
     return {**to_dict(type(config)()), **resumed.flags}
 
 
-def flags_of(*ways: str) -> set[str]:
+def flags_of(config: TrainConfig, *ways: str) -> set[str]:
     """The flags whose declaration names one of these ways of a resume, as the user types them."""
-    return {f"-{spec.name}" for spec in flag_specs(TrainConfig) if spec.resume in ways}
+    return {f"-{spec.name}" for spec in flag_specs(type(config)) if spec.resume in ways}
 
 
 def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[Difference]:
@@ -166,7 +166,7 @@ def check_same(differences: Sequence[Difference], config: TrainConfig) -> None:
     Raises:
         UserError: with a table of the differences.
     """
-    fixed = [one for one in differences if one.name in flags_of("never")]
+    fixed = [one for one in differences if one.name in flags_of(config, "never")]
     if fixed and config.run.resume_force:
         raise UserError(
             f"-resume_checkpoint {config.run.resume_checkpoint}: the checkpoint's model was made with other settings,"
@@ -184,7 +184,7 @@ def kept_flags(resumed: SavedRun | None, config: TrainConfig) -> dict[str, Any]:
     flags = to_dict(config)
     if resumed is None:
         return flags
-    saved, model = saved_flags(resumed, config), flags_of("if given", "kept")
+    saved, model = saved_flags(resumed, config), flags_of(config, "if given", "kept")
     return {name: value or (saved[name] if f"-{name}" in model else value) for name, value in flags.items()}
 
 
@@ -231,8 +231,11 @@ def finished_words(resumed: SavedRun, config: TrainConfig) -> str:
     epochs, step = resumed.position.epoch, resumed.global_step
     patience = config.run.early_stopping_patience
     without_gain = resumed.scores.validations_without_gain
-    if epochs >= config.optim.max_epoch:
-        return f"the run is finished: {counted(epochs, 'epoch')}, optimizer step {step}; a larger -max_epoch trains on"
+    if epochs >= config.epochs:
+        return (
+            f"the run is finished: {counted(epochs, 'epoch')}, optimizer step {step}; a larger {config.length_flag}"
+            " trains on"
+        )
     if patience and without_gain >= patience:
         return f"the run is finished: stopped early at optimizer step {step}; -early_stopping_patience 0 trains on"
     return ""
@@ -270,15 +273,15 @@ def adapt(resumed: SavedRun, differences: Sequence[Difference], config: TrainCon
     run, step = resumed, resumed.global_step
     lines = ["-resume_force: the run goes on with other settings, so its result is not that of either alone"]
     lines.append(difference_table(differences))
-    if _other_plan(names):
+    if _other_plan(names, config):
         run, words = _moved(run, plan)
         lines.append(words)
     total_steps = _total_steps(run, config, plan)
-    if names & flags_of("optimizer"):
+    if names & flags_of(config, "optimizer"):
         run.model.tensors.optimizer = None
         lines.append("the optimizer begins with an empty state")
     lines.append(f"the learning rate is that of step {step} of {total_steps} in the schedule of the flags")
-    if names & flags_of("measure", "generated rows") or any(name.startswith(VALIDATION_DATA) for name in names):
+    if names & flags_of(config, "measure", "generated rows") or any(name.startswith(VALIDATION_DATA) for name in names):
         run = replace(run, scores=replace(run.scores, best_score=None, best_step=0, validations_without_gain=0))
         lines.append("the best score so far is of another measure: the next validation begins anew")
     return Adapted(run, total_steps, lines)
@@ -286,13 +289,13 @@ def adapt(resumed: SavedRun, differences: Sequence[Difference], config: TrainCon
 
 def _total_steps(run: SavedRun, config: TrainConfig, plan: BatchPlan) -> int:
     """Optimizer steps done and to come: also those of a run that was once forced to go on with other batches."""
-    to_come: int = (config.optim.max_epoch - run.position.epoch) * plan.num_steps
+    to_come: int = (config.epochs - run.position.epoch) * plan.num_steps
     done: int = -(-run.position.batches // plan.accumulate)
     return run.global_step + to_come - done
 
 
 def check_optimizer(
-    resumed: SavedRun, differences: Sequence[Difference], model: PreTrainedModel, flags: OptimFlags
+    resumed: SavedRun, differences: Sequence[Difference], model: PreTrainedModel, config: TrainConfig
 ) -> None:
     """Refuse a run whose optimizer state is not one of this model, unless the flags drop it.
 
@@ -300,17 +303,17 @@ def check_optimizer(
         UserError: names the entry.
     """
     tensors = resumed.model.tensors
-    dropped = {difference.name for difference in differences} & flags_of("optimizer")
+    dropped = {difference.name for difference in differences} & flags_of(config, "optimizer")
     if dropped or tensors.optimizer is None:
         return
     complete = architecture(model.config.model_type).own_search and not leaves_out_parameters(model.config)
-    if problem := state_problem(optim_settings(flags), model, tensors.optimizer, complete):
+    if problem := state_problem(optim_settings(config.optim), model, tensors.optimizer, complete):
         raise UserError(f"{resumed.model.place}: {OF_ANOTHER_KIND}: optimizer_states: {problem}")
 
 
-def _other_plan(names: set[str]) -> bool:
+def _other_plan(names: set[str], config: TrainConfig) -> bool:
     """Whether the micro-batches of an epoch are others, so that the saved position means nothing."""
-    plan = flags_of("batches")
+    plan = flags_of(config, "batches")
     return any(name in plan or not name.startswith(("-", VALIDATION_DATA)) for name in names)
 
 

@@ -112,12 +112,13 @@ def summary_lines(
         schedule = f", {name}{cycles}{length}, warm-up of {resolved['warmup_steps']:,} steps"
     clips = OPTIMIZER_ROWS[optim.optim].clips
     clip = f", gradients clipped at {optim.grad_clip:g}" if optim.grad_clip and not clips else ""
+    tasks = [f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks]
     device = config.device
     ways = {"deterministic": device.deterministic, "fused attention": device.attention == "fused"}
     ways["compiled layers"] = device.compile
     how = "".join(f", {words}" for words, chosen in ways.items() if chosen)
     lines = [
-        *(f"task {task.name}; {said(task.label_map or task.output or FREE_TEXT)}" for task in mixture.tasks),
+        *([config.subject] if config.subject else tasks),
         f"model {source}: {resolved['model_type']}, {resolved['parameters']:,} parameters,"
         f" {resolved['trained_parameters']:,} trained, seed {config.run.seed}",
         f"devices {resolved['devices']} x {resolved['accelerator']}, precision {resolved['precision']}{how}",

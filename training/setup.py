@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ from datamodules.encoding.languages import check_languages
 from datamodules.mixture import Mixture
 from datamodules.retrieval.checks import check_compared, is_retrieval
 from datamodules.retrieval.passages import Passages, encoded_negatives
-from datamodules.sampling import Sampling
+from datamodules.sampling import JoinedRows, Sampling, TrainingRows
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.adapters.quantised import check_quantisable
@@ -56,19 +57,26 @@ LONGEST_EXAMPLE = 2000  # cells of a terminal
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """The rows of a run."""
+
+    parts: Sequence[Splits]  # of each task
+    rows: TrainingRows  # all that training takes
+    passages: Passages | None = None  # the training rows of a retrieval task
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What `fit` needs."""
 
     config: TrainConfig
     mixture: Mixture
     devices: Devices
-    parts: Sequence[Splits]  # the rows of each task
-    sampling: Sampling
+    data: TrainingData
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     resumed: SavedRun | None
     teacher: Teacher | None = None
-    passages: Passages | None = None  # the training rows of a retrieval task
     differences: Sequence[Difference] = ()  # between it and this run; -resume_force allows them
 
     def data_module(self) -> Seq2SeqDataModule:
@@ -81,8 +89,8 @@ class Prepared:
             pad_to_multiple_of=PADDED_TO if self.config.device.compile else 8 if on_gpu else 1,
         )
         return Seq2SeqDataModule(
-            self.parts,
-            self.sampling,
+            self.data.parts,
+            self.data.rows,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_options=options,
             seed=self.config.run.seed,
@@ -90,7 +98,7 @@ class Prepared:
             num_workers=batch.num_workers,
             pin_memory=on_gpu,
             teacher=self.teacher.digest if self.teacher else "",
-            passages=self.passages,
+            passages=self.data.passages,
         )
 
 
@@ -208,8 +216,29 @@ def check_memory_limit(config: TrainConfig, devices: Devices) -> None:
         )
 
 
-def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> Prepared:
+def task_data(config: TrainConfig, mixture: Mixture, source: ModelSource, cache: Path, world_size: int) -> TrainingData:
+    """The encoded rows of the tasks, and how an epoch draws them; says what became of the files."""
+    encoders = row_encoders(config, mixture, source, cache)
+    parts = task_splits(encoders, config.task)
+    say(*(line for part in parts for line in part.lines))
+    counts, names = [len(part.train) for part in parts], [part.name for part in parts]
+    sampling = Sampling.of(names, counts, mixture.rates(counts))
+    say(*sampling.lines(names))
+    retrieval = is_retrieval(mixture.tasks)
+    passages = passages_of(config, encoders[0], parts[0], world_size) if retrieval else None
+    return TrainingData(parts, JoinedRows([part.train for part in parts], sampling), passages)
+
+
+def prepare(
+    config: TrainConfig,
+    mixture: Mixture,
+    resumed: SavedRun | None,
+    encoded: Callable[[Any, Mixture, ModelSource, Path, int], TrainingData] = task_data,
+) -> Prepared:
     """Devices, encoded rows, tokenizer and model.
+
+    Args:
+        encoded: gives the rows for a number of processes; their tokens may be kept in a folder.
 
     Raises:
         UserError: of devices, data or model; or a resumed run that is another one, without -resume_force.
@@ -239,21 +268,14 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     say(*notes(source.config, training=True))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
-    encoders = row_encoders(config, mixture, source, cache)
-    parts = task_splits(encoders, config.task)
-    say(*(line for part in parts for line in part.lines))
-    retrieval = is_retrieval(mixture.tasks)
-    passages = passages_of(config, encoders[0], parts[0], devices.world_size) if retrieval else None
+    data = encoded(config, mixture, source, cache, devices.world_size)
     if flags.compile:
-        check_padded(parts, source.config)
-    counts = [len(part.train) for part in parts]
-    sampling = Sampling.of([part.name for part in parts], counts, mixture.rates(counts))
-    say(*sampling.lines([part.name for part in parts]))
+        check_padded(data.parts, source.config)
     model = built_model(config, source, devices, resumed)
-    if retrieval:
+    if data.passages is not None:
         leave_unused(model, config.retrieval.pooling)
-    teacher = load_teacher(found, config.distillation, parts) if found else None
-    prepared = Prepared(config, mixture, devices, parts, sampling, source.tokenizer, model, resumed, teacher, passages)
+    teacher = load_teacher(found, config.distillation, data.parts) if found else None
+    prepared = Prepared(config, mixture, devices, data, source.tokenizer, model, resumed, teacher)
     if resumed is None:
         return prepared
     differences = flag_differences(resumed, config, mixture.tasks)
@@ -261,5 +283,5 @@ def prepare(config: TrainConfig, mixture: Mixture, resumed: SavedRun | None) -> 
     fingerprint = prepared.data_module().fingerprint(devices.world_size)
     differences += [found for found in plan_differences(resumed, fingerprint) if found.name not in names]
     check_same(differences, config)
-    check_optimizer(resumed, differences, prepared.model, config.optim)
+    check_optimizer(resumed, differences, prepared.model, config)
     return replace(prepared, differences=differences)

@@ -37,6 +37,7 @@ def build_module(
     validated: tuple[str, ...] = ("",),
     teacher: Teacher | None = None,
     of_vectors: bool = False,
+    text_apart: bool = False,
 ) -> Seq2SeqModule:
     """The module around `model`; sets the generation config that exported folders carry.
 
@@ -44,6 +45,7 @@ def build_module(
         total_steps: optimizer steps of the schedule.
         validated: the tasks that have validation rows, by name where there are several.
         of_vectors: the task is one of retrieval.
+        text_apart: batches of a validation tell the tokens of the text from others.
     """
     model.generation_config = generation_config(model, tokenizer)
     options = ModuleOptions(
@@ -59,7 +61,8 @@ def build_module(
     if of_vectors:
         objective = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
     else:
-        objective = Objective(config.optim.label_smoothing, config.optim.rdrop_alpha, teacher)
+        optim = config.optim
+        objective = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart)
     return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
 
 
@@ -98,7 +101,7 @@ def build_trainer(
         "num_nodes": devices.num_nodes,
         "strategy": strategy.lightning(devices, config.device.gradient_compression == "bf16"),
         "precision": devices.precision,
-        "max_epochs": config.optim.max_epoch,
+        "max_epochs": config.epochs,
         "accumulate_grad_batches": accumulate,
         "val_check_interval": min(interval, plan.batches_per_rank),
         "limit_val_batches": 1.0 if validates else 0,

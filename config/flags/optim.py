@@ -35,6 +35,7 @@ SCHEDULES = (
     "cyclic",
     "constant",
     "inverse_sqrt",
+    "flat_inverse_sqrt",
     "cosine",
     "polynomial",
     "wsd",
@@ -111,11 +112,18 @@ class OptimFlags:
         maximum=1.0,
         excludes={**NO_BETAS, "optim=lion": "it takes the sign alone"},
     )
+    scale_parameter: bool = flag(
+        False,
+        "Let adafactor take steps in proportion to the weights at a given -learning_rate too, as T5 was trained (1e-2);"
+        " at its own rate it always does.",
+        needs={"optim=adafactor": "no other has this choice", "learning_rate": "at its own rate it does so anyway"},
+    )
     lr_scheduler: str = flag(
         "cosanneal",
         "Course of the learning rate: cosanneal = cosine cycles, linear = a straight line to 0, cyclic = triangles,"
-        " constant, inverse_sqrt = 1/sqrt(step), cosine = half a cosine, polynomial, wsd = constant until"
-        " -wsd_decay_steps before its end, plateau = lowered whenever -monitor stops gaining.",
+        " constant, inverse_sqrt = 1/sqrt(step), flat_inverse_sqrt = the same but constant for the -warmup_steps (T5),"
+        " cosine = half a cosine, polynomial, wsd = constant until -wsd_decay_steps before its end, plateau = lowered"
+        " whenever -monitor stops gaining.",
         choices=SCHEDULES,
     )
     warmup_steps: float = flag(
@@ -200,6 +208,14 @@ class OptimFlags:
         excludes={DEEPSPEED: NOT_TRIED},
     )
     label_smoothing: float = flag(0.0, "Share of the target probability spread evenly.", minimum=0.0, maximum=0.9)
+    z_loss: float = flag(
+        0.0,
+        "Weight of the squared logarithm of the softmax's normalizer, which keeps logits from drifting (T5 1.1: 1e-4);"
+        " 0 = off.",
+        minimum=0.0,
+        maximum=1.0,
+        excludes={"teacher": NOT_TRIED, "rdrop_alpha": NOT_TRIED},
+    )
     rdrop_alpha: float = flag(
         0.0,
         "Weight of R-Drop: every row goes through the model twice, and the divergence of the two outputs joins the"

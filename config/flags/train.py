@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from config.flags.model import TrainModelFlags
@@ -24,3 +25,20 @@ class TrainConfig:
     retrieval: RetrievalFlags = dataclasses.field(default_factory=RetrievalFlags)
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
     device: TrainDeviceFlags = dataclasses.field(default_factory=TrainDeviceFlags)
+
+    length_flag: ClassVar[str] = "-max_epoch"  # says how long the run is
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train."""
+        return self.optim.max_epoch
+
+    @property
+    def subject(self) -> str:
+        """What is trained, for the summary of a run; empty where its tasks say it."""
+        return ""
+
+    @property
+    def generated_rows(self) -> int:
+        """Validation rows of each task that are predicted by generation; 0 = none."""
+        return self.run.valid_generate_rows

@@ -310,6 +310,10 @@ class EncodedSplit:
         """Token ids (read-only view, uint16 or int32) of the target of a row; empty without a target."""
         return self._store.row_ids_of(1, self._at(index))
 
+    def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of source and target of each of some rows."""
+        return [(self.source_ids(row), self.target_ids(row)) for row in rows.tolist()]
+
     def source_text(self, index: int) -> str:
         """Text of the source after its template, never cut."""
         return self._store.text_of(0, self._at(index)) or ""

@@ -12,13 +12,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from metrics.f1 import mean
-from metrics.registry import METRICS, NATS, POINTS, PROBABILITIES, REFERENCES, TEACHER_FORCED, Metric, register
+from metrics.registry import (
+    DENOISED,
+    METRICS,
+    NATS,
+    POINTS,
+    PROBABILITIES,
+    REFERENCES,
+    TEACHER_FORCED,
+    Metric,
+    register,
+)
 from metrics.score import Scores
 from utils.tables import counted
 
 ROWS_AT_ONCE = 10_000
 AUPRC = "klue_re_auprc"
 PERPLEXITY = "perplexity"
+LOSS_OF_TEXT = "val_loss_no_sentinels"
 
 register(
     Metric(
@@ -32,6 +43,13 @@ register(
         "token_accuracy",
         TEACHER_FORCED,
         "share of the reference's tokens that are the likeliest, given those before them",
+    ),
+    Metric(
+        LOSS_OF_TEXT,
+        DENOISED,
+        "val_loss of pretraining without sentinels and end tokens, mean over the tokens of the text",
+        higher_is_better=False,
+        scale=NATS,
     ),
     Metric(
         PERPLEXITY,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from models.losses.chunked import Criterion, accumulation_dtype, chunked_loss, most_tokens
 from models.losses.soft_cap import SoftCapped
+from models.losses.z_loss import WithZLoss
 from utils.padding import IGNORE_INDEX
 
 
@@ -42,6 +43,7 @@ def token_loss_and_correct(
     scale: float = 1.0,
     softcap: float = 0.0,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     token_weights: Tensor | None = None,
     max_logits: int | None = None,
     count_correct: bool = True,
@@ -61,6 +63,7 @@ def token_loss_and_correct(
             which synchronises with a GPU.
         bias: (vocabulary,) or (1, vocabulary).
         label_smoothing: share of the uniform distribution, 0 = off.
+        z_loss: weight of `z_loss.WithZLoss`, 0 = off.
         token_weights: (target tokens,) factors of the tokens' cross-entropies; None = all 1.
         max_logits: tokens * vocabulary above which the work is done in chunks of that size; None = by device.
         count_correct: for validation; without it the count is 0.
@@ -74,8 +77,9 @@ def token_loss_and_correct(
         hidden = hidden * scale
     bias = None if bias is None else bias.reshape(-1)
     chunk_tokens = most_tokens(weight.shape[0], hidden.device, max_logits)
-    if hidden.device.type != "cpu" or len(targets) > chunk_tokens:
+    if hidden.device.type != "cpu" or len(targets) > chunk_tokens or z_loss:
         criterion: Criterion = CrossEntropy(label_smoothing, token_weights)
+        criterion = WithZLoss(criterion, z_loss, token_weights) if z_loss else criterion
         criterion = SoftCapped(criterion, softcap) if softcap else criterion
         return chunked_loss(hidden, weight, bias, targets, criterion, chunk_tokens, count_correct)
     logits = _logits(hidden, weight, bias)

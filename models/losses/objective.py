@@ -16,7 +16,7 @@ from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_r
 from models.losses.cross_entropy import token_loss_and_correct
 from models.losses.divergence import COPIES, Distillation, RDrop
 from models.losses.soft_cap import SoftCapped
-from models.meter import StepMeter
+from models.meter import StepMeter, TextMeter
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Objective:
     label_smoothing: float = 0.0
     rdrop_alpha: float = 0.0
     teacher: Teacher | None = None
+    z_loss: float = 0.0
+    text_apart: bool = False  # batches of a validation tell the tokens of the text from sentinels and ends
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """Give the loss summed over the target tokens of a batch of `datamodules.collate`, on the model's device."""
@@ -49,26 +51,50 @@ class Objective:
             return _distillation_loss(model, self.teacher, batch, self.label_smoothing)
         if self.rdrop_alpha:
             return _rdrop_loss(model, batch, self.rdrop_alpha, self.label_smoothing)
-        return batch_loss(model, batch, self.label_smoothing)[0]
+        return batch_loss(model, batch, self.label_smoothing, z_loss=self.z_loss)[0]
 
     def begin_step(self, model: PreTrainedModel, batch: Mapping[str, Any], seed_of: Callable[[int], int]) -> None:
         """Nothing: the loss of a step is the sum of those of its micro-batches."""
 
-    def validate(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The plain cross-entropy summed over the target tokens of a batch, and how many were predicted right."""
-        return batch_loss(model, batch, count_correct=True)
+    def validate(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The plain cross-entropy summed over the target tokens of a batch, how many were predicted right, and the sum
+        over the tokens of the text, where they are told apart."""
+        output = decode_batch(model, batch)
+        options = {"token_weights": batch.get("token_weights"), "count_correct": True}
+        loss, correct = _token_loss(output, batch, **options)
+        loss = _with_routers(loss, output, batch)
+        if not self.text_apart:
+            return loss, correct
+        of_text, _ = _token_loss(output, batch, token_weights=batch["text_weights"], count_correct=False)
+        return loss, correct, of_text
 
     def validation_meter(self) -> StepMeter:
         """What adds up the batches of a validation."""
-        return StepMeter()
+        return TextMeter() if self.text_apart else StepMeter()
 
 
 def batch_loss(
-    model: PreTrainedModel, batch: Mapping[str, Any], label_smoothing: float = 0.0, count_correct: bool = False
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    label_smoothing: float = 0.0,
+    count_correct: bool = False,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Give `token_loss_and_correct` of one pass over a batch of `datamodules.collate`, on the model's device."""
     output = decode_batch(model, batch)
-    loss, correct = token_loss_and_correct(
+    loss, correct = _token_loss(
+        output,
+        batch,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        token_weights=batch.get("token_weights"),
+        count_correct=count_correct,
+    )
+    return _with_routers(loss, output, batch), correct
+
+
+def _token_loss(output: DecoderOutput, batch: Mapping[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
+    return token_loss_and_correct(
         output.hidden,
         output.weight,
         batch["labels"],
@@ -76,11 +102,8 @@ def batch_loss(
         bias=output.bias,
         scale=output.scale,
         softcap=output.softcap,
-        label_smoothing=label_smoothing,
-        token_weights=batch.get("token_weights"),
-        count_correct=count_correct,
+        **options,
     )
-    return _with_routers(loss, output, batch), correct
 
 
 def _distillation_loss(

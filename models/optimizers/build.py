@@ -117,8 +117,9 @@ def _adafactor(groups: Groups, settings: OptimSettings, fused: bool) -> Optimize
 
     del fused
     rate, automatic = settings.learning_rate, settings.learning_rate is None
+    scaled = automatic or settings.scale_parameter
     optimizer: Optimizer = Adafactor(
-        groups, lr=rate, scale_parameter=automatic, relative_step=automatic, warmup_init=automatic
+        groups, lr=rate, scale_parameter=scaled, relative_step=automatic, warmup_init=automatic
     )
     return optimizer
 

@@ -39,6 +39,13 @@ def inverse_sqrt(step: int, total_steps: int, warmup: int) -> float:
     return min(count / peak, math.sqrt(peak / count))
 
 
+def flat_inverse_sqrt(step: int, total_steps: int, warmup: int) -> float:
+    """Give the factor min(1, sqrt(W / s)), s = step + 1, W at least 1 (Raffel et al. 2020, section 3.1.2): no step is
+    smaller for the warm-up."""
+    peak, count = max(1, warmup), min(step, total_steps) + 1
+    return min(1.0, math.sqrt(peak / count))
+
+
 def cosanneal(step: int, total_steps: int, warmup: int, restarts: int, gamma: float, floor: float) -> float:
     """Give the factor of cyclic cosine annealing (SGDR, Loshchilov & Hutter 2017, equation 5).
 
@@ -123,6 +130,7 @@ def schedule(
         "cyclic": lambda step: cyclic(step, total_steps, warmup, restarts, floor),
         "constant": lambda step: constant(step, total_steps, warmup),
         "inverse_sqrt": lambda step: inverse_sqrt(step, total_steps, warmup),
+        "flat_inverse_sqrt": lambda step: flat_inverse_sqrt(step, total_steps, warmup),
         "cosine": lambda step: cosine(step, total_steps, warmup, floor),
         "polynomial": lambda step: polynomial(step, total_steps, warmup, optim.polynomial_power, floor),
         "wsd": lambda step: wsd(step, total_steps, warmup, resolve_warmup(optim.wsd_decay_steps, total_steps), floor),

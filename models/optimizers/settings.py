@@ -33,3 +33,4 @@ class OptimSettings:
     plateau_factor: float = 0.5
     plateau_patience: int = 2
     ema_decay: float = 0.0
+    scale_parameter: bool = False  # adafactor at a given rate: its steps are in proportion to the weights

@@ -33,6 +33,7 @@ SCRIPTS = (
     "select_rows.py",
     "train_tokenizer.py",
     "tune.py",
+    "pretrain.py",
     "-c",
 )
 

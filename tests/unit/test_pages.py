@@ -13,6 +13,7 @@ from checkpoints.run_folder import RUN_NAMES
 from config.flags.analyze import AnalyzeConfig
 from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
+from config.flags.pretrain import PretrainConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
@@ -32,6 +33,7 @@ COMMANDS = {
     "serve.py": ServeConfig,
     "select_rows.py": SelectConfig,
     "train_tokenizer.py": TokenizerConfig,
+    "pretrain.py": PretrainConfig,
 }
 OTHER_PROGRAMS = {
     "python3.11",

@@ -28,6 +28,7 @@ FLOORS = {
     "training": 8,
     "deploy": 8,
     "train": 9,
+    "pretrain": 9,
     "inference": 9,
     "export": 9,
     "analyze": 9,

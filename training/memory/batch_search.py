@@ -143,7 +143,7 @@ class _Trial:
         share = prepared.devices.world_size * prepared.config.batch.grad_acc
         of_rows = (self.lengths[0] + self.lengths[1]).astype("int64")
         self.start = 1 if name == "batch_size" else int(of_rows.max(initial=1))
-        whole = len(rows) if name == "batch_size" else int(of_rows.sum())
+        whole = len(of_rows) if name == "batch_size" else int(of_rows.sum())
         self.most = max(self.start, -(-whole // share))  # an optimizer step then takes all rows
         self.memory = _memory(device, prepared.config.device.memory_limit)
         self.count = 0

@@ -16,12 +16,13 @@ from config.flags.data import DataFlags
 from config.flags.export import ExportConfig
 from config.flags.inference import DecodeFlags, InferenceConfig
 from config.flags.optim import OptimFlags
+from config.flags.pretrain import PretrainConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
 from config.flags.train_tokenizer import TokenizerConfig
 from config.flags.tune import SearchConfig
-from config.parser import deciding_flags, flag, flag_specs, free, parse_flags, to_dict
+from config.parser import deciding_flags, flag, flag_specs, free, help_text, parse_flags, to_dict
 from prediction.run import parts_of
 from prediction.setup import with_trained_settings
 from task_utils import get_task
@@ -31,14 +32,14 @@ from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
-ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig, TokenizerConfig)
+ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig, TokenizerConfig, PretrainConfig)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
 RESUMES |= {"arithmetic", "never"}
 TEXTS = {  # flags of a text that names no file
     *("source_column", "target_column", "review_column", "keyword_column", "sentiment_column", "group_by"),
     *("proportional_to", "source_language", "target_language", "input_template", "target_template", "label_separator"),
     *("no_keyword", "metrics", "monitor", "freeze", "target_modules", "modules_to_save", "logger", "push_to_hub"),
-    *("license", "host", "allowed_host", "corpus_column", "required_chars", "negative_column"),
+    *("license", "host", "allowed_host", "corpus_column", "required_chars", "mode_rates", "negative_column"),
 }
 WRITTEN = {"save_path", "save_output", "save_label", "save_report", "save_page", "cache_dir"}
 
@@ -173,3 +174,16 @@ def test_a_flag_that_is_off_excuses_none_that_is_required(
 ) -> None:
     _, _, problems = parse_flags(command, flags)
     assert [problem.partition(" is required")[0] for problem in problems] == required
+
+
+def test_a_command_may_leave_flags_of_another_out_and_declare_some_otherwise() -> None:
+    changes = {"without": {"max_epoch"}, "otherwise": {"seed": {"required": True}}}
+    command: Any = type("Shorter", (TrainConfig,), changes)
+    config, _, problems = parse_flags(command, ["-max_epoch", "3", "-save_path", "x"])
+    assert problems == [
+        "unknown flag -max_epoch; did you mean -max_steps?",
+        "-seed is required: Seed of weights, dropout and row order; below 0 = drawn at random and printed.",
+    ]
+    assert (config.optim.max_epoch, config.run.seed) == (4, 123456)
+    assert "-max_epoch" in help_text(TrainConfig, "")
+    assert "-max_epoch N" not in help_text(command, "")

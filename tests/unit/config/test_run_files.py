@@ -11,6 +11,7 @@ import pytest
 from config.checks import check_combinations
 from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
+from config.flags.pretrain import PretrainConfig
 from config.flags.train import TrainConfig
 from config.parser import information, parse_flags, to_dict, without_run_file
 from datamodules.mixture import mixture_of
@@ -18,6 +19,7 @@ from tests.documents import ROOT
 from training.signals import resume_command
 from utils.errors import UserError
 
+COMMANDS = {"prediction.yaml": InferenceConfig, "pretrain": PretrainConfig}  # by the beginning of the name
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
 
 
@@ -199,9 +201,7 @@ def test_the_command_that_resumes_says_what_the_file_said(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_run_files(name: str) -> None:
     """Their flags go together, and their tasks are there."""
-    config, _, problems = parse_flags(
-        InferenceConfig if name == "prediction.yaml" else TrainConfig, [f"{ROOT}/examples/{name}"]
-    )
+    config, _, problems = parse_flags(COMMANDS.get(name.partition("-")[0], TrainConfig), [f"{ROOT}/examples/{name}"])
     check_combinations(config, problems)
     if isinstance(config, TrainConfig):
         mixes = [Path(path).resolve() for path in config.task.train_task]

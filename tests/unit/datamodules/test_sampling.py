@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer
 
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from datamodules.batching import BatchOptions
-from datamodules.sampling import Sampling
+from datamodules.sampling import JoinedRows, Sampling
 from datamodules.seq2seq_datamodule import MicroBatches, Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, task_splits
 from postprocessors.labels import LabelMap
@@ -73,7 +73,8 @@ def module_of(
 ) -> Seq2SeqDataModule:
     sampling = Sampling.of([part.name for part in parts], [len(part.train) for part in parts], rates)
     options = BatchOptions(batch_size=batch, accumulate=accumulate)
-    return Seq2SeqDataModule(parts, sampling, pad_token_id=0, batch_options=options, seed=3)
+    rows = JoinedRows([part.train for part in parts], sampling)
+    return Seq2SeqDataModule(parts, rows, pad_token_id=0, batch_options=options, seed=3)
 
 
 @pytest.mark.parametrize("rates", [(), (0.2, 0.3, 0.5)])
@@ -85,7 +86,7 @@ def test_plans_are_pure_have_equal_steps_and_the_rows_of_the_epoch(tmp_path: Pat
     assert np.array_equal(plans[2].rows, again.rows)
     assert len({plan.num_steps for plan in plans}) == 1
     for epoch, plan in enumerate(plans):
-        drawn = module.sampling.rows(3, epoch)
+        drawn = module.train.sampling.rows(3, epoch)
         assert sorted(plan.rows) == sorted(range(87) if drawn is None else drawn)
         two = module_of(parts, rates, 2, 2).plan(epoch, 2)  # the same rows in each step, however it is shared out
         assert [sorted(plan.step_rows(step)) for step in range(plan.num_steps)] == [

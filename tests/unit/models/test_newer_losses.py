@@ -48,6 +48,23 @@ def test_soft_capped_logits_in_chunks_have_the_loss_and_the_gradient_of_those_at
     torch.testing.assert_close(found[0][0], expected)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_the_z_loss_is_the_squared_log_of_the_normalizer_of_every_token(softcap: float) -> None:
+    draw = torch.Generator().manual_seed(2)
+    labels, weights = torch.tensor([[3, 8, 1], [4, -100, 2]]), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0])
+    hidden, weight = (torch.randn(shape, generator=draw).double().requires_grad_() for shape in ((2, 3, 6), (9, 6)))
+    logits = (hidden @ weight.T).flatten(0, 1)[[0, 1, 2, 3, 5]]
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    losses = torch.nn.functional.cross_entropy(logits, labels.flatten()[[0, 1, 2, 3, 5]], reduction="none")
+    expected = ((losses + 0.3 * logits.logsumexp(-1) ** 2) * weights).sum()
+    whole = torch.autograd.grad(expected, (hidden, weight))
+    for most in (10**9, 20):
+        options = {"softcap": softcap, "z_loss": 0.3, "token_weights": weights.double(), "max_logits": most}
+        loss, _ = token_loss_and_correct(hidden, weight, labels, **options)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), whole)
+
+
 def test_a_soft_capped_teacher_that_is_the_student_has_no_divergence() -> None:
     model = from_config(NEWER["t5gemma"], seed=1).eval()
     batch = batch_of()

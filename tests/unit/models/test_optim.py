@@ -69,6 +69,8 @@ def test_constant_curve():
 def test_inverse_sqrt_curve():
     assert curve("inverse_sqrt", 16, 20, warmup_steps=4)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, math.sqrt(0.8)])
     assert curve("inverse_sqrt", 16, 20, warmup_steps=4)[15] == 0.5  # sqrt(4 / 16)
+    assert curve("flat_inverse_sqrt", 16, 20, warmup_steps=4)[:5] == pytest.approx([1.0, 1.0, 1.0, 1.0, math.sqrt(0.8)])
+    assert curve("flat_inverse_sqrt", 16, 20, warmup_steps=4)[15] == 0.5
     assert curve("inverse_sqrt", 5, 3) == pytest.approx([1.0, 2**-0.5, 3**-0.5, 0.5, 0.5])
 
 
@@ -280,6 +282,16 @@ def test_adafactor_sets_its_own_rate_unless_one_is_given():
         False,
         False,
     )
+
+
+def test_adafactor_scales_a_given_rate_by_the_weights_when_asked():
+    large, small = (nn.Linear(2, 2, bias=False) for _ in range(2))
+    for model, size in ((large, 3.0), (small, 0.5)):
+        nn.init.constant_(model.weight, size)
+        optimizer = built(model, "adafactor", 1e-2, scale_parameter=True)
+        model.weight.grad = torch.ones(2, 2)
+        optimizer.step()
+        torch.testing.assert_close(model.weight, torch.full((2, 2), size * 0.99))
 
 
 def test_unknown_optimizer_is_refused_with_the_list():

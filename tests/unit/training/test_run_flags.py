@@ -36,7 +36,7 @@ def write(run: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("value", ["last", "auto", "best"])
 def test_flags_that_are_not_given_are_those_of_the_run(run: Path, value: str) -> None:
     argv = ["-save_path", str(run), "-resume_checkpoint", value, "-max_epoch", "9", "-seed", "5"]
-    config, given, lines, problems = parse_training_flags(argv)
+    config, given, lines, problems = parse_training_flags(TrainConfig, argv)
     assert problems == []
     assert given == {"save_path", "resume_checkpoint", "max_epoch", "seed"}
     # The model is the checkpoint's, and -overwrite was of that one command.
@@ -52,13 +52,13 @@ def test_flags_that_are_not_given_are_those_of_the_run(run: Path, value: str) ->
 def test_a_run_that_does_not_go_on_has_its_own_flags(run: Path, value: str) -> None:
     (run / "saved_checkpoints" / "last.ckpt").unlink()
     argv = ["-save_path", str(run), "-resume_checkpoint", value]
-    config, _, lines, _ = parse_training_flags(argv)
+    config, _, lines, _ = parse_training_flags(TrainConfig, argv)
     assert (config, lines) == (parse_flags(TrainConfig, argv)[0], [])
 
 
 def test_values_and_names_that_are_not_of_this_version(run: Path) -> None:
     write(run, max_epoch="two", optim="sgd", label_map=["a"], freeze="encoder", depth=3, width=4)
-    _, _, lines, problems = parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
+    _, _, lines, problems = parse_training_flags(TrainConfig, ["-save_path", str(run), "-resume_checkpoint", "last"])
     path = run / CONFIG_NAME
     assert problems == [
         f"{path}: label_map is ['a'], which is no value of this flag",
@@ -81,7 +81,7 @@ def test_values_and_names_that_are_not_of_this_version(run: Path) -> None:
 def test_a_config_that_cannot_be_read_is_one_error(run: Path, content: str, reason: str) -> None:
     (run / CONFIG_NAME).write_text(content)
     with pytest.raises(UserError) as refused:
-        parse_training_flags(["-save_path", str(run), "-resume_checkpoint", "last"])
+        parse_training_flags(TrainConfig, ["-save_path", str(run), "-resume_checkpoint", "last"])
     (problem,) = refused.value.problems
     assert problem.startswith(f"-save_path {run}: config.json {reason}")
     assert problem.endswith("; delete it, and give every flag of the run")
@@ -89,7 +89,7 @@ def test_a_config_that_cannot_be_read_is_one_error(run: Path, content: str, reas
 
 def told(argv: list[str]) -> list[str]:
     """The problems of a command line."""
-    config, given, _, problems = parse_training_flags(argv)
+    config, given, _, problems = parse_training_flags(TrainConfig, argv)
     check_train(config, given, problems)
     return problems
 
