@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from sentencepiece import SentencePieceProcessor
 
 import train_tokenizer
+from datamodules.corpus.encoders import DocumentEncoder, encoder_specs
 from datamodules.encoding.tokens import make_encoder
 from models.tokenizers import load_tokenizer, pack_tokenizer, unpack_tokenizer
 from tests.cli.command import ROOT
@@ -118,6 +121,20 @@ def test_rows_are_encoded_with_sentencepiece_to_the_very_ids_of_the_tokenizer(
     cut = encoder.encode(pa.array(rows, pa.large_string()), 8, False)
     expected = tokenizer(rows, truncation=True, max_length=8)["input_ids"]
     assert [cut.row(index).tolist() for index in range(len(rows))] == expected
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "nfkc"])
+def test_a_corpus_is_encoded_with_sentencepiece_to_the_ids_of_the_tokenizer(
+    folders: dict[str, Path], kind: str
+) -> None:
+    tokenizer = load_tokenizer(str(folders[kind]))
+    (spec,) = encoder_specs(tokenizer)
+    assert spec.name == "sentencepiece"
+    rows = [*WEIRD, *random_texts(300)]
+    values, lengths = DocumentEncoder(pickle.loads(pickle.dumps(spec))).encode(rows)
+    as_text = tokenizer(rows, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # <pad> is text
+    assert [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])] == as_text
+    assert tokenizer("<pad>")["input_ids"] == [0, 1]  # but not in other texts
 
 
 def test_a_token_of_the_users_own_is_encoded_as_the_tokenizer_does(folders: dict[str, Path]) -> None:
