@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from checkpoints.saved_run import DIGEST_KEY, TASKS_KEY, SavedRun
 from models.adapters.folder import write_adapter
 from models.adapters.tuning import adapter_of
 from models.adapters.tuning import state as state_of
+from models.architectures import architecture
 from models.special_tokens import adds_no_end
+from models.switch import modeling_switch_t5
 from utils.files import STATE_NAME, write_folder, write_json
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -77,12 +80,16 @@ def fill_folder(
 
     Of a model with an adapter the weights and the config are those of the adapter, as `peft` writes them.
 
+    Beside a model with layers of ours lies the file that tells transformers of them.
+
     Where the tokenizer puts no end token behind a source, a text file says how others give the model what it was
     trained on: `train.py` and `inference.py` append the token themselves.
     """
     adapter = adapter_of(model)
     if adapter is None:
         model.save_pretrained(target, state_dict=weights)
+        if architecture(model.config.model_type).experts:
+            shutil.copyfile(modeling_switch_t5.__file__, target / Path(modeling_switch_t5.__file__).name)
     else:
         write_adapter(target, model, weights)
         model.generation_config.save_pretrained(target)

@@ -95,11 +95,12 @@ class MicroBatches(Dataset[dict[str, Any]]):
         step = self.plan.step_of(index)
         if self.passages is not None:
             return {**batch, **self._of_step(self.plan, step, index)}
+        of_step = self.plan.step_rows(step)
+        batch["step_rows"] = len(of_step)
         batch["step_target_tokens"] = int(self.plan.step_target_tokens[step])
         if self.weights is not None:
             of_tokens = np.repeat(self.weights[rows], self.split.target_lengths[rows])
             batch["token_weights"] = torch.from_numpy(of_tokens.astype(np.float32))  # (target tokens,)
-            of_step = self.plan.step_rows(step)
             batch["step_target_tokens"] = float(self.weights[of_step] @ self.split.target_lengths[of_step])
         return batch
 

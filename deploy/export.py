@@ -31,6 +31,7 @@ EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or wha
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
     r"(encoder|prefill|decode)\.onnx(\.data)?|adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt|"
+    r"modeling_switch_t5\.py|"
     r"README\.md"
 )
 SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_onnx"}

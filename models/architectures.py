@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -16,6 +18,8 @@ class Architecture:
 
     family: str = ""  # t5 or bart: built like it, so that our own search and encoder pass serve it
     class_name: str = ""  # how the classes of the libraries begin, of a family
+    built_of: str = ""  # the model type whose classes those are, if not its own
+    experts: bool = False  # some of its layers are ours (models/switch), which nothing but PyTorch runs
     plain_logits: bool = True  # known to be those of `forward.DecoderOutput`: test_architectures.py
     norm_first: bool = True  # in a layer; else after it
     embedding_norm: bool = True  # of BART's family: a norm behind the embedding
@@ -61,6 +65,7 @@ ARCHITECTURES = {  # by model_type; ByT5 is a t5
     "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
     "pegasus": Architecture(family="bart", class_name="Pegasus", embedding_norm=False, scaled_behind_embedding=True),
     "m2m_100": Architecture(family="bart", class_name="M2M100", embedding_norm=False, places_skip_padding=True),
+    "switch_t5": replace(_T5, class_name="T5", built_of="t5", experts=True),
     "longt5": replace(_T5, family=""),
     "led": Architecture(first_sees_all=True),
     "plbart": Architecture(last_token_first=True, needs_start_token=False),
@@ -92,6 +97,17 @@ def with_plain_logits() -> list[str]:
 def own_search() -> list[str]:
     """The model types that our own search decodes."""
     return [name for name, row in ARCHITECTURES.items() if row.own_search]
+
+
+def of_plain_layers() -> list[str]:
+    """The model types of our own search whose layers are all those of the library."""
+    return [name for name in own_search() if not ARCHITECTURES[name].experts]
+
+
+def library_module(model_type: str) -> ModuleType:
+    """Where the library has the classes that a model of a family is built of."""
+    kind = architecture(model_type).built_of or model_type
+    return importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
 
 
 def overflowing(model_type: str) -> str:
@@ -163,6 +179,11 @@ def notes(config: PreTrainedConfig, training: bool) -> list[str]:
         lines.append(
             f"a {kind} model: the loss of training includes those of its routers, val_loss does not; an expert takes"
             f" {config.expert_capacity} tokens of a row, and those beyond pass it by"
+        )
+    if row.experts and training:
+        lines.append(
+            f"a {kind} model: the balance and z-losses of its routers are trained and logged beside loss, which like"
+            " val_loss is the cross-entropy"
         )
     return lines
 

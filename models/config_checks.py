@@ -18,7 +18,7 @@ ACTIVATIONS = {"activation_function": "activation_function", "dense_act_fn": "fe
 
 def config_problems(config: PreTrainedConfig) -> list[str]:
     """Every problem of an encoder-decoder's config, one line each; empty when there is none."""
-    return [*_sizes(config), *_tokens(config), *_dropouts(config), *_activations(config)]
+    return [*_sizes(config), *_tokens(config), *_dropouts(config), *_activations(config), *_experts(config)]
 
 
 def _sizes(config: PreTrainedConfig) -> Iterator[str]:
@@ -58,3 +58,20 @@ def _activations(config: PreTrainedConfig) -> Iterator[str]:
         value = getattr(config, name, None)
         if isinstance(value, str) and value not in ACT2FN:
             yield f"{shown} names the unknown activation {value!r}; known: {', '.join(ACT2FN)}"
+
+
+def _experts(config: PreTrainedConfig) -> Iterator[str]:
+    if not architecture(config.model_type).experts:
+        return
+    if config.num_experts < 2:
+        yield f"num_experts is {config.num_experts}, it must be at least 2; a T5 has one"
+    if config.experts_per_token not in (1, 2):
+        yield f"experts_per_token is {config.experts_per_token}, it must be 1 or 2"
+    for name, least in (("capacity_factor", 0), ("min_expert_capacity", 1), ("router_aux_loss_coef", 0)):
+        if getattr(config, name) < least:
+            yield f"{name} is {getattr(config, name):g}, it must be at least {least}"
+    if config.router_z_loss_coef < 0:
+        yield f"router_z_loss_coef is {config.router_z_loss_coef:g}, it must be at least 0"
+    deepest = max(config.num_layers, config.num_decoder_layers)
+    if not 1 <= config.sparse_step <= deepest:
+        yield f"sparse_step is {config.sparse_step}, it must be from 1 to {deepest}, the layers of the deeper side"

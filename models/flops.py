@@ -68,7 +68,7 @@ class ModelFlops:
 def model_flops(model: PreTrainedModel) -> ModelFlops | None:
     """What a model costs a token; None of an architecture that is built otherwise."""
     row, config = architecture(model.config.model_type), model.config
-    if not row.own_search:
+    if not row.own_search or row.experts:
         return None
     source_weights = target_weights = 0
     of_source = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj")

@@ -51,7 +51,8 @@ def decode_teacher_forced(
     row = architecture(model.config.model_type)
     attention_mask = unread_mask(model.config, with_virtual_tokens(model, attention_mask))
     if row.like_t5:
-        return _decode_t5(model, input_ids, decoder_input_ids, attention_mask, None, attention_mask)
+        tokens = None, labels != IGNORE_INDEX
+        return _decode_t5(model, input_ids, decoder_input_ids, attention_mask, None, attention_mask, tokens)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
     if row.like_bart:
         if attention_mask.dim() == 4:  # else the library makes a mask of ones, and reads it
@@ -82,7 +83,8 @@ def decode_packed(
     # Padding of a target looks everywhere: a query that looks nowhere is NaN in some kernels.
     across = _same(target_segments, source_segments) | (target_segments == 0)[:, None, :, None]
     within_source, within_target = _same(source_segments, source_segments), _same(target_segments, target_segments)
-    return _decode_t5(model, input_ids, decoder_input_ids, within_source, within_target & earlier, across)
+    tokens = source_segments > 0, target_segments > 0
+    return _decode_t5(model, input_ids, decoder_input_ids, within_source, within_target & earlier, across, tokens)
 
 
 def _same(queries: Tensor, keys: Tensor) -> Tensor:
@@ -102,14 +104,19 @@ def _decode_t5(
     encoder_mask: Tensor,
     decoder_mask: Tensor | None,
     cross_mask: Tensor,
+    tokens: tuple[Tensor | None, Tensor],
 ) -> DecoderOutput:
-    encoded = model.encoder(input_ids=input_ids, attention_mask=encoder_mask)[0]
+    """`tokens` of source and target are no padding, which takes no place in an expert; None = as `encoder_mask` says."""
+    experts = architecture(model.config.model_type).experts
+    of_source, of_target = ({"token_mask": part} if experts else {} for part in tokens)
+    encoded = model.encoder(input_ids=input_ids, attention_mask=encoder_mask, **of_source)[0]
     hidden = model.decoder(
         input_ids=decoder_input_ids,
         attention_mask=decoder_mask,
         encoder_hidden_states=encoded,
         encoder_attention_mask=cross_mask,
         use_cache=False,
+        **of_target,
     )[0]
     return DecoderOutput(hidden=hidden, weight=model.lm_head.weight, scale=logit_scale(model))
 

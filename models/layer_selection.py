@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from models.architectures import Architecture, architecture, own_search
+from models.architectures import Architecture, architecture, of_plain_layers
 from models.loading import describe, from_checkpoint
 from utils.errors import UserError, raise_if_any
 
@@ -30,9 +30,9 @@ def smaller_config(config: PreTrainedConfig, counts: Sequence[int], place: str) 
         UserError: there are not so many, or the layers of this architecture are not known; `place` opens the message.
     """
     row = architecture(config.model_type)
-    if not row.own_search:
+    if config.model_type not in of_plain_layers():
         raise UserError(
-            f"{place}: layers can be taken of {', '.join(own_search())} models (ByT5 is a t5), not of"
+            f"{place}: layers can be taken of {', '.join(of_plain_layers())} models (ByT5 is a t5), not of"
             f" {config.model_type}"
         )
     keys = _config_keys(row)

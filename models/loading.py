@@ -24,6 +24,7 @@ from models.architectures import architecture, refuse_unsupported
 from models.config_checks import config_problems
 from models.foreign_code import NO_CODE, not_loaded, refuse_code, refuse_code_of
 from models.presets import TOKENIZER_KEY
+from models.switch import modeling_switch_t5  # noqa: F401 (tells the library of it)
 from utils.errors import UserError, error_reason, raise_if_any, shortened
 from utils.json_files import parse_json
 

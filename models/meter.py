@@ -104,6 +104,7 @@ class StepMeter:
         self.gradient_norm: Tensor | None = None  # of the latest step that measured it
         self._loss: Tensor | None = None
         self._correct: Tensor | None = None
+        self._routing: Tensor | None = None
         self._target_tokens = 0
         self._tokens = 0
         self._padded_tokens = 0
@@ -121,20 +122,36 @@ class StepMeter:
         self._padded_tokens += padded_tokens(batch)
         self._rows += batch["num_rows"]
 
+    def add_routing(self, sums: Tensor) -> None:
+        """Add what the routers of a mixture of experts did in a micro-batch, (sums,) on the device."""
+        self._routing = sums if self._routing is None else self._routing + sums
+
+    def routing(self, world_size: int) -> list[float]:
+        """The sums of `add_routing` over all ranks; empty without any. Every rank must call it."""
+        if self._routing is None:
+            return []
+        sums = self._routing.clone()
+        if world_size > 1:
+            torch.distributed.all_reduce(sums)
+        found: list[float] = sums.tolist()
+        return found
+
     def state(self) -> list[float]:
         """The sums of this process since the last reset, as plain numbers for a checkpoint; waits for the device."""
         loss = 0.0 if self._loss is None else float(self._loss)
         counts = (self._target_tokens, self._tokens, self._padded_tokens, self._rows)
-        return [loss, *map(float, counts), time.perf_counter() - self._began]
+        routing = [] if self._routing is None else self._routing.tolist()
+        return [loss, *map(float, counts), time.perf_counter() - self._began, *routing]
 
     def restore(self, state: list[float], device: torch.device) -> None:
         """Go on from what `state` gave."""
-        loss, target_tokens, tokens, padded_tokens, rows, seconds = state
+        loss, target_tokens, tokens, padded_tokens, rows, seconds, *routing = state
         exact = torch.float64 if device.type == "cpu" else torch.float32
         self._loss = torch.tensor(loss, dtype=exact, device=device)
         self._target_tokens, self._tokens = int(target_tokens), int(tokens)
         self._padded_tokens, self._rows = int(padded_tokens), int(rows)
         self._began = time.perf_counter() - seconds
+        self._routing = torch.tensor(routing, device=device) if routing else None
 
     @property
     def has_batches(self) -> bool:

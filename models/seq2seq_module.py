@@ -23,6 +23,7 @@ from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, state_memor
 from models.optimizers.schedules import Plateau, build_scheduler
 from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY, OptimSettings
 from models.retrieval.ranking import RankingMeter
+from models.switch.routers import RouterPass, collected, switch_layers
 from utils.errors import NotFiniteError
 
 
@@ -48,8 +49,8 @@ class Seq2SeqModule(pl.LightningModule):
 
     The loss of a micro-batch is the sum of its tokens' losses divided by the target tokens of the whole
     optimizer step over all ranks (known from the plan), in both sums times the weights that rows may have:
-    accumulation, more devices and one big batch give the same gradient. (Of retrieval it is a sum over queries.)
-    Nothing in `training_step` waits for the device.
+    accumulation, more devices and one big batch give the same gradient. (Of retrieval it is a sum over queries; the
+    losses of a mixture's routers are sums over rows.) Nothing in `training_step` waits for the device.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.options = options
         self.grad_norm = grad_norm  # of the whole gradient, however the processes share it; None = the strategy clips
         self.objective = objective
+        self.switch_layers = switch_layers(model)
         self.meter = StepMeter()
         self.validation_meters: list[StepMeter | RankingMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
@@ -89,11 +91,15 @@ class Seq2SeqModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.objective.begin_step(self.model, batch, lambda later: self._seed(batch_idx + later))
         torch.manual_seed(self._seed(batch_idx))
-        loss_sum: Tensor = self._loss_sum(batch)[0]
+        loss_sum, routers = self._step_losses(batch)
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
-        share: float = self.options.accumulate * self.trainer.world_size / (batch["step_target_tokens"] or 1)
-        return loss_sum * share
+        share: float = self.options.accumulate * self.trainer.world_size
+        loss = loss_sum * (share / (batch["step_target_tokens"] or 1))
+        if routers:
+            self.meter.add_routing(routers.figures())
+            loss = loss + routers.loss() * (share / batch["step_rows"])
+        return loss
 
     def _seed(self, batch_idx: int) -> int:
         return micro_batch_seed(self.options.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -159,9 +165,18 @@ class Seq2SeqModule(pl.LightningModule):
 
     def go_through(self, batch: dict[str, Any], state: list[Tensor]) -> None:
         """The passes of a training step, forward and backward, while there is `state`."""
-        loss: Tensor = self._loss_sum(batch)[0]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, routers = self._step_losses(batch)
+        (loss + routers.loss() if routers else loss).backward()  # type: ignore[no-untyped-call]
         del state
+
+    def _step_losses(self, batch: dict[str, Any]) -> tuple[Tensor, RouterPass | None]:
+        """The loss of a micro-batch, and of a mixture of experts what its routers add."""
+        if not self.switch_layers:
+            return self._loss_sum(batch)[0], None
+        routers = RouterPass(self.model.config, len(batch["input_ids"]), batch["num_rows"])
+        with collected([*self.switch_layers.values()], routers):
+            loss_sum: Tensor = self._loss_sum(batch)[0]
+        return loss_sum, routers
 
     def _loss_sum(self, batch: dict[str, Any]) -> tuple[Any, ...]:
         """Of a batch in training the sum of its losses alone, in validation what the meter of that takes."""

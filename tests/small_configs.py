@@ -115,6 +115,16 @@ NEWER: dict[str, dict[str, Any]] = {  # small, with dropout
         "model_type": "t5gemma2",
         **_IMAGES,
     },
+    "switch-ours": config_of(
+        "t5",
+        model_type="switch_t5",
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.1,
+        num_experts=4,
+        experts_per_token=2,
+        min_expert_capacity=1,
+    ),
     "switch": config_of(
         "t5",
         model_type="switch_transformers",

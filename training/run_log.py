@@ -22,6 +22,7 @@ from models.losses.objective import Objective
 from models.meter import Totals, peak_memory
 from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
+from models.switch.routers import figures_of
 from training.lightning_loop import (
     at_step_boundary,
     batches_done,
@@ -128,6 +129,7 @@ class RunLog(pl.Callback):
     def _log_step(self, trainer: pl.Trainer, module: Seq2SeqModule, step: int) -> None:
         module.raise_if_not_finite()
         totals = module.meter.totals(module.device, trainer.world_size)
+        routing = module.meter.routing(trainer.world_size)
         norm = module.meter.gradient_norm
         module.meter.reset()
         self._epoch_totals += totals
@@ -146,6 +148,8 @@ class RunLog(pl.Callback):
         }
         if norm is not None:
             figures["gradient_norm"] = float(norm)
+        if routing:
+            figures |= figures_of(routing, [*module.switch_layers], totals.rows)
         self._write(trainer, step, "train", figures)
 
     def _of_device(self, totals: Totals) -> dict[str, float]:

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from generation.incremental.weights import positions_of
-from models.architectures import architecture, logit_scale, own_search
+from models.architectures import architecture, logit_scale, of_plain_layers
 from models.forward import decoder_start_token
 from models.special_tokens import example_target
 from utils.console import tell
@@ -37,9 +37,9 @@ CONFIG_FILE = "config.json"
 
 def check_convertible(model_type: str, place: str) -> None:
     """Raise `UserError`, opened by `place` (the flag and its value), for an architecture that is not converted."""
-    if model_type not in own_search():
+    if model_type not in of_plain_layers():
         raise UserError(
-            f"{place}: a {model_type} model cannot be converted to CTranslate2, only {', '.join(own_search())} can"
+            f"{place}: a {model_type} model cannot be converted to CTranslate2, only {', '.join(of_plain_layers())} can"
             " (ByT5 is a t5)"
         )
 

@@ -19,7 +19,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Pr
 
 from generation.decoder import decode_texts, generation_config
 from generation.engines.base import Prediction
-from models.architectures import own_search
+from models.architectures import of_plain_layers
 from models.loading import describe, from_checkpoint
 from utils.errors import UserError
 from utils.libraries import require_package
@@ -33,8 +33,10 @@ def check_onnx(model_type: str, place: str) -> None:
     """Raise `UserError`, opened by `place`, where a package is missing or the architecture was not tried."""
     for package in PACKAGES:
         require_package(package, place)
-    if model_type not in own_search():
-        raise UserError(f"{place}: a {model_type} model is not exported, only {', '.join(own_search())} (ByT5 is a t5)")
+    if model_type not in of_plain_layers():
+        raise UserError(
+            f"{place}: a {model_type} model is not exported, only {', '.join(of_plain_layers())} (ByT5 is a t5)"
+        )
 
 
 def save_onnx(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

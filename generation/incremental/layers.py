@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from generation.incremental.weights import Cross, Head, Layer, Linear, Norm, Stack, normed
 from models.kernels.products import product
+from models.switch.modeling_switch_t5 import choose, through_all
 
 ALIGNED_COLUMNS = 16  # fused attention on a device copies a mask whose rows are not aligned so, in every layer
 
@@ -160,11 +161,16 @@ def through_layer(
         query = _heads(_linear(y, layer.cross.query), shape, 1, stack.heads)[0]
         x = _end(stack, x, _rows(_cross_attention(query, *source)), layer.cross.out, layer.cross.norm)
 
-    y = _begin(stack, x, layer.ff_norm)
-    inner = layer.activation(_linear(y, layer.inner))
-    if layer.up is not None:
-        inner = inner.mul_(_linear(y, layer.up))
-    return _end(stack, x, inner, layer.outer, layer.ff_norm)
+    if layer.sparse is not None:  # of T5's family
+        y = normed(x, layer.sparse.norm)
+        x = x + through_all(y.to(stack.dtype), choose(y, layer.sparse.experts), layer.sparse.experts)
+    if layer.dense is None:
+        return x
+    y = _begin(stack, x, layer.dense.norm)
+    inner = layer.dense.activation(_linear(y, layer.dense.inner))
+    if layer.dense.up is not None:
+        inner = inner.mul_(_linear(y, layer.dense.up))
+    return _end(stack, x, inner, layer.dense.outer, layer.dense.norm)
 
 
 def finished(stack: Stack, x: Tensor, shape: torch.Size) -> Tensor:

@@ -17,6 +17,7 @@ from models.architectures import architecture, logit_scale
 from models.forward import logits_bias
 from models.kernels.casts import autocast_dtype
 from models.kernels.products import aligned_rows
+from models.switch.modeling_switch_t5 import Experts, SwitchFeedForward
 
 _ACTIVATIONS: dict[type, Callable[[Tensor], Tensor]] = {}
 
@@ -45,6 +46,23 @@ class Cross(NamedTuple):
     out: Linear
 
 
+class FeedForward(NamedTuple):
+    """A feed-forward layer."""
+
+    norm: Norm
+    inner: Linear
+    up: Linear | None  # the linear branch of a gated one
+    outer: Linear
+    activation: Callable[[Tensor], Tensor]
+
+
+class Sparse(NamedTuple):
+    """A switch layer."""
+
+    norm: Norm
+    experts: Experts
+
+
 @dataclass(frozen=True)
 class Layer:
     """Weights of a layer of an encoder or a decoder; queries are scaled in their projections."""
@@ -53,11 +71,8 @@ class Layer:
     self_in: Linear  # query, key and value side by side
     self_out: Linear
     cross: Cross | None  # None in an encoder
-    ff_norm: Norm
-    inner: Linear
-    up: Linear | None  # the linear branch of a gated feed-forward layer
-    outer: Linear
-    activation: Callable[[Tensor], Tensor]
+    sparse: Sparse | None
+    dense: FeedForward | None
     distance_bias: Tensor | None  # (H, distances) added to the self-attention's scores
 
 
@@ -233,29 +248,38 @@ def _t5_layers(part: Any, dtype: torch.dtype) -> tuple[list[Layer], int]:
     table: Tensor | None = None
     nearest = 0
     for block in part.block:
-        own, feed_forward = block.layer[0], block.layer[-1]
-        attention, dense = own.SelfAttention, feed_forward.DenseReluDense
+        own, attention = block.layer[0], block.layer[0].SelfAttention
         if attention.has_relative_attention_bias:  # T5 has it in the first layer, for all of them; UMT5 in every layer
             farthest = attention.relative_attention_max_distance
             nearest = 0 if part.is_decoder else -farthest
             bias = attention.compute_bias(1, farthest - nearest + 1, past_seen_tokens=farthest)
             table = bias[0, :, 0].detach().flip(1).to(dtype).contiguous()
-        gated = hasattr(dense, "wi_0")
+        sparse, dense = _t5_feed_forward(block.layer[-1], dtype)
         layers.append(
             Layer(
                 self_norm=norm_of(own.layer_norm),
                 self_in=_stacked(dtype, attention.q, attention.k, attention.v),
                 self_out=_stacked(dtype, attention.o),
                 cross=_t5_cross(block.layer[1], dtype) if part.is_decoder else None,
-                ff_norm=norm_of(feed_forward.layer_norm),
-                inner=_stacked(dtype, dense.wi_0 if gated else dense.wi),
-                up=_stacked(dtype, dense.wi_1) if gated else None,
-                outer=_stacked(dtype, dense.wo),
-                activation=activation_of(dense.act),
+                sparse=sparse,
+                dense=dense,
                 distance_bias=table,
             )
         )
     return layers, nearest
+
+
+def _t5_feed_forward(layer: Any, dtype: torch.dtype) -> tuple[Sparse | None, FeedForward | None]:
+    own, norm = layer.DenseReluDense, norm_of(layer.layer_norm)
+    if isinstance(own, SwitchFeedForward):
+        parts = own.experts(dtype)._replace(activation=activation_of(own.act))
+        experts = Experts._make(part.detach() if isinstance(part, Tensor) else part for part in parts)
+        dense = None if layer.dense_after is None else _t5_feed_forward(layer.dense_after, dtype)[1]
+        return Sparse(norm, experts), dense
+    gated = hasattr(own, "wi_0")
+    inner, up = (own.wi_0, _stacked(dtype, own.wi_1)) if gated else (own.wi, None)
+    activation = activation_of(own.act)
+    return None, FeedForward(norm, _stacked(dtype, inner), up, _stacked(dtype, own.wo), activation)
 
 
 def _t5_cross(layer: Any, dtype: torch.dtype) -> Cross:
@@ -274,11 +298,14 @@ def _bart_layers(part: Any, dtype: torch.dtype) -> list[Layer]:
                 self_in=_stacked(dtype, own.q_proj, own.k_proj, own.v_proj, first_scale=own.scaling),
                 self_out=_stacked(dtype, own.out_proj),
                 cross=_bart_cross(block, dtype) if hasattr(block, "encoder_attn") else None,
-                ff_norm=norm_of(block.final_layer_norm),
-                inner=_stacked(dtype, block.fc1),
-                up=None,
-                outer=_stacked(dtype, block.fc2),
-                activation=activation_of(block.activation_fn),
+                sparse=None,
+                dense=FeedForward(
+                    norm_of(block.final_layer_norm),
+                    _stacked(dtype, block.fc1),
+                    None,
+                    _stacked(dtype, block.fc2),
+                    activation_of(block.activation_fn),
+                ),
                 distance_bias=None,
             )
         )

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.adapters.methods import linear_layers
-from models.architectures import architecture, own_search
+from models.architectures import of_plain_layers
 from models.kernels.casts import autocast_dtype
 from utils.errors import UserError
 from utils.libraries import require_package
@@ -91,8 +91,10 @@ def _package() -> Any:
 
 def check_quantisable(config: PreTrainedConfig, load_in: str) -> None:
     """Raise `UserError` for an architecture that was not tried with -load_in."""
-    if load_in in BITS and not architecture(config.model_type).own_search:
-        raise UserError(f"-load_in {load_in}: for {', '.join(own_search())}, not {config.model_type}; leave it out")
+    if load_in in BITS and config.model_type not in of_plain_layers():
+        raise UserError(
+            f"-load_in {load_in}: for {', '.join(of_plain_layers())}, not {config.model_type}; leave it out"
+        )
 
 
 def quantise(model: PreTrainedModel, load_in: str) -> None:

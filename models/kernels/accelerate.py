@@ -14,7 +14,6 @@ Shapes: B batch, H heads, N query length, M key length, D head width.
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -28,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from models.architectures import architecture
+from models.architectures import architecture, library_module
 from models.kernels.casts import Block, FeedForward, GatedFeedForward
 from models.kernels.position_bias import SharesBias, is_merged_here, merged_mask
 
@@ -186,7 +185,7 @@ def accelerate(model: nn.Module) -> None:
     row = architecture(model_type)
     if not row.own_search:
         return
-    source = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    source = library_module(model_type)
     table: dict[type, type] = {}
     if row.like_t5:
         if config._attn_implementation == "sdpa":

@@ -9,7 +9,6 @@ Shapes: B batch, H heads, N query length, M key length, D head width.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from models.architectures import architecture, own_search
+from models.architectures import architecture, library_module, own_search
 from models.kernels.accelerate import subclass
 from models.kernels.position_bias import NO_BIAS
 from utils.errors import UserError
@@ -58,7 +57,7 @@ def use_fused_attention(model: PreTrainedModel) -> None:
     row, kind = architecture(model.config.model_type), model.config.model_type
     if not row.like_t5:
         return
-    base = getattr(importlib.import_module(f"transformers.models.{kind}.modeling_{kind}"), f"{row.class_name}Attention")
+    base = getattr(library_module(kind), f"{row.class_name}Attention")
     for module in model.modules():
         if type(module) is base:
             module.__class__ = subclass(base, _DistanceBias)
