@@ -12,6 +12,7 @@ from models.architectures import architecture
 SIZES = """vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads encoder_layers decoder_layers
     encoder_ffn_dim decoder_ffn_dim encoder_attention_heads decoder_attention_heads max_position_embeddings"""
 MOST_LAYERS = 1000
+ROW_OF_EXPERTS = 8  # numbers that `grouped_mm` reads at once in the smallest type
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 ACTIVATIONS = {"activation_function": "activation_function", "dense_act_fn": "feed_forward_proj"}  # ours -> the file's
 
@@ -72,6 +73,9 @@ def _experts(config: PreTrainedConfig) -> Iterator[str]:
             yield f"{name} is {getattr(config, name):g}, it must be at least {least}"
     if config.router_z_loss_coef < 0:
         yield f"router_z_loss_coef is {config.router_z_loss_coef:g}, it must be at least 0"
+    for name in ("d_model", "d_ff"):
+        if getattr(config, name) % ROW_OF_EXPERTS:
+            yield f"{name} is {getattr(config, name)}, it must be a multiple of {ROW_OF_EXPERTS}"
     deepest = max(config.num_layers, config.num_decoder_layers)
     if not 1 <= config.sparse_step <= deepest:
         yield f"sparse_step is {config.sparse_step}, it must be from 1 to {deepest}, the layers of the deeper side"

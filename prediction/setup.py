@@ -131,7 +131,7 @@ def prepare(config: InferenceConfig, given: frozenset[str], temporary: Path, fir
         check_compute_type(config.decode.compute_type, devices.accelerator)
         check_convertible(model_config.model_type, f"-model {models[0].name}")
     if config.decode.compile:
-        check_compiler(devices.accelerator)
+        check_compiler(devices.accelerator, model_config.model_type)
     use_arithmetic(devices)
     use_threads(devices)
     source_limit, target_limit = shared_limits(models)

@@ -261,7 +261,7 @@ def prepare(
         check_pooling(source.config, config.retrieval.pooling, f"-task {mixture.tasks[0].name}")
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
-        check_compiler(devices.accelerator)
+        check_compiler(devices.accelerator, source.config.model_type)
     use_arithmetic(devices)
     limit_memory(devices.device(local_rank()), flags.memory_limit)
     use_threads(devices, saved_threads(resumed, config, devices))

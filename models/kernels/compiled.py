@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from models.architectures import architecture
 from models.kernels.accelerate import blocks
 from utils.errors import RunError, UserError, first_line
 from utils.tables import counted
@@ -132,8 +133,11 @@ def compiler_failed(error: torch._dynamo.exc.BackendCompilerFailed) -> RunError:
     return RunError(f"-compile: nothing can be compiled here ({words}): mend that, or leave -compile out")
 
 
-def check_compiler(device: str) -> None:
-    """Raise `UserError` where the machine lacks what `torch.compile` needs for `device` (cpu or cuda)."""
+def check_compiler(device: str, model_type: str) -> None:
+    """Raise `UserError` where the machine lacks what `torch.compile` needs for `device` (cpu or cuda), or for a model
+    that was not tried."""
+    if architecture(model_type).experts:
+        raise UserError(f"-compile: not with a {model_type} model, whose experts were not tried; leave it out")
     if device == "cuda" and not find_spec("triton"):
         raise UserError("-compile: needs Triton on a GPU: pip install triton, or leave -compile out")
     variable, names = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))

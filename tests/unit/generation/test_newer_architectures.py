@@ -121,7 +121,7 @@ def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
 BART_LIKE = [name for name, config in NEWER.items() if architecture(config["model_type"]).like_bart]
 
 
-@pytest.mark.parametrize("name", BART_LIKE)
+@pytest.mark.parametrize("name", [*BART_LIKE, "switch-ours"])
 @torch.inference_mode()
 def test_the_encoder_pass_of_a_device_is_that_of_the_library(name: str) -> None:
     model = trained(name)[0].model.eval()
@@ -132,15 +132,26 @@ def test_the_encoder_pass_of_a_device_is_that_of_the_library(name: str) -> None:
     torch.testing.assert_close(step_model._encoded(ids, mask)[mask.bool()], expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", BART_LIKE)
-@torch.inference_mode()
-def test_labels_are_scored_and_a_conversion_decodes_as_our_search(name: str, tmp_path: Path) -> None:
+def check_label_scores(name: str) -> None:
     model, labels = trained(name)[0].model.eval(), ("ab", "abc", "긍정")
     ids, mask = encoded(words(9, seed=99))
     expected = [brute_force(model, ids, mask, encoded_target(TOKENIZER, text)) for text in labels]
     torch.testing.assert_close(
         LabelScorer(model, TOKENIZER, labels)(ids, mask), torch.stack(expected, 1), atol=1e-4, rtol=0
     )
+
+
+@torch.inference_mode()
+def test_labels_are_scored_with_experts() -> None:
+    check_label_scores("switch-ours")
+
+
+@pytest.mark.parametrize("name", BART_LIKE)
+@torch.inference_mode()
+def test_labels_are_scored_and_a_conversion_decodes_as_our_search(name: str, tmp_path: Path) -> None:
+    check_label_scores(name)
+    model = trained(name)[0].model.eval()
+    ids, mask = encoded(words(9, seed=99))
     options = DecodeFlags(max_predict_length=LONGEST, beam_size=3, early_stopping=True)
     save_converted(tmp_path, model, TOKENIZER, "float32")
     engine = CTranslate2Engine(tmp_path, TOKENIZER, options, generation_config(model, TOKENIZER, options), threads=1)

@@ -126,22 +126,22 @@ def test_only_training_steps_compile_and_names_stay() -> None:
 
 def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    check_compiler("cpu")
+    check_compiler("cpu", "t5")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        check_compiler("cpu")
+        check_compiler("cpu", "t5")
     assert str(caught.value) == (
         "-compile: needs a compiler, and g++ is not found: install one, name yours in the environment variable CXX,"
         " or leave -compile out"
     )
     monkeypatch.setenv("CXX", "")
     with pytest.raises(UserError, match=r"^-compile: needs a compiler, and CXX='' is not found: install one"):
-        check_compiler("cpu")
+        check_compiler("cpu", "t5")
     monkeypatch.setattr("models.kernels.compiled.find_spec", lambda _: None)
     with pytest.raises(
         UserError, match=r"^-compile: needs Triton on a GPU: pip install triton, or leave -compile out$"
     ):
-        check_compiler("cuda")
+        check_compiler("cuda", "t5")
 
 
 def test_processes_share_no_file_that_a_killed_one_may_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
