@@ -13,7 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from checkpoints.model_folder import fill_folder
+from generation.engines.conversion import check_convertible
+from models.adapters.quantised import check_quantisable
 from models.forward import decode_teacher_forced
+from models.kernels.compiled import check_compiler
+from models.layer_selection import smaller_config
 from models.loading import config_from_dict, describe, from_checkpoint, from_config, from_pretrained
 from models.losses.objective import Objective, batch_loss
 from models.switch.modeling_switch_t5 import SwitchFeedForward, choose
@@ -253,6 +257,18 @@ def test_figures_say_how_even_the_load_is() -> None:
     )
 
 
+def test_what_cannot_be_is_refused_in_a_line() -> None:
+    config = config_from_dict(SWITCH)
+    with pytest.raises(UserError, match=r"^-compile: not with a switch_t5 model"):
+        check_compiler("cpu", "switch_t5")
+    with pytest.raises(UserError, match=r"^X: a switch_t5 model cannot be converted to CTranslate2, only t5, mt5, "):
+        check_convertible("switch_t5", "X")
+    with pytest.raises(UserError, match=r"^X: layers can be taken of t5, .*, not of switch_t5$"):
+        smaller_config(config, (1, 0), "X")
+    with pytest.raises(UserError, match=r"^-load_in 8bit: for t5, .*, not switch_t5; leave it out$"):
+        check_quantisable(config, "8bit")
+
+
 def test_what_is_wrong_with_a_config_is_told_at_once() -> None:
     wrong = {
         "num_experts": 1,
@@ -260,6 +276,7 @@ def test_what_is_wrong_with_a_config_is_told_at_once() -> None:
         "capacity_factor": -1,
         "sparse_step": 4,
         "min_expert_capacity": 0,
+        "d_ff": 12,
     }
     with pytest.raises(UserError) as raised:
         config_from_dict({**SWITCH, **wrong})
