@@ -20,6 +20,7 @@ from models.switch import modeling_switch_t5
 from utils.files import STATE_NAME, write_folder, write_json
 
 WEIGHTS_SUFFIX = ".safetensors"
+CODE_NAME = Path(modeling_switch_t5.__file__).name  # tells transformers of layers of ours
 END_TOKEN_NAME = "end_token.txt"
 END_TOKEN_NOTE = """\
 The tokenizer of this model adds no end token. The model was trained on sources that end with `{token}`, and
@@ -89,7 +90,7 @@ def fill_folder(
     if adapter is None:
         model.save_pretrained(target, state_dict=weights)
         if architecture(model.config.model_type).experts:
-            shutil.copyfile(modeling_switch_t5.__file__, target / Path(modeling_switch_t5.__file__).name)
+            shutil.copyfile(modeling_switch_t5.__file__, target / CODE_NAME)
     else:
         write_adapter(target, model, weights)
         model.generation_config.save_pretrained(target)

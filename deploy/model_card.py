@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from checkpoints.model_folder import CODE_NAME
 from checkpoints.run_folder import TEST_REPORT
 from checkpoints.saved_run import trained_tasks
 from config.flags.export import ExportFlags
@@ -40,6 +41,7 @@ class Card:
     format: str = "safetensors"
     is_adapter: bool = False
     end_token: str = ""  # what a source has to end with, where the tokenizer does not add it
+    code_name: str = ""  # of the file in the folder that tells transformers of the architecture, where it must
 
     def text(self) -> str:
         """The whole page: YAML of the hub, then Markdown."""
@@ -97,8 +99,10 @@ class Card:
         if self.is_adapter:
             return [*sections, "The files are an adapter: it needs its base model and `peft`."]
         end = f"[text + {self.end_token!r} for text in texts]" if self.end_token else "texts"
+        module = self.code_name.removesuffix(".py")
+        known = f'import sys\n\nsys.path.insert(0, "{self.name}")  # a folder\nimport {module}\n' if module else ""
         code = f"""\
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+{known}from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{self.name}")
 model = AutoModelForSeq2SeqLM.from_pretrained("{self.name}").eval()
@@ -227,5 +231,6 @@ def write_card(
         flags.format,
         is_adapter_folder(str(folder)),
         tokenizer.eos_token if adds_no_end(tokenizer) else "",
+        CODE_NAME if (folder / CODE_NAME).is_file() else "",
     )
     (folder / CARD).write_text(card.text(), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from checkpoints.model_folder import fill_folder
+from config.flags.export import ExportFlags
+from deploy.model_card import write_card
 from generation.engines.conversion import check_convertible
 from models.adapters.quantised import check_quantisable
 from models.forward import decode_teacher_forced
@@ -291,23 +294,20 @@ def test_a_folder_is_read_by_few_lines_without_this_project(tmp_path: Path) -> N
     folder = tmp_path / "model"
     folder.mkdir()
     fill_folder(folder, model, TOKENIZER, {})
-    code = """
-import sys, torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-sys.path.insert(0, sys.argv[1])
-import modeling_switch_t5
-model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1]).eval()
-AutoTokenizer.from_pretrained(sys.argv[1])
+    write_card(folder, "model", {}, [], ExportFlags(), TOKENIZER)
+    (example,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = f"""{example}
+import torch
 ids = torch.tensor([[5, 6, 7, 1]])
 loss = model(input_ids=ids, labels=ids).loss.item()
 print(type(model).__module__, loss, model.generate(input_ids=ids, max_new_tokens=5).tolist())
 """
-    done = run_forked(["-c", code, str(folder)], environment(), tmp_path)
+    done = run_forked(["-c", code], environment(), tmp_path)
     assert done.code == 0, done.err
     ids = torch.tensor([[5, 6, 7, 1]])
     own = from_pretrained(str(folder)).eval()
     assert own(input_ids=ids, labels=ids).loss.item() == model(input_ids=ids, labels=ids).loss.item()
-    module, loss, tokens = done.out.split(" ", 2)
+    module, loss, tokens = done.out.splitlines()[-1].split(" ", 2)
     assert module == "modeling_switch_t5"  # the class of the folder
     assert float(loss) == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-6)
     assert tokens.strip() == str(model.generate(input_ids=ids, max_new_tokens=5).tolist())
