@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from models.architectures import architecture, library_module, own_search
+from models.architectures import architecture, library_module, of_plain_layers
 from models.kernels.accelerate import subclass
 from models.kernels.position_bias import NO_BIAS
 from utils.errors import UserError
@@ -43,8 +43,8 @@ def check_fused_attention(config: PreTrainedConfig, accelerator: str) -> None:
         problem = "only on GPUs of NVIDIA"
     elif importlib.util.find_spec("triton") is None:
         problem = "triton is not installed (it comes with PyTorch's CUDA build)"
-    elif not architecture(config.model_type).own_search:
-        problem = f"for {', '.join(own_search())}, not {config.model_type}"
+    elif config.model_type not in of_plain_layers():
+        problem = f"for {', '.join(of_plain_layers())}, not {config.model_type}"
     elif width not in WIDTHS:
         problem = f"for heads of {', '.join(map(str, WIDTHS))} values, not {width}"
     if problem:

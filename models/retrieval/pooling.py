@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.adapters.virtual_tokens import with_virtual_tokens
-from models.architectures import architecture, own_search
+from models.architectures import of_plain_layers
 from models.forward import unread_mask
 from utils.errors import UserError
 
@@ -42,8 +42,10 @@ def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
     Raises:
         UserError: an architecture that was not tried; no start token.
     """
-    if not architecture(config.model_type).own_search:
-        raise UserError(f"{place}: a {config.model_type} model gives no vectors; give one of {', '.join(own_search())}")
+    if config.model_type not in of_plain_layers():
+        raise UserError(
+            f"{place}: a {config.model_type} model gives no vectors; give one of {', '.join(of_plain_layers())}"
+        )
     if pooling == DECODER and getattr(config, "decoder_start_token_id", None) is None:
         raise UserError(f"{place}: a {config.model_type} model has no start token for -pooling {DECODER}; give {MEAN}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -207,7 +208,7 @@ def test_every_call_of_the_library_forbids_code() -> None:
     calls = []
     for path in (*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("datamodules/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("Auto"):
+            if isinstance(node, ast.Call) and re.match(r"Auto\w+\.(?!register$)", ast.unparse(node.func)):
                 calls.append((ast.unparse(node.func), "**NO_CODE" in ast.unparse(node)))
     asking = [name for name, forbids in calls if not forbids]
     assert asking == ["AutoConfig.for_model"]  # which takes no such argument and looks at no auto_map

@@ -23,6 +23,7 @@ from models.kernels.compiled import check_compiler
 from models.layer_selection import smaller_config
 from models.loading import config_from_dict, describe, from_checkpoint, from_config, from_pretrained
 from models.losses.objective import Objective, batch_loss
+from models.retrieval.pooling import check_pooling
 from models.switch.modeling_switch_t5 import SwitchFeedForward, choose
 from models.switch.routers import RouterPass, collected, figures_of, switch_layers
 from tests.cli.command import environment, run_forked
@@ -270,6 +271,8 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         smaller_config(config, (1, 0), "X")
     with pytest.raises(UserError, match=r"^-load_in 8bit: for t5, .*, not switch_t5; leave it out$"):
         check_quantisable(config, "8bit")
+    with pytest.raises(UserError, match=r"^-task: a switch_t5 model gives no vectors; give one of t5, "):
+        check_pooling(config, "mean", "-task")
 
 
 def test_what_is_wrong_with_a_config_is_told_at_once() -> None:
