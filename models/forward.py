@@ -106,7 +106,8 @@ def _decode_t5(
     cross_mask: Tensor,
     tokens: tuple[Tensor | None, Tensor],
 ) -> DecoderOutput:
-    """`tokens` of source and target are no padding, which takes no place in an expert; None = as `encoder_mask` says."""
+    """`tokens` of source and target: where no padding is, which takes no place in an expert; None = where the encoder
+    may look."""
     experts = architecture(model.config.model_type).experts
     of_source, of_target = ({"token_mask": part} if experts else {} for part in tokens)
     encoded = model.encoder(input_ids=input_ids, attention_mask=encoder_mask, **of_source)[0]

@@ -293,15 +293,12 @@ class SwitchT5Stack(_Drawn, T5Stack):  # type: ignore[misc]
         return super().forward(input_ids, attention_mask, *args, token_mask=token_mask, **kwargs)
 
 
-def seen_tokens(attention_mask: Tensor) -> Tensor:
-    """(B, L), True where a token is no padding, of a mask (B, L), (B, 1, 1, L) or (B, 1, L, L), where each sees itself.
-
-    A mask of four dimensions in floating point is added to scores: what may be seen is 0 there.
-    """
+def seen_tokens(attention_mask: Tensor) -> Tensor | None:
+    """(B, L) where a token is no padding, of a mask (B, L) or (B, 1, 1, L) of zeros and ones; None of any other."""
     if attention_mask.dim() == 2:
         return attention_mask.bool()
-    seen = attention_mask == 0 if attention_mask.is_floating_point() else attention_mask.bool()
-    return seen[:, 0, 0] if seen.shape[2] == 1 else seen[:, 0].diagonal(dim1=1, dim2=2)
+    plain = attention_mask.shape[2] == 1 and not attention_mask.is_floating_point()
+    return attention_mask[:, 0, 0].bool() if plain else None
 
 
 class SwitchT5ForConditionalGeneration(_Drawn, T5ForConditionalGeneration):  # type: ignore[misc]

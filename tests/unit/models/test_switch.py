@@ -172,6 +172,13 @@ def test_accumulation_and_padding_give_one_big_batch_s_gradient(factor: float) -
         assert (gradient(model, batches) - expected).norm() < 1e-6 * expected.norm()
 
 
+def test_padding_of_packed_rows_takes_no_place_either() -> None:
+    model, whole = model_of(), batch_of()
+    segments = {"source_segments": whole["attention_mask"], "target_segments": (whole["labels"] != -100).long()}
+    expected = gradient(model, [whole])
+    assert (gradient(model, [whole | segments]) - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_a_process_without_rows_adds_nothing() -> None:
     model = model_of()
     dummy = as_batch(torch.zeros(1, 1).long(), torch.ones(1, 1).long(), torch.full((1, 1), -100)) | {"num_rows": 0}
