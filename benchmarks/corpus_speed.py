@@ -66,8 +66,8 @@ def in_process(function: Any, *arguments: Any) -> dict[str, Any]:
         return pool.apply(function, arguments)
 
 
-def built(tokenizer: Any, text: Path, folder: Path, spec_name: str, deduplicate: bool = False) -> dict[str, Any]:
-    """Build the corpus with one worker in this process."""
+def built(tokenizer: Any, text: Path, folder: Path, spec_name: str) -> dict[str, Any]:
+    """Build the corpus with one worker in this process, read samples, and leave out duplicates."""
     from datamodules.corpus import corpus as module
     from datamodules.corpus.corpus import build_corpus
     from datamodules.corpus.encoders import encoder_specs
@@ -77,13 +77,15 @@ def built(tokenizer: Any, text: Path, folder: Path, spec_name: str, deduplicate:
     module.encoder_specs = lambda own: [spec for spec in encoder_specs(own) if spec.name == spec_name]  # type: ignore[attr-defined]
     size = text.stat().st_size / 1e6
     before, start = time.process_time(), time.perf_counter()
-    corpus = build_corpus([str(text)], DocumentOptions(), Selection(deduplicate=deduplicate), tokenizer, folder, 1)
+    corpus = build_corpus([str(text)], DocumentOptions(), Selection(), tokenizer, folder, 1)
     seconds, wall = time.process_time() - before, time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before shards are mapped: their pages are counted too
     numbers = np.random.default_rng(0).integers(0, max(1, corpus.num_tokens - SAMPLE), 2000).tolist()
     before = time.process_time()
     for number in numbers:
         corpus.tokens(number, number + SAMPLE)
+    sampling, before = time.process_time() - before, time.process_time()
+    build_corpus([str(text)], DocumentOptions(), Selection(deduplicate=True), tokenizer, folder, 1)
     return {
         "encoder": corpus.report.encoder,
         "MB": round(size),
@@ -92,7 +94,9 @@ def built(tokenizer: Any, text: Path, folder: Path, spec_name: str, deduplicate:
         "bytes a token": round(corpus.report.text_bytes / corpus.num_tokens, 2),
         "peak MB of memory": round(peak / 1000),
         "shards, bytes a byte": round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / size / 1e6, 2),
-        "us a sample": round((time.process_time() - before) / len(numbers) * 1e6),
+        "us a sample": round(sampling / len(numbers) * 1e6),
+        "documents": corpus.num_documents,
+        "s to leave out duplicates": round(time.process_time() - before, 1),
         "notes": corpus.report.notes,
     }
 

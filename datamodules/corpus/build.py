@@ -43,6 +43,7 @@ SECONDS_BETWEEN_LINES = 60.0  # of the progress, where it is no bar
 
 # Of the bytes of a part, and how many lines end in it (for the line numbers of the parts behind it).
 PartDigest = tuple[str, int]
+State = list[int] | None  # of a file (`file_state`)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished piece: its shard, and the digests of its parts."""
+    """A finished piece: its shard, and the digests of its parts with the states that their files had."""
 
     name: str
     record: ShardRecord
     digests: tuple[PartDigest, ...]
+    states: list[State]
 
 
 def settings_key(spec: EncoderSpec, tokenizer_digest: str, options: DocumentOptions) -> str:
@@ -104,6 +106,8 @@ def encoded_pieces(
                 _encode(jobs, spec, workers, found.shards)
             finally:
                 _write_states(folder, pieces, found.shards)
+            for number, shard in found.shards.items():
+                _check_unchanged(pieces[number], shard.states)
     return [found.shards[number] for number in range(len(pieces))]
 
 
@@ -129,28 +133,33 @@ def _known_shards(folder: Path, pieces: Sequence[Piece]) -> _Known:
         states = read_json(folder / STATES)
     except (OSError, ValueError):
         states = {}
-    known = _Known({}, {}, 0)
+    shards: dict[int, Shard] = {}
+    known: dict[int, tuple[PartDigest, ...]] = {}
     lost = 0
-    current: dict[str, list[int] | None] = {}
+    current: dict[str, State] = {}
     for number, piece in enumerate(pieces):
         digests: list[PartDigest] = []
         for part in piece.parts:
             if part.path not in current:
-                state = file_state(part.path)
-                current[part.path] = [*state] if state else None
+                current[part.path] = _state(part)
             saved = states.get(os.path.abspath(part.path), {}) if isinstance(states, dict) else {}
             if saved.get("state") == current[part.path] and (digest := saved.get(_range(part))):
                 digests.append((digest[0], digest[1]))
         if len(digests) < len(piece.parts):
             continue
-        known.digests[number] = tuple(digests)
+        known[number] = tuple(digests)
         name = shard_name(piece, digests)
         record = whole_shard(folder, name)
         if record:
-            known.shards[number] = Shard(name, record, tuple(digests))
+            shards[number] = Shard(name, record, known[number], [current[part.path] for part in piece.parts])
         else:
             lost += 1
-    return _Known(known.shards, known.digests, lost)
+    return _Known(shards, known, lost)
+
+
+def _state(part: Part) -> State:
+    state = file_state(part.path)
+    return [*state] if state else None
 
 
 def _range(part: Part) -> str:
@@ -164,7 +173,7 @@ def shard_name(piece: Piece, digests: Sequence[PartDigest]) -> str:
 
 
 def _write_states(folder: Path, pieces: Sequence[Piece], shards: dict[int, Shard]) -> None:
-    """Remember the digests of the files as they are, so that they are not read again to find their shards."""
+    """Remember the digests of the files, so that they are not read again to find their shards."""
     path = folder / STATES
     try:
         content = read_json(path)
@@ -172,14 +181,11 @@ def _write_states(folder: Path, pieces: Sequence[Piece], shards: dict[int, Shard
     except (OSError, ValueError):
         states = {}
     for number, shard in shards.items():
-        for part, digest in zip(pieces[number].parts, shard.digests, strict=True):
-            name, state = os.path.abspath(part.path), file_state(part.path)
-            if state is None:
-                continue
-            entry = states.setdefault(name, {})
-            if entry.get("state") != [*state]:
-                entry = states[name] = {"state": [*state]}
-            entry[_range(part)] = digest
+        for part, digest, state in zip(pieces[number].parts, shard.digests, shard.states, strict=True):
+            name = os.path.abspath(part.path)
+            if states.get(name, {}).get("state") != state:
+                states[name] = {"state": state}
+            states[name][_range(part)] = digest
     if folder.exists():
         write_json(path, states)
 
@@ -260,7 +266,7 @@ def _encode_here(job: Job) -> Shard:
 
 def encode_piece(job: Job, encoder: DocumentEncoder) -> Shard:
     """Write the shard of a piece, unless a shard of the same content is there."""
-    states = [file_state(part.path) for part in job.piece.parts]
+    states = [*map(_state, job.piece.parts)]
     digests = job.digests or tuple(map(_digest, job.piece.parts))
     name = shard_name(job.piece, digests)
     record = whole_shard(job.folder, name)
@@ -279,7 +285,7 @@ def encode_piece(job: Job, encoder: DocumentEncoder) -> Shard:
                 " -cache_dir names another place"
             ) from error
     _check_unchanged(job.piece, states)
-    return Shard(name, record, digests)
+    return Shard(name, record, digests, states)
 
 
 def _encode_part(
@@ -300,9 +306,9 @@ def _encode_part(
         of_reason[1] += found[: PLACES_KEPT - len(of_reason[1])]
 
 
-def _check_unchanged(piece: Piece, states: list[Any]) -> None:
+def _check_unchanged(piece: Piece, states: list[State]) -> None:
     for part, state in zip(piece.parts, states, strict=True):
-        if file_state(part.path) != state:
+        if _state(part) != state:
             raise UserError(f"{part.path} has changed while it was read; start again when it is complete")
 
 

@@ -203,8 +203,8 @@ def _line_text(line: bytes, place: str, report: RowReport) -> str | None:
 def _text_lines(part: Part, chunks: Iterable[Chunk], report: RowReport) -> Iterator[Documents]:
     """A document a line."""
     for lines in _lines(part, chunks, report):
-        if not lines.begins:  # counted once a line
-            report.add(CUT, lines.ends, [f"{part.path}:{lines.number}"] * lines.ends)
+        if lines.begins and not lines.ends:
+            report.add(CUT, 1, [f"{part.path}:{lines.number}"])
         texts, numbers = [], []
         for number, line in enumerate(lines.texts, lines.number):
             text = (line or "").strip()
@@ -220,6 +220,7 @@ def _joined_lines(part: Part, chunks: Iterable[Chunk], blank: bool, report: RowR
     numbers: list[int] = []
     waiting: list[str] = []
     size = began = 0
+    is_cut = False
 
     def end_document() -> None:
         nonlocal size
@@ -236,10 +237,13 @@ def _joined_lines(part: Part, chunks: Iterable[Chunk], blank: bool, report: RowR
             is_whole = whole and (lines.begins or number > lines.number)
             if blank and is_whole and line is not None and not line.strip():
                 end_document()
+                is_cut = False
                 continue
             if size + len(line or "") * 3 > MOST_BYTES and waiting:
+                if not is_cut:
+                    report.add(CUT, 1, [f"{part.path}:{began}"])
+                is_cut = True
                 end_document()
-                report.add(CUT, 1, [f"{part.path}:{number}"])
             began = began if waiting else number
             waiting.append((line or "").removesuffix("\r") + ("\n" if whole else ""))
             size += len(line or "") * 3

@@ -201,17 +201,24 @@ def test_of_a_changed_corpus_the_changed_pieces_alone_are_encoded_again(
     assert changed.fingerprint != corpus.fingerprint
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(make: Make, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = build._encode_part
+@pytest.mark.parametrize("when", ["_encode_part", "_check_unchanged"])  # while its piece is read, and after
+def test_a_file_that_changes_during_the_build_is_told_and_read_again(
+    when: str, make: Make, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = make(workers=1).num_documents
+    for shard in (text.parent / "cache").rglob("*.bin"):
+        shard.unlink()
+    before, changed = getattr(build, when), []
 
-    def growing(*arguments: Any) -> None:
+    def changing(*arguments: Any) -> None:
         before(*arguments)
-        with open(text, "a", encoding="utf-8") as file:
-            file.write("more\n")
+        if not changed:
+            changed.append(text.write_bytes(text.read_bytes().replace(b"0 ", b"0\n", 1)))
 
-    monkeypatch.setattr(build, "_encode_part", growing)
+    monkeypatch.setattr(build, when, changing)
     with pytest.raises(UserError, match=r"text.txt has changed while it was read; start again when it is complete"):
         make()
+    assert make().num_documents == wanted + 1
 
 
 def test_a_sentencepiece_model_with_other_ids_is_not_used_and_that_is_told(

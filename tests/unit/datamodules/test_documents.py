@@ -184,6 +184,10 @@ def test_a_line_of_any_length_is_read_in_bounded_memory(tmp_path: Path, monkeypa
     assert "".join(texts).endswith("가" * 5000 + "after")
     assert report.malformed == {documents.CUT: (2, [f"{a}:2", f"{a}:4"]), documents.TOO_LONG: (1, [f"{b}:1"])}
 
+    texts, report = read(a, options=BLANK)
+    assert "".join("".join(texts).split()) == f"before{long}after{'가' * 5000}".replace(" ", "")
+    assert report.malformed == {documents.CUT: (1, [f"{a}:1"])}
+
     book = "낱말들 " * 1500  # 15 kB
     c = written(tmp_path / "c.jsonl", json.dumps({"text": book}, ensure_ascii=False))
     pq.write_table(pa.table({"text": [book, "가" * 3000]}), tmp_path / "d.parquet")
