@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from datamodules.readers.arrow import Stored, stored_rows
 from datamodules.readers.rows import LayoutRow
-from datamodules.readers.tsv import line_blocks
+from datamodules.readers.tsv import numbered_lines
 from postprocessors.dependencies import Arc, dependency_line
 from postprocessors.spans import TaggedSentence, spans_of_tags, tagged_text
 from utils.errors import UserError, shortened
@@ -68,7 +68,7 @@ def _table_rows(stored: Stored, columns: tuple[str, ...]) -> Iterator[LayoutRow]
 def _sentences(path: str) -> Iterator[Sentence]:
     """Sentences end at an empty line, or where the next begins; of marked lines the last is its own."""
     sentence = Sentence(0)
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if (not line and sentence.line) or (line.startswith("## ") and sentence.tokens):
             yield sentence
             sentence = Sentence(0)
@@ -81,15 +81,6 @@ def _sentences(path: str) -> Iterator[Sentence]:
             sentence.lines.append(number)
     if sentence.line:
         yield sentence
-
-
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line; bytes that are no UTF-8 stay lone surrogates."""
-    number = 0
-    for block in line_blocks(path):
-        for line in block.removesuffix(b"\n").decode("utf-8", "surrogateescape").split("\n"):
-            number += 1
-            yield number, line.removesuffix("\r")
 
 
 def _width(path: str, sentence: Sentence) -> int:

@@ -61,6 +61,15 @@ def line_blocks(path: str) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Number and text of every line; bytes that are no UTF-8 stay lone surrogates."""
+    number = 0
+    for block in line_blocks(path):
+        for line in block.removesuffix(b"\n").decode("utf-8", "surrogateescape").split("\n"):
+            number += 1
+            yield number, line.removesuffix("\r")
+
+
 def lines_of(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First byte and end of every line, without its line end."""
     newlines = np.flatnonzero(buffer == _NEWLINE)
