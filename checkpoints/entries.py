@@ -69,7 +69,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_meter(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 6 and all(map(_is_number, value))
+    """`StepMeter.state`: six numbers, and of a mixture of experts the sums of its routers."""
+    return isinstance(value, list) and len(value) >= 6 and all(map(_is_number, value))
 
 
 def _is_totals(value: Any) -> bool:

@@ -92,6 +92,9 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes
 
 
+OWN_SUMS = 6  # numbers of a meter's state, besides those of routers
+
+
 class StepMeter:
     """Adds up micro-batches without waiting for the device; `totals` reads once."""
 
@@ -141,11 +144,11 @@ class StepMeter:
         loss = 0.0 if self._loss is None else float(self._loss)
         counts = (self._target_tokens, self._tokens, self._padded_tokens, self._rows)
         routing = [] if self._routing is None else self._routing.tolist()
-        return [loss, *map(float, counts), time.perf_counter() - self._began, *routing]
+        return [loss, *map(float, counts), *routing, time.perf_counter() - self._began]
 
     def restore(self, state: list[float], device: torch.device) -> None:
         """Go on from what `state` gave."""
-        loss, target_tokens, tokens, padded_tokens, rows, seconds, *routing = state
+        loss, target_tokens, tokens, padded_tokens, rows, *routing, seconds = state
         exact = torch.float64 if device.type == "cpu" else torch.float32
         self._loss = torch.tensor(loss, dtype=exact, device=device)
         self._target_tokens, self._tokens = int(target_tokens), int(tokens)

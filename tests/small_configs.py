@@ -50,8 +50,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str, **changes: Any) -> dict[str, Any]:
-    """A fresh copy of one of `CONFIGS` with some keys changed."""
-    return {**CONFIGS[name], **changes}
+    """A fresh copy of one of `CONFIGS` or `NEWER` with some keys changed."""
+    return {**(CONFIGS[name] if name in CONFIGS else NEWER[name]), **changes}
 
 
 def with_dropout(name: str, rate: float = 0.1) -> dict[str, Any]:
@@ -115,7 +115,7 @@ NEWER: dict[str, dict[str, Any]] = {  # small, with dropout
         "model_type": "t5gemma2",
         **_IMAGES,
     },
-    "switch-ours": config_of(
+    "switch-t5": config_of(
         "t5",
         model_type="switch_t5",
         feed_forward_proj="gated-gelu",

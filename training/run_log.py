@@ -18,11 +18,12 @@ from config.flags.train import TrainConfig
 from config.parser import to_dict
 from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
+from models.loading import OF_ANOTHER_KIND
 from models.losses.objective import Objective
-from models.meter import Totals, peak_memory
+from models.meter import OWN_SUMS, Totals, peak_memory
 from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
-from models.switch.routers import figures_of
+from models.switch.routers import figures_of, sums_of
 from training.lightning_loop import (
     at_step_boundary,
     batches_done,
@@ -34,6 +35,7 @@ from training.lightning_loop import (
 )
 from training.loggers.registry import TENSORBOARD, Loggers
 from utils.console import duration, tell
+from utils.errors import UserError
 from utils.files import run_error, sync_path, write_file, write_json
 from utils.json_files import parse_json, read_json
 from utils.launch import is_first_process
@@ -194,7 +196,10 @@ class RunLog(pl.Callback):
         """Go on measuring where the resumed checkpoint was: its next log lines say what they would have said."""
         if self._resumed is None or len(self._resumed["meters"]) != trainer.world_size:
             return
-        module.meter.restore(self._resumed["meters"][trainer.global_rank], module.device)
+        state = self._resumed["meters"][trainer.global_rank]
+        if len(state) - OWN_SUMS not in (0, sums_of(module.switch_layers)):
+            raise UserError(f"{OF_ANOTHER_KIND}: {LOG_KEY}.meters is not of this model's routers")
+        module.meter.restore(state, module.device)
         self._epoch_totals = sum((Totals(**totals) for totals in self._resumed["epoch_totals"]), Totals())
         self._epoch_began = time.monotonic() - self._resumed["epoch_seconds"]
         module.step_learning_rate = self._resumed["learning_rate"]

@@ -143,7 +143,8 @@ class SwitchFeedForward(nn.Module):
 
     def __init__(self, config: SwitchT5Config) -> None:
         super().__init__()
-        count, width, inner = config.num_experts, config.d_model, config.d_ff
+        self.num_experts = count = config.num_experts
+        width, inner = config.d_model, config.d_ff
         self.router = nn.Parameter(torch.empty(count, width))
         self.gated = config.is_gated_act
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
@@ -190,7 +191,7 @@ class SwitchFeedForward(nn.Module):
         mask = self.token_mask
         mask = torch.ones(chosen.shape[:2], dtype=torch.bool, device=chosen.device) if mask is None else mask
         by_choice = chosen.transpose(1, 2).flatten(1).unsqueeze(2)
-        numbers = torch.arange(len(self.router), device=chosen.device)
+        numbers = torch.arange(self.num_experts, device=chosen.device)
         return (by_choice == numbers) & mask.repeat(1, self.per_token).unsqueeze(2), mask
 
     def _places(self, chosen: Tensor, taken: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -198,7 +199,7 @@ class SwitchFeedForward(nn.Module):
         rows, length, count = chosen.shape
         if not self.capacity_factor:
             return torch.zeros_like(chosen), mask.unsqueeze(2).expand_as(chosen), 0
-        sizes = len(self.router), self.capacity_factor, self.smallest
+        sizes = self.num_experts, self.capacity_factor, self.smallest
         capacity, most = _capacity(mask.sum(1), length, *sizes)
         before = taken.cumsum(1, dtype=torch.int32) - 1  # (B, K * L, E)
         by_choice = chosen.transpose(1, 2).flatten(1).unsqueeze(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,11 @@ def switch_layers(model: nn.Module) -> dict[str, SwitchFeedForward]:
             stack, _, block = name.partition(".block.")
             found[f"{stack.rpartition('.')[2]}_{block.partition('.')[0]}"] = module
     return found
+
+
+def sums_of(layers: Mapping[str, SwitchFeedForward]) -> int:
+    """How many numbers `RouterPass.figures` has for these layers."""
+    return sum(layer.num_experts + SUMS for layer in layers.values())
 
 
 class RouterPass:

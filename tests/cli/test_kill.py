@@ -26,8 +26,8 @@ CASES = {
         "grad_acc": 4,
         "num_workers": 2,
     },
-    "t5, adafactor, two processes, noise": {
-        "model": "t5-untied",
+    "switch layers, adafactor, two processes, noise": {
+        "model": "switch-t5",
         "optim": "adafactor",
         "grad_acc": 1,
         "cpu_processes": 2,
@@ -74,7 +74,7 @@ def test_one_process_that_dies_ends_the_run_in_plain_words(letters: Path, tmp_pa
 
     The disk is slow: the save of step 8 is still being written when the other process dies in step 9.
     """
-    case = CASES["t5, adafactor, two processes, noise"]
+    case = CASES["switch layers, adafactor, two processes, noise"]
     flags = flags_of(tmp_path, letters, "run", case)
     dies = {"FAULT_RANK": "1", "FAULT_ON": "training_step", "FAULT_AT": "9", "FAULT_SIGNAL": "9"}
     done = start(flags, {**dies, "FAULT_SLOW": "0.05"})

@@ -13,7 +13,7 @@ from models.loading import from_config
 from models.tokenizers import load_tokenizer
 from tests.cli.command import environment, run_forked
 from tests.cli.tiny import write_mixture
-from tests.small_configs import CONFIGS, NEWER, config_of
+from tests.small_configs import config_of
 
 SCRIPT = Path(__file__).with_name("gradient_run.py")
 ROWS = 40  # two full steps of 16 rows and a short one of 8: an uneven number of target tokens in each micro-batch
@@ -61,12 +61,12 @@ def retrieval(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "task"), [("switch-ours", one_task), ("bart", with_teacher)])
+@pytest.mark.parametrize(("architecture", "task"), [("switch-t5", one_task), ("bart", with_teacher)])
 def test_one_big_batch_accumulation_and_two_processes_have_one_gradient(
     architecture: str, task: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({**(CONFIGS | NEWER)[architecture], "dropout_rate": 0.0}))
+    config.write_text(json.dumps({**config_of(architecture), "dropout_rate": 0.0}))
     data = task(tmp_path)
     big = gradients(tmp_path, "big", config, data, "-batch_size", "16")
     accumulated = gradients(tmp_path, "accumulated", config, data, "-batch_size", "4", "-grad_acc", "4")

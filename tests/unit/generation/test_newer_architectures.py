@@ -121,7 +121,7 @@ def test_outputs_are_those_of_generate(name: str, beams: int) -> None:
 BART_LIKE = [name for name, config in NEWER.items() if architecture(config["model_type"]).like_bart]
 
 
-@pytest.mark.parametrize("name", [*BART_LIKE, "switch-ours"])
+@pytest.mark.parametrize("name", [*BART_LIKE, "switch-t5"])
 @torch.inference_mode()
 def test_the_encoder_pass_of_a_device_is_that_of_the_library(name: str) -> None:
     model = trained(name)[0].model.eval()
@@ -143,7 +143,7 @@ def check_label_scores(name: str) -> None:
 
 @torch.inference_mode()
 def test_labels_are_scored_with_experts() -> None:
-    check_label_scores("switch-ours")
+    check_label_scores("switch-t5")
 
 
 @pytest.mark.parametrize("name", BART_LIKE)

@@ -31,7 +31,7 @@ from tests.small_configs import NEWER
 from tests.trained_models import TOKENIZER
 from utils.errors import UserError
 
-SWITCH = {**NEWER["switch-ours"], "dropout_rate": 0.0}
+SWITCH = {**NEWER["switch-t5"], "dropout_rate": 0.0}
 ROWS, SOURCE, TARGET = 6, 20, 9
 
 
