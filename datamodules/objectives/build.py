@@ -44,7 +44,7 @@ def build_objective(
         rates = (1.0 - flags.sentence_order, flags.sentence_order)
         of_text = MixedObjectives((of_text, order), rates, CHOICE)
     packs = flags.pack_documents
-    objective = packed(of_text, flags.noise_density, tokenizer.eos_token_id) if packs else of_text
+    objective = packed(of_text, tokenizer.eos_token_id) if packs else of_text
     if objective.raw_length(max_source, max_target) < 2:
         target = f" and -max_target_length {max_target}" if max_target else ""
         raise UserError(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.objectives.protocol import Ids, IntArray, Objective, RawIds
+from datamodules.objectives.span_corruption import SpanCorruption
 from utils.errors import UserError
 
 MOST_PIECES = 1 << 16  # of a row: each has a sample number of its own
@@ -70,15 +71,15 @@ class PackedDocuments:
         return [ids[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True) if stop > start]
 
 
-def packed(objective: Objective, density: float, separator: int) -> PackedDocuments:
+def packed(objective: Objective, separator: int) -> PackedDocuments:
     """`objective` for each document of a row.
 
     Raises:
         UserError: so much noise that a row may come out too long.
     """
-    if density > MOST_DENSITY:
+    if isinstance(objective, SpanCorruption) and objective.density > MOST_DENSITY:
         raise UserError(
-            f"-pack_documents: with -noise_density {density} a short document may be longer than its text; give"
-            f" {MOST_DENSITY} or less"
+            f"-pack_documents: with -noise_density {objective.density} a short document may be longer than its text;"
+            f" give {MOST_DENSITY} or less"
         )
     return PackedDocuments(objective, separator)

@@ -29,9 +29,12 @@ class Pieces:
     @classmethod
     def of(cls, tokenizer: Any) -> Pieces:
         """Those of `tokenizer`, whose end token stands between documents."""
-        names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        texts = [tokenizer.convert_tokens_to_string([name]) for name in names]
-        special = np.zeros(len(names), np.bool_)
+        vocabulary = tokenizer.get_vocab()
+        names = [""] * (max(vocabulary.values()) + 1)  # "" where an id has no token
+        for name, number in vocabulary.items():
+            names[number] = name
+        texts = [tokenizer.convert_tokens_to_string([name]) if name else "" for name in names]
+        special = np.array([not name for name in names])
         special[[*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()]] = True
         starts = np.array([name.startswith(BLANKS) for name in names])
         ends = np.array([text.rstrip(CLOSING).endswith(SENTENCE_ENDS) for text in texts])

@@ -55,6 +55,6 @@ def check_sentinels(
         way_out += f"-max_seq_length {shorter} or less"
     raise UserError(
         f"-objective {name}: rows of -max_seq_length {max_source} need {most} sentinels (<extra_id_0> to"
-        f" <extra_id_{most - 1}>), the tokenizer has {available or 'none'}; train a tokenizer with {most} or more,"
-        f" or give {way_out}"
+        f" <extra_id_{most - 1}>), the tokenizer has {available or 'none'}; train one with"
+        f" train_tokenizer.py -sentinels {most}, or give {way_out}"
     )

@@ -37,7 +37,7 @@ def corpus_rows(raw_length: int, count: int, mean: float) -> list[np.ndarray]:
     ids=["spans", "rolled", "prefix", "mlm"],
 )
 def test_lengths_are_exact_and_no_row_is_too_long(objective: Objective, mean: int) -> None:
-    rows_of = packed(objective, 0.15, EOS)
+    rows_of = packed(objective, EOS)
     raw = rows_of.raw_length(129)
     assert raw == 128
     rows, samples = corpus_rows(raw, 60, mean), np.arange(60) + 2**33
@@ -73,7 +73,7 @@ def test_the_documents_of_a_row_have_noise_of_their_own() -> None:
 
 def test_too_much_noise_is_refused() -> None:
     with pytest.raises(UserError) as refused:
-        packed(SpanCorruption(SENTINELS, END, END, 0.5), 0.5, EOS)
+        packed(SpanCorruption(SENTINELS, END, END, 0.5), EOS)
     assert str(refused.value) == (
         "-pack_documents: with -noise_density 0.5 a short document may be longer than its text; give 0.4 or less"
     )

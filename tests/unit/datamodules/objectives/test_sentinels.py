@@ -9,6 +9,7 @@ import pytest
 from transformers import ByT5Tokenizer, T5Tokenizer
 
 from datamodules.objectives.frames import Frame, frames
+from datamodules.objectives.pieces import Pieces
 from datamodules.objectives.sentinels import check_sentinels, sentinel_ids
 from datamodules.objectives.span_corruption import SpanCorruption
 from tests.small_models import bart_tokenizer, kobart_tokenizer, unigram_tokenizer
@@ -63,12 +64,33 @@ def test_too_few_sentinels_are_refused_with_the_number_and_the_ways_out() -> Non
         check_sentinels(objective, "span_corruption", 100, 2048)
     assert str(refused.value) == (
         "-objective span_corruption: rows of -max_seq_length 2048 need 114 sentinels (<extra_id_0> to <extra_id_113>),"
-        " the tokenizer has 100; train a tokenizer with 114 or more, or give a larger -mean_span_length, or"
-        " -max_seq_length 1809 or less"
+        " the tokenizer has 100; train one with train_tokenizer.py -sentinels 114, or give a larger -mean_span_length,"
+        " or -max_seq_length 1809 or less"
     )
     with pytest.raises(UserError) as refused:
         check_sentinels(objective, "span_corruption", 0, 512)
     assert str(refused.value) == (
         "-objective span_corruption: rows of -max_seq_length 512 need 28 sentinels (<extra_id_0> to <extra_id_27>),"
-        " the tokenizer has none; train a tokenizer with 28 or more, or give an objective that needs none"
+        " the tokenizer has none; train one with train_tokenizer.py -sentinels 28, or give an objective that needs none"
     )
+
+
+def test_ids_without_a_token_are_never_drawn() -> None:
+    """A tokenizer whose vocabulary has gaps."""
+
+    class Gaps:
+        eos_token_id = 1
+        all_special_ids = (1,)
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"</s>": 1, "▁a": 3, "b.": 6}
+
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
+        def convert_tokens_to_string(self, tokens: list[str]) -> str:
+            return "".join(tokens).replace("▁", " ")
+
+    pieces = Pieces.of(Gaps())
+    assert pieces.ordinary.tolist() == [3, 6]
+    assert pieces.sentence_ends(np.array([3, 6, 3, 6, 1, 3], np.int32)).tolist() == [2, 5, 6]
