@@ -111,7 +111,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         first = step * plan.accumulate
         places = range(first, min(first + plan.accumulate, plan.batches_per_rank))
         of_ranks = [
-            sum(max(1, int(self.passages.counts[plan.batch(rank, place)].sum())) for place in places)
+            sum(max(1, self.passages.count(plan.batch(rank, place))) for place in places)
             for rank in range(plan.world_size)
         ]
         found: dict[str, Any] = {"step_target_tokens": len(plan.step_rows(step))}

@@ -23,7 +23,7 @@ from config.parser import shown
 from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
 from datamodules.mixture import Mixture
-from datamodules.retrieval.checks import check_compared, is_retrieval
+from datamodules.retrieval.checks import compared_words, is_retrieval
 from datamodules.retrieval.passages import Passages, encoded_negatives
 from datamodules.sampling import JoinedRows, Sampling, TrainingRows
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
@@ -125,8 +125,7 @@ def passages_of(config: TrainConfig, encoder: RowEncoder, rows: Splits, world_si
     negatives, lines = encoded_negatives(encoder, columns)
     batch = config.batch
     compared = min(batch.batch_size * batch.grad_acc * world_size, len(rows.train))
-    check_compared(compared, len(columns))
-    say(*lines, f"each query is compared with the passages of an optimizer step: those of {counted(compared, 'row')}")
+    say(*lines, compared_words(compared, len(columns)))
     return Passages(rows.train, negatives)
 
 
@@ -258,7 +257,7 @@ def prepare(
     check_memory_limit(config, devices)
     check_dropout(source.config, dropout_rates(config.optim))
     if is_retrieval(mixture.tasks):
-        check_pooling(source.config, config.retrieval.pooling, f"-task {mixture.tasks[0].name}")
+        check_pooling(source.config, config.retrieval.pooling, f"task {mixture.tasks[0].name}")
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
         check_compiler(devices.accelerator, source.config.model_type)

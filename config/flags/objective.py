@@ -6,8 +6,9 @@ import dataclasses
 
 from config.parser import flag
 
-OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm")
-NO_SPANS = {"objective=ul2|prefix_lm|mlm": "it chooses no length of spans"}
+OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm", "inverse_cloze")
+NO_SPANS = {"objective=ul2|prefix_lm|mlm|inverse_cloze": "it chooses no length of spans"}
+NO_TARGETS = {"objective=inverse_cloze": "nothing is written, and a row is one document"}
 INFILLING = {"objective=infilling": "the others have no such noise"}
 
 
@@ -19,7 +20,8 @@ class ObjectiveFlags:
         "span_corruption",
         "What is hidden in a text and asked for: span_corruption = T5's spans; ul2 = UL2's seven denoisers; infilling ="
         " BART's masks and sentences in another order, the whole text asked for; prefix_lm = the rest of the text;"
-        " mlm = BERT's masks, the whole text asked for.",
+        " mlm = BERT's masks, the whole text asked for; inverse_cloze = a sentence, whose text is to be found by its"
+        " vector, as in retrieval.",
         choices=OBJECTIVES,
     )
     noise_density: float = flag(
@@ -27,7 +29,7 @@ class ObjectiveFlags:
         "Share of the tokens (infilling: words) that is hidden; 0 = 0.15, infilling 0.3.",
         minimum=0.0,
         maximum=0.9,
-        excludes={"objective=ul2|prefix_lm": "ul2 has its own, and prefix_lm hides no share"},
+        excludes={"objective=ul2|prefix_lm|inverse_cloze": "ul2 has its own, and the others hide no share"},
     )
     mean_span_length: float = flag(
         0.0,
@@ -40,7 +42,7 @@ class ObjectiveFlags:
         False,
         "Turn each row's noise by a random number of places, so that its first token is hidden as often as its last;"
         " false = as T5 was trained, the last always and the first never.",
-        excludes={"objective=infilling|prefix_lm|mlm": "it hides every place alike"},
+        excludes={"objective=infilling|prefix_lm|mlm|inverse_cloze": "it hides every place alike"},
     )
     mode_rates: tuple[str, ...] = flag(
         (),
@@ -65,6 +67,7 @@ class ObjectiveFlags:
         " 'sop: A </s> B', the answer is 0, or 1 = swapped); 0 = none.",
         minimum=0.0,
         maximum=0.9,
+        excludes=NO_TARGETS,
     )
     pack_documents: bool = flag(
         False,
@@ -72,6 +75,7 @@ class ObjectiveFlags:
         " piece of the corpus, whose documents see each other. For T5's family.",
         excludes={
             "objective=ul2|infilling": "it makes a short document longer than its text",
+            **NO_TARGETS,
             "sentence_order": "its two parts see each other",
             "attention=fused": "its kernel has no masks for that; leave -attention plain",
         },

@@ -14,6 +14,7 @@ from config.flags.optim import DistillationFlags, RetrievalFlags
 from config.flags.train import TrainConfig
 from config.parser import flag, free
 
+OF_VECTORS = {"objective=inverse_cloze": "the others make no vectors"}
 SOURCE_LENGTH, TARGET_LENGTH = 512, 114  # those of T5
 
 
@@ -55,7 +56,7 @@ class PretrainConfig(TrainConfig):
     ) - {
         *("user_code", "cache_dir", "max_seq_length", "max_target_length"),
         *("init_model", "config_path", "tokenizer", "encoder_layers", "decoder_layers", "freeze"),
-        "gradient_checkpointing",
+        *("gradient_checkpointing", "pooling", "contrastive_temperature"),
     }
     otherwise: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "corpus": {"unless": ("resume_checkpoint",)},
@@ -83,8 +84,10 @@ class PretrainConfig(TrainConfig):
         },
         "monitor": {
             "help": "What 'best' means: val_loss, val_loss_no_sentinels (of the tokens of the text alone), or"
-            " token_accuracy."
+            " token_accuracy; with -objective inverse_cloze val_loss, mrr@10, recall@1 or recall@10."
         },
+        "pooling": {"needs": OF_VECTORS},
+        "contrastive_temperature": {"needs": OF_VECTORS},
         "cache_dir": {"help": "Folder of the tokenized corpus; empty = <save_path>/cache."},
     }
 

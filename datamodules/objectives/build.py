@@ -11,6 +11,7 @@ from transformers import ByT5Tokenizer
 
 from config.flags.objective import ObjectiveFlags
 from datamodules.objectives.frames import frames
+from datamodules.objectives.inverse_cloze import PREFIXES, InverseCloze
 from datamodules.objectives.mixed import MixedObjectives
 from datamodules.objectives.mlm import MaskedLM
 from datamodules.objectives.packing import PackedDocuments, packed
@@ -38,7 +39,7 @@ def build_objective(
     """
     if 0.0 < flags.mean_span_length < 1.0:
         raise UserError(f"-mean_span_length {flags.mean_span_length}: a span has one token at least; give 1 or more")
-    of_text = _objective(flags, tokenizer)
+    of_text = _objective(flags, tokenizer, max_source)
     if flags.sentence_order:
         order = _sentence_order(tokenizer, max_source)
         rates = (1.0 - flags.sentence_order, flags.sentence_order)
@@ -55,7 +56,7 @@ def build_objective(
     return objective
 
 
-def _objective(flags: ObjectiveFlags, tokenizer: Any) -> Objective:
+def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Objective:
     sentinels, around = sentinel_ids(tokenizer), frames(tokenizer)
     density = flags.noise_density or (INFILLED if flags.objective == "infilling" else DENSITY)
     bytes_ = isinstance(tokenizer, ByT5Tokenizer)
@@ -67,6 +68,10 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any) -> Objective:
             return ul2(sentinels, around, _modes(tokenizer), _rates(flags.mode_rates), flags.random_roll)
         case "prefix_lm":
             return PrefixLM(*around)
+        case "inverse_cloze":
+            prefixes = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in PREFIXES)
+            source, target = (side.behind_tokens(ids) for side, ids in zip(around, prefixes, strict=True))
+            return InverseCloze(Pieces.of(tokenizer), tokenizer.eos_token_id, source, target, max_source - len(source))
     mask, pieces = _mask(flags.objective, tokenizer), Pieces.of(tokenizer)
     if flags.objective == "mlm":
         return MaskedLM(mask, pieces.ordinary, *around, density)

@@ -13,12 +13,13 @@ from datamodules.mixture import Mixture
 from metrics.registry import PASSAGES
 from task_utils import Task
 from utils.errors import UserError
+from utils.tables import counted
 
 FIXED_ROWS = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
 NO_TARGET = "a passage is found, and not written: the loss is not over the tokens of a target"
 NOT_TRIED = "was not tried with a retrieval task"
 NO_TEST = "validation rows are ranked during the training; other rows are scored by their vectors afterwards"
-WITH_TARGETS = ("label_smoothing", "rdrop_alpha", "teacher", "class_weights", "doc_stride")
+WITH_TARGETS = ("label_smoothing", "z_loss", "rdrop_alpha", "teacher", "class_weights", "doc_stride")
 
 
 def is_retrieval(tasks: Sequence[Task]) -> bool:
@@ -55,8 +56,8 @@ def retrieval_problems(config: TrainConfig, mixture: Mixture) -> Iterator[str]:
             yield f"-train_data is required with a retrieval task; {member.task.hub_dataset} is read for others only"
 
 
-def check_compared(rows: int, negatives: int) -> None:
-    """Refuse steps in which each query meets its own passage alone.
+def compared_words(rows: int, negatives: int) -> str:
+    """What to tell of the passages that a query meets, which must be more than its own.
 
     Args:
         rows: of an optimizer step, over all ranks.
@@ -70,3 +71,4 @@ def check_compared(rows: int, negatives: int) -> None:
             "-batch_size 1: an optimizer step of one row compares its query with no other passage, and trains nothing;"
             " give a larger -batch_size or -grad_acc, or -negative_column"
         )
+    return f"each query is compared with the passages of an optimizer step: those of {counted(rows, 'row')}"

@@ -24,14 +24,14 @@ NO_KEY = -1  # of no text
 
 @dataclass(frozen=True)
 class Passages:
-    """The rows of a split with their passages.
+    """Rows with their passages.
 
     Args:
         split: query and passage, as source and target.
-        negatives: hard negatives as targets, a split for each column, of all rows of the same input.
+        negatives: hard negatives as targets, a split for each column, of all rows of the input of an encoded `split`.
     """
 
-    split: EncodedSplit
+    split: Any  # EncodedSplit or TrainingRows
     negatives: tuple[EncodedSplit, ...] = ()
 
     @cached_property
@@ -40,12 +40,12 @@ class Passages:
         found = [np.searchsorted(column.row_ids, self.split.row_ids) for column in self.negatives]
         return np.array(found, np.int64).reshape(len(self.negatives), len(self.split))
 
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """(rows,) passages of each row: its own, and the hard negatives that are there."""
-        there = [usable(column)[at] for column, at in zip(self.negatives, self.places, strict=True)]
-        counts: np.ndarray = 1 + np.array(there, np.int64).reshape(-1, len(self.split)).sum(0)
-        return counts
+    def count(self, rows: np.ndarray) -> int:
+        """Passages of some rows: their own, and the hard negatives that are there."""
+        if not self.negatives:
+            return len(rows)
+        there = [usable(column)[at[rows]] for column, at in zip(self.negatives, self.places, strict=True)]
+        return len(rows) + int(np.sum(there))
 
     def fingerprint(self) -> str:
         """Changes with the hard negatives."""
@@ -57,9 +57,10 @@ class Passages:
 
         No rows at all give a query and a passage that no query is compared with.
         """
-        queries: list[TokenIds] = [self.split.source_ids(int(row)) for row in rows]
-        passages: list[TokenIds] = [self.split.target_ids(int(row)) for row in rows]
-        for column, places in zip(self.negatives, self.places, strict=True):
+        pairs = self.split.pairs(rows)
+        queries: list[TokenIds] = [query for query, _ in pairs]
+        passages: list[TokenIds] = [passage for _, passage in pairs]
+        for column, places in zip(self.negatives, self.places if self.negatives else (), strict=True):
             of_rows = places[rows]
             passages += [column.target_ids(int(place)) for place in of_rows[usable(column)[of_rows]]]
         made = collate([(ids, None) for ids in queries], pad_token_id, pad_to_multiple_of)

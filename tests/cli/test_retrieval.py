@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from tests.cli.command import infer, train, train_ok
+from tests.cli.command import infer, run, train, train_ok
 from tests.cli.tiny import flag_list, letter_rows, write_config, write_tsv
 from tests.faults.harness import assert_same_end
 from tests.small_configs import with_dropout
@@ -60,6 +62,26 @@ def test_a_run_resumed_in_an_epoch_ends_as_the_whole_one(tmp_path: Path) -> None
     )
     refused = infer("-model", tmp_path / "run", "-test_data", tmp_path / "valid.tsv")
     assert (refused.code, refused.errors) == (2, ["task retrieval: its model gives vectors of texts, and writes none"])
+
+
+def test_inverse_cloze_leaves_a_model_of_retrieval(tmp_path: Path) -> None:
+    """Pretrained on sentences of raw text, then trained on pairs."""
+    draw = random.Random(2)
+    documents = (" ".join(f"{draw.choice('가나다라') * 3} {number}." for _ in range(6)) for number in range(60))
+    (tmp_path / "texts.txt").write_text("\n".join(documents), encoding="utf-8")
+    flags = flags_of(tmp_path, objective="inverse_cloze", corpus=tmp_path / "texts.txt", save_path=tmp_path / "cloze")
+    own = {"max_seq_length": 32, "max_target_length": 80, "max_steps": 4, "valid_every": 2, "valid_rows": 9}
+    left_out = dict.fromkeys(("task", "train_data", "valid_data", "negative_column", "max_epoch"))
+    done = run(sys.executable, "pretrain.py", *flag_list({**flags, **left_out, **own}))
+    assert done.code == 0, done.err
+    assert "each query is compared with the passages of an optimizer step: those of 16 rows" in done.out
+    state = json.loads((tmp_path / "cloze" / "last" / "training_state.json").read_text())
+    assert (state["task"]["name"], state["global_step"], *state["validation"]) == (
+        *("retrieval", 4, "val_loss", "mrr@10"),
+        *("recall@1", "recall@10"),
+    )
+    model = {"init_model": tmp_path / "cloze" / "best", "config_path": None, "max_epoch": 1}
+    assert "trained to optimizer step 5" in train_ok(*flag_list(flags_of(tmp_path, **model))).out
 
 
 def test_one_row_a_step_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from config.checks import collect
@@ -10,6 +11,7 @@ from config.flags.corpus import CorpusFlags
 from config.flags.pretrain import PretrainConfig
 from config.parser import shown
 from datamodules.mixture import Mixture, mixture_of
+from datamodules.retrieval.checks import retrieval_problems
 from metrics.registry import DENOISED, TEACHER_FORCED, metric_names
 from training.checks import check_origin, check_save_path, check_training
 from utils.errors import closest
@@ -24,9 +26,13 @@ def check_pretrain(config: PretrainConfig, given: frozenset[str], problems: list
         problems += [f"{flag} is required: give that of the run" for flag, value in needed.items() if not value]
     _check_steps(config, problems)
     check_training(config, given, resuming, problems)
-    _check_monitor(config, problems)
+    finds = config.objective.objective == "inverse_cloze"
+    task = replace(config.task, task="retrieval") if finds else config.task
+    mixture: Mixture = collect(problems, lambda: mixture_of(task, config.data)) or Mixture(())
+    problems += retrieval_problems(config, mixture) if finds else ()
+    _check_monitor(config, mixture.monitors if finds else metric_names(TEACHER_FORCED, DENOISED), problems)
     check_save_path(config, given, _inputs(config), problems)
-    return collect(problems, lambda: mixture_of(config.task, config.data)) or Mixture(())
+    return mixture
 
 
 def _corpus_problems(flags: CorpusFlags) -> list[str]:
@@ -56,9 +62,8 @@ def _check_steps(config: PretrainConfig, problems: list[str]) -> None:
         )
 
 
-def _check_monitor(config: PretrainConfig, problems: list[str]) -> None:
+def _check_monitor(config: PretrainConfig, choices: tuple[str, ...], problems: list[str]) -> None:
     run = config.run
-    choices = metric_names(TEACHER_FORCED, DENOISED)
     if run.monitor not in choices:
         problems.append(f"-monitor {run.monitor}: one of {', '.join(choices)} expected{closest(run.monitor, choices)}")
     if not config.pretraining.valid_rows:

@@ -20,6 +20,8 @@ from datamodules.corpus_rows import CorpusRows, HeldOutRows, Member, TokenStream
 from datamodules.mixture import Mixture
 from datamodules.objectives.build import build_objective
 from datamodules.objectives.sentinels import sentinel_ids
+from datamodules.retrieval.checks import compared_words, is_retrieval
+from datamodules.retrieval.passages import Passages
 from datamodules.splits import Splits
 from models.architectures import source_limit, target_limit
 from models.forward import takes_packed
@@ -39,7 +41,7 @@ def corpus_rows(
     mixture: Mixture,
     source: ModelSource,
     cache: Path,
-    world_size: int,  # noqa: ARG001 (of `prepare`)
+    world_size: int,
 ) -> TrainingData:
     """The rows of the corpora, whose tokens are kept in the folder `cache`, and those that are validated on; says how
     many there are."""
@@ -73,7 +75,10 @@ def corpus_rows(
     )
     task = mixture.tasks[0]
     part = Splits(task, rows, valid, None, ())  # type: ignore[arg-type]  # what is taken of encoded splits is there
-    return TrainingData((part,), rows)
+    if not is_retrieval(mixture.tasks):
+        return TrainingData((part,), rows)
+    say(compared_words(config.batch.batch_size * config.batch.grad_acc * world_size, negatives=0))
+    return TrainingData((part,), rows, Passages(rows))
 
 
 def _built(paths: Sequence[str], flags: CorpusFlags, tokenizer: Any, cache: Path) -> Corpus:

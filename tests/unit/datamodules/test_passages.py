@@ -14,7 +14,7 @@ from config.flags.train import TrainConfig
 from config.parser import parse_flags
 from datamodules.batching import BatchOptions, BatchPlan
 from datamodules.mixture import mixture_of
-from datamodules.retrieval.checks import check_compared, retrieval_problems
+from datamodules.retrieval.checks import compared_words, retrieval_problems
 from datamodules.retrieval.passages import Passages, encoded_negatives
 from datamodules.seq2seq_datamodule import MicroBatches, Seq2SeqDataModule
 from datamodules.splits import RowEncoder, training_splits
@@ -46,7 +46,7 @@ def texts(ids: np.ndarray) -> list[str]:
 def test_a_batch_has_the_queries_their_passages_and_the_hard_negatives_that_are_there(tmp_path: Path) -> None:
     """The row without a query is no training row; the others keep their own negatives."""
     found = passages(tmp_path)
-    assert found.counts.tolist() == [2, 2, 2, 1]
+    assert [found.count(np.array([row])) for row in range(4)] == [2, 2, 2, 1]
     batch = found.batch(np.array([2, 0, 1]), 0, 8)
     assert texts(batch["input_ids"].numpy()) == ["query: q1", "query: q1", "query: q2"]
     assert texts(batch["passage_ids"].numpy()) == [
@@ -72,7 +72,8 @@ def test_a_hard_negative_over_the_limit_is_cut_or_left_out(tmp_path: Path) -> No
     limit = len("passage: three") + 1
     cut = passages(tmp_path, max_target_length=limit)
     assert texts(cut.batch(np.array([1]), 0, 1)["passage_ids"].numpy()) == ["passage: two", "passage: worse"]
-    assert passages(tmp_path, max_target_length=limit, do_truncate=False).counts.tolist() == [2, 1, 2, 1]
+    left_out = passages(tmp_path, max_target_length=limit, do_truncate=False)
+    assert [left_out.count(np.array([row])) for row in range(4)] == [2, 1, 2, 1]
 
 
 def test_a_column_without_any_text_is_refused(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_what_does_not_go_with_passages_is_refused_in_a_line_each() -> None:
 
 
 def test_a_step_of_one_row_needs_hard_negatives() -> None:
-    check_compared(1, negatives=1)
-    check_compared(2, negatives=0)
+    said = "each query is compared with the passages of an optimizer step: those of "
+    assert [compared_words(1, negatives=1), compared_words(2, negatives=0)] == [f"{said}1 row", f"{said}2 rows"]
     with pytest.raises(UserError, match="-batch_size 1: an optimizer step of one row compares its query with no other"):
-        check_compared(1, negatives=0)
+        compared_words(1, negatives=0)
