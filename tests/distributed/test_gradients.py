@@ -57,7 +57,8 @@ def retrieval(folder: Path) -> list[str]:
         lines.append(f"{'가' * (1 + row % 7)}{row % 37}\t{passage}\t{negative}")
     (folder / "data.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     data = str(folder / "data.tsv")
-    return ["-train_data", data, "-valid_data", data, "-task", "retrieval", "-negative_column", "negative"]
+    flags = ["-task", "retrieval", "-negative_column", "negative", "-contrastive_temperature", "0.5"]
+    return ["-train_data", data, "-valid_data", data, *flags]
 
 
 @pytest.mark.slow
