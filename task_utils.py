@@ -45,7 +45,7 @@ __all__ = [
     "written_labels",
 ]
 
-LAYOUTS = ["conll", "inverse_cloze", "squad"]  # and those that `datamodules.readers.layouts.register` adds
+LAYOUTS = ["conll", "squad"]  # and those that `datamodules.readers.layouts.register` adds
 LANGUAGES = ("source_language", "target_language")
 # Keys that older checkpoints do not know.
 IF_SET = ("label_separator", "layout", "references", "placeholders", "passage", "postprocessor", *LANGUAGES)

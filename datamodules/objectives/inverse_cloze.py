@@ -23,7 +23,8 @@ PREFIXES = ("query:", "passage:")  # as the task retrieval writes them
 
 @dataclass(frozen=True, eq=False)
 class InverseCloze:
-    """Takes the longest document of a row; a query is cut to `room` tokens.
+    """Takes the longest document of a row, and of its sentences one that the row has not cut, where there is any; a
+    query is cut to `room` tokens.
 
     A document that is one sentence is cut in front of its middle word. (The original drops it.)
     """
@@ -45,12 +46,15 @@ class InverseCloze:
     def apply(self, ids: RawIds, sample: int, seed: int) -> tuple[Ids, Ids]:
         """See `Objective`."""
         documents = np.split(ids, np.flatnonzero(ids == self.separator))
-        text = max(documents, key=len).astype(np.int32)
+        longest = max(range(len(documents)), key=lambda number: len(documents[number]))
+        text = documents[longest].astype(np.int32)
         text = text[text != self.separator]
         ends = self.pieces.sentence_ends(text)
         choice, keep = random_bits(seed, sample, SENTENCE, 2)
         if len(ends) > 1:
-            number = int(choice % np.uint64(len(ends)))
+            cut = longest == 0, longest == len(documents) - 1  # its first sentence, its last
+            whole_ones = range(cut[0], len(ends) - cut[1]) or range(len(ends))
+            number = whole_ones[int(choice % np.uint64(len(whole_ones)))]
             first, last = int(ends[number - 1]) if number else 0, int(ends[number])
         else:
             words = self.pieces.word_starts(text)

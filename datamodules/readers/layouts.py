@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from datamodules.readers import conll, inverse_cloze, squad
+from datamodules.readers import conll, squad
 from datamodules.readers.arrow import Stored
 from datamodules.readers.columns import Wanted, locate
 from datamodules.readers.csv_json import collect
@@ -33,7 +33,6 @@ class Layout:
 
 READERS = {
     "conll": Layout(("tsv",), conll.file_rows, conll.table_rows),
-    "inverse_cloze": Layout(("tsv", "jsonl"), inverse_cloze.file_rows, inverse_cloze.table_rows),
     "squad": Layout(("json", "jsonl"), squad.file_rows, squad.table_rows),
 }
 

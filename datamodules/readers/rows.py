@@ -43,7 +43,6 @@ REASONS = (
     "request without a user message",
     "request with content that is not text",
     "request for n other than 1, stream, logprobs or echo",
-    "passage without a second sentence, or a long one",
 )
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 KEPT = CODES["gold answer is not in the passage; the row is kept"]

@@ -37,13 +37,6 @@ ROWS: dict[str, tuple[str | int, str | int, dict[str, str], str, str]] = {
         "query: 회의는 언제?",
         "passage: 3일이다.",
     ),
-    "inverse-cloze": (
-        "query",
-        "passage",
-        {"source": "회의는 3일에 열린다.", "target": "늦지 마세요."},
-        "query: 회의는 3일에 열린다.",
-        "passage: 늦지 마세요.",
-    ),
     "jsonlines": ("text", "label", {"source": "안녕", "target": "hi"}, "안녕", "hi"),
     "hfdataset": ("text", "label", {"source": "안녕", "target": "hi"}, "안녕", "hi"),
     "nsmc-naive": ("document", "label", {"source": "굿 ㅋㅋ", "target": "1"}, "굿 ㅋㅋ", "positive"),

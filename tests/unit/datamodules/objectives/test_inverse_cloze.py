@@ -33,8 +33,8 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 def texts(tokenizer: Any, pair: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     query, passage = (tokenizer.decode(side, skip_special_tokens=True) for side in pair)
     assert [int(side[-1]) for side in pair] == [tokenizer.eos_token_id] * 2
-    assert (query[:7], passage[:9]) == ("query: ", "passage: ")
-    return query[7:], passage[9:]
+    assert (query[:6], passage[:8]) == ("query:", "passage:")
+    return query[6:].strip(), passage[8:].strip()
 
 
 def test_every_sentence_is_asked_for_and_mostly_left_out_of_its_passage(t5: Any) -> None:
@@ -58,6 +58,13 @@ def test_every_sentence_is_asked_for_and_mostly_left_out_of_its_passage(t5: Any)
     assert 35 < kept < 90
     again = [texts(t5, objective.apply(row, sample, 7))[0] for sample in range(20)]
     assert again == asked[:20]
+
+
+def test_a_sentence_that_the_row_has_cut_is_asked_for_where_there_is_no_other(t5: Any) -> None:
+    row = np.array(ids_of(t5, " ".join(SENTENCES))[1:-2], np.uint16)
+    assert {texts(t5, built(t5).apply(row, sample, 3))[0] for sample in range(40)} == {SENTENCES[1]}
+    two = np.array(ids_of(t5, " ".join(SENTENCES[:2]))[:-2], np.uint16)
+    assert len({texts(t5, built(t5).apply(two, sample, 3))[0] for sample in range(40)}) == 2
 
 
 def test_a_document_of_one_sentence_is_cut_at_a_word_and_a_long_query_at_its_limit(t5: Any) -> None:
