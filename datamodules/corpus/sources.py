@@ -79,6 +79,20 @@ def corpus_files(values: Iterable[str], options: DocumentOptions, report: RowRep
     return list(found.values())
 
 
+def corpus_problems(values: Iterable[str], options: DocumentOptions) -> list[str]:
+    """Problems of the values of the flag that show without reading a file; names of the hub are not looked up."""
+    problems: list[str] = []
+    for value in values:
+        try:
+            if os.path.exists(value):
+                _files_of(value, options, RowReport())
+            else:
+                _hub_name(value)
+        except UserError as error:
+            problems += [f"{options.flag}: {problem}" for problem in error.problems]
+    return problems
+
+
 def _files_of(value: str, options: DocumentOptions, report: RowReport) -> list[Part]:
     if os.path.isdir(value):
         if any(Path(value, name).is_file() for name in ("state.json", "dataset_dict.json")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from config.checks import collect
 from config.flags.corpus import CorpusFlags
@@ -36,17 +35,15 @@ def check_pretrain(config: PretrainConfig, given: frozenset[str], problems: list
 
 
 def _corpus_problems(flags: CorpusFlags) -> list[str]:
-    """Problems of the corpora that show without reading them; names of the hub are not looked up."""
+    """Problems of the corpora that show without reading them."""
     from datamodules.corpus.corpus import rated_values
-    from datamodules.corpus.sources import DocumentOptions, corpus_files
-    from datamodules.readers.rows import RowReport
+    from datamodules.corpus.sources import DocumentOptions, corpus_problems
 
     problems: list[str] = []
     paths, _ = collect(problems, lambda: rated_values(flags.corpus)) or ([], [])
-    options = DocumentOptions(flags.corpus_format, flags.corpus_documents, flags.corpus_column)
-    for path in [*paths, *flags.valid_corpus]:
-        if os.path.exists(path) or Path(path).suffix:
-            collect(problems, lambda path=path: corpus_files([path], options, RowReport()))  # type: ignore[misc]
+    for flag, values in (("-corpus", paths), ("-valid_corpus", flags.valid_corpus)):
+        options = DocumentOptions(flags.corpus_format, flags.corpus_documents, flags.corpus_column, flag)
+        problems += corpus_problems(values, options)
     return problems
 
 

@@ -56,7 +56,8 @@ def corpus_rows(
     build = partial(_built, flags=config.corpus, tokenizer=tokenizer, cache=cache)
     paths, rates = rated_values(config.corpus.corpus)
     corpora = [build([path]) for path in paths] if rates else [build(paths)]
-    other = build(config.corpus.valid_corpus) if config.corpus.valid_corpus else None
+    held = config.corpus.valid_corpus
+    other = build(held, flag="-valid_corpus") if held else None
     names = paths if rates else [" ".join(paths)]
     held_out, stops = held_out_cuts(
         dict(zip(names, corpora, strict=True)), other, length, config.pretraining.valid_rows
@@ -81,9 +82,9 @@ def corpus_rows(
     return TrainingData((part,), rows, Passages(rows))
 
 
-def _built(paths: Sequence[str], flags: CorpusFlags, tokenizer: Any, cache: Path) -> Corpus:
+def _built(paths: Sequence[str], flags: CorpusFlags, tokenizer: Any, cache: Path, flag: str = "-corpus") -> Corpus:
     """A corpus, tokenized; says what became of its documents."""
-    options = DocumentOptions(flags.corpus_format, flags.corpus_documents, flags.corpus_column)
+    options = DocumentOptions(flags.corpus_format, flags.corpus_documents, flags.corpus_column, flag)
     selection = Selection(flags.min_document_tokens, flags.max_document_tokens, flags.deduplicate)
     corpus = build_corpus(paths, options, selection, tokenizer, cache)
     say(*corpus.report.lines())

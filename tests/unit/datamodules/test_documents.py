@@ -16,7 +16,7 @@ import pytest
 
 from datamodules.corpus import documents, sources
 from datamodules.corpus.documents import read_documents, read_part
-from datamodules.corpus.sources import DocumentOptions, corpus_files, cut_pieces
+from datamodules.corpus.sources import DocumentOptions, corpus_files, corpus_problems, cut_pieces
 from datamodules.readers.paths import DataPath, split_names
 from datamodules.readers.rows import RowReport
 from utils.errors import UserError
@@ -106,6 +106,13 @@ def test_a_hub_name_gives_the_split_of_its_flag(tmp_path: Path, monkeypatch: pyt
     assert (split_names("-corpus"), split_names("-valid_corpus")[0]) == (("train",), "validation")
     with pytest.raises(UserError, match=r"-valid_corpus: .*/x.txt.gz: no such file or folder"):
         [*read_documents([f"{tmp_path}/x.txt.gz"], options, RowReport())]
+    asked.clear()
+    (tmp_path / "a.md").write_text("text")
+    values = ["some/texts-2.1", str(tmp_path / "saved"), f"{tmp_path}/x.jsonl", str(tmp_path / "a.md")]
+    gone, unknown = corpus_problems(values, options)
+    assert gone == f"-valid_corpus: {tmp_path}/x.jsonl: no such file or folder"
+    assert unknown.startswith(f"-valid_corpus: {tmp_path}/a.md: unknown type of corpus file '.md'; known: .txt, .jsonl")
+    assert asked == []  # no name of the hub is looked up
 
 
 def test_a_folder_gives_its_files_by_name_and_says_what_it_left_out(tmp_path: Path) -> None:
