@@ -69,6 +69,6 @@ def compared_words(rows: int, negatives: int) -> str:
     if rows == 1 and not negatives:
         raise UserError(
             "-batch_size 1: an optimizer step of one row compares its query with no other passage, and trains nothing;"
-            " give a larger -batch_size or -grad_acc, or -negative_column"
+            " give a larger -batch_size or -grad_acc, or hard negatives by train.py -negative_column"
         )
     return f"each query is compared with the passages of an optimizer step: those of {counted(rows, 'row')}"

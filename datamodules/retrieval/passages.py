@@ -44,7 +44,7 @@ class Passages:
         """Passages of some rows: their own, and the hard negatives that are there."""
         if not self.negatives:
             return len(rows)
-        there = [usable(column)[at[rows]] for column, at in zip(self.negatives, self.places, strict=True)]
+        there = [usable(column, at[rows]) for column, at in zip(self.negatives, self.places, strict=True)]
         return len(rows) + int(np.sum(there))
 
     def fingerprint(self) -> str:
@@ -62,7 +62,7 @@ class Passages:
         passages: list[TokenIds] = [passage for _, passage in pairs]
         for column, places in zip(self.negatives, self.places if self.negatives else (), strict=True):
             of_rows = places[rows]
-            passages += [column.target_ids(int(place)) for place in of_rows[usable(column)[of_rows]]]
+            passages += [column.target_ids(int(place)) for place in of_rows[usable(column, of_rows)]]
         made = collate([(ids, None) for ids in queries], pad_token_id, pad_to_multiple_of)
         padded, is_token = pad(passages or [np.array([pad_token_id])], pad_token_id, pad_to_multiple_of)
         query_keys, passage_keys = _keys(queries), _keys(passages)
@@ -100,7 +100,7 @@ def encoded_negatives(encoder: RowEncoder, columns: Sequence[str]) -> tuple[tupl
         task = replace(encoder.task, input_template=NO_SOURCE, target_column=int(name) if name.isdecimal() else name)
         other = replace(encoder, data=replace(encoder.data, target_column=name), task=task)
         column = other.encode("-train_data", encoder.data.train_data, keep_all=True)
-        filled = int(usable(column).sum())
+        filled = int(usable(column, np.arange(len(column))).sum())
         if not filled:
             of_first = shortened(next(iter(column.report.columns.values()), []))
             raise UserError(f"{flag}: no row of -train_data holds a text in such a column; its columns: {of_first}")
@@ -110,7 +110,7 @@ def encoded_negatives(encoder: RowEncoder, columns: Sequence[str]) -> tuple[tupl
     return tuple(found), lines
 
 
-def usable(column: EncodedSplit) -> np.ndarray:
-    """(rows,) whether a row has a hard negative in this column that is within the length limits."""
-    found: np.ndarray = (column.target_lengths > 0) & ~column.too_long
+def usable(column: EncodedSplit, rows: np.ndarray) -> np.ndarray:
+    """(rows,) whether some rows have a hard negative in this column that is within the length limits."""
+    found: np.ndarray = (column.target_lengths[rows] > 0) & ~column.too_long[rows]
     return found
