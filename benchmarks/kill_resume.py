@@ -1,6 +1,7 @@
 """Runs that are killed again and again, compared with runs that nobody killed; and what stopping and saving cost.
 
     python benchmarks/kill_resume.py -part kills -kills 100      SIGKILL at random events, inside writes as well
+    python benchmarks/kill_resume.py -part pretraining -kills 50 the same with pretrain.py, its tokenizing too
     python benchmarks/kill_resume.py -part stop                  time from SIGTERM to the saved checkpoint and the exit
     python benchmarks/kill_resume.py -part save                  seconds that training waits for a checkpoint, and
                                                                  that its thread writes; the share of -save_every 100
@@ -23,14 +24,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.cli.command import ROOT, environment
-from tests.cli.tiny import flag_list, letter_rows, write_mixture, write_tsv
+from tests.cli.tiny import flag_list, letter_rows, write_config, write_mixture, write_tsv
 from tests.faults.harness import Killed, assert_same_checkpoints, assert_same_end, events_of, run_flags, run_under_fire
+from tests.small_configs import with_dropout
 
 SAMPLE = ROOT / "samples" / "text_normalization"
 # Model, optimizer, accumulation, ranks, loader processes, and the data: with or without validation rows, or a mixture
@@ -50,6 +54,8 @@ KILLS_OF_A_RUN = 6
 def case_flags(folder: Path, case: Case, name: str, strategy: str) -> dict[str, Any]:
     """100 rows under the flags of a case."""
     model, optimizer, accumulate, ranks, workers, data = case
+    write_tsv(folder / "train.tsv", letter_rows(100, 1))
+    write_tsv(folder / "valid.tsv", letter_rows(40, 2))
     mixture = {"train_task": write_mixture(folder), "class_weights": "balanced"} if data == MIXTURE else {}
     return run_flags(
         folder,
@@ -69,20 +75,25 @@ def case_flags(folder: Path, case: Case, name: str, strategy: str) -> dict[str, 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
     """How many kills there were, and how many of the runs under fire ended bit for bit as the others."""
     draw = random.Random(options.seed)
-    done, runs, identical, failures = 0, 0, 0, []
     cases = [case for case in CASES if not options.mixture or case[-1] == MIXTURE]
     if options.strategy != "auto":
         cases = [case for case in cases if case[1] == "adam" and case[3] == 2]
     draw.shuffle(cases)
-    for case in itertools.cycle(cases):
+    return under_fire(options, itertools.cycle(cases), partial(case_flags, strategy=options.strategy), draw)
+
+
+def under_fire(
+    options: argparse.Namespace, cases: Iterable[Any], flags_of: Callable[[Path, Any, str], Any], draw: random.Random
+) -> dict[str, Any]:
+    """Runs of the cases, killed until -kills are done, and compared with those that nobody killed."""
+    done, runs, identical, failures = 0, 0, 0, []
+    for case in cases:
         if done >= options.kills:
             break
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_tsv(folder / "train.tsv", letter_rows(100, 1))
-            write_tsv(folder / "valid.tsv", letter_rows(40, 2))
-            events = events_of(case_flags(folder, case, "whole", options.strategy), folder / "events.txt")
-            flags = case_flags(folder, case, "killed", options.strategy)
+            events = events_of(flags_of(folder, case, "whole"), folder / "events.txt")
+            flags = flags_of(folder, case, "killed")
             wanted = min(KILLS_OF_A_RUN, options.kills - done)
             runs += 1
             result = Killed()
@@ -96,6 +107,44 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             done += result.kills
             print(f"{case}: kills so far {done}, runs {runs}, bit-identical {identical}", flush=True)
     return {"kills": done, "runs": runs, "identical": identical, "failures": failures}
+
+
+PRETRAINING: list[dict[str, Any]] = [  # flags of each case, and the model
+    {"model": "t5-untied", "optim": "adafactor", "cpu_processes": 2, "num_workers": 2},
+    {"model": "t5-untied", "optim": "adam", "grad_acc": 4, "pack_documents": True},
+    {"model": "t5", "optim": "adamwscale", "objective": "ul2", "cpu_processes": 2},
+    {"model": "bart", "optim": "adam", "objective": "infilling", "valid_rows": 0},
+]
+
+
+def pretraining_flags(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
+    """Two texts that are mixed, under the flags of a case; each run tokenizes them itself."""
+    draw = random.Random(1)
+    for number in (1, 2):
+        texts = (" ".join(letter for letter, _ in letter_rows(9, draw.randrange(10**6))) for _ in range(60))
+        (folder / f"{number}.txt").write_text("\n".join(texts), encoding="utf-8")
+    flags = {"config_path": write_config(folder / "model.json", with_dropout(case["model"], 0.2)), **case}
+    del flags["model"]
+    return {
+        "corpus": f"{folder / '1.txt'}:0.7",
+        "-corpus": f"{folder / '2.txt'}:0.3",
+        "save_path": folder / name,
+        "max_seq_length": 32,
+        "batch_size": 4,
+        "max_steps": 16,
+        "valid_every": 8,
+        "valid_rows": 12,
+        "learning_rate": 2e-3,
+        "save_every": 2,
+        "log_every": 3,
+        **flags,
+    }
+
+
+def pretraining(options: argparse.Namespace) -> dict[str, Any]:
+    """As `kills`."""
+    draw = random.Random(options.seed)
+    return under_fire(options, itertools.cycle(PRETRAINING), pretraining_flags, draw)
 
 
 def sample_flags(folder: Path) -> dict[str, Any]:
@@ -242,7 +291,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = {"kills": kills, "stop": stop, "save": save, "start": start}
+    parts = {"kills": kills, "pretraining": pretraining, "stop": stop, "save": save, "start": start}
     parser.add_argument("-part", choices=sorted(parts), default="kills")
     parser.add_argument("-kills", type=int, default=100)
     parser.add_argument("-mixture", action="store_true", help="only the cases of several tasks")

@@ -15,6 +15,7 @@ from checkpoints.entries import LOG_KEY, MODEL_ENTRIES, MOST, OPTIONAL_ENTRIES, 
 from checkpoints.format import CONTENT_KEY, read_checkpoint
 from checkpoints.retention import kept_problem
 from checkpoints.sharded import Rows
+from config.flags.pretrain import PretrainConfig
 from config.flags.train import TrainConfig
 from config.parser import flag_groups
 from models.adapters.methods import Adapter, parse_adapter
@@ -311,7 +312,8 @@ def check_state(state: Mapping[str, Any], place: str) -> None:
         (TASKS_KEY, state.get(TASKS_KEY, []), list),
         (DIGEST_KEY, state.get(DIGEST_KEY, ""), str),
     ]
-    for spec in (spec for group in flag_groups(TrainConfig).values() for spec in group if isinstance(flags, dict)):
+    groups = {**flag_groups(PretrainConfig), **flag_groups(TrainConfig)}
+    for spec in (spec for group in groups.values() for spec in group if isinstance(flags, dict)):
         kinds = (list, tuple) if spec.repeat else (int, float, type(None)) if spec.kind is float else (spec.kind,)
         if spec.name in flags:
             typed.append((f"flags.{spec.name}", flags[spec.name], kinds))

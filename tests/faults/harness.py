@@ -53,8 +53,12 @@ def run_flags(folder: Path, name: str, model: str, train_data: str | Path | None
 
 
 def start(flags: dict[str, Any], faults: dict[str, str]) -> Result:
-    """`train.py` to its end, or to its kill, in a process group of its own; its errors are in its output."""
-    return run_and_read(["train.py", *flag_list(flags)], environment(**faults))
+    """`train.py`, with a corpus `pretrain.py`, to its end or its kill, in a process group of its own.
+
+    Its errors are in its output.
+    """
+    script = "pretrain.py" if "corpus" in flags else "train.py"
+    return run_and_read([script, *flag_list(flags)], environment(**faults))
 
 
 def events_of(flags: dict[str, Any], log: Path) -> int:

@@ -1,0 +1,86 @@
+"""What pretrain.py refuses before anything is read, and how corpora are divided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from config.flags.pretrain import PretrainConfig
+from config.parser import flag_specs, parse_flags
+from training.pretraining.checks import check_pretrain
+from training.pretraining.setup import held_out_cuts
+from utils.errors import UserError
+
+CORPUS = flag_specs(PretrainConfig)
+
+
+def problems_of(*argv: str) -> list[str]:
+    config, given, problems = parse_flags(PretrainConfig, argv)
+    check_pretrain(config, given, problems)
+    return problems
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("가나다\n", encoding="utf-8")
+    return ("-corpus", "texts.txt", "-config_path", "byt5-mini", "-save_path", "run")
+
+
+def test_steps_are_whole_epochs(run: tuple[str, ...]) -> None:
+    assert problems_of(*run, "-max_steps", "2000") == []
+    assert problems_of(*run, "-max_steps", "1500") == [
+        "-max_steps 1500: not a multiple of -valid_every 1000; give -max_steps 1000 or -max_steps 2000, or -valid_every"
+        " 750"
+    ]
+    assert problems_of(*run, "-max_steps", "7") == [
+        "-max_steps 7: not a multiple of -valid_every 1000; give -max_steps 1000, or -valid_every 7"
+    ]
+
+
+@pytest.mark.usefixtures("run")
+def test_what_is_missing_or_of_train_is_told_together() -> None:
+    assert problems_of("-save_path", "run", "-max_epoch", "3") == [
+        "unknown flag -max_epoch; did you mean -max_steps?",
+        "-corpus is required: " + next(spec for spec in CORPUS if spec.name == "corpus").help,
+        "-max_steps is required: Optimizer steps of the whole run.",
+        "give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint",
+    ]
+    again = problems_of("-save_path", "run", "-resume_checkpoint", "last")
+    assert [problem.split(": no such file")[0] for problem in again] == ["-resume_checkpoint last"]
+
+
+def test_monitors_files_and_folders_are_checked(run: tuple[str, ...]) -> None:
+    steps = ("-max_steps", "1000")
+    assert problems_of(*run, *steps, "-monitor", "exact_match") == [
+        "-monitor exact_match: one of val_loss, token_accuracy, val_loss_no_sentinels expected"
+    ]
+    assert problems_of(*run, *steps, "-valid_rows", "0", "-early_stopping_patience", "2") == [
+        "-early_stopping_patience 2: only with validation rows: -valid_rows above 0"
+    ]
+    Path("run").mkdir()
+    assert [problem.split(":")[0] for problem in problems_of(*run, *steps, "-corpus", "gone.txt")] == ["-corpus"]
+    assert problems_of(*run, *steps, "-noise_density", "0.3", "-mean_span_length", "8") == []
+
+
+def stream(tokens: int) -> Any:
+    return SimpleNamespace(num_tokens=tokens)
+
+
+def test_validation_rows_are_cut_off_the_end_or_spaced_in_a_corpus_of_their_own() -> None:
+    one, two, other = stream(1000), stream(505), stream(95)
+    cuts, ends = held_out_cuts({"a": one, "b": two}, None, 10, 5)
+    assert ends == [980, 475]
+    assert [(corpus is two, start) for corpus, start in cuts] == [
+        *((False, 980), (False, 990), (True, 475), (True, 485), (True, 495))
+    ]
+    assert held_out_cuts({"a": one}, other, 10, 3) == ([(other, 0), (other, 40), (other, 80)], [1000])
+    assert held_out_cuts({"a": one}, other, 10, 100)[0] == [(other, 10 * row) for row in range(9)]
+    assert held_out_cuts({"a": one}, None, 10, 0) == ([], [1000])
+    with pytest.raises(UserError, match="-corpus a: 95 tokens are 9 rows of 10; -valid_rows 9 leaves none to train on"):
+        held_out_cuts({"a": other}, None, 10, 9)
+    with pytest.raises(UserError, match="-valid_corpus: its 95 tokens are not one row of 100"):
+        held_out_cuts({"a": one}, other, 100, 1)
