@@ -1,4 +1,4 @@
-"""One vector a text, at length 1: the mean of the encoder's states, or the decoder's first state."""
+"""One vector a text: the mean of the encoder's states, or the decoder's first state."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import of_plain_layers
-from models.forward import unread_mask
+from models.forward import source_inputs, unread_mask
 from utils.errors import UserError
 
 MEAN, DECODER = "mean", "decoder"
 POOLINGS = (MEAN, DECODER)
 
 
-def pooled(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """(batch, d_model) fp32 vectors at length 1 of (batch, length) texts, whose mask is 1 at tokens and 0 at padding.
+def pooled(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, normalize: bool = True
+) -> Tensor:
+    """(batch, d_model) fp32 vectors of (batch, length) texts, whose mask is 1 at tokens and 0 at padding.
 
     With `mean` the mean of the encoder's last states, with `decoder` the last state of the decoder at the start token,
     which attends to all of them (Ni et al. 2021, "Sentence-T5", section 3.2). Virtual tokens of an adapter are no part
     of the mean. A text must have a token.
+
+    Args:
+        normalize: whether vectors get length 1.
     """
     seen = unread_mask(model.config, with_virtual_tokens(model, attention_mask))
-    encoded: Tensor = model.get_encoder()(input_ids=input_ids, attention_mask=seen)[0]
+    more = source_inputs(model, attention_mask)
+    encoded: Tensor = model.get_encoder()(input_ids=input_ids, attention_mask=seen, **more)[0]
     if pooling == MEAN:
         states = encoded[:, -input_ids.shape[1] :].float()  # virtual tokens stand in front
         is_token = attention_mask.unsqueeze(2)
@@ -33,7 +39,7 @@ def pooled(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, po
         if seen.dim() == 4:  # else the library makes a mask of ones, and reads it
             inputs["attention_mask"] = seen.new_ones(1, 1, 1, 1)
         vectors = model.get_decoder()(**inputs, use_cache=False)[0][:, 0].float()
-    return nn.functional.normalize(vectors)
+    return nn.functional.normalize(vectors) if normalize else vectors
 
 
 def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
