@@ -36,7 +36,7 @@ COPY prediction/ prediction/
 COPY reports/ reports/
 COPY training/ training/
 COPY utils/ utils/
-COPY analyze.py export.py inference.py pretrain.py select_rows.py serve.py ./
+COPY analyze.py embed.py export.py inference.py pretrain.py select_rows.py serve.py ./
 COPY task_utils.py train.py train_tokenizer.py tune.py ./
 
 USER 1000

@@ -105,8 +105,9 @@ def select(config: SelectConfig, given: frozenset[str], shared: Shared) -> None:
     from analysis.selection.registry import TOKENS, VECTORS
     from analysis.selection.strategies import STRATEGIES
     from datamodules.splits import report_lines
-    from prediction.run import embedded, predicted
+    from prediction.run import predicted
     from prediction.setup import prepare
+    from prediction.vectors.embed import embedded
 
     flags, strategy = config.select, STRATEGIES[config.select.strategy]
     ready = prepare(inference_config(config), given, shared.folder, shared.first)

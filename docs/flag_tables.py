@@ -23,6 +23,7 @@ from config.flags.analyze import AnalyzeConfig  # noqa: E402
 from config.flags.export import ExportConfig  # noqa: E402
 from config.flags.inference import InferenceConfig  # noqa: E402
 from config.flags.pretrain import PretrainConfig  # noqa: E402
+from config.flags.retrieval.embed import EmbedConfig  # noqa: E402
 from config.flags.select_rows import SelectConfig  # noqa: E402
 from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
@@ -50,11 +51,14 @@ DOCUMENTS = (  # file, language, tables
     ("docs/pretraining.ko.md", "ko", ("pretrain",)),
     ("docs/labelling.md", "en", ("select_rows",)),
     ("docs/labelling.ko.md", "ko", ("select_rows",)),
+    ("docs/retrieval.md", "en", ("embed",)),
+    ("docs/retrieval.ko.md", "ko", ("embed",)),
 )
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
 COMMANDS = (
     *(TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig),
     PretrainConfig,
+    EmbedConfig,
 )
 WORDS = {
     "en": {
@@ -74,6 +78,8 @@ WORDS = {
 }
 KOREAN_TITLES = {
     "Choice of rows": "행 고르기",
+    "Texts and their vectors": "텍스트와 벡터",
+    "Search among vectors": "벡터에서 찾기",
     "Task": "태스크",
     "Data": "데이터",
     "Lengths": "길이",
@@ -132,7 +138,7 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 def all_tables(language: str) -> dict[str, str]:
     """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`,
-    `select_rows`, `pretrain`, and `presets`."""
+    `select_rows`, `pretrain`, `embed`, and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -146,6 +152,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("serve", ServeConfig, groups[4] - groups[1]),
         ("select_rows", SelectConfig, groups[5] - groups[1]),
         ("pretrain", PretrainConfig, groups[7] - groups[0]),
+        ("embed", EmbedConfig, groups[8] - groups[1]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):

@@ -144,11 +144,13 @@ def check_files(
     overwrite: bool,
     problems: list[str],
     steps: Sequence[str] = (),
+    texts: bool = True,
 ) -> None:
     """Problems of the files that flags (without their dash) name, `save_output` the one with parts beside it.
 
     Args:
         steps: outputs of further predictions, whose parts lie beside them.
+        texts: whether they are those of `OUTPUT_FILES` in the forms that inference.py writes.
     """
     output = outputs["save_output"]
     going_on = bool(output) and has_parts(Path(output))
@@ -158,7 +160,7 @@ def check_files(
         if value:
             same = seen.setdefault(os.path.realpath(value), f"-{name}")
             problem = f"the same file as {same}" if same != f"-{name}" else _file_problem(value, inputs)
-            problem = problem or (_ending_problem(name, value) if name in OUTPUT_FILES else "")
+            problem = problem or (_ending_problem(name, value) if texts and name in OUTPUT_FILES else "")
             parts = next((folder for folder in folders if lies_in(value, folder)), "")
             if not problem and name != "save_output" and parts:
                 problem = f"{parts} is for the finished parts of -save_output; choose another place"

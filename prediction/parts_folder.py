@@ -120,3 +120,8 @@ def has_parts(output: Path) -> bool:
 def is_structured(path: str | Path) -> bool:
     """Whether a file of that name holds more than the texts: scores and all else that was asked for."""
     return str(path).lower().endswith(STRUCTURED)
+
+
+def sidecars(path: Path) -> tuple[Path, Path]:
+    """The files beside a .npy file: what its vectors are, and the ids of its rows, where they have some."""
+    return path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.ids.txt")

@@ -24,7 +24,6 @@ from generation.batch_limits import BatchLimits
 from generation.engines.base import Prediction
 from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import LabelDecoding
-from generation.engines.vectors import VectorEngine
 from generation.incremental.compiled import compilations
 from generation.perplexity import perplexity
 from metrics.answers import with_no_answer
@@ -134,30 +133,6 @@ def predicted(ready: Ready, split: EncodedSplit, words_of: str = "") -> Iterator
             if ready.config.length.doc_stride:
                 found = by_row(*found, ready.postprocessor, ready.config.decode.num_return)
             yield Predicted(ready, found[0], decoding, found[1])
-
-
-@contextmanager
-def embedded(ready: Ready, split: EncodedSplit, folder: Path) -> Iterator[np.ndarray]:
-    """(rows, width) float32 vectors of length 1, memory-mapped from a file in `folder`.
-
-    When the block ends without an error, the finished parts beside -save_output go.
-    """
-    limits = BatchLimits.of(ready.config.decode)
-    tell(f"vectors of the encoder on {ready.devices.describe()}; batches of {limits.rows} rows")
-    with parts_of(ready, split, None, "vectors of the encoder") as parts:
-        with telling_what_is_kept(split, limits, parts, bool(ready.config.output.save_output)):
-            found = predict(VectorEngine(ready.models[0]), split, limits, ready.devices, parts, ready.first)
-        with found:
-            yield _mapped(found, folder / "vectors.npy")
-
-
-def _mapped(predictions: Sequence[Prediction], path: Path) -> np.ndarray:
-    """The vectors of all rows in one file."""
-    first = np.frombuffer(predictions[0].vector or b"", np.float16)
-    mapped = np.lib.format.open_memmap(path, "w+", np.float32, (len(predictions), len(first)))
-    for row, prediction in enumerate(predictions):
-        mapped[row] = np.frombuffer(prediction.vector or b"", np.float16)
-    return mapped
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:

@@ -31,6 +31,7 @@ SCRIPTS = (
     "analyze.py",
     "serve.py",
     "select_rows.py",
+    "embed.py",
     "train_tokenizer.py",
     "tune.py",
     "pretrain.py",

@@ -14,6 +14,7 @@ from config.flags.analyze import AnalyzeConfig
 from config.flags.export import ExportConfig
 from config.flags.inference import InferenceConfig
 from config.flags.pretrain import PretrainConfig
+from config.flags.retrieval.embed import EmbedConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
@@ -32,6 +33,7 @@ COMMANDS = {
     "tune.py": TuneConfig,
     "serve.py": ServeConfig,
     "select_rows.py": SelectConfig,
+    "embed.py": EmbedConfig,
     "train_tokenizer.py": TokenizerConfig,
     "pretrain.py": PretrainConfig,
 }

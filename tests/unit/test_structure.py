@@ -36,6 +36,7 @@ FLOORS = {
     "serve": 9,
     "select_rows": 9,
     "train_tokenizer": 9,
+    "embed": 9,
 }
 COMMANDS = sorted(name for name, floor in FLOORS.items() if floor == 9)
 NO_PRODUCT = ("tests", "benchmarks", "docs", "samples", "examples")

@@ -17,6 +17,7 @@ from config.flags.export import ExportConfig
 from config.flags.inference import DecodeFlags, InferenceConfig
 from config.flags.optim import OptimFlags
 from config.flags.pretrain import PretrainConfig
+from config.flags.retrieval.embed import EmbedConfig
 from config.flags.select_rows import SelectConfig
 from config.flags.serve import ServeConfig
 from config.flags.train import TrainConfig
@@ -32,7 +33,16 @@ from utils.differences import Difference
 from utils.errors import UserError
 
 COMMANDS = (TrainConfig, InferenceConfig, ExportConfig)
-ALL_COMMANDS = (*COMMANDS, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig, TokenizerConfig, PretrainConfig)
+ALL_COMMANDS = (
+    *COMMANDS,
+    AnalyzeConfig,
+    ServeConfig,
+    SelectConfig,
+    SearchConfig,
+    TokenizerConfig,
+    PretrainConfig,
+    EmbedConfig,
+)
 RESUMES = {"fixed", "free", "process", "once", "if given", "kept", "batches", "optimizer", "measure", "generated rows"}
 RESUMES |= {"arithmetic", "never"}
 TEXTS = {  # flags of a text that names no file
@@ -40,6 +50,7 @@ TEXTS = {  # flags of a text that names no file
     *("proportional_to", "source_language", "target_language", "input_template", "target_template", "label_separator"),
     *("no_keyword", "metrics", "monitor", "freeze", "target_modules", "modules_to_save", "logger", "push_to_hub"),
     *("license", "host", "allowed_host", "corpus_column", "required_chars", "mode_rates", "negative_column"),
+    *("id_column", "relevant_column"),
 }
 WRITTEN = {"save_path", "save_output", "save_label", "save_report", "save_page", "cache_dir"}
 

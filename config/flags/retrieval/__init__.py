@@ -1,0 +1,1 @@
+"""Flags of vectors of texts. Imports config and utils."""

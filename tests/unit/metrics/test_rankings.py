@@ -1,0 +1,35 @@
+"""Figures of rankings, worked out by hand; those of `trec_eval` for the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from metrics.rankings import ranking_figures
+
+
+def test_figures_of_three_queries() -> None:
+    """The relevant ones at ranks 2 and 3 (and one not found), at rank 11, and graded ones at ranks 1 and 2."""
+    relevant = [{"a": 1, "b": 1, "lost": 1, "no": 0}, {"k": 1}, {"x": 1, "y": 3, "bad": -1}]
+    found = [["no", "a", "b"], [*map(str, range(10)), "k"], ["x", "y", "bad"]]
+    figures = ranking_figures(relevant, found, depth=20)
+    log3 = math.log2(3)
+    first = (1 / log3 + 1 / 2) / (1 + 1 / log3 + 1 / 2)
+    third = (1 + 3 / log3) / (3 + 1 / log3)
+    assert figures == pytest.approx(
+        {
+            "mrr@10": (1 / 2 + 0 + 1) / 3,
+            "ndcg@10": (first + 0 + third) / 3,
+            "recall@1": (0 + 0 + 1 / 2) / 3,
+            "recall@5": (2 / 3 + 0 + 1) / 3,
+            "recall@10": (2 / 3 + 0 + 1) / 3,
+            "recall@20": (2 / 3 + 1 + 1) / 3,
+            "success@1": 1 / 3,
+            "success@5": 2 / 3,
+            "success@10": 2 / 3,
+            "success@20": 1.0,
+        },
+        abs=1e-12,
+    )
+    assert list(ranking_figures(relevant, found, depth=5)) == ["recall@1", "recall@5", "success@1", "success@5"]

@@ -1,0 +1,58 @@
+"""Exact search in blocks against sorting everything, and the files that say what is relevant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prediction.vectors import search as searching
+from prediction.vectors.relevance import read_qrels
+from prediction.vectors.search import search
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("k", [3, 40])
+def test_what_is_found_is_what_sorting_gives(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small whole numbers, so that sums are exact and most scores are those of several passages; ids repeat."""
+    monkeypatch.setattr(searching, "SCORES_AT_ONCE", 10 * k)
+    monkeypatch.setattr(searching, "QUERIES_AT_ONCE", 4)
+    draw = np.random.Generator(np.random.PCG64(k))
+    corpus = draw.integers(-2, 3, (60, 4)).astype(np.float32)
+    corpus[7] = -corpus[8]  # a score of -0.0 too
+    queries = draw.integers(-2, 3, (9, 4)).astype(np.float32)
+    queries[0] = 0.0
+    ids = [f"{row % 50}" if row % 2 else f"가{row % 50}" for row in range(60)]
+    found = search(list(queries), corpus, ids, k, CPU)
+    first = [row for row in range(60) if ids.index(ids[row]) == row]
+    for query, rows, scores in zip(queries, found.rows.tolist(), found.scores.tolist(), strict=True):
+        own = corpus @ query
+        by_id = sorted(first, key=lambda row: ids[row].encode(), reverse=True)
+        expected = sorted(by_id, key=lambda row: -own[row])[:k]
+        assert rows == expected
+        assert scores == own[expected].tolist()
+
+
+def test_a_vector_that_is_not_finite_is_told() -> None:
+    corpus = np.ones((3, 2), np.float16)
+    corpus[1, 1] = np.nan
+    with pytest.raises(UserError, match="-corpus: a vector is not finite"):
+        search([np.ones(2, np.float32)], corpus, ["a", "b", "c"], 2, CPU)
+
+
+def test_qrels_of_trec_and_of_beir(tmp_path: Path) -> None:
+    trec, beir, wrong = (tmp_path / name for name in ("trec", "beir.tsv", "wrong"))
+    trec.write_text("q1 0 d1 1\nq1 0 d2 0\n\nq2 Q0 d1 2\n")
+    assert read_qrels(trec, "-qrels") == {"q1": {"d1": 1, "d2": 0}, "q2": {"d1": 2}}
+    beir.write_text("query-id\tcorpus-id\tscore\nq 1\td 1\t1\n")
+    assert read_qrels(beir, "-qrels") == {"q 1": {"d 1": 1}}
+    wrong.write_text("q1 0 d1 1\nq1 d2 much\n")
+    with pytest.raises(UserError, match=r"-qrels: line 2: .*not 'q1 d2 much'"):
+        read_qrels(wrong, "-qrels")
+    wrong.write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(UserError, match="holds no judgement"):
+        read_qrels(wrong, "-qrels")
