@@ -103,7 +103,8 @@ def encoded_pieces(
                 if number not in found.shards
             ]
             try:
-                _encode(jobs, spec, workers, found.shards)
+                if jobs:  # else another process has done them all
+                    _encode(jobs, spec, workers, found.shards)
             finally:
                 _write_states(folder, pieces, found.shards)
             for number, shard in found.shards.items():

@@ -162,6 +162,21 @@ def test_an_interrupted_build_goes_on_where_it_was(make: Make, monkeypatch: pyte
     assert rest == []
 
 
+def test_of_two_processes_that_come_at_once_the_second_takes_what_the_first_wrote(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Corpus] = []
+    lock = build.file_lock
+
+    def waits(path: Path) -> Any:
+        monkeypatch.setattr(build, "file_lock", lock)
+        built.append(make())
+        return lock(path)
+
+    monkeypatch.setattr(build, "file_lock", waits)
+    assert make().fingerprint == built[0].fingerprint
+
+
 def test_a_lost_or_torn_shard_is_written_anew_and_nothing_else(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
