@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from checkpoints.format import CONTENT_KEY
 from checkpoints.saved_run import SavedRun
 from checkpoints.sharded import RANK, STATES, WEIGHTS, write_sharded
+from models.architectures import architecture
 from training.lightning_loop import checkpoint_of, ours, tcp_gather
 from training.strategies.replicated import load_run
 from training.strategies.sharding import check_model, rows_of, true_everywhere, whole_state
@@ -51,6 +52,10 @@ class Zero:
             raise UserError(f"{flag}: only on GPUs, for which its optimizer is built; give -strategy deepspeed_2")
         if devices.precision == "16-mixed":
             raise UserError(f"{flag}: not in fp16, which was not tried with it; give -float_precision bf16")
+        if architecture(config.model_type).experts:
+            raise UserError(
+                f"{flag}: not with a {config.model_type} model: it was not tried; give -strategy fsdp or ddp"
+            )
         check_model(flag, config)
 
     def lightning(self, devices: Devices, compressed: bool) -> Any:

@@ -29,6 +29,8 @@ from models.switch.routers import RouterPass, collected, figures_of, switch_laye
 from tests.cli.command import environment, run_forked
 from tests.small_configs import NEWER
 from tests.trained_models import TOKENIZER
+from training.strategies.registry import STRATEGIES
+from utils.devices import resolve_devices
 from utils.errors import UserError
 
 SWITCH = {**NEWER["switch-t5"], "dropout_rate": 0.0}
@@ -280,6 +282,8 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         check_quantisable(config, "8bit")
     with pytest.raises(UserError, match=r"^-task: a switch_t5 model gives no vectors; give one of t5, "):
         check_pooling(config, "mean", "-task")
+    with pytest.raises(UserError, match=r"^-strategy deepspeed_2: not with a switch_t5 model: "):
+        STRATEGIES["deepspeed_2"].check(config, resolve_devices(0, 1, "32", ""))
 
 
 def test_what_is_wrong_with_a_config_is_told_at_once() -> None:
