@@ -22,6 +22,7 @@ from generation.label_scoring import LabelScorer
 from models.forward import decode_teacher_forced
 from models.kernels.accelerate import accelerate
 from models.loading import describe, from_checkpoint, from_config
+from models.losses.contrastive import Contrastive
 from models.losses.cross_entropy import token_loss_and_correct
 from models.meter import StepMeter
 from models.optimizers.build import build_optimizer
@@ -73,6 +74,8 @@ def counts_of(name: str) -> dict[str, dict[str, Any]]:
         found[precision]["released"] = _released(kind, enter, precision == "fp32")
     found["fp32"]["resumed"] = _resumed(kind)
     found["fp32"] |= {"adafactor": _adafactor(kind)} if kind == "t5" else {}  # it knows shapes, no architectures
+    for precision, enter in PRECISIONS.items() if kind in ("t5", "bart") else ():
+        found[precision]["retrieval"] = _retrieval(kind, enter)
     return found
 
 
@@ -155,6 +158,24 @@ def _training(kind: str, enter: Callable[[], Any], layers: dict[str, int] | None
         parameters = [part for part in model.parameters() if part.grad is not None]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+    return _told(counts)
+
+
+def _retrieval(kind: str, enter: Callable[[], Any]) -> dict[str, Any]:
+    """Both micro-batches of a step of retrieval, of each pooling."""
+    keys = {"query_keys": torch.arange(6), "passage_keys": torch.arange(6), "answers": torch.arange(6)}
+    with counting() as counts:
+        for pooling in ("mean", "decoder"):
+            model = on_device(_with_layers(kind, None).train())
+            objective, made = Contrastive(pooling, 0.05), _batch()
+            passages = {"passage_ids": made["input_ids"], "passage_mask": made["attention_mask"]}
+            batch = _moved({**made, **passages, **keys, "most_passages": 0})
+            counts.reset()
+            for step in ({"step": [batch, batch]}, {}):
+                with enter():
+                    objective.begin_step(model, {**batch, **step}, lambda place: place)
+                    loss = objective(model, batch)
+                loss.backward()
     return _told(counts)
 
 

@@ -36,6 +36,7 @@ def test_what_a_gpu_would_be_asked_for() -> None:
     waiting = {job: counts["syncs"] for job, counts in jobs.items() if job[2] in ("training", "validation", "resumed")}
     assert {job: places for job, places in waiting.items() if places} == {}
     assert len(waiting) == (2 * 2 + 1) * len(ARCHITECTURES)
+    assert [counts["syncs"] for job, counts in jobs.items() if job[2] == "retrieval"] == [{}] * 4
     # Whole numbers are not among them, so that -deterministic refuses nothing of training and its validations.
     assert {job[2] for job, counts in jobs.items() if counts["not deterministic"]} == {"samples"}
     adafactor = jobs["t5", "fp32", "adafactor"]
