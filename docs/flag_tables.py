@@ -27,6 +27,7 @@ from config.flags.retrieval.embed import EmbedConfig  # noqa: E402
 from config.flags.select_rows import SelectConfig  # noqa: E402
 from config.flags.serve import ServeConfig  # noqa: E402
 from config.flags.train import TrainConfig  # noqa: E402
+from config.flags.train_tokenizer import TokenizerConfig  # noqa: E402
 from config.flags.tune import SearchConfig  # noqa: E402
 from config.parser import FlagSpec, flag_groups  # noqa: E402
 from utils.console import run_command  # noqa: E402
@@ -47,8 +48,8 @@ DOCUMENTS = (  # file, language, tables
     ("docs/reviews.ko.md", "ko", ("analyze",)),
     ("docs/serving.md", "en", ("serve",)),
     ("docs/serving.ko.md", "ko", ("serve",)),
-    ("docs/pretraining.md", "en", ("pretrain",)),
-    ("docs/pretraining.ko.md", "ko", ("pretrain",)),
+    ("docs/pretraining.md", "en", ("pretrain", "train_tokenizer")),
+    ("docs/pretraining.ko.md", "ko", ("pretrain", "train_tokenizer")),
     ("docs/labelling.md", "en", ("select_rows",)),
     ("docs/labelling.ko.md", "ko", ("select_rows",)),
     ("docs/retrieval.md", "en", ("embed",)),
@@ -57,8 +58,7 @@ DOCUMENTS = (  # file, language, tables
 KOREAN_FLAGS = ROOT / "docs" / "flags_ko.yaml"
 COMMANDS = (
     *(TrainConfig, InferenceConfig, ExportConfig, AnalyzeConfig, ServeConfig, SelectConfig, SearchConfig),
-    PretrainConfig,
-    EmbedConfig,
+    *(PretrainConfig, EmbedConfig, TokenizerConfig),
 )
 WORDS = {
     "en": {
@@ -99,6 +99,7 @@ KOREAN_TITLES = {
     "Search": "탐색",
     "Review analysis": "리뷰 분석",
     "Server": "서버",
+    "Tokenizer": "토크나이저",
     "Corpus": "말뭉치",
     "Objective": "목적 함수",
     "Pretraining": "사전학습",
@@ -138,7 +139,7 @@ def with_tables(text: str, language: str, names: Sequence[str]) -> str:
 
 def all_tables(language: str) -> dict[str, str]:
     """Table text by name: `train`, `inference`, `both` (groups that these two share), `export`, `analyze`, `serve`,
-    `select_rows`, `pretrain`, `embed`, and `presets`."""
+    `select_rows`, `pretrain`, `embed`, `train_tokenizer`, and `presets`."""
     meaning = meanings(language)
     groups = [{group_class for group_class, _ in command_groups(command)} for command in COMMANDS]
     tables = {}
@@ -153,6 +154,7 @@ def all_tables(language: str) -> dict[str, str]:
         ("select_rows", SelectConfig, groups[5] - groups[1]),
         ("pretrain", PretrainConfig, groups[7] - groups[0]),
         ("embed", EmbedConfig, groups[8] - groups[1]),
+        ("train_tokenizer", TokenizerConfig, groups[9]),
     ):
         rows: list[Sequence[str]] = []
         for group_class, specs in command_groups(command):

@@ -81,7 +81,7 @@ class TokenizerFlags:
     morphemes: str = free(
         "none",
         "Korean analyser whose morphemes pieces do not cross. It is needed for this training alone: none, mecab (fast),"
-        " or kiwi (careful, a tenth of the speed).",
+        " or kiwi (careful, and much slower).",
         choices=("none", "mecab", "kiwi"),
     )
     sample_mb: int = free(
