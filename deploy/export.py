@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.model_paths import EXPORTS, model_path
 from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
 from config.checks import NO_UTF8_NAME
+from config.flags.export import SENTENCE_TRANSFORMERS as FORMAT
 from config.flags.export import ExportFlags
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 MARK = "export.json"  # says that a folder is an export, of what, and which files are its own
 EXPORTED = re.compile(  # what an export writes: state, model, tokenizer, or what CTranslate2 makes of them
-    r"(export|training_state|config|generation_config|model\.safetensors\.index|shared_vocabulary|tokenizer|"
+    r"(export|training_state|config|modules|sentence_bert_config|config_sentence_transformers|generation_config|model\.safetensors\.index|shared_vocabulary|tokenizer|"
     r"tokenizer_config|special_tokens_map|added_tokens|(target_)?vocab(-src|-tgt)?|normalizer|entity_vocab|emoji)\.json|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.bin|chat_template\.jinja|(vocab|merges|dict)\.txt|bpe\.codes|"
     r"(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|(source|target)\.spm|"
     r"(encoder|prefill|decode)\.onnx(\.data)?|adapter_config\.json|adapter_model\.safetensors|prophetnet\.tokenizer|end_token\.txt|"
     r"modeling_switch_t5\.py|"
-    r"README\.md"
+    r"README\.md|1_Pooling/config\.json"
 )
-SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_onnx"}
+SUFFIXES = {"safetensors": "_hfmodel", "ctranslate2": "_ctranslate2", "onnx": "_onnx", FORMAT: "_sentence_transformers"}
 
 
 def run(flags: ExportFlags) -> int:
@@ -63,6 +64,11 @@ def run(flags: ExportFlags) -> int:
         from generation.engines.onnx import check_onnx
 
         check_onnx(sources[0].config_and_tokenizer()[0].model_type, "-format onnx")
+    if flags.format == FORMAT:
+        from deploy.sentence_transformers import check_readable
+
+        model_config, tokenizer = sources[0].config_and_tokenizer()
+        check_readable(model_config.model_type, tokenizer, sources[0].saved_state(), f"{flag} {names[0]}")
     check_merging(flags, sources)
     tell(f"-model {names[0]}" if len(names) == 1 else f"mean of {len(names)} checkpoints: {', '.join(names)}")
     tell(*(line for source in sources for line in source.notes()))
@@ -163,13 +169,21 @@ def check_target(target: Path, flags: ExportFlags) -> None:
 
 
 def _foreign_names(target: Path, own: set[str]) -> list[str]:
-    """The first files and folders in `target` that its export did not write; no folder is entered."""
+    """The first files and folders in `target` that its export did not write."""
     with os.scandir(target) as entries:
         there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     found = [
-        f"{name}/" if is_folder else name for name, is_folder in sorted(there.items()) if is_folder or name not in own
+        f"{name}/" if is_folder else name
+        for name, is_folder in sorted(there.items())
+        if (name not in own if not is_folder else not _is_own_folder(target / name, own))
     ]
     return found[:3]
+
+
+def _is_own_folder(folder: Path, own: set[str]) -> bool:
+    """Whether an export made the folder and all that is in it."""
+    there = {f"{folder.name}/{name}" for name in os.listdir(folder)}
+    return bool(there) and not folder.is_symlink() and there <= own
 
 
 def _own_files(target: Path) -> set[str]:
@@ -226,6 +240,10 @@ def write(
             fill_onnx(folder, model, tokenizer, state)
         else:
             fill_folder(folder, model, tokenizer, state)
+        if flags.format == FORMAT:
+            from deploy.sentence_transformers import fill_sentence_transformers
+
+            fill_sentence_transformers(folder, model.config.d_model, state)
         if flags.model_card or flags.push_to_hub:
             from deploy.model_card import write_card
 

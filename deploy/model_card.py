@@ -19,6 +19,7 @@ from checkpoints.saved_run import trained_tasks
 from config.flags.export import ExportFlags
 from config.flags.train import TrainConfig
 from config.parser import to_dict
+from metrics.registry import PASSAGES
 from models.adapters.folder import is_adapter_folder
 from models.special_tokens import adds_no_end
 from utils.errors import UserError
@@ -91,8 +92,11 @@ class Card:
 
     def _use(self) -> list[str]:
         if self.format != "safetensors":
-            library = {"ctranslate2": "CTranslate2", "onnx": "ONNX Runtime"}[self.format]
+            library = {"ctranslate2": "CTranslate2", "onnx": "ONNX Runtime"}.get(self.format, self.format)
             return ["## Use", f"The files are for {library}; `docs/export.md` of seq2seq-finetuner shows how."]
+        if any(task.get("postprocessor") == {"kind": PASSAGES} for task in self._tasks()):
+            command = f"python embed.py -model {self.name} -data rows.tsv -save_output vectors.npy"
+            return ["## Use", "It gives vectors of texts. With seq2seq-finetuner:", f"```bash\n{command}\n```"]
         base = " -base_model BASE_MODEL" if self.is_adapter else ""
         command = f"python inference.py -model {self.name}{base} -test_data rows.tsv -save_output predictions.txt"
         sections = ["## Use", "With seq2seq-finetuner:", f"```bash\n{command}\n```"]

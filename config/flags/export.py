@@ -9,7 +9,8 @@ from config.flags.data import BASE_MODEL
 from config.flags.inference import COMPUTE_TYPES
 from config.parser import free
 
-EXPORT_FORMATS = ("safetensors", "ctranslate2", "onnx")
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+EXPORT_FORMATS = ("safetensors", "ctranslate2", "onnx", SENTENCE_TRANSFORMERS)
 WITHOUT_ROWS = {"valid_data": "no rows are decoded"}
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # an identifier of the hub
 WITHOUT_PUSH = {"push_to_hub": "nothing is pushed"}
@@ -39,14 +40,16 @@ class ExportFlags:
     base_model: str = free("", BASE_MODEL, path="read")
     save_path: str = free(
         "",
-        "Folder that is made; empty = <folder of the run>_hfmodel, _ctranslate2 or _onnx, by -format.",
+        "Folder that is made; empty = <folder of the run>_hfmodel, _ctranslate2, _onnx or _sentence_transformers, by"
+        " -format.",
         metavar="FOLDER",
         path="written",
     )
     format: str = free(
         "safetensors",
-        "What is written: a from_pretrained folder, a model for CTranslate2, or graphs for ONNX Runtime"
-        " (docs/architectures.md: which models).",
+        "What is written: a from_pretrained folder, a model for CTranslate2, graphs for ONNX Runtime"
+        " (docs/architectures.md: which models), or a from_pretrained folder that sentence-transformers opens for"
+        " vectors.",
         choices=EXPORT_FORMATS,
     )
     compute_type: str = free("float32", "How CTranslate2 holds the weights.", choices=COMPUTE_TYPES)
@@ -56,6 +59,7 @@ class ExportFlags:
         " compared, and an export that is not rounded (-compute_type) and decodes otherwise is refused; may repeat;"
         " empty = none.",
         metavar="FILE",
+        excludes={f"format={SENTENCE_TRANSFORMERS}": "it gives vectors, and decodes nothing"},
         path="read",
     )
     rows: int = free(

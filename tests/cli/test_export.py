@@ -122,7 +122,8 @@ def test_mistakes_are_told_and_nothing_is_written(copy_run: Path, tmp_path: Path
         "-model", tmp_path / "mine", "-average", "last:2", "-save_path", tmp_path / "x"
     )
     result = run(PYTHON, "export.py", "-model", best, "-save_path", tmp_path / "x", "-format", "gguf")
-    assert (result.code, result.errors) == (2, ["-format gguf: one of safetensors, ctranslate2, onnx expected"])
+    choices = "safetensors, ctranslate2, onnx, sentence-transformers"
+    assert (result.code, result.errors) == (2, [f"-format gguf: one of {choices} expected"])
     assert "Traceback" not in result.err
     assert listing(copy_run / "run") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
