@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
-from checkpoints.run_folder import CACHE_FOLDER, resume_candidates, run_lock
+from checkpoints.run_folder import resume_candidates, run_lock
 from config.flags.pretrain import PretrainConfig
 from config.parser import information, without_run_file
 from config.user_code import import_user_code
@@ -22,7 +22,7 @@ from training.pretraining.checks import check_pretrain
 from training.process_watch import die_with_the_first
 from training.signals import StopSignal, TrainingStopped, after_stop
 from utils.console import run_command, say
-from utils.errors import SharedError, nothing_kept_on_user_error, raise_if_any
+from utils.errors import SharedError, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
@@ -72,11 +72,8 @@ def run(config: PretrainConfig, mixture: Mixture, argv: list[str], stop: StopSig
         if ended := finished_words(resumed, config):
             end_finished_run(config, mixture, resumed, ended, test_too=True)
             return 0
-    cache = Path(config.run.save_path) / CACHE_FOLDER
     try:
-        with nothing_kept_on_user_error(cache) if is_first_process() else nullcontext():
-            prepared = prepare_pretraining(config, mixture, resumed)
-        fit(prepared, stop)
+        fit(prepare_pretraining(config, mixture, resumed), stop)  # a corpus that is tokenized stays so
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
     except SharedError:
