@@ -107,15 +107,17 @@ def _texts(part: Part, options: DocumentOptions, report: RowReport) -> Iterator[
 def _is_text(part: Part, sample: bytes, report: RowReport) -> bool:
     """Whether a file is UTF-8 text by its beginning; one that is none is counted once, with its first part."""
     found = other_content(sample)
-    if found is None and sample.count(0) > len(sample) // 100:
+    place = part.path
+    if sample.count(0) > len(sample) // 100 and not (found and (found.encoding or not found.line)):
         reason = "file that holds binary data, skipped"
     elif found is not None:
         way_out = f" (iconv -f {found.encoding} -t utf-8)" if found.encoding else ""
         reason = f"file skipped: {found.what}{way_out}"
+        place += f":{found.line}" if found.line else ""
     else:
         return True
     if part.start == 0:
-        report.add(reason, 1, [f"{part.path}:{found.line}" if found and found.line else part.path])
+        report.add(reason, 1, [place])
     return False
 
 
@@ -255,7 +257,7 @@ def _joined_lines(part: Part, chunks: Iterable[Chunk], blank: bool, report: RowR
 
 def _json_lines(part: Part, chunks: Iterable[Chunk], column: str, report: RowReport) -> Iterator[Documents]:
     """A JSON object a line; one longer than a chunk is never held as a whole, and skipped."""
-    first_keys: list[str] = []
+    keys: list[str] = []  # of the first object without a text
     for lines in _lines(part, chunks, report):
         texts: list[str] = []
         numbers: list[int] = []
@@ -268,7 +270,7 @@ def _json_lines(part: Part, chunks: Iterable[Chunk], column: str, report: RowRep
             if not (line or "").strip():
                 continue
             assert line is not None
-            text, problem = _json_text(line, column, first_keys)
+            text, problem = _json_text(line, column, keys)
             if problem:
                 report.add(problem, 1, [f"{part.path}:{number}"])
             elif text:
@@ -291,7 +293,7 @@ def _add(part: Part, text: str, number: int, texts: list[str], numbers: list[int
         numbers.append(number)
 
 
-def _json_text(line: str, column: str, first_keys: list[str]) -> tuple[str, str]:
+def _json_text(line: str, column: str, keys: list[str]) -> tuple[str, str]:
     """The text of a JSON object, and why it has none."""
     try:
         value: Any = json.loads(line)
@@ -299,10 +301,10 @@ def _json_text(line: str, column: str, first_keys: list[str]) -> tuple[str, str]
         return "", "line that is no JSON, skipped (a file that is one JSON array has to become one object a line)"
     if not isinstance(value, dict):
         return "", "line that is no JSON object, skipped"
-    first_keys[:] = first_keys or list(value)
     text = value_at(value, column)
     if text is MISSING:
-        return "", f"object without key {column!r}, skipped (the first has {shortened(first_keys)}; -corpus_column)"
+        keys[:] = keys or list(value) or ["none"]
+        return "", f"object without key {column!r}, skipped (the first such has {shortened(keys)}; see -corpus_column)"
     if text is not None and not isinstance(text, str):
         return "", f"value of {column!r} that is no text, skipped"
     text = (text or "").strip()

@@ -158,7 +158,12 @@ def test_lines_that_are_no_text_are_skipped_and_counted_with_their_places(tmp_pa
     [
         ("a.txt", b"", "no document: the files hold no text"),
         ("a.txt", b"\x7fELF" + bytes(400), "no document; 1 of file that holds binary data, skipped, first at"),
-        ("a.jsonl", b'{"body": "x"}\n', "1 of object without key 'text', skipped (the first has body; -corpus_column)"),
+        ("a.txt", b"\xff\xfa\xff\0\0\n\xfe" * 99, "no document; 1 of file that holds binary data, skipped, first at"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            "1 of object without key 'text', skipped (the first such has body; see -corpus_column)",
+        ),
         ("a.tsv", b"x\ty\n", "unknown type of corpus file '.tsv'; known: .txt, .jsonl, .parquet"),
         ("a.parquet", b"x", "a.parquet: cannot be read as Parquet"),
     ],
