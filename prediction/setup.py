@@ -281,7 +281,7 @@ def make_engine(ready: Ready, decoding: LabelDecoding | None, examples: Sequence
         UserError: a task of passages.
     """
     if ready.task.kind == PASSAGES:
-        raise UserError(f"task {ready.task.name}: its model gives vectors of texts, and writes none")
+        raise UserError(f"task {ready.task.name}: its model gives vectors of texts, and writes none; use embed.py")
     decode, models, devices = ready.config.decode, ready.models, ready.devices
     tell(decoding_line(decode, devices, decoding))
     longest = longest_output(ready.target_limit)

@@ -18,7 +18,7 @@ from utils.tables import counted
 FIXED_ROWS = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
 NO_TARGET = "a passage is found, and not written: the loss is not over the tokens of a target"
 NOT_TRIED = "was not tried with a retrieval task"
-NO_TEST = "validation rows are ranked during the training; other rows are scored by their vectors afterwards"
+NO_TEST = "validation rows are ranked during the training; embed.py scores other rows afterwards"
 WITH_TARGETS = ("label_smoothing", "z_loss", "rdrop_alpha", "teacher", "class_weights", "doc_stride")
 
 

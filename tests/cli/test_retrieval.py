@@ -61,7 +61,10 @@ def test_a_run_resumed_in_an_epoch_ends_as_the_whole_one(tmp_path: Path) -> None
         {"kind": "passages"},
     )
     refused = infer("-model", tmp_path / "run", "-test_data", tmp_path / "valid.tsv")
-    assert (refused.code, refused.errors) == (2, ["task retrieval: its model gives vectors of texts, and writes none"])
+    assert (refused.code, refused.errors) == (
+        2,
+        ["task retrieval: its model gives vectors of texts, and writes none; use embed.py"],
+    )
 
 
 def test_inverse_cloze_leaves_a_model_of_retrieval(tmp_path: Path) -> None:
