@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from datamodules.objectives.frames import Frame
 from datamodules.objectives.noise import random_parts
 from datamodules.objectives.span_corruption import SpanCorruption, one_span_count
+from tests.documents import text_of
 
 EOS = 1
 END = Frame.of([], [EOS])
@@ -138,3 +141,15 @@ def test_every_division_is_equally_likely() -> None:
     counts = {parts: found.count(parts) for parts in set(found)}
     assert sorted(counts) == [(1, 1, 3), (1, 2, 2), (1, 3, 1), (2, 1, 2), (2, 2, 1), (3, 1, 1)]
     assert all(880 < count < 1120 for count in counts.values())
+
+
+@pytest.mark.parametrize("page", ["docs/pretraining.md", "docs/pretraining.ko.md"])
+def test_the_table_of_the_pages_is_that_of_the_code(page: str) -> None:
+    rows = re.findall(r"^\| (\d+) \| ([\d,]+ / .*) \|$", text_of(page), re.MULTILINE)
+    assert [longest for longest, _ in rows] == ["256", "512", "1024", "2048"]
+    for longest, cells in rows:
+        made = [span_corruption(0.15, 3.0), span_corruption(0.15, 20.0), span_corruption(0.5, 3.0)]
+        for objective, cell in zip(made, cells.split(" | "), strict=True):
+            raw = objective.raw_length(int(longest))
+            noise, spans = one_span_count(raw, objective.density, objective.mean_length)
+            assert cell == f"{raw:,} / {noise + spans + 1:,} / {spans}"
