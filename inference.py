@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
@@ -22,7 +23,7 @@ from config.flags.data import STANDARD_INPUT
 from config.flags.inference import InferenceConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
-from prediction.checks import check_inference, check_launched
+from prediction.checks import check_inference, check_launched, of_newest_checkpoint
 from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 
@@ -31,6 +32,7 @@ usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output F
 
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.txt
   python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.jsonl -save_report report.json
+  python inference.py -model runs/mine -all_checkpoints -test_data test.tsv -save_report checkpoints.html
   python inference.py -score_only -predictions predictions.txt -references test.tsv -task klue-sts
   python inference.py run.yaml -test_data test.tsv
   echo "a line" | python inference.py -model runs/mine/best -test_data -
@@ -51,7 +53,8 @@ def main(argv: list[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             score_files(config, Path(temporary))
         return 0
-    configs = each_adapter(config, problems)
+    every = config.model.all_checkpoints and not config.model.adapter
+    configs = of_newest_checkpoint(config, problems) if every else each_adapter(config, problems)
     check_launched(config.output.save_output, config.data.test_data, problems)
     for one in configs if is_first_rank() else ():
         check_inference(one, problems)
@@ -67,6 +70,10 @@ def main(argv: list[str]) -> int:
         work_for_first(config.output.save_output)
         return 0
     work = run_stream if config.data.test_data == (STANDARD_INPUT,) else run
+    if every:
+        from prediction.selection.checkpoints import run_checkpoints
+
+        work = partial(run_checkpoints, Path(config.model.model[0]))
     for one in configs:
         tell(*(f"-adapter {adapter}" for adapter in one.model.adapter))
         with shared_temporary(one.output.save_output) as shared:

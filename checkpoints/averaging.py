@@ -63,13 +63,19 @@ def chosen_checkpoints(text: str, run: Path | None) -> list[str]:
 
 def newest_checkpoints(run: Path) -> list[Path]:
     """One checkpoint for each optimizer step that the run has one of, from the latest step on."""
+    by_step = checkpoints_by_step(checkpoints_of(run), "-average")
+    return [by_step[step] for step in sorted(by_step, reverse=True)]
+
+
+def checkpoints_by_step(paths: Sequence[Path], flag: str) -> dict[int, Path]:
+    """The first of the checkpoints for each optimizer step that there is one of."""
     by_step: dict[int, Path] = {}
-    for path in checkpoints_of(run):
+    for path in paths:
         step = step_of(path)
         if step < 0:  # last.ckpt
-            step = read_run(path, "-average").global_step
+            step = read_run(path, flag).global_step
         by_step.setdefault(step, path)
-    return [by_step[step] for step in sorted(by_step, reverse=True)]
+    return by_step
 
 
 def best_checkpoints(run: Path) -> list[Path]:

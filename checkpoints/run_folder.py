@@ -48,13 +48,16 @@ def conversions_of(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _CONVERSION.fullmatch(path.name) and path.is_dir()]
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
+def checkpoints_of(folder: Path, last_first: bool = True) -> list[Path]:
     """The checkpoints of a run, the one to continue from first: `last.ckpt`, then the others from the latest step on.
 
     A second name of the same file (`last.ckpt` is one, as a rule) is left out.
+
+    Args:
+        last_first: false puts `last.ckpt` behind the others, so that it is the second name.
     """
     files = [path for path in (folder / CHECKPOINT_FOLDER).glob("*.ckpt") if path.is_file() or path.is_dir()]
-    files.sort(key=lambda path: (path.name != LAST_NAME, -step_of(path), path.name))
+    files.sort(key=lambda path: ((path.name == LAST_NAME) != last_first, -step_of(path), path.name))
     distinct: dict[tuple[int, int], Path] = {}
     for path in files:
         index = path / INDEX_NAME

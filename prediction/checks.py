@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, model_path
-from checkpoints.run_folder import CHECKPOINT_FOLDER, holds_run
+from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, holds_run
 from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
 from config.flags.data import STANDARD_INPUT
 from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags, OutputFlags
@@ -66,6 +66,20 @@ def check_launched(output: str, inputs: Sequence[str], problems: list[str]) -> N
         problems.append(
             "-save_output is required where torchrun or srun starts several processes: what they share lies beside it"
         )
+
+
+def of_newest_checkpoint(config: InferenceConfig, problems: list[str]) -> list[InferenceConfig]:
+    """The config of -all_checkpoints for the newest one; none where there is no run, which `problems` then says."""
+    names = config.model.model
+    if world_size() > 1:
+        problems.append(
+            "-all_checkpoints: not where torchrun or srun starts several processes; give -gpus or -cpu_processes"
+        )
+    found = checkpoints_of(Path(names[0])) if len(names) == 1 and os.path.isdir(names[0]) else []
+    if names and not found:
+        given = " ".join(f"-model {name}" for name in names)
+        problems.append(f"-all_checkpoints: give one run with checkpoints in {CHECKPOINT_FOLDER}/, not {given}")
+    return [replace(config, model=replace(config.model, model=(str(path),))) for path in found[:1]]
 
 
 def perplexity_problems(metrics: Collection[str], doc_stride: int) -> list[str]:

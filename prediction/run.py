@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,7 @@ from prediction.output import (
     write_lines,
     write_rows,
 )
+from prediction.parts import Chunks, Parts
 from prediction.parts_folder import open_parts
 from prediction.predict import finished_rows, predict
 from prediction.setup import (
@@ -100,6 +101,15 @@ def run(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
     if requests:  # as they are now, before the check
         tell(*check_requests("-test_data", config.data.test_data))
     ready = prepare(config, given, shared.folder, shared.first)
+    split, records, groups = rows_of(ready, requests)
+    with predicted(ready, split) as found:
+        finish(found, records, groups)
+
+
+def rows_of(
+    ready: Ready, requests: InputRecords | None = None
+) -> tuple[EncodedSplit, InputRecords | None, Groups | None]:
+    """The encoded rows, the records that are written with them, and their groups."""
     config = ready.config
     raise_if_any(missing_packages(ready.task.metrics))
     paths = config.data.test_data or config.data.valid_data
@@ -108,9 +118,7 @@ def run(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
     tell(*lines, f"task {ready.task.name}; {said(ready.postprocessor)}")
     escapes, headers = config.data.tsv_escapes, split.report.headers
     groups = groups_of(config.output.group_by, paths, ready.task.layout, headers, escapes)
-    groups = groups or Groups.of_directions(split)
-    with predicted(ready, split) as found:
-        finish(found, records, groups)
+    return split, records, groups or Groups.of_directions(split)
 
 
 @contextmanager
@@ -123,16 +131,28 @@ def predicted(ready: Ready, split: EncodedSplit, words_of: str = "") -> Iterator
     decoding = find_label_decoding(ready, split)
     if decoding and decoding.highlight:
         decoding = replace(decoding, highlight=replace(decoding.highlight, only=words_of))
+    with parts_of(ready, split, decoding) as parts:
+        finish_parts(ready, split, decoding, parts)
+        with read_parts(ready, split, decoding, parts) as found:
+            yield found
+
+
+def finish_parts(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None, parts: Path) -> None:
+    """Predict the rows of `split` that no part in the folder `parts` has yet."""
     engine = make_engine(ready, decoding, first_sources(split))
     limits, kept = BatchLimits.of(ready.config.decode), bool(ready.config.output.save_output)
-    with parts_of(ready, split, decoding) as parts:
-        with telling_what_is_kept(split, limits, parts, kept):
-            predictions = predict(engine, split, limits, ready.devices, parts, ready.first)
-        with predictions:
-            found: tuple[EncodedSplit, Sequence[Prediction]] = split, predictions
-            if ready.config.length.doc_stride:
-                found = by_row(*found, ready.postprocessor, ready.config.decode.num_return)
-            yield Predicted(ready, found[0], decoding, found[1])
+    with telling_what_is_kept(split, limits, parts, kept):
+        predict(engine, split, limits, ready.devices, parts, ready.first).close()
+
+
+@contextmanager
+def read_parts(ready: Ready, split: EncodedSplit, decoding: LabelDecoding | None, parts: Path) -> Iterator[Predicted]:
+    """The predictions of all rows from the folder of their parts, whose files are open in the block alone."""
+    with Parts(parts, Chunks.of(split.source_lengths, BatchLimits.of(ready.config.decode))) as predictions:
+        found: tuple[EncodedSplit, Sequence[Prediction]] = split, predictions
+        if ready.config.length.doc_stride:
+            found = by_row(*found, ready.postprocessor, ready.config.decode.num_return)
+        yield Predicted(ready, found[0], decoding, found[1])
 
 
 def run_stream(config: InferenceConfig, given: frozenset[str], shared: Shared) -> None:
@@ -220,7 +240,13 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
 
     Scoring comes last: whatever happens there, hours of prediction are not lost.
     """
-    ready, split, predictions, references = found.ready, found.split, found.predictions, found.references
+    write_outputs(found, records)
+    write_report(found, groups)
+
+
+def write_outputs(found: Predicted, records: InputRecords | None = None) -> None:
+    """Write the predictions and references that were asked for."""
+    ready, split, predictions = found.ready, found.split, found.predictions
     config, postprocessor = ready.config, ready.postprocessor
     output, data = config.output, config.data
     for name in filter(None, (output.save_output, output.save_label, output.save_report)):
@@ -246,21 +272,34 @@ def finish(found: Predicted, records: InputRecords | None = None, groups: Groups
         write_rows(Path(output.save_output), rows, form, output.overwrite)
         tell(f"predictions written to {output.save_output}")
     if output.save_label:
-        lines = plain_lines((text or "" for text in references), data.tsv_escapes)
+        lines = plain_lines((text or "" for text in found.references), data.tsv_escapes)
         write_lines(Path(output.save_label), lines, output.overwrite)
         tell(f"references written to {output.save_label}")
-    scores, report = scored(found)
+
+
+def write_report(
+    found: Predicted, groups: Groups | None = None, scores: Scores | None = None, more: Mapping[str, Any] | None = None
+) -> None:
+    """Score what was not scored yet, print, and write the report.
+
+    Args:
+        more: what else the report holds.
+    """
+    ready, split, predictions, references = found.ready, found.split, found.predictions, found.references
+    config, output = ready.config, ready.config.output
+    scores, report = scored(found, scores)
+    report |= more or {}
     if groups:
         by_group = groups.scores(references, found.texts, scorer(ready))
         tell(*groups.lines(by_group))
         report["groups"] = group_dict(by_group)
     if output.confidence and scores.scored_rows:
-        confidence = confidence_of(output.confidence, scores, references, found.texts, postprocessor)
+        confidence = confidence_of(output.confidence, scores, references, found.texts, ready.postprocessor)
         tell(*confidence.lines())
         report["confidence"] = confidence.to_dict()
     if output.save_report:
         tokenizer, cut_offs = ready.encoder.tokenizer, (ready.encoder.source_limit, longest_prediction(found))
-        about = (f"task {ready.task.name}", *(model.name for model in ready.models), *data.test_data)
+        about = (f"task {ready.task.name}", *(model.name for model in ready.models), *config.data.test_data)
         save_report(output, report, lambda: look_at_predictions(scores, split, predictions, tokenizer, cut_offs), about)
 
 
@@ -286,22 +325,31 @@ def reference_perplexity(ready: Ready, split: EncodedSplit) -> Figure:
         return perplexity(model.to(device), split, tokenizer.pad_token_id, limits, device)
 
 
-def scored(found: Predicted) -> tuple[Scores, dict[str, Any]]:
-    """The scores, which are told, and the report of them."""
+def scores_of(found: Predicted) -> Scores:
+    """The scores; nothing is told."""
     ready, decoding = found.ready, found.decoding
-    postprocessor, settings = ready.postprocessor, to_dict(ready.config)
+    postprocessor = ready.postprocessor
     scores = scorer(ready)(found.references, found.texts)
-    if decoding and decoding.mode == "score" and decoding.labels.separator:
-        settings["label_thresholds"] = dict(zip(postprocessor.texts, decoding.thresholds, strict=True))
-    elif decoding and decoding.mode == "score":
+    if decoding and decoding.mode == "score" and not decoding.labels.separator:
         shares = (prediction.label_probabilities for prediction in found.predictions)
         scores = with_probabilities(scores, found.references, shares)
-        settings["label_calibration"] = calibration_settings(decoding.calibration, postprocessor)
     if ready.config.length.doc_stride and isinstance(postprocessor, Answers) and postprocessor.unanswerable:
         unsure = (prediction.no_answer for prediction in found.predictions)
         scores = with_no_answer(scores, found.references, found.texts, unsure)
     if PERPLEXITY in named_metrics(ready.config.output.metrics):
         scores = with_figure(scores, PERPLEXITY, reference_perplexity(ready, found.split))
+    return scores
+
+
+def scored(found: Predicted, scores: Scores | None = None) -> tuple[Scores, dict[str, Any]]:
+    """The scores, where they are not known yet, which are told, and the report of them."""
+    ready, decoding = found.ready, found.decoding
+    postprocessor, settings = ready.postprocessor, to_dict(ready.config)
+    scores = scores_of(found) if scores is None else scores
+    if decoding and decoding.mode == "score" and decoding.labels.separator:
+        settings["label_thresholds"] = dict(zip(postprocessor.texts, decoding.thresholds, strict=True))
+    elif decoding and decoding.mode == "score":
+        settings["label_calibration"] = calibration_settings(decoding.calibration, postprocessor)
     tell(*report_text(scores, outputs_of(found.split, found.predictions, postprocessor)).splitlines())
     silent = silence_of(found)
     tell(*(["", *silent.lines()] if silent.to_dict() else []))

@@ -8,6 +8,7 @@ from typing import Any
 
 from reports import scores, svg
 from reports.charts import Chart
+from reports.checkpoints import checkpoint_charts, checkpoint_section
 from reports.outputs import Look
 from reports.page import data_text, page, section
 
@@ -33,7 +34,8 @@ def score_sections(report: Mapping[str, Any], look: Look) -> str:
     title = " and ".join(["Calibration"] * bool(sure) + ["Lengths" if not sure else "lengths"] * bool(charts))
     tables = scores.confusion(report) + scores.class_table(scores.class_bars(report))
     return (
-        scores.figures(report)
+        checkpoint_section(report)
+        + scores.figures(report)
         + scores.guarantees(report)
         + (f'<div class="pair">\n{tables}</div>\n' if tables else "")
         + section(title, f'<div class="charts">\n{sure}{charts}</div>\n' if sure or charts else "")
@@ -45,7 +47,7 @@ def score_sections(report: Mapping[str, Any], look: Look) -> str:
 def score_charts(report: Mapping[str, Any], look: Look) -> list[Chart]:
     """The charts of these sections, for pictures."""
     tables = (scores.matrix_of(report), scores.class_bars(report), look.reliability)
-    return [chart for chart in (*tables, *look.lengths) if chart is not None]
+    return [chart for chart in (*checkpoint_charts(report), *tables, *look.lengths) if chart is not None]
 
 
 def prediction_page(report: Mapping[str, Any], look: Look, title: str, about: Sequence[str] = ()) -> str:

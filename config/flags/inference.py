@@ -59,6 +59,18 @@ class InferenceModelFlags:
         },
         path="read",
     )
+    all_checkpoints: bool = free(
+        False,
+        "Score every checkpoint of the run that -model names, and say which is best: by the first of -metrics, else by"
+        " the task's first metric. -save_output gets the predictions of the best.",
+        excludes={
+            "score_only": SCORING,
+            "adapter": "give the run of the adapter as -model",
+            "openai_batch": "requests have no references",
+            "engine=ctranslate2": "it would convert every checkpoint; find the best first",
+            **NO_FILES,
+        },
+    )
     base_model: str = free("", BASE_MODEL, path="read")
     tokenizer: str = free("", "Tokenizer folder or hub name, or 'bytes'; empty = the model's own.", path="read")
     task: str = free(

@@ -125,6 +125,10 @@ def test_every_form_predicts_the_same_and_another_base_is_refused(adapted: Path,
         assert done.code == 0, done.err
         texts[name] = output.read_text()
     assert texts["ckpt"] == texts["last"]
+    every = ("-all_checkpoints", "-base_model", tmp_path / "moved", "-save_output", tmp_path / "every.txt")
+    scored = run("python", "inference.py", "-model", adapted / "whole", *test, *every)
+    assert scored.code == 0, scored.err
+    assert "\nbest by exact_match: step " in scored.out
     several = run(
         *("python", "inference.py", "-model", adapted / "base", "-adapter", adapted / "whole", *test),
         *("-adapter", adapted / "killed/last", "-save_output", tmp_path / "of-{adapter}.txt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints.run_folder import step_of
 from checkpoints.saved_run import SavedRun, read_run
 from models.loading import from_config, from_pretrained
 from tests.cli.command import infer_ok, train, train_ok
@@ -118,6 +120,10 @@ def test_goes_on_in_one_process_and_is_predicted_with(
     for name, model in (("folder", folder), ("best", sharded / "best")):
         infer_ok("-model", model, "-test_data", letters / "valid.tsv", "-gpus", 0, "-save_output", tmp_path / name)
     assert (tmp_path / "folder").read_bytes() == (tmp_path / "best").read_bytes()
+    scored = infer_ok("-model", sharded, "-all_checkpoints", "-test_data", letters / "valid.tsv", "-gpus", 0).out
+    steps = sorted({step_of(path) for path in folder.parent.glob("epoch*.ckpt")})
+    assert [int(step) for step in re.findall(r"checkpoint \d of \d: step (\d+), ", scored)] == steps
+    assert "\nbest by exact_match: step " in scored
     changes: dict[str, Any] = {"cpu_processes": 0, "gpus": 0, "max_epoch": 3, "resume_checkpoint": folder}
     flags = flag_list(flags_of(two_processes, letters, "two", save_path=tmp_path / "one", **changes))
     refused = train(*flags)

@@ -10,7 +10,7 @@ import pytest
 from config.adapters import each_adapter
 from config.flags.inference import InferenceConfig
 from config.parser import parse_flags
-from prediction.checks import check_inference
+from prediction.checks import check_inference, of_newest_checkpoint
 from tests.cli.tiny import letter_rows, write_tsv
 
 
@@ -204,4 +204,37 @@ def test_each_adapter_is_a_prediction_of_its_own() -> None:
         "-adapter runs/a/best: give its base model as one -model, not -model base -model other",
         "-adapter a: two adapters have the name a; give a link or a copy another name",
         "-save_output o: each adapter writes a file of its own; put {adapter} into the name",
+    ]
+
+
+def test_all_checkpoints_are_those_of_one_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / "run/saved_checkpoints"
+    folder.mkdir(parents=True)
+    (place / "empty/saved_checkpoints").mkdir(parents=True)
+    for name in ("epoch0-global_step9-val_loss1.ckpt", "epoch0-global_step10-val_loss1.ckpt"):
+        (folder / name).touch()
+
+    def told(*flags: str) -> tuple[list[str], list[str]]:
+        config, _, problems = parse_flags(InferenceConfig, ["-all_checkpoints", "-test_data", "good.tsv", *flags])
+        configs = of_newest_checkpoint(config, problems)
+        for one in configs:
+            check_inference(one, problems)
+        return [name for one in configs for name in one.model.model], problems
+
+    newest = str(Path("run/saved_checkpoints/epoch0-global_step10-val_loss1.ckpt"))
+    assert told("-model", "run", "-save_output", "run/predictions.txt") == ([newest], [])
+    refused = "-all_checkpoints: give one run with checkpoints in saved_checkpoints/, not"
+    for models in (("owner/name",), ("empty",), ("run/saved_checkpoints",), (newest,), ("run", "empty"), ("missing",)):
+        named = [part for model in models for part in ("-model", model)]
+        assert told(*named) == ([], [f"{refused} {' '.join(named)}"])
+    assert [problem.partition(":")[0] for problem in told()[1]] == ["-model is required"]
+    for flags, words in {
+        ("-engine", "ctranslate2"): "-engine ctranslate2: it would convert every checkpoint; find the best first",
+        ("-adapter", "run"): "-adapter run: give the run of the adapter as -model",
+    }.items():
+        assert told("-model", "run", *flags)[1] == [f"-all_checkpoints: not with {words}"]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert told("-model", "run")[1] == [
+        "-all_checkpoints: not where torchrun or srun starts several processes; give -gpus or -cpu_processes"
     ]
