@@ -336,7 +336,9 @@ def _column_texts(part: Part, stored: Stored, name: str, report: RowReport) -> I
         for batch in stored.batches([".".join(keys)]):
             column = batch.column(batch.schema.get_field_index(keys[0]))
             column = pc.struct_field(column, list(keys[1:])) if keys[1:] else column
-            yield _stored_documents(part, name, column, row, report)
+            rows = max(1, len(column) * BLOCK_BYTES // max(1, column.nbytes))
+            for start in range(0, len(column), rows):
+                yield _stored_documents(part, name, column.slice(start, rows), row + start, report)
             row += len(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{part.path}: broken near row {row} ({first_line(error)})") from None
