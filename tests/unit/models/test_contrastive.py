@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from models.loading import from_config
 from models.losses.contrastive import NO_KEY, Contrastive, Vectors
@@ -74,27 +76,52 @@ def gradients(model: torch.nn.Module) -> Tensor:
 def test_micro_batches_have_the_loss_and_the_gradient_of_one_batch(kind: str, pooling: str) -> None:
     """With dropout: each is passed through twice, and draws the same numbers."""
     model = from_config(with_dropout(kind), seed=3).train()
-    parts = [micro_batch(2, 1, seed=1), micro_batch(3, 0, seed=2), micro_batch(1, 2, seed=3)]
-    objective = Contrastive(pooling, TEMPERATURE)
-    found = []
-    for place, part in enumerate(parts):
-        first = {"step": parts} if place == 0 else {}
-        objective.begin_step(model, {**part, **first}, lambda later, place=place: 50 + place + later)  # type: ignore[misc]
-        torch.manual_seed(50 + place)
-        loss = objective(model, part)
-        loss.backward()  # type: ignore[no-untyped-call]
-        found.append(float(loss.detach()))
-    accumulated = gradients(model)
+    found, expected = accumulated(model, pooling), at_once(model, pooling)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert float((found[1] - expected[1]).norm() / expected[1].norm()) < 1e-6
+
+
+def test_the_pass_without_a_graph_leaves_no_casts_that_take_gradients_away() -> None:
+    """Both passes are in one context of autocast, which keeps the weights that it has cast."""
+    model = from_config(with_dropout("t5"), seed=3).train()
+    found, expected = (way(model, "mean", autocast=True)[1] for way in (accumulated, at_once))
+    assert found.shape == expected.shape
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+PARTS = [micro_batch(2, 1, seed=1), micro_batch(3, 0, seed=2), micro_batch(1, 2, seed=3)]
+
+
+def accumulated(model: PreTrainedModel, pooling: str, autocast: bool = False) -> tuple[list[float], Tensor]:
+    """The loss of each micro-batch of a step, and the gradient of the step."""
     model.zero_grad()
-    whole = []
-    for place, part in enumerate(parts):
-        torch.manual_seed(50 + place)
-        whole.append(Vectors.of(model, part, pooling))
-    losses = Vectors.joined(whole).losses(TEMPERATURE)
+    objective, losses = Contrastive(pooling, TEMPERATURE), []
+    for place, part in enumerate(PARTS):
+        first = {"step": PARTS} if place == 0 else {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            objective.begin_step(model, {**part, **first}, partial(seed_of, place))
+            torch.manual_seed(seed_of(place))
+            loss = objective(model, part)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+    return losses, gradients(model)
+
+
+def at_once(model: PreTrainedModel, pooling: str, autocast: bool = False) -> tuple[list[float], Tensor]:
+    """The same of all micro-batches in one graph."""
+    model.zero_grad()
+    parts = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for place, part in enumerate(PARTS):
+            torch.manual_seed(seed_of(place))
+            parts.append(Vectors.of(model, part, pooling))
+        losses = Vectors.joined(parts).losses(TEMPERATURE)
     losses.sum().backward()  # type: ignore[no-untyped-call]
-    expected = [float(part.sum()) for part in losses.detach().split([2, 3, 1])]
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert float((accumulated - gradients(model)).norm() / accumulated.norm()) < 1e-6
+    return [float(part.sum()) for part in losses.detach().split([2, 3, 1])], gradients(model)
+
+
+def seed_of(place: int, later: int = 0) -> int:
+    return 50 + place + later
 
 
 def test_a_batch_without_rows_has_loss_and_gradient_0() -> None:
