@@ -27,9 +27,10 @@ from datamodules.encoding.tokens import is_byte_tokenizer
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3
 MODEL_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "spm.model")
-COMBINING = re.compile(
+READ_OTHERWISE = re.compile(
     "[\u1100-\u115f\u3131-\u314e][\u1160-\u11a2\u314f-\u3163]"  # Korean letters that make up a syllable
-    "|[\u0300-\u036f\u3099\u309a]"
+    "|[\u0300-\u036f\u3099\u309a]"  # accents
+    "|\x85"  # a line end, which ends a word for one of them alone
 )
 SAMPLED_FIRST, SAMPLED_EVERY = 100, 200  # documents of a piece that are encoded twice
 SAMPLE_LETTERS = 20_000
@@ -185,7 +186,7 @@ class DocumentEncoder:
 
     def _by_sentencepiece(self, texts: list[str]) -> list[np.ndarray]:
         found: list[np.ndarray] = self._pieces.encode(texts, return_type="numpy", num_threads=1)
-        odd = [at for at, text in enumerate(texts) if not text.isascii() and COMBINING.search(text)]
+        odd = [at for at, text in enumerate(texts) if not text.isascii() and READ_OTHERWISE.search(text)]
         for at, ids in zip(odd, self._by_tokenizers([texts[at] for at in odd]), strict=True):
             found[at] = ids
         for at in self._sampled(len(texts)):
@@ -199,7 +200,7 @@ class DocumentEncoder:
         return [at for at, number in enumerate(numbers) if number < SAMPLED_FIRST or number % SAMPLED_EVERY == 0]
 
     def _compare(self, text: str, at: int) -> None:
-        if COMBINING.search(text) or self._special.search(text):  # the text of a special token stays text in a corpus
+        if READ_OTHERWISE.search(text) or self._special.search(text):  # that of a special token stays text in a corpus
             return
         ours, theirs = self._pieces.encode(text), self._rust.encode(text, add_special_tokens=False).ids
         self.compared += 1

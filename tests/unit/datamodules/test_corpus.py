@@ -252,13 +252,13 @@ def test_a_sentencepiece_model_with_other_ids_is_not_used_and_that_is_told(
     assert note.startswith(f"-corpus: {text}:1: sentencepiece gives other ids than the tokenizer; all is encoded by")
 
 
-def test_korean_letters_that_combine_get_the_ids_of_the_tokenizer(tokenizers: dict[str, Any]) -> None:
+def test_letters_that_sentencepiece_reads_otherwise_get_the_ids_of_the_tokenizer(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["sentencepiece"]
-    texts = ["영화ㄱㅏ 좋다", "e\u0301te\u0301", "ㅋㅋㅋ ㅠㅠ 최고", "a </s> b <extra_id_0>"]
+    texts = ["영화ㄱㅏ 좋다", "e\u0301te\u0301", "영화\x85최고", "ㅋㅋㅋ ㅠㅠ 최고", "a </s> b <extra_id_0>"]
     encoder = DocumentEncoder(encoder_specs(tokenizer)[0])
     values, lengths = encoder.encode(texts)
     found = np.split(values, np.cumsum(lengths)[:-1])
-    assert [ids.tolist() for ids in found[:3]] == tokenizer(texts[:3], add_special_tokens=False)["input_ids"]
+    assert [ids.tolist() for ids in found[:4]] == tokenizer(texts[:4], add_special_tokens=False)["input_ids"]
     assert encoder.compared == 1
 
 
