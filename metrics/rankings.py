@@ -27,7 +27,8 @@ def ranking_figures(
     `success@k`: whether any is there, DPR's top-k accuracy.
 
     Args:
-        relevant: of each query the grades of passages by id, at least one of them 1 or more; 0 and less is irrelevant.
+        relevant: of each query the grades of passages by id; 0 and less is irrelevant. A query with nothing else
+            counts as 0.
         found: their ids, best first.
         depth: how many passages were looked for; figures beyond it are left out.
     """
@@ -45,9 +46,9 @@ def _of_query(grades: Mapping[str, int], ids: Sequence[str], cuts: Sequence[int]
     if depth >= DEPTH:
         figures["mrr@10"] = 1 / ranks[0] if ranks and ranks[0] <= DEPTH else 0.0
         best = sorted(grades.values(), reverse=True)
-        figures["ndcg@10"] = _gain([grades.get(name, 0) for name in ids]) / _gain(best)
+        figures["ndcg@10"] = _gain([grades.get(name, 0) for name in ids]) / (_gain(best) or 1)
     hits = {cut: sum(rank <= cut for rank in ranks) for cut in cuts}
-    figures |= {f"recall@{cut}": count / total for cut, count in hits.items()}
+    figures |= {f"recall@{cut}": count / (total or 1) for cut, count in hits.items()}
     return figures | {f"success@{cut}": float(count > 0) for cut, count in hits.items()}
 
 

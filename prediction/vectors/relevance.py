@@ -48,13 +48,13 @@ def queries_of(config: EmbedConfig, texts: Texts, ids: Sequence[str] | None) -> 
         raise UserError(
             f"-id_column: {counted(twice, 'row')} of -data have the id of an earlier one; qrels name queries"
         )
-    kept = [row for row in rows if any(grade > 0 for grade in grades.get(names[row], {}).values())]
+    kept = [row for row in rows if names[row] in grades]
     if not kept:
         raise UserError(
             f"-qrels {flags.qrels}: names no query of -data: there ids are {shortened(list(grades)[:5])}, here"
             f" {shortened(list(names[:5]))}; give -id_column"
         )
-    lines = [f"-qrels: {len(kept):,} of {counted(len(names), 'row')} are queries with a relevant passage"]
+    lines = [f"-qrels: {len(kept):,} of {counted(len(names), 'row')} are queries of it, which has {len(grades):,}"]
     return Queries(kept, [names[row] for row in kept], [grades[names[row]] for row in kept], lines)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from metrics.rankings import ranking_figures
+from tests.official_scorers import golden_cases
 
 
 def test_figures_of_three_queries() -> None:
@@ -33,3 +35,32 @@ def test_figures_of_three_queries() -> None:
         abs=1e-12,
     )
     assert list(ranking_figures(relevant, found, depth=5)) == ["recall@1", "recall@5", "success@1", "success@5"]
+
+
+OFFICIAL = {"ndcg@10": "ndcg_cut_10"} | {
+    f"{name}@{cut}": f"{name}_{cut}"
+    for name, cuts in (("recall", (1, 5, 10, 20)), ("success", (1, 5, 10)))
+    for cut in cuts
+}
+
+
+def test_trec_eval() -> None:
+    """Of equal scores the last id by its bytes comes first; queries without judgements or results do not count."""
+
+    def ids(scores: dict[str, float]) -> list[str]:
+        by_id = sorted(scores, key=str.encode, reverse=True)
+        return sorted(by_id, key=lambda name: -scores[name])
+
+    for case in golden_cases("retrieval"):
+        relevant, scores = case["references"], case["predictions"]
+        queries = [query for query in relevant if query in scores]
+        expected: dict[str, Any] = case["expected"]["trec_eval"]
+        assert len(queries) == expected["queries_evaluated"], case["id"]
+        if not queries:
+            continue
+        found = [ids(scores[query]) for query in queries]
+        figures = ranking_figures([relevant[query] for query in queries], found, depth=100)
+        official = {name: expected["mean"][key] for name, key in OFFICIAL.items()}
+        assert {name: figures[name] for name in OFFICIAL} == pytest.approx(official, abs=1e-9), case["id"]
+        if all(query in scores and any(grade > 0 for grade in relevant[query].values()) for query in relevant):
+            assert figures["mrr@10"] == pytest.approx(case["expected"]["ms_marco_mrr_at_10"], abs=1e-9), case["id"]
