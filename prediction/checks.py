@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.model_paths import EXPORTS, check_model_paths, may_know_task, model_path
-from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, holds_run
+from checkpoints.run_folder import CHECKPOINT_FOLDER, checkpoints_of, holds_run, step_of
 from config.checks import check_combinations, check_devices, collect, is_too_long, lies_in, same_file
 from config.flags.data import STANDARD_INPUT
 from config.flags.inference import OUTPUT_FILES, InferenceConfig, LabelFlags, OutputFlags
@@ -21,7 +21,7 @@ from postprocessors.answers import Answers
 from postprocessors.base import FREE_TEXT, Postprocessor
 from postprocessors.labels import LabelMap, allowed_labels
 from postprocessors.numbers import MOST_CHOICES, Number
-from prediction.parts_folder import PARTS_SUFFIX, has_parts, is_structured
+from prediction.parts_folder import PARTS_SUFFIX, checkpoint_output, has_parts, is_structured
 from reports.page import IMAGES_FLAG, PAGE_ENDING, images_folder
 from task_utils import Task, get_task, override_task, task_name, task_names
 from utils.errors import closest, raise_if_any
@@ -139,7 +139,11 @@ def check_outputs(config: InferenceConfig, problems: list[str]) -> None:
     inputs = local_inputs(config.data, tokenizer=model.tokenizer, task=model.task, **fitting)
     inputs += [(f"-{name}", path) for name in ("predictions", "references") for path in _scored_files(config, name)]
     inputs += local_models("-model", model.model)
-    check_files({name: getattr(output, name) for name in OUTPUT_FILES}, inputs, output.overwrite, problems)
+    steps: list[str] = []
+    if model.all_checkpoints and model.model and output.save_output:
+        paths = checkpoints_of(Path(model.model[0]).parent.parent, last_first=False)
+        steps = [str(checkpoint_output(Path(output.save_output), step_of(path))) for path in paths]
+    check_files({name: getattr(output, name) for name in OUTPUT_FILES}, inputs, output.overwrite, problems, steps)
     if output.report_images and output.save_report:
         problems += images_problems(output)
     if config.label.highlight and not is_structured(output.save_output):
@@ -167,7 +171,7 @@ def check_files(
         texts: whether they are those of `OUTPUT_FILES` in the forms that inference.py writes.
     """
     output = outputs["save_output"]
-    going_on = bool(output) and has_parts(Path(output))
+    going_on = bool(output) and any(has_parts(Path(path)) for path in (output, *steps))
     folders = [f"{path}{PARTS_SUFFIX}" for path in (output, *steps)] if output else []
     seen: dict[str, str] = {}
     for name, value in outputs.items():

@@ -107,6 +107,11 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(output.name + PARTS_SUFFIX)
 
 
+def checkpoint_output(output: Path, step: int) -> Path:
+    """The name of which the parts of one checkpoint are, where several are predicted with for one output."""
+    return output.with_name(f"{output.stem}.checkpoint-{step}{output.suffix}")
+
+
 def claim_path(folder: Path, chunk: int) -> Path:
     """The name by which a process claims a chunk."""
     return folder / f"claim-{chunk:06d}"

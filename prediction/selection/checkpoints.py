@@ -19,6 +19,7 @@ from metrics.registry import METRICS
 from metrics.score import Scores
 from prediction.checks import named_metrics
 from prediction.confidence import Confidence, confidence_of
+from prediction.parts_folder import checkpoint_output
 from prediction.run import (
     Predicted,
     finish_parts,
@@ -119,8 +120,7 @@ def _with_own_parts(ready: Ready, step: int) -> Ready:
     output = ready.config.output
     if not output.save_output:
         return ready
-    path = Path(output.save_output)
-    named = path.with_name(f"{path.stem}.checkpoint-{step}{path.suffix}")
+    named = checkpoint_output(Path(output.save_output), step)
     return replace(ready, config=replace(ready.config, output=replace(output, save_output=str(named))))
 
 

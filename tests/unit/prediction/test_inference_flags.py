@@ -223,6 +223,11 @@ def test_all_checkpoints_are_those_of_one_run(place: Path, monkeypatch: pytest.M
 
     newest = str(Path("run/saved_checkpoints/epoch0-global_step10-val_loss1.ckpt"))
     assert told("-model", "run", "-save_output", "run/predictions.txt") == ([newest], [])
+    (place / "o.tsv").touch()
+    assert told("-model", "run", "-save_output", "o.tsv")[1] == ["-save_output o.tsv: exists; -overwrite replaces it"]
+    (place / "o.checkpoint-9.tsv.parts").mkdir()
+    (place / "o.checkpoint-9.tsv.parts/manifest.json").touch()  # killed when all was written but the report
+    assert told("-model", "run", "-save_output", "o.tsv")[1] == []
     refused = "-all_checkpoints: give one run with checkpoints in saved_checkpoints/, not"
     for models in (("owner/name",), ("empty",), ("run/saved_checkpoints",), (newest,), ("run", "empty"), ("missing",)):
         named = [part for model in models for part in ("-model", model)]
