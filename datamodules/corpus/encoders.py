@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,7 @@ from datamodules.encoding.tokens import is_byte_tokenizer
 
 BYTE_OFFSET = 3  # ByT5: id = byte + 3
 MODEL_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "spm.model")
-READ_OTHERWISE = re.compile(
-    "[\u1100-\u115f\u3131-\u314e][\u1160-\u11a2\u314f-\u3163]"  # Korean letters that make up a syllable
-    "|[\u0300-\u036f\u3099\u309a]"  # accents
-    "|\x85"  # a line end, which ends a word for one of them alone
-)
+_JAMO_OR_LINE_END = re.compile("[\u1100-\u115f\u3131-\u314e][\u1160-\u11a2\u314f-\u3163]|\x85")
 SAMPLED_FIRST, SAMPLED_EVERY = 100, 200  # documents of a piece that are encoded twice
 SAMPLE_LETTERS = 20_000
 SAME_SCORE = 1e-3  # of natural logarithms: what float32 sums of long documents differ by
@@ -126,6 +123,14 @@ def _unigram_model(content: dict[str, Any]) -> bytes:
     return bytes(made.SerializeToString())
 
 
+def reads_otherwise(text: str) -> bool:
+    """Whether `sentencepiece` may normalise a text to another one than `tokenizers`, which looks at one letter with its
+    marks at a time: it holds letters that combine (NFC), Korean ones that do so beside each other, or U+0085."""
+    if text.isascii():
+        return False
+    return not unicodedata.is_normalized("NFC", text) or _JAMO_OR_LINE_END.search(text) is not None
+
+
 class DocumentEncoder:
     """Encodes the documents of one piece of a corpus after the other. Which of them it compares with the tokenizer
     depends on nothing else; `compared` and `ties`, those that got other, equally likely pieces, are of this piece.
@@ -186,7 +191,7 @@ class DocumentEncoder:
 
     def _by_sentencepiece(self, texts: list[str]) -> list[np.ndarray]:
         found: list[np.ndarray] = self._pieces.encode(texts, return_type="numpy", num_threads=1)
-        odd = [at for at, text in enumerate(texts) if not text.isascii() and READ_OTHERWISE.search(text)]
+        odd = [at for at, text in enumerate(texts) if reads_otherwise(text)]
         for at, ids in zip(odd, self._by_tokenizers([texts[at] for at in odd]), strict=True):
             found[at] = ids
         for at in self._sampled(len(texts)):
@@ -200,7 +205,7 @@ class DocumentEncoder:
         return [at for at, number in enumerate(numbers) if number < SAMPLED_FIRST or number % SAMPLED_EVERY == 0]
 
     def _compare(self, text: str, at: int) -> None:
-        if READ_OTHERWISE.search(text) or self._special.search(text):  # that of a special token stays text in a corpus
+        if reads_otherwise(text) or self._special.search(text):  # the text of a special token stays text in a corpus
             return
         ours, theirs = self._pieces.encode(text), self._rust.encode(text, add_special_tokens=False).ids
         self.compared += 1

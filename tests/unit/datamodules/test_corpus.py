@@ -16,7 +16,7 @@ import pytest
 
 from datamodules.corpus import build, sources
 from datamodules.corpus.corpus import Corpus, build_corpus, rated_values
-from datamodules.corpus.encoders import DocumentEncoder, encoder_specs
+from datamodules.corpus.encoders import DocumentEncoder, encoder_specs, reads_otherwise
 from datamodules.corpus.selection import Selection
 from datamodules.corpus.sources import DocumentOptions
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, byte_tokenizer, unigram_tokenizer
@@ -260,6 +260,10 @@ def test_letters_that_sentencepiece_reads_otherwise_get_the_ids_of_the_tokenizer
     found = np.split(values, np.cumsum(lengths)[:-1])
     assert [ids.tolist() for ids in found[:4]] == tokenizer(texts[:4], add_special_tokens=False)["input_ids"]
     assert encoder.compared == 1
+    decomposed = ["न\u093c", "ஒ\u0bd7", "か\u3099", "\u1112\u1161\u11ab", "e\u0301", "ㄱㅏ", "a\x85b"]
+    assert [
+        text for text in (*decomposed, "plain", "영화 ㅋㅋ ㅠㅠ", "é 한 हिन्दी") if reads_otherwise(text)
+    ] == decomposed
 
 
 def test_the_names_of_special_tokens_are_text_in_a_corpus(tokenizers: dict[str, Any]) -> None:
