@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import normalizers
 
 from models.sentencepiece_models.fast_tokenizer import Form
 from models.sentencepiece_models.processor import sentencepiece_processor
@@ -27,6 +28,8 @@ class SentencePieceIds:
         self._rust = tokenizer.backend_tokenizer
         self._processor = processor
         self._form = form
+        # Not Python's: its tables are of another version of Unicode.
+        self._normalize = (normalizers.NFC() if form == "NFC" else normalizers.NFKC()).normalize_str
         added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self._first_letters = {token[0] for token in added}
         self._added = re.compile("|".join(map(re.escape, added)))
@@ -67,7 +70,7 @@ class SentencePieceIds:
         if any(letter in text for letter in self._first_letters) and self._added.search(text):
             return []
         if not unicodedata.is_normalized(self._form, text):
-            text = unicodedata.normalize(self._form, text)
+            text = self._normalize(text)
         if len(text) <= MOST_LETTERS:
             return [text]
         parts = []

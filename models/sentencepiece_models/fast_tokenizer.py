@@ -48,9 +48,13 @@ def set_frame(tokenizer: Tokenizer, charsmap: bytes) -> None:
         charsmap: the compiled normalization of the SentencePiece model; empty for none.
     """
     form = [normalizers.NFKC(), normalizers.Precompiled(charsmap)] if charsmap else [normalizers.NFC()]
-    blanks = [(Regex(" {2,}"), " "), (Regex(r"\A | \z"), "")]
-    words = [normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)]
-    tokenizer.normalizer = normalizers.Sequence([*form, *(normalizers.Replace(*pair) for pair in blanks), *words])
+    one_blank = [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r"\A "), "")]
+    marks = [
+        normalizers.Prepend(BLANK),
+        normalizers.Replace(" ", BLANK),
+        normalizers.Replace(Regex(rf"{BLANK}+\z"), ""),
+    ]
+    tokenizer.normalizer = normalizers.Sequence([*form, *one_blank, *marks])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="never", split=True)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

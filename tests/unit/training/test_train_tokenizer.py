@@ -7,7 +7,6 @@ import json
 import pickle
 import random
 import sys
-import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sentencepiece import SentencePieceProcessor
+from tokenizers import normalizers
 
 import train_tokenizer
 from datamodules.corpus.encoders import DocumentEncoder, encoder_specs
@@ -41,7 +41,17 @@ WEIRD = (
         "a\u00a0b\u200bc\ufeff",
     ),
     *("한글", "ㅋㅋㅋㅋㅋ ㅠㅠ ㄷㅏㄹ", "뷁 쀍 豈更", "①½ﬁ ＡＢＣ～", "e\u0301\u0323 a\u0308", "👨‍👩‍👧☃️🇰🇷", "か\u3099"),
-    *("<0x41> <0x0A>", "▁밑줄 ▁▁둘", "<pad> 와 </s> 사이<extra_id_0>값 <extra_id_3>", "\x01\x1f", "~!@#$%^&*()`"),
+    *(
+        "<0x41> <0x0A>",
+        "▁밑줄 ▁▁둘",
+        "끝 ▁",
+        "▁",
+        "\u064f\u1dfa \u089f\u0f7d",
+        "\x85\u2028가\x0b나\u2029",
+        "<pad> 와 </s> 사이<extra_id_0>값 <extra_id_3>",
+        "\x01\x1f",
+        "~!@#$%^&*()`",
+    ),
     *("가" * 5000, "긴 낱말 없이 " * 900, "ㅋ" * 2500 + " 끝", "a " * 4000),
 )
 
@@ -98,10 +108,10 @@ def random_texts(count: int) -> list[str]:
 def test_transformers_gives_the_ids_of_the_sentencepiece_file(folders: dict[str, Path], kind: str) -> None:
     tokenizer = load_tokenizer(str(folders[kind]))
     processor = SentencePieceProcessor(model_file=str(folders[kind] / "spiece.model"))
-    form: Any = "NFKC" if kind == "nfkc" else "NFC"
+    form = normalizers.NFKC() if kind == "nfkc" else normalizers.NFC()
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()[3000:6000]
     plain = [text for text in (*lines, *random_texts(2000), *WEIRD) if "<pad>" not in text and len(text) < 3000]
-    normal = [unicodedata.normalize(form, text) for text in plain]
+    normal = [form.normalize_str(text) for text in plain]
     assert tokenizer(plain, add_special_tokens=False)["input_ids"] == processor.encode(normal)
     if kind == "unigram":  # with bytes for rare letters nothing is lost but blanks beside blanks
         kept = [text for text in normal if "▁" not in text]
@@ -151,7 +161,7 @@ def test_bytes_keep_everything(folders: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(str(folders["byte_bpe"]))
     texts = [text for text in WEIRD if "<" not in text]
     decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokenizer(texts)["input_ids"]]
-    assert decoded == [unicodedata.normalize("NFC", text) for text in texts]
+    assert decoded == [normalizers.NFC().normalize_str(text) for text in texts]
 
 
 def test_ids_of_special_tokens_bytes_and_sentinels(folders: dict[str, Path]) -> None:
