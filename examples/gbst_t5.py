@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import initialization as init
 from transformers.models.t5.modeling_t5 import T5Stack
 
 
@@ -70,7 +71,26 @@ def shorter(mask: Tensor, factor: int) -> Tensor:
     return functional.pad(mask, (0, -mask.shape[1] % factor)).unflatten(1, (-1, factor)).amax(2)
 
 
-class GbstEncoder(T5Stack):
+class DrawnAsT5:
+    """Weights drawn as those of a T5, each with a deviation that keeps the size of what passes through it.
+
+    In classes from elsewhere transformers leaves out the modules without parameters of their own, such as attention,
+    whose linear layers then keep a deviation of 1, so that hardly anything is learned.
+    """
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No, as far as the drawing of weights goes; the name is that of transformers."""
+        return False
+
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, Gbst):
+            for layer in (module.order, module.score):
+                init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+
+
+class GbstEncoder(DrawnAsT5, T5Stack):
     """A T5's encoder of what GBST makes of the bytes; its mask is that of the bytes."""
 
     def __init__(self, config: GbstT5Config) -> None:
@@ -87,7 +107,7 @@ class GbstEncoder(T5Stack):
         )
 
 
-class GbstT5ForConditionalGeneration(T5ForConditionalGeneration):
+class GbstT5ForConditionalGeneration(DrawnAsT5, T5ForConditionalGeneration):
     """Takes the attention mask of the bytes, as if nothing were shortened."""
 
     config_class = GbstT5Config

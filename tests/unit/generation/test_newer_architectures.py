@@ -166,6 +166,13 @@ def test_an_m2m100_that_starts_with_padding_is_left_to_the_library() -> None:
     assert not supports(model)
 
 
+def test_gbst_is_drawn_as_a_t5() -> None:
+    model = from_config({**CONFIGS["gbst"], "d_model": 256}, seed=1)
+    deviations = {name: value.std().item() for name, value in model.encoder.named_parameters() if value.ndim > 1}
+    expected = {"block.1.layer.0.SelfAttention.k.weight": 256**-0.5, "gbst.order.weight": (256 * 4) ** -0.5}
+    assert {name: deviations[name] for name in expected} == pytest.approx(expected, rel=0.05)
+
+
 def test_gbst_scores_the_blocks_that_a_byte_lies_in_and_padding_takes_no_part() -> None:
     torch.manual_seed(1)
     gbst = Gbst(GbstT5Config(d_model=3, max_block_size=3, downsample_factor=2))
