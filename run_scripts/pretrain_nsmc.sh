@@ -3,8 +3,8 @@
 # reviews, and beside it the same model fine-tuned from scratch with the same steps. Ends with the accuracy of both.
 # Some minutes on two CPU cores.
 # Set by the environment: TRAIN_DATA, TEST_DATA, CORPUS (other texts, a document a line), SAVE_PATH, MODEL (a preset),
-# STEPS (of the pretraining), ROWS (labelled reviews), SEEDS, GPUS; further flags of pretrain.py go behind the script's
-# name.
+# VOCAB (tokens), STEPS (of the pretraining), ROWS (labelled reviews), EVERY (which test row is predicted), SEEDS, GPUS;
+# further flags of pretrain.py go behind the script's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/recipe.sh
@@ -20,11 +20,12 @@ if [ -z "${CORPUS:-}" ]; then
     tail -n +2 "$TRAIN_DATA" | cut -f2 > "$CORPUS"
 fi
 [ -e "$SAVE_PATH/tokenizer" ] ||
-    python train_tokenizer.py -data "$CORPUS" -save_path "$SAVE_PATH/tokenizer" -vocab_size 8000 -task nsmc-naive
+    python train_tokenizer.py -data "$CORPUS" -save_path "$SAVE_PATH/tokenizer" -task nsmc-naive \
+        -vocab_size "${VOCAB:-4000}"
 model=(-config_path "${MODEL:-t5-mini}" -tokenizer "$SAVE_PATH/tokenizer")
 python pretrain.py -corpus "$CORPUS" "${model[@]}" -save_path "$SAVE_PATH/pretrained" -gpus "${GPUS:--1}" \
     -resume_checkpoint auto -max_steps "$STEPS" -valid_every "$((STEPS / 4))" -max_seq_length 64 -batch_size 32 \
-    -optim adam -learning_rate 2e-3 -lr_scheduler linear -warmup_steps 0.05 -dropout 0 "$@"
+    -noise_density 0.3 -optim adamwscale -learning_rate 2e-2 -lr_scheduler linear -warmup_steps 0.1 -dropout 0 "$@"
 for seed in ${SEEDS:-1}; do
     for start in pretrained scratch; do
         begin=("${model[@]}")

@@ -112,7 +112,13 @@ def nsmc(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 def test_every_script_is_tested_here() -> None:
     names = {path.name for path in (ROOT / "run_scripts").glob("*.sh")} - SET_UP_THEMSELVES
     others = {"nsmc_test.sh", "train_s2s_kebyt5-small.sh", "inference_s2s_kebyt5-small.sh", "evaluate_klue_ner.sh"}
-    several = {"bench_ko.sh", "train_review_analysis.sh", "train_klue_mixture.sh", "distill_nsmc.sh"}
+    several = {
+        "bench_ko.sh",
+        "pretrain_nsmc.sh",
+        "train_review_analysis.sh",
+        "train_klue_mixture.sh",
+        "distill_nsmc.sh",
+    }
     assert names == {*TRAIN_NSMC, *TRAIN_STRUCTURED, *others, *several}
 
 
@@ -144,7 +150,20 @@ def test_the_distillation_script_gives_accuracy_and_speed_of_teacher_and_student
     assert result.out.count("accuracy  ") == 2
 
 
-@pytest.mark.parametrize("name", [*TRAIN_NSMC, "nsmc_test.sh"])
+def test_the_pretraining_script_ends_with_two_accuracies(nsmc: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(CORPUS * 20), encoding="utf-8")
+    (tmp_path / "model.json").write_text(json.dumps(T5), encoding="utf-8")
+    given = {"TRAIN_DATA": nsmc / "ratings_train.txt", "TEST_DATA": nsmc / "ratings_test.txt", "GPUS": "0"}
+    given |= {"CORPUS": tmp_path / "texts.txt", "MODEL": tmp_path / "model.json", "SAVE_PATH": tmp_path / "runs"}
+    sizes = {"VOCAB": "400", "STEPS": "4", "ROWS": "20", "EVERY": "1"}
+    result = script("pretrain_nsmc.sh", "-valid_rows", "2", **given, **sizes)
+    found = [line.split() for line in result.out.splitlines()[-2:]]
+    assert [start for start, _ in found] == ["pretrained", "scratch"]
+    assert all(0 <= float(accuracy) <= 1 for _, accuracy in found)
+    assert "trained to optimizer step 4" in result.out
+
+
+@pytest.mark.parametrize("name", [*TRAIN_NSMC, "nsmc_test.sh", "pretrain_nsmc.sh"])
 def test_without_nsmc_one_line_says_where_it_is_to_be_had(name: str, tmp_path: Path) -> None:
     names = ["TEST_DATA"] if name == "nsmc_test.sh" else ["TRAIN_DATA", "TEST_DATA"]
     missing = {name: str(tmp_path / "none.txt") for name in names}
