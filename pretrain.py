@@ -32,7 +32,7 @@ usage: python pretrain.py -corpus TEXTS (-config_path PRESET | -init_model MODEL
   python pretrain.py -corpus texts/ -config_path t5-small -tokenizer tokenizers/ko -max_steps 100000 -save_path runs/t5
   python pretrain.py -corpus texts/ -init_model google/byt5-small -max_steps 10000 -save_path runs/more
   python pretrain.py -save_path runs/t5 -resume_checkpoint last
-  python train.py -task nsmc -train_data ratings_train.txt -init_model runs/t5/best -save_path runs/nsmc
+  python train.py -task nsmc-naive -train_data ratings_train.txt -init_model runs/t5/best -save_path runs/nsmc
 """
 
 
