@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from datamodules.batching import IntArray
+from datamodules.objectives.noise import mixed
 from utils.errors import UserError
 
 ROUNDS = 4  # of the Feistel network: pseudo-random where the round function is (Luby and Rackoff 1988)
@@ -36,18 +36,10 @@ def permuted(indices: IntArray, count: int, keys: Sequence[int]) -> IntArray:
     while len(walking):
         left, right = values[walking] >> shift, values[walking] & mask
         for key in rounds:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (mixed(right ^ key) & mask)
         values[walking] = (left << shift) | right
         walking = walking[values[walking] >= count]
     return values.astype(np.int64)
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
 
 
 def _bits(keys: Sequence[int], size: int) -> bytes:

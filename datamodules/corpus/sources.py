@@ -22,8 +22,6 @@ KINDS = {
     ".parquet": "parquet",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-FORMATS = ("auto", "text", "jsonl", "parquet")
-SEPARATORS = ("line", "blank", "file")
 KNOWN = "known: .txt, .jsonl, .parquet, each but the last also .gz, .zst, .bz2 or .xz; -corpus_format names another's"
 PIECE_BYTES = 64 << 20  # some seconds of a tokenizer
 SHRUNK = 4  # times: text in a compressed file, about

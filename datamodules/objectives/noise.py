@@ -21,24 +21,25 @@ WORD = (1 << 64) - 1
 
 def random_bits(seed: int, sample: int, stream: int, count: int) -> Bits:
     """`count` random numbers of 64 bits. Streams of a sample are independent of each other."""
-    return _mixed(_states(seed, np.array([sample]), stream) + np.arange(1, count + 1, dtype=np.uint64) * STEP)
+    return mixed(_states(seed, np.array([sample]), stream) + np.arange(1, count + 1, dtype=np.uint64) * STEP)
 
 
 def first_bits(seed: int, samples: IntArray, stream: int) -> Bits:
     """The first random number of the stream of each sample."""
-    return _mixed(_states(seed, samples, stream) + STEP)
+    return mixed(_states(seed, samples, stream) + STEP)
 
 
 def _states(seed: int, samples: IntArray, stream: int) -> Bits:
-    return _mixed(_start(seed, stream) ^ samples.astype(np.uint64))
+    return mixed(_start(seed, stream) ^ samples.astype(np.uint64))
 
 
 @lru_cache(maxsize=64)
 def _start(seed: int, stream: int) -> Bits:
-    return _mixed(np.array([(seed + (stream + 1) * int(STEP)) & WORD], np.uint64))
+    return mixed(np.array([(seed + (stream + 1) * int(STEP)) & WORD], np.uint64))
 
 
-def _mixed(z: Bits) -> Bits:
+def mixed(z: Bits) -> Bits:
+    """Each number well mixed: the finaliser of SplitMix64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
