@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,11 @@ def _built(paths: Sequence[str], flags: CorpusFlags, tokenizer: Any, cache: Path
     return corpus
 
 
+def _a_tenth(corpora: Collection[TokenStream], length: int) -> int:
+    """Validation rows that take a tenth of the smallest corpus."""
+    return min(corpus.num_tokens for corpus in corpora) // length // 10 * len(corpora)
+
+
 def _tighter(wanted: int, limit: int) -> int:
     """The smaller of two limits where 0 means none."""
     return min(wanted, limit) if wanted and limit else wanted or limit
@@ -125,7 +130,8 @@ def held_out_cuts(
         if rows and ends[number] < length:
             raise UserError(
                 f"-corpus {name}: {corpus.num_tokens:,} tokens are {corpus.num_tokens // length:,} rows of {length:,};"
-                f" -valid_rows {wanted} leaves none to train on: give -valid_corpus, or fewer rows"
+                f" -valid_rows {wanted} leaves none to train on: give -valid_corpus, or fewer, such as -valid_rows"
+                f" {_a_tenth(corpora.values(), length)}"
             )
         found += [(corpus, ends[number] + place * length) for place in range(rows)]
     return found, ends

@@ -80,7 +80,13 @@ def test_validation_rows_are_cut_off_the_end_or_spaced_in_a_corpus_of_their_own(
     assert held_out_cuts({"a": one}, other, 10, 3) == ([(other, 0), (other, 40), (other, 80)], [1000])
     assert held_out_cuts({"a": one}, other, 10, 100)[0] == [(other, 10 * row) for row in range(9)]
     assert held_out_cuts({"a": one}, None, 10, 0) == ([], [1000])
-    with pytest.raises(UserError, match="-corpus a: 95 tokens are 9 rows of 10; -valid_rows 9 leaves none to train on"):
+    with pytest.raises(UserError) as refused:
+        held_out_cuts({"a": one, "b": two}, None, 10, 500)
+    assert str(refused.value) == (
+        "-corpus a: 1,000 tokens are 100 rows of 10; -valid_rows 500 leaves none to train on: give -valid_corpus, or"
+        " fewer, such as -valid_rows 10"
+    )
+    with pytest.raises(UserError, match=r"-corpus a: 95 tokens are 9 rows of 10; .* such as -valid_rows 0$"):
         held_out_cuts({"a": other}, None, 10, 9)
     with pytest.raises(UserError, match="-valid_corpus: its 95 tokens are not one row of 100"):
         held_out_cuts({"a": one}, other, 100, 1)
