@@ -1,7 +1,7 @@
 """Pretrain an encoder-decoder on raw text: flags -> validate -> tokenize -> build -> fit -> tell.
 
-The loop, the checkpoints, resuming, strategies and logs are those of train.py, which goes on from the exported folder
-with -init_model. `python pretrain.py -h` lists the flags.
+The loop, the checkpoints, resuming, strategies and logs are those of train.py, which fine-tunes best/ of the run by
+-init_model. `python pretrain.py -h` lists the flags.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 # reviews, and beside it the same model fine-tuned from scratch with the same steps. Ends with the accuracy of both.
 # Some minutes on two CPU cores.
 # Set by the environment: TRAIN_DATA, TEST_DATA, CORPUS (other texts, a document a line), SAVE_PATH, MODEL (a preset),
-# VOCAB (tokens), STEPS (of the pretraining), ROWS (labelled reviews), EVERY (which test row is predicted), SEEDS, GPUS;
-# further flags of pretrain.py go behind the script's name.
+# VOCAB (tokens), STEPS (of the pretraining, a multiple of 4), ROWS (labelled reviews), EVERY (10 = every tenth test
+# row), SEEDS, GPUS; further flags of pretrain.py go behind the script's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/recipe.sh

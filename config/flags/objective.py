@@ -72,7 +72,7 @@ class ObjectiveFlags:
     pack_documents: bool = flag(
         False,
         "Keep the documents of a row apart: each has noise of its own, and attends to itself alone; false = a row is a"
-        " piece of the corpus, whose documents see each other. For T5's family.",
+        " cut of the corpus, whose documents see each other. For T5's family.",
         excludes={
             "objective=ul2|infilling": "it makes a short document longer than its text",
             **NO_TARGETS,

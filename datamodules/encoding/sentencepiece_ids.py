@@ -65,7 +65,7 @@ class SentencePieceIds:
     def _parts(self, text: str) -> list[str]:
         """The text in its normal form, cut at blanks where it is long.
 
-        None where it holds an added token or a word that is too long.
+        Nothing where it holds an added token or a word that is too long.
         """
         if any(letter in text for letter in self._first_letters) and self._added.search(text):
             return []

@@ -1,8 +1,8 @@
 """Span corruption (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 3.1.4).
 
 raw tokens        Thank you for inviting me to your party last week
-source            Thank you <0> me to your party <1> week </s>
-target            <0> for inviting <1> last </s>
+source            Thank you <0> me to your party <1> </s>
+target            <0> for inviting <1> last week </s>
 """
 
 from __future__ import annotations
