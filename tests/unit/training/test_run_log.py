@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from models.meter import Totals
 from training.run_log import RunLog
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 
 
 def trainer_at(step: int, validation_pending: bool = False) -> Any:
@@ -93,3 +93,12 @@ def test_a_full_disk_that_tensorboard_meets_first_is_told_in_words(
         log.on_save_checkpoint(trainer_at(40), None, {})  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{tmp_path} could not be changed: the disk is full, or a limit of file sizes")
     assert capsys.readouterr().err == ""
+
+
+def test_sums_of_routers_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 1, 1)
+    log._resumed = {"meters": [[0.0] * 7]}
+    trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
+    module: Any = SimpleNamespace(switch_layers={})
+    with pytest.raises(UserError, match=r"or damaged: s2s_log.meters is not of this model's routers$"):
+        log._take_up(trainer, module)
