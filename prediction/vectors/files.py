@@ -70,7 +70,7 @@ def _write_parquet(file: BinaryIO, vectors: Vectors, ids: Sequence[str] | None, 
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SavedVectors:
     """Vectors that an earlier command wrote, memory-mapped, and what names them."""
 
     vectors: np.ndarray  # (rows, width)
@@ -78,7 +78,7 @@ class Corpus:
     about: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: Path, temporary: Path, flag: str = "-corpus") -> Corpus:
+    def open(cls, path: Path, temporary: Path, flag: str = "-corpus") -> SavedVectors:
         """The vectors of a .npy or .parquet file.
 
         Args:
@@ -101,7 +101,7 @@ class Corpus:
         return found
 
 
-def _open_npy(path: Path, place: str) -> Corpus:
+def _open_npy(path: Path, place: str) -> SavedVectors:
     described, named = sidecars(path)
     vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     about = read_object(described, place)
@@ -110,10 +110,10 @@ def _open_npy(path: Path, place: str) -> Corpus:
         ids = [unescape_cell(line)[0] for line in lines[:-1]]
     else:
         ids = [str(row) for row in range(len(vectors))]
-    return Corpus(vectors, ids, about)
+    return SavedVectors(vectors, ids, about)
 
 
-def _open_parquet(path: Path, temporary: Path) -> Corpus:
+def _open_parquet(path: Path, temporary: Path) -> SavedVectors:
     with pq.ParquetFile(path) as file:
         about = json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), b"{}"))
         kind = file.schema_arrow.field("vector").type
@@ -124,4 +124,4 @@ def _open_parquet(path: Path, temporary: Path) -> Corpus:
             flat = batch.column("vector").flatten()
             vectors[len(ids) : len(ids) + len(batch)] = flat.to_numpy().reshape(len(batch), -1)
             ids += map(str, batch.column("id").to_pylist())
-    return Corpus(vectors, ids, about)
+    return SavedVectors(vectors, ids, about)

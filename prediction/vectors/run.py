@@ -11,7 +11,7 @@ from config.flags.retrieval.embed import EmbedConfig
 from config.parser import to_dict
 from metrics.rankings import ranking_figures
 from prediction.vectors.embed import Vectors, embedding
-from prediction.vectors.files import Corpus, save_vectors
+from prediction.vectors.files import SavedVectors, save_vectors
 from prediction.vectors.relevance import Queries, queries_of
 from prediction.vectors.search import Found, distinct_rows, search
 from prediction.vectors.texts import Texts, ids_of, prepare_texts
@@ -34,7 +34,7 @@ def run(config: EmbedConfig, given: frozenset[str], shared: Shared) -> None:
     about = described(texts, ids)
     corpus = queries = None
     if config.search.corpus:
-        corpus = Corpus.open(Path(config.search.corpus), shared.folder)
+        corpus = SavedVectors.open(Path(config.search.corpus), shared.folder)
         check_same(about, corpus, config.search.corpus)
         queries = queries_of(config, texts, ids)
         tell(*queries.lines)
@@ -65,7 +65,7 @@ def described(texts: Texts, ids: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def check_same(about: Mapping[str, Any], corpus: Corpus, name: str) -> None:
+def check_same(about: Mapping[str, Any], corpus: SavedVectors, name: str) -> None:
     """Raise `UserError` where the vectors of the corpus are not those that -model gives."""
     for key, flag in SAME.items():
         if corpus.about.get(key) != about[key]:
@@ -75,7 +75,7 @@ def check_same(about: Mapping[str, Any], corpus: Corpus, name: str) -> None:
             )
 
 
-def find(config: EmbedConfig, texts: Texts, corpus: Corpus, queries: Queries, vectors: Vectors) -> None:
+def find(config: EmbedConfig, texts: Texts, corpus: SavedVectors, queries: Queries, vectors: Vectors) -> None:
     """Search the corpus for each query, write what was found, and score it."""
     flags, path = config.search, Path(config.embed.save_output)
     device = texts.ready.devices.device(0)
