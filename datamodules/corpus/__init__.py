@@ -1,1 +1,1 @@
-"""Raw text to token shards, and the order in which they are read. Imports readers, encoding and the floors below."""
+"""Raw text to token shards, and the order they are read in. Imports readers, encoding, objectives and floors below."""
