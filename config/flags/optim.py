@@ -253,26 +253,6 @@ class DistillationFlags:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrievalFlags:
-    """Retrieval"""
-
-    pooling: str = flag(
-        "mean",
-        "The vector of a text: mean = of the encoder's states; decoder = the decoder's state at its start token.",
-        choices=("mean", "decoder"),
-    )
-    contrastive_temperature: float = flag(
-        0.05, "The cosines of query and passages are divided by it in the loss.", minimum=0.001, maximum=10.0
-    )
-    negative_column: tuple[str, ...] = free(
-        (),
-        "Column of a passage that does not answer the row's query (a hard negative), by name or number; may be empty in"
-        " some rows; may repeat.",
-        metavar="COLUMN",
-    )
-
-
 def dropout_rates(optim: OptimFlags) -> dict[str, float | None]:
     """The rates that replace those of the model config, by flag."""
     return {name: getattr(optim, name) for name in DROPOUTS}

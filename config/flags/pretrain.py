@@ -10,7 +10,8 @@ from config.flags.corpus import CorpusFlags
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from config.flags.model import TrainModelFlags
 from config.flags.objective import ObjectiveFlags
-from config.flags.optim import DistillationFlags, RetrievalFlags
+from config.flags.optim import DistillationFlags
+from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.train import TrainConfig
 from config.parser import flag, free
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from config.flags.model import TrainModelFlags
-from config.flags.optim import DistillationFlags, OptimFlags, RetrievalFlags
+from config.flags.optim import DistillationFlags, OptimFlags
+from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.run import BatchFlags, RunFlags, TrainDeviceFlags
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from config.checks import used_flags
-from config.flags.optim import RetrievalFlags
+from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.run import SHARDED_STRATEGIES
 from config.flags.train import TrainConfig
 from config.parser import shown
