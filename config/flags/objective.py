@@ -46,8 +46,8 @@ class ObjectiveFlags:
     )
     mode_rates: tuple[str, ...] = flag(
         (),
-        "How often UL2's modes come, e.g. R:0.4 X:0.4 S:0.2; empty = each of the seven denoisers (2 R, 4 X, 1 S)"
-        " equally often.",
+        "How often UL2's modes R, X and S come, e.g. -mode_rates R:0.8 -mode_rates S:0.2; empty = each of the seven"
+        " denoisers (2 R, 4 X, 1 S) equally often.",
         metavar="MODE:RATE",
         needs={"objective=ul2": "the others have no modes"},
     )

@@ -125,12 +125,14 @@ def _rates(rates: tuple[str, ...]) -> Mapping[str, float] | None:
     """-mode_rates by mode, 0 for those not named; None without any."""
     if not rates:
         return None
-    by_mode = dict.fromkeys(MODES, 0.0)
+    by_mode: dict[str, float] = {}
     for text in rates:
         mode, _, rate = text.partition(":")
-        if mode not in by_mode or not re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", rate):
+        if mode in by_mode:
+            raise UserError(f"-mode_rates {text}: {mode} has a rate already; give one for each mode")
+        if mode not in MODES or not re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", rate):
             raise UserError(f"-mode_rates {text!r}: expected R, X or S, a colon and a rate from 0 on, e.g. R:0.4")
         by_mode[mode] = float(rate)
     if not any(by_mode.values()):
         raise UserError(f"-mode_rates {' '.join(rates)}: all are 0; give one that is not")
-    return by_mode
+    return dict.fromkeys(MODES, 0.0) | by_mode

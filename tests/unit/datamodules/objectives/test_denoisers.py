@@ -91,6 +91,7 @@ def test_the_modes_of_ul2_come_at_the_rates_asked_for(t5: Any) -> None:
     for rates, told in (
         (("Q:1",), "-mode_rates 'Q:1': expected R, X or S, a colon and a rate from 0 on, e.g. R:0.4"),
         (("R:x",), "-mode_rates 'R:x': expected R, X or S, a colon and a rate from 0 on, e.g. R:0.4"),
+        (("R:1", "S:1", "R:2"), "-mode_rates R:2: R has a rate already; give one for each mode"),
         (("R:0", "S:0"), "-mode_rates R:0 S:0: all are 0; give one that is not"),
     ):
         with pytest.raises(UserError) as refused:
