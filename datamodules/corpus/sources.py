@@ -71,7 +71,8 @@ def corpus_files(values: Iterable[str], options: DocumentOptions, report: RowRep
             for part in _files_of(value, options, report):
                 found.setdefault(os.path.realpath(part.path), part)
         except UserError as error:
-            problems += [f"{options.flag}: {problem}" for problem in error.problems]
+            start = f"{options.flag}: "  # which those of the hub have
+            problems += [start + problem.removeprefix(start) for problem in error.problems]
     if problems:
         raise UserError(*problems)
     return list(found.values())

@@ -110,7 +110,7 @@ def sample_lines(report: RowReport, sample: CorpusSample, kept: int) -> list[str
         for reason, (count, places) in sorted(report.malformed.items())
     ]
     part = "all" if sample.is_whole else "a sample"
-    return [*map(printable, told), f"{kept:,} different lines to train on: {part}"]
+    return [*map(printable, told), f"{counted(kept, 'different line')} to train on: {part}"]
 
 
 def pieces_of(tokenizer: Any, model: Any, flags: TokenizerFlags) -> dict[str, Any]:

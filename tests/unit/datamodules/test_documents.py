@@ -106,6 +106,13 @@ def test_a_hub_name_gives_the_split_of_its_flag(tmp_path: Path, monkeypatch: pyt
     assert (split_names("-corpus"), split_names("-valid_corpus")[0]) == (("train",), "validation")
     with pytest.raises(UserError, match=r"-valid_corpus: .*/x.txt.gz: no such file or folder"):
         [*read_documents([f"{tmp_path}/x.txt.gz"], options, RowReport())]
+
+    def unknown_name(_: DataPath, flag: str) -> Any:
+        raise UserError(f"{flag}: 'some/texts' is unknown")
+
+    monkeypatch.setattr(sources, "load_hub_dataset", unknown_name)
+    with pytest.raises(UserError, match=r"^-valid_corpus: 'some/texts' is unknown$"):
+        [*read_documents(["some/texts"], options, RowReport())]
     asked.clear()
     (tmp_path / "a.md").write_text("text")
     values = ["some/texts-2.1", str(tmp_path / "saved"), f"{tmp_path}/x.jsonl", str(tmp_path / "a.md")]
