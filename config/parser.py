@@ -76,16 +76,16 @@ def free(default: Any, help: str, **more: Any) -> Any:
     return flag(default, help, **{"resume": "free", "decides": False, **more})
 
 
-def flag_groups(config_class: type) -> dict[str, list[FlagSpec]]:
+def flag_groups(config_class: type, whole: bool = False) -> dict[str, list[FlagSpec]]:
     """The flags of a command, by group name (the field of `config_class`).
 
     A command that takes over the groups of another one may leave some of their flags out, which keep their defaults
     (`without`, a frozenset of names), declare some of them otherwise (`otherwise`, what `FlagSpec` has by name), and
-    name groups that come `first`.
+    name groups that come `first`. `whole` leaves none out.
     """
     groups: dict[str, list[FlagSpec]] = {}
     group_types = get_type_hints(config_class)
-    without: Collection[str] = getattr(config_class, "without", ())
+    without: Collection[str] = () if whole else getattr(config_class, "without", ())
     otherwise: Mapping[str, Mapping[str, Any]] = getattr(config_class, "otherwise", {})
     first: Collection[str] = getattr(config_class, "first", ())
     for group_field in sorted(dataclasses.fields(config_class), key=lambda field: field.name not in first):
@@ -138,7 +138,7 @@ def _read(
     values: dict[str, Any] = {}
     texts: dict[str, Sequence[str]] = {}
     if argv and is_run_file(argv[0]):
-        in_file, problems = read_run_file(argv[0], flag_groups(config_class))
+        in_file, problems = read_run_file(argv[0], flag_groups(config_class), flag_groups(config_class, whole=True))
         for name, given in in_file.items():
             texts[name] = given.texts
             problems += [f"{given.place}: {problem}" for problem in _take(specs[name], given.texts, values)]

@@ -53,20 +53,24 @@ def is_run_file(token: str) -> bool:
     return not token.startswith("-") and token.endswith(FILE_SUFFIXES)
 
 
-def read_run_file(path: str, groups: Groups) -> tuple[dict[str, Given], list[str]]:
+def read_run_file(path: str, groups: Groups, whole: Groups) -> tuple[dict[str, Given], list[str]]:
     """The flags that the file gives, by name, and every problem of its keys, variables and kinds of value.
 
+    The config.json of a run holds those of the `whole` groups, which its command does not all have, at their defaults.
     Raises `UserError` when the file cannot be read as one mapping.
     """
     entries = _entries(path)
     of_run = OF_A_RUN in entries and path.endswith(".json")
     entries = {key: entry for key, entry in entries.items() if not (of_run and key == OF_A_RUN)}
     specs = {name: spec for members in groups.values() for spec in members for name in (spec.name, *spec.aliases)}
+    defaults = {spec.name: _default_texts(spec) for members in whole.values() for spec in members if of_run}
     given: dict[str, Given] = {}
     problems: list[str] = []
     for key, group, entry in _leaves(entries, groups):
         place = f"{path}:{entry.line}"
         spec = specs.get(key.replace("-", "_"))
+        if key in defaults and key not in specs and _texts(entry, path, problems) in ([], defaults[key]):
+            continue
         if spec is None or isinstance(entry.value, dict):
             problems.append(f"{place}: {_unknown(key, group, spec, specs, groups)}")
         elif group and spec not in groups[group]:

@@ -176,6 +176,16 @@ def test_the_config_of_a_run_is_given_back_as_it_was(tmp_path: Path) -> None:
     ]
 
 
+def test_the_config_of_a_pretraining_is_given_back_without_the_flags_that_it_has_not(tmp_path: Path) -> None:
+    saved = {**to_dict(PretrainConfig()), "corpus": ["a.txt"], "max_steps": 9, "save_path": "runs/a", "resolved": {}}
+    path = write(tmp_path, json.dumps(saved, indent=2), "config.json")
+    config, given, problems = parse_flags(PretrainConfig, [path, "-save_path", "runs/b"])
+    assert (problems, given) == ([], {"corpus", "max_steps", "save_path"})
+    assert (config.corpus.corpus, config.run.max_steps, config.run.save_path) == (("a.txt",), 9, "runs/b")
+    path = write(tmp_path, json.dumps({**saved, "lora_r": 3}, indent=2), "config.json")
+    assert "unknown key 'lora_r'" in parse_flags(PretrainConfig, [path])[2][0]
+
+
 def test_a_printed_config_gives_the_same_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path(), "train_data: [a.tsv, 'b c.tsv:2']\nlabel_map: '0=아니오,1=null'\nmodel: {init_model: org/name}")
