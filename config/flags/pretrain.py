@@ -16,7 +16,7 @@ from config.flags.train import TrainConfig
 from config.parser import flag, free
 
 OF_VECTORS = {"objective=inverse_cloze": "the others make no vectors"}
-SOURCE_LENGTH, TARGET_LENGTH = 512, 114  # those of T5
+SOURCE_LENGTH = 512  # that of T5
 
 
 @dataclasses.dataclass(frozen=True)
