@@ -57,7 +57,7 @@ class EmbedFlags:
         choices=("auto", "mean", "decoder"),
     )
     normalize: bool = free(True, "Give vectors length 1, so that their inner products are cosines.")
-    dtype: str = free("float32", "Numbers of the vectors.", choices=("float32", "float16"))
+    dtype: str = free("float32", "Type of the numbers in the vectors.", choices=("float32", "float16"))
     save_output: str = free(
         "",
         "File of the vectors in input order, .npy or .parquet; with -corpus of what was found, .jsonl or .trec.",
@@ -78,8 +78,8 @@ class PassageSearchFlags:
 
     corpus: str = free(
         "",
-        "Vectors of passages, which embed.py wrote: -data are queries, and the passages nearest to each are found."
-        " empty = none.",
+        "File of vectors of passages, which embed.py wrote: -data are then queries, and the passages nearest to each are"
+        " found; empty = none.",
         metavar="FILE.npy|FILE.parquet",
         path="read",
     )
