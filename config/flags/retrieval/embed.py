@@ -78,8 +78,8 @@ class PassageSearchFlags:
 
     corpus: str = free(
         "",
-        "File of vectors of passages, which embed.py wrote: -data are then queries, and the passages nearest to each are"
-        " found; empty = none.",
+        "File of vectors of passages, which embed.py wrote: -data are then queries, and the passages nearest to each"
+        " are found; empty = none.",
         metavar="FILE.npy|FILE.parquet",
         path="read",
     )
