@@ -62,8 +62,7 @@ def search(
         for first in range(0, len(queries), at_once):
             wanted = np.stack([queries[row] for row in range(first, min(first + at_once, len(queries)))])
             scores = torch.from_numpy(wanted.astype(np.float32)).to(device) @ block.T
-            keys = torch.cat((best[first : first + at_once], _keys(scores, places)), 1)
-            parts.append(keys.topk(min(k, keys.shape[1]), 1).values)
+            parts.append(_highest(torch.cat((best[first : first + at_once], _block_keys(scores, places, k)), 1), k))
         best = torch.cat(parts)
         progress.advance_to(min(start + rows, len(taken)))
     progress.report()
@@ -79,6 +78,18 @@ def places_by_id(ids: Sequence[str]) -> np.ndarray:
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
     return places
+
+
+def _highest(keys: Tensor, k: int) -> Tensor:
+    return keys.topk(min(k, keys.shape[1]), 1).values
+
+
+def _block_keys(scores: Tensor, places: Tensor, k: int) -> Tensor:
+    """The keys of the `k` best passages of a block; where others have the score of the last one, those of all."""
+    values, columns = scores.topk(min(k, scores.shape[1]), 1)
+    if bool(((scores >= values[:, -1:]).sum(1) > values.shape[1]).any()):
+        return _keys(scores, places)
+    return _keys(values, places[columns])
 
 
 def _keys(scores: Tensor, places: Tensor) -> Tensor:

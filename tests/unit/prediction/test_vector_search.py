@@ -16,14 +16,16 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("k", [3, 40])
-def test_what_is_found_is_what_sorting_gives(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small whole numbers, so that sums are exact and most scores are those of several passages; ids repeat."""
+@pytest.mark.parametrize(("k", "step"), [(3, 1), (40, 1), (3, 997)])
+def test_what_is_found_is_what_sorting_gives(k: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole numbers, so that sums are exact; small ones, so that most scores are those of several passages, and large
+    ones; ids repeat."""
     monkeypatch.setattr(searching, "SCORES_AT_ONCE", 10 * k)
     monkeypatch.setattr(searching, "QUERIES_AT_ONCE", 4)
     draw = np.random.Generator(np.random.PCG64(k))
     corpus = draw.integers(-2, 3, (60, 4)).astype(np.float32)
     corpus[7] = -corpus[8]  # a score of -0.0 too
+    corpus += np.arange(60)[:, None] * (step - 1)
     queries = draw.integers(-2, 3, (9, 4)).astype(np.float32)
     queries[0] = 0.0
     ids = [f"{row % 50}" if row % 2 else f"가{row % 50}" for row in range(60)]
