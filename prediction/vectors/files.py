@@ -103,7 +103,7 @@ class SavedVectors:
 
 def _open_npy(path: Path, place: str) -> SavedVectors:
     described, named = sidecars(path)
-    vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    vectors = np.lib.format.open_memmap(path, mode="r")
     about = read_object(described, place)
     if about.get("ids"):
         lines = named.read_text(encoding="utf-8").split("\n")
@@ -116,6 +116,8 @@ def _open_npy(path: Path, place: str) -> SavedVectors:
 def _open_parquet(path: Path, temporary: Path) -> SavedVectors:
     with pq.ParquetFile(path) as file:
         about = json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), b"{}"))
+        if not about:
+            raise ValueError("its schema does not say how they were made: embed.py has not written it")
         kind = file.schema_arrow.field("vector").type
         shape = (file.metadata.num_rows, getattr(kind, "list_size", 0))
         vectors = np.lib.format.open_memmap(temporary / "corpus.npy", "w+", np.dtype(about["dtype"]), shape)

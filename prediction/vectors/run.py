@@ -29,12 +29,11 @@ SAME = {"model": "-model", "pooling": "-pooling", "normalize": "-normalize"}  # 
 def run(config: EmbedConfig, given: frozenset[str], shared: Shared) -> None:
     """Embed the texts of -data, and write their vectors, or with -corpus what they find."""
     flags, path = config.embed, Path(config.embed.save_output)
+    corpus = SavedVectors.open(Path(config.search.corpus), shared.folder) if config.search.corpus else None
     texts = prepare_texts(config, given, shared)
     ids = ids_of(texts.split, flags.id_column)
-    about = described(texts, ids)
-    corpus = queries = None
-    if config.search.corpus:
-        corpus = SavedVectors.open(Path(config.search.corpus), shared.folder)
+    about, queries = described(texts, ids), None
+    if corpus:
         check_same(about, corpus, config.search.corpus)
         queries = queries_of(config, texts, ids)
         tell(*queries.lines)

@@ -14,6 +14,7 @@ from datamodules.splits import report_lines
 from generation.engines.vectors import VectorForm
 from metrics.registry import PASSAGES
 from models.retrieval.pooling import DECODER, MEAN, check_pooling
+from prediction.lazy_sequence import LazySequence
 from prediction.setup import Ready, prepare
 from prediction.workers.ranks import Shared
 from task_utils import Task, override_task
@@ -130,7 +131,7 @@ def check_ids(split: EncodedSplit, flag: str) -> None:
 
 
 def ids_of(split: EncodedSplit, id_column: str) -> Sequence[str] | None:
-    """The ids of the rows in their order, one line each; None where they are numbered."""
+    """The ids of the rows in their order, each read when it is asked for; None where they are numbered."""
     if not id_column:
         return None
-    return [(split.reference(row) or "").strip() for row in range(len(split))]
+    return LazySequence(len(split), lambda row: (split.reference(row) or "").strip())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -201,8 +202,11 @@ def test_mistakes_are_told_at_once(model: Path, tmp_path: Path) -> None:
     assert errors(*command(model, tmp_path / "f.jsonl", "-corpus", tmp_path / "v.npy"))[0].startswith(
         f"-pooling: the vectors of -corpus {tmp_path / 'v.npy'} were made with another one (mean, here decoder)"
     )
-    (tmp_path / "v.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:300])
-    assert errors(*command(model, tmp_path / "f.jsonl", "-corpus", tmp_path / "v.npy"))[0].startswith(
-        f"-corpus {tmp_path / 'v.npy'}: cannot be read as vectors ("
-    )
-    assert {*listing(tmp_path)} == {"v.npy", "v.npy.json"}
+    for name, content in (("v.npy", (tmp_path / "v.npy").read_bytes()[:300]), ("other.npy", b"[1]")):
+        (tmp_path / name).write_bytes(content)
+        told = errors(*command(model, tmp_path / "f.jsonl", "-corpus", tmp_path / name))
+        assert [line.partition(" (")[0] for line in told] == [f"-corpus {tmp_path / name}: cannot be read as vectors"]
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
+    told = errors(*command(model, tmp_path / "f.jsonl", "-corpus", tmp_path / "other.parquet"))
+    assert told[0].endswith("(its schema does not say how they were made: embed.py has not written it)")
+    assert {*listing(tmp_path)} == {"v.npy", "v.npy.json", "other.npy", "other.parquet"}
