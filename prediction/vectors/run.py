@@ -13,7 +13,7 @@ from metrics.rankings import ranking_figures
 from prediction.vectors.embed import Vectors, embedding
 from prediction.vectors.files import SavedVectors, save_vectors
 from prediction.vectors.relevance import Queries, queries_of
-from prediction.vectors.search import Found, distinct_rows, search
+from prediction.vectors.search import Found, search
 from prediction.vectors.texts import Texts, ids_of, prepare_texts
 from prediction.workers.ranks import Shared
 from utils.console import tell
@@ -85,21 +85,20 @@ def find(config: EmbedConfig, texts: Texts, corpus: SavedVectors, queries: Queri
     encoded = (f"{line}\n".encode("utf-8", "replace") for line in lines)
     write_file(path, lambda file: file.writelines(encoded), replace=config.embed.overwrite)
     tell(f"what was found is written to {path}")
-    passages = len(distinct_rows(corpus.ids))
     if not judged:
         return
     figures = ranking_figures(queries.relevant, names, flags.top_k)
-    there = set(corpus.ids)
-    missing = sum(name not in there for grades in queries.relevant for name, grade in grades.items() if grade > 0)
+    passages = set(corpus.ids)
+    missing = sum(name not in passages for grades in queries.relevant for name, grade in grades.items() if grade > 0)
     if missing:
         told = "is not in the corpus, and never found" if missing == 1 else "are not in the corpus, and never found"
         tell(f"{counted(missing, 'relevant passage')} {told}")
-    tell(f"{len(queries.rows):,} queries among {passages:,} passages:")
+    tell(f"{len(queries.rows):,} queries among {len(passages):,} passages:")
     tell(*(f"  {name:<12} {value:.4f}" for name, value in figures.items()))
     if flags.save_report:
         report = {
             "queries": len(queries.rows),
-            "passages": passages,
+            "passages": len(passages),
             "relevant_not_in_corpus": missing,
             "metrics": figures,
             "settings": to_dict(config),
