@@ -76,7 +76,7 @@ def check(config: EmbedConfig, problems: list[str]) -> None:
     inputs = [("-data", data_file(value)) for value in flags.data] + local_models("-model", (flags.model,)) + read
     outputs = {"save_output": flags.save_output, "save_report": search.save_report}
     check_files(outputs, inputs, flags.overwrite, problems, texts=False)
-    if not flags.overwrite and not has_parts(Path(flags.save_output)):
+    if flags.save_output.lower().endswith(".npy") and not flags.overwrite and not has_parts(Path(flags.save_output)):
         beside = sidecars(Path(flags.save_output))
         problems += [f"-save_output: {path} exists; -overwrite replaces it" for path in beside if os.path.lexists(path)]
     wanted = FOUND_FILES if search.corpus else VECTOR_FILES

@@ -93,6 +93,7 @@ def test_passages_and_queries_have_the_vectors_of_the_library(model: Path, tmp_p
         LONGEST,
         51,
     )
+    (tmp_path / "q.parquet.json").touch()  # of somebody else: what a Parquet file is of is in it
     embed_ok(model, tmp_path / "q.parquet", "-encode_as", "query", "-pooling", "mean", "-dtype", "float16")
     table = pq.read_table(tmp_path / "q.parquet")
     vectors = np.array(table["vector"].to_pylist())
