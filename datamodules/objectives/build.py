@@ -72,10 +72,13 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Object
             prefixes = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in PREFIXES)
             source, target = (side.behind_tokens(ids) for side, ids in zip(around, prefixes, strict=True))
             return InverseCloze(Pieces.of(tokenizer), tokenizer.eos_token_id, source, target, max_source - len(source))
-    mask, pieces = _mask(flags.objective, tokenizer), Pieces.of(tokenizer)
-    if flags.objective == "mlm":
-        return MaskedLM(mask, pieces.ordinary, *around, density)
-    return TextInfilling(pieces, mask, *around, density, mean_length, flags.random_masks, flags.permute_sentences)
+        case "mlm":
+            return MaskedLM(_mask("mlm", tokenizer), Pieces.of(tokenizer).ordinary, *around, density)
+        case "infilling":
+            masks = flags.random_masks, flags.permute_sentences
+            mask = _mask("infilling", tokenizer)
+            return TextInfilling(Pieces.of(tokenizer), mask, *around, density, mean_length, *masks)
+    raise ValueError(f"no objective {flags.objective}")
 
 
 def _sentence_order(tokenizer: Any, max_source: int) -> SentenceOrder:
