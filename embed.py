@@ -83,6 +83,10 @@ def check(config: EmbedConfig, problems: list[str]) -> None:
     if flags.save_output and Path(flags.save_output).suffix.lower() not in wanted:
         told = "for what is found in -corpus" if search.corpus else "for vectors"
         problems.append(f"-save_output {flags.save_output}: give a file that ends in {' or '.join(wanted)}, {told}")
+    columns = {"source_column": flags.source_column, "id_column": flags.id_column}
+    for name, column in {**columns, "relevant_column": search.relevant_column}.items():
+        if column.isdecimal() and not int(column):
+            problems.append(f"-{name} {column}: columns are counted from 1; give a number from 1, or a name")
     if search.save_report and not (search.qrels or search.relevant_column):
         problems.append(f"-save_report {search.save_report}: nothing is scored; give -qrels or -relevant_column")
     if search.save_report and Path(search.save_report).suffix.lower() != ".json":

@@ -93,7 +93,7 @@ def read_qrels(path: Path, place: str) -> dict[str, dict[str, int]]:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 words = line.rstrip("\n").split("\t") if line.count("\t") == 2 else line.split()
-                if not words or (number == 1 and not _is_number(words[-1])):  # the header of BEIR
+                if not words or (number == 1 and len(words) == 3 and not _is_number(words[-1])):  # BEIR's header
                     continue
                 if len(words) not in (3, 4) or not _is_number(words[-1]):
                     raise UserError(
@@ -109,4 +109,4 @@ def read_qrels(path: Path, place: str) -> dict[str, dict[str, int]]:
 
 
 def _is_number(word: str) -> bool:
-    return word.strip().lstrip("-").isdecimal()
+    return word.strip().removeprefix("-").isdecimal()

@@ -182,11 +182,14 @@ def test_mistakes_are_told_at_once(model: Path, tmp_path: Path) -> None:
         return result.errors
 
     output = tmp_path / "v.txt"
-    assert errors(*command(model, output, "-top_k", 5, "-qrels", "q.tsv", "-save_report", tmp_path / "r.html")) == [
+    assert errors(
+        *command(model, output, "-top_k", 5, "-qrels", "q.tsv", "-save_report", tmp_path / "r.html", "-id_column", 0)
+    ) == [
         f"-top_k 5, -qrels q.tsv, -save_report {tmp_path / 'r.html'}: only with -corpus: it is about what is found"
         " there",
         "-qrels q.tsv: no such file",
         f"-save_output {output}: give a file that ends in .npy or .parquet, for vectors",
+        "-id_column 0: columns are counted from 1; give a number from 1, or a name",
         f"-save_report {tmp_path / 'r.html'}: give a file that ends in .json",
     ]
     assert errors(*command(model, tmp_path / "v.npy", "-id_column", "missing")) == [

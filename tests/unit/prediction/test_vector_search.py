@@ -55,6 +55,10 @@ def test_qrels_of_trec_and_of_beir(tmp_path: Path) -> None:
     wrong.write_text("q1 0 d1 1\nq1 d2 much\n")
     with pytest.raises(UserError, match=r"-qrels: line 2: .*not 'q1 d2 much'"):
         read_qrels(wrong, "-qrels")
+    for line in ("q1 0 d1 much", "q1 0 d1 --1"):
+        wrong.write_text(f"{line}\nq2 0 d1 1\n")
+        with pytest.raises(UserError, match=rf"-qrels: line 1: .*not '{line}'"):
+            read_qrels(wrong, "-qrels")
     wrong.write_text("query-id\tcorpus-id\tscore\n")
     with pytest.raises(UserError, match="holds no judgement"):
         read_qrels(wrong, "-qrels")
