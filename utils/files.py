@@ -222,15 +222,14 @@ def write_folder(folder: Path, fill: Callable[[Path], Any], needed: int = 0) -> 
                 sync_path(path)
             sync_path(temporary)
             _swap(temporary, folder, old)
-    except _write_errors() as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, _write_errors()) and type(error) is not Exception:  # tokenizers raises that
+            raise
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         reason = write_failure(error, folder.parent, needed)
         raise RunError(f"{folder} could not be written: {reason}; earlier files are untouched") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _remove(old)
 
 

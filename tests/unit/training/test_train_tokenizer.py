@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import random
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from tests.cli.command import ROOT
 from training.tokenizer import run as training_run
 from training.tokenizer.line_sample import CorpusSample, LineSample, lines_of
 from training.tokenizer.morphemes import BOUNDARY, splitter
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 SAMPLE = ROOT / "samples" / "text_normalization" / "train.tsv"
 SIZE = 700
@@ -286,6 +287,13 @@ def test_a_folder_of_something_else_is_never_replaced(
         patch.setattr(training_run, "write_json", full)
         with pytest.raises(Exception, match="the disk is full"):
             train(corpus, target, "-overwrite")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # SIGXFSZ is ignored by Python
+    try:
+        with pytest.raises(RunError, match="the disk is full, or a limit of file sizes"):
+            train(corpus, target, "-overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert contents(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t"]
     train(corpus, target, "-task", "nsmc-naive", "-overwrite")
