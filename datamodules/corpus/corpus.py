@@ -11,6 +11,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -183,6 +184,9 @@ def _opened(shard: StoredShard, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.nd
                 raise ValueError("the index does not fit")
     except (OSError, ValueError, IndexError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        with suppress(OSError):  # what has the right size is taken for whole
+            shard.tokens_path.with_suffix(".json").unlink(missing_ok=True)
+            shard.index_path.unlink(missing_ok=True)
         raise RunError(
             f"the token shard {shard.tokens_path} is gone or damaged ({reason}); the next start writes it anew"
         ) from error

@@ -196,6 +196,17 @@ def test_a_lost_or_torn_shard_is_written_anew_and_nothing_else(
     assert len(restored.tokens(0, restored.num_tokens)) == corpus.num_tokens
 
 
+@pytest.mark.parametrize("selection", [Selection(), Selection(min_tokens=1)])
+def test_an_index_of_zeros_is_written_anew_by_the_next_start(make: Make, tmp_path: Path, selection: Selection) -> None:
+    corpus = make(selection=selection)
+    index = min(tmp_path.rglob("selection-*/*.idx" if selection.min_tokens else "*.idx"))
+    index.write_bytes(bytes(index.stat().st_size))
+    with pytest.raises(RunError, match=r"damaged \(the index does not fit\); the next start writes it anew"):
+        corpus.tokens(0, corpus.num_tokens)
+    restored = make(selection=selection)
+    assert restored.fingerprint == corpus.fingerprint
+
+
 def test_ids_beyond_the_vocabulary_are_told_before_the_model_sees_them(make: Make, tmp_path: Path) -> None:
     corpus = make()
     for shard in tmp_path.rglob("*.bin"):
