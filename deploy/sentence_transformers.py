@@ -10,13 +10,13 @@ from checkpoints.saved_run import trained_tasks
 from config.flags.export import SENTENCE_TRANSFORMERS as FORMAT
 from config.templates import Template
 from metrics.registry import PASSAGES
+from models.architectures import opened_alone
 from models.retrieval.pooling import MEAN
 from models.special_tokens import adds_no_end
 from task_utils import Task
 from utils.errors import UserError
 from utils.files import write_json
 
-READ = ("t5", "mt5")  # of which the library opens the encoder; of others it would take the decoder's states
 PACKAGE = "sentence_transformers.models"
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -29,8 +29,8 @@ def check_readable(model_type: str, tokenizer: Any, state: Mapping[str, Any], pl
         UserError: another architecture or pooling; a tokenizer that adds no end token; a template that is no prefix.
     """
     flag = f"-format {FORMAT}"
-    if model_type not in READ:
-        raise UserError(f"{flag}: is for the encoders of {', '.join(READ)}, and {place} is a {model_type} model")
+    if model_type not in (read := opened_alone()):
+        raise UserError(f"{flag}: is for the encoders of {', '.join(read)}, and {place} is a {model_type} model")
     pooling = state.get("flags", {}).get("pooling", MEAN)
     if pooling != MEAN:
         raise UserError(f"{flag}: has means of states alone, and {place} was trained with -pooling {pooling}")

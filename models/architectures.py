@@ -36,6 +36,7 @@ class Architecture:
     leaves_out_parameters: bool = False  # a training step may: experts, the eyes of a model, a BERT's pooler
     first_sees_all: bool = False  # the first token of a source has global attention, the others a window
     router_losses: bool = False  # a mixture of experts, which adds them to the cross-entropy: docs/architectures.md
+    encoder_opens_alone: bool = False  # in sentence-transformers, which takes the decoder's states of others
     refused: str = ""  # what it does that is not supported
 
     @property
@@ -58,8 +59,8 @@ _T5 = Architecture(family="t5", relative_positions=True, overflows_in_fp16=True)
 _GEMMA = Architecture(needs_start_token=False, overflows_in_fp16=True)
 _NLLB_MOE = "sends all tokens to two of its experts in this release of transformers"
 ARCHITECTURES = {  # by model_type; ByT5 is a t5
-    "t5": replace(_T5, class_name="T5"),
-    "mt5": replace(_T5, class_name="MT5"),
+    "t5": replace(_T5, class_name="T5", encoder_opens_alone=True),
+    "mt5": replace(_T5, class_name="MT5", encoder_opens_alone=True),
     "umt5": replace(_T5, class_name="UMT5", bias_in_each_layer=True, tying_scales=True),
     "bart": Architecture(family="bart", class_name="Bart", norm_first=False),
     "mbart": Architecture(family="bart", class_name="MBart", last_token_first=True, needs_start_token=False),
@@ -102,6 +103,11 @@ def own_search() -> list[str]:
 def of_plain_layers() -> list[str]:
     """The model types of our own search whose layers are all those of the library."""
     return [name for name in own_search() if not ARCHITECTURES[name].experts]
+
+
+def opened_alone() -> list[str]:
+    """The model types whose encoder sentence-transformers opens alone."""
+    return [name for name, row in ARCHITECTURES.items() if row.encoder_opens_alone]
 
 
 def library_module(model_type: str) -> ModuleType:

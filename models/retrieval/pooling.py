@@ -50,7 +50,7 @@ def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
     """
     if config.model_type not in of_plain_layers():
         raise UserError(
-            f"{place}: a {config.model_type} model gives no vectors; give one of {', '.join(of_plain_layers())}"
+            f"{place}: was not tried with a {config.model_type} model; give one of {', '.join(of_plain_layers())}"
         )
     if pooling == DECODER and getattr(config, "decoder_start_token_id", None) is None:
         raise UserError(f"{place}: a {config.model_type} model has no start token for -pooling {DECODER}; give {MEAN}")
