@@ -68,7 +68,7 @@ def test_validation_loss_stands_with_and_without_sentinels(folder: Path) -> None
 
 def test_a_killed_run_resumes_to_the_same_bits(folder: Path) -> None:
     flags = flags_of(folder, "killed")
-    killed = start_until("pretrain.py", flag_list(flags), "2/3 [", signal.SIGKILL)
+    killed = start_until("pretrain.py", flag_list(flags), "[Epoch 1] [TRAIN]", signal.SIGKILL)
     assert killed.code == -signal.SIGKILL
     resumed = pretrain({"save_path": folder / "killed", "resume_checkpoint": "last"})
     assert resumed.code == 0, resumed.out + resumed.err
