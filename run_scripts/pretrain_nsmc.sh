@@ -32,8 +32,8 @@ for seed in ${SEEDS:-1}; do
         if [ "$start" = pretrained ]; then begin=(-init_model "$SAVE_PATH/pretrained/best" -dropout 0.1); fi
         python train.py -task nsmc-naive -train_data "$TRAIN_DATA" -train_rows "${ROWS:-10000}" "${begin[@]}" \
             -save_path "$SAVE_PATH/$start-$seed" -gpus "${GPUS:--1}" -resume_checkpoint auto -seed "$seed" \
-            -valid_data_proportions 0.005 -max_seq_length 96 -batch_size 50 -max_epoch 3 -learning_rate 1e-3 \
-            -lr_scheduler linear -warmup_steps 0.05
+            -valid_data_proportions 0.005 -max_seq_length 96 -batch_size 50 -max_epoch 3 -optim adamwscale \
+            -learning_rate 1e-2 -lr_scheduler linear -warmup_steps 0.05
         python inference.py -task nsmc-naive -model "$SAVE_PATH/$start-$seed" -test_data "$TEST_DATA:${EVERY:-10}" \
             -gpus "${GPUS:--1}" -label_decoding score -save_report "$SAVE_PATH/$start-$seed.json" > /dev/null
     done
