@@ -216,7 +216,7 @@ def write(
         RunError: the disk refused; what was there before is untouched.
     """
     from checkpoints.averaging import averaged
-    from checkpoints.model_folder import fill_folder, model_bytes
+    from checkpoints.model_folder import model_bytes
     from checkpoints.model_source import InferenceModel
     from checkpoints.saved_run import DIGEST_KEY
     from generation.decoder import generation_config
@@ -234,16 +234,7 @@ def write(
         model.generation_config = generation_config(model, tokenizer)
 
     def fill(folder: Path) -> None:
-        if flags.format == "ctranslate2":
-            fill_ctranslate2(folder, model, tokenizer, state, flags.compute_type)
-        elif flags.format == "onnx":
-            fill_onnx(folder, model, tokenizer, state)
-        else:
-            fill_folder(folder, model, tokenizer, state)
-        if flags.format == FORMAT:
-            from deploy.sentence_transformers import fill_sentence_transformers
-
-            fill_sentence_transformers(folder, model.config.d_model, state)
+        _fill_model(folder, model, tokenizer, state, flags)
         if flags.model_card or flags.push_to_hub:
             from deploy.model_card import write_card
 
@@ -266,6 +257,22 @@ def write(
 
     clean_folder_leftovers(target)
     write_folder(target, fill, needed=model_bytes(model))
+
+
+def _fill_model(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], flags: ExportFlags) -> None:
+    """Write the files of the format into `folder`."""
+    from checkpoints.model_folder import fill_folder
+
+    if flags.format == "ctranslate2":
+        fill_ctranslate2(folder, model, tokenizer, state, flags.compute_type)
+    elif flags.format == "onnx":
+        fill_onnx(folder, model, tokenizer, state)
+    else:
+        fill_folder(folder, model, tokenizer, state)
+    if flags.format == FORMAT:
+        from deploy.sentence_transformers import fill_sentence_transformers
+
+        fill_sentence_transformers(folder, model.config.d_model, state)
 
 
 def check_merging(flags: ExportFlags, sources: Sequence[InferenceModel]) -> None:
