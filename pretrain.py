@@ -12,6 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command, say
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from checkpoints.run_folder import resume_candidates, run_lock
 from config.flags.pretrain import PretrainConfig
 from config.parser import information, without_run_file
@@ -21,7 +26,6 @@ from training.checks import parse_training_flags
 from training.pretraining.checks import check_pretrain
 from training.process_watch import die_with_the_first
 from training.signals import StopSignal, TrainingStopped, after_stop
-from utils.console import run_command, say
 from utils.errors import SharedError, raise_if_any
 from utils.launch import is_first_process
 

@@ -10,11 +10,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not there with PYTHONSAFEPATH
 
+from utils.console import leave_on_signals, run_command
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from config.checks import check_combinations, collect, is_too_long
 from config.flags.train_tokenizer import PACKAGES, TokenizerConfig
 from config.parser import information, parse_flags
 from task_utils import get_task
-from utils.console import run_command
 from utils.errors import raise_if_any
 from utils.libraries import missing_package
 

@@ -79,6 +79,15 @@ def test_the_root_holds_the_commands_and_the_tasks() -> None:
     assert sorted(path.stem for path in ROOT.glob("*.py")) == sorted([*COMMANDS, "task_utils"])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ends_in_one_line_on_a_signal_while_it_imports(command: str) -> None:
+    """Before anything of ours but what the handlers are made of."""
+    text = (ROOT / f"{command}.py").read_text(encoding="utf-8")
+    before, found, _ = text.partition('if __name__ == "__main__":\n    leave_on_signals()\n')
+    assert found
+    assert imported(before) & FLOORS.keys() == {"utils"}
+
+
 def test_folders_and_files_are_small() -> None:
     files = list(product_files())
     folders: dict[Path, int] = {}
