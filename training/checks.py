@@ -78,6 +78,12 @@ def parse_training_flags(
         told = f"-save_path {folder}: {CONFIG_NAME} {reason}; delete it, and give every flag of the run"
         raise UserError(*problems, told)
     specs = flag_specs(config_class)
+    if ("corpus" in saved) != any(spec.name == "corpus" for spec in specs):
+        maker, own = ("pretrain.py", "train.py") if "corpus" in saved else ("train.py", "pretrain.py")
+        raise UserError(
+            f"-resume_checkpoint {value}: {maker} made the run in -save_path {folder}; go on with that command, or give"
+            f" {own} another -save_path and -init_model {folder / 'best'}"
+        )
     # The checkpoint itself has the model, and the tokenizer with its languages.
     taken = {spec.name for spec in specs if spec.resume not in ("once", "process", "if given")} - {*given, "save_path"}
     tokens, wrong = saved_tokens(config_class, {name: saved[name] for name in taken if name in saved})

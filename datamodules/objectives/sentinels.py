@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import ByT5Tokenizer
 
+from config.flags.train_tokenizer import MOST_SENTINELS
 from datamodules.objectives.packing import PackedDocuments
 from datamodules.objectives.protocol import Ids, Objective, largest_fitting
 from utils.errors import UserError
@@ -53,8 +54,8 @@ def check_sentinels(
         shorter = largest_fitting(lambda length: needed(length) <= available)
         way_out = "a larger -mean_span_length, or " if name == "span_corruption" else ""
         way_out += f"-max_seq_length {shorter} or less"
+    train = f"train one with train_tokenizer.py -sentinels {most}, or " if most <= MOST_SENTINELS else ""
     raise UserError(
         f"-objective {name}: rows of -max_seq_length {max_source} need {most} sentinels (<extra_id_0> to"
-        f" <extra_id_{most - 1}>), the tokenizer has {available or 'none'}; train one with"
-        f" train_tokenizer.py -sentinels {most}, or give {way_out}"
+        f" <extra_id_{most - 1}>), the tokenizer has {available or 'none'}; {train}give {way_out}"
     )

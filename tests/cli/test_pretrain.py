@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.command import Result, run, start_until, train_ok
+from tests.cli.command import Result, run, start_until, train, train_ok
 from tests.cli.tiny import T5, flag_list, json_lines, write_config
 from tests.faults.harness import assert_same_checkpoints, assert_same_end
 
@@ -78,6 +78,16 @@ def test_a_killed_run_resumes_to_the_same_bits(folder: Path) -> None:
     refused = pretrain({**flags, "resume_checkpoint": "last", "noise_density": 0.3, "max_steps": 9})
     assert refused.code == 2
     assert "-noise_density  0.0" in refused.err
+
+
+def test_another_command_does_not_go_on_with_the_run(folder: Path) -> None:
+    whole = folder / "whole"
+    told = train("-save_path", whole, "-resume_checkpoint", "last")
+    assert (told.code, told.err) == (
+        2,
+        f"error: -resume_checkpoint last: pretrain.py made the run in -save_path {whole}; go on with that command, or"
+        f" give train.py another -save_path and -init_model {whole / 'best'}\n",
+    )
 
 
 def test_two_processes_train_as_one_does(folder: Path) -> None:

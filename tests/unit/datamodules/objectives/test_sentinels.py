@@ -67,6 +67,8 @@ def test_too_few_sentinels_are_refused_with_the_number_and_the_ways_out() -> Non
         " the tokenizer has 100; train one with train_tokenizer.py -sentinels 114, or give a larger -mean_span_length,"
         " or -max_seq_length 1809 or less"
     )
+    with pytest.raises(UserError, match="tokenizer has 100; give a larger -mean_span_length, or -max_seq_length 1809"):
+        check_sentinels(objective, "span_corruption", 100, 10**6)  # more than train_tokenizer.py makes
     with pytest.raises(UserError) as refused:
         check_sentinels(objective, "span_corruption", 0, 512)
     assert str(refused.value) == (
