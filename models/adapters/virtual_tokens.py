@@ -8,6 +8,7 @@ so many tokens longer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +64,17 @@ def vectors_of(encoder: nn.Module, weights: Mapping[str, Tensor] | None = None) 
     """(tokens, width) the vectors in front of the sources of an encoder that has them.
 
     Args:
-        weights: of the module that makes them; None = its own.
+        weights: for the module that makes them; None = its own.
     """
     module = encoder.get_submodule(MODULE)
-    weights = dict(module.named_parameters()) if weights is None else weights
-    places = torch.arange(count_of(encoder), device=next(iter(weights.values())).device)
-    found: Tensor = functional_call(module, dict(weights), (places,))
+    places = torch.arange(count_of(encoder), device=next(module.parameters()).device)
+    if weights is not None:
+        # functional_call puts other weights into the module for a moment. A checkpoint is written while training goes
+        # on, and a pass over the module in that moment would leave its own weights without a gradient.
+        module = copy.deepcopy(module)
+        places = places.to(next(iter(weights.values())).device)
+        return functional_call(module, dict(weights), (places,))  # type: ignore[no-any-return]
+    found: Tensor = module(places)
     return found
 
 

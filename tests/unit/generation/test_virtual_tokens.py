@@ -19,6 +19,7 @@ from generation.label_scoring import LabelScorer
 from models.adapters.folder import write_adapter
 from models.adapters.methods import chosen_adapter
 from models.adapters.tuning import apply, merge
+from models.adapters.virtual_tokens import with_virtual_tokens
 from models.kernels.accelerate import accelerate
 from models.losses.objective import batch_loss
 from models.special_tokens import encoded_target
@@ -87,3 +88,25 @@ def test_a_mask_without_the_virtual_tokens_is_refused(tmp_path: Path) -> None:
     ids, mask = encoded(["ab", "c"])
     with pytest.raises(ValueError, match="is without the 5 virtual tokens"):
         model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
+
+
+def test_training_goes_on_while_the_vectors_are_written(tmp_path: Path) -> None:
+    """A pass over the model in the midst of a save reaches the weights that are trained, and not those that are saved:
+    with them in its place, the network would get no gradient."""
+    model, _ = prompted("bart", "ptuning", tmp_path)
+    saved = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    network = model.get_encoder().virtual_tokens
+    ids, mask = encoded(words(3, seed=2))
+    gradients = []
+
+    def train(module: Any, places: Any, vectors: Any) -> None:
+        del module, places, vectors
+        hook.remove()
+        with torch.enable_grad():
+            model(input_ids=ids, attention_mask=with_virtual_tokens(model, mask), labels=ids).loss.backward()
+        gradients.extend(parameter.grad for parameter in network.parameters())
+
+    hook = network.mlp_head[0].register_forward_hook(train)
+    write_adapter(tmp_path / "best", model, saved)
+    assert len(gradients) == 7
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
