@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from prediction.workers.ranks import Shared
 
 USAGE = """\
-usage: python analyze.py -keyword_model MODEL -sentiment_model MODEL -data FILE -save_output FILE.jsonl [flags]
+usage: python analyze.py -keyword_model MODEL -sentiment_model MODEL
+           -data FILE -save_output FILE.jsonl [flags]
 
-  python analyze.py -keyword_model runs/keywords -sentiment_model runs/sentiments -data reviews.jsonl \\
-      -thresholds valid.jsonl -save_output analysed.jsonl -save_report report.json -save_page page.html
+  python analyze.py -keyword_model runs/keywords \\
+      -sentiment_model runs/sentiments -data reviews.jsonl \\
+      -thresholds valid.jsonl -save_output analysed.jsonl \\
+      -save_report report.json -save_page page.html
 """
 
 

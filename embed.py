@@ -30,12 +30,16 @@ from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 
 USAGE = """\
-usage: python embed.py -model MODEL -data FILE -save_output VECTORS.npy|.parquet [flags]
-       python embed.py -model MODEL -data QUERIES -corpus VECTORS -save_output FOUND.jsonl|.trec [flags]
+usage: python embed.py -model MODEL -data FILE -save_output VECTORS.npy|.parquet
+           [flags]
+       python embed.py -model MODEL -data QUERIES -corpus VECTORS
+           -save_output FOUND.jsonl|.trec [flags]
 
-  python embed.py -model runs/retrieval -data passages.jsonl -id_column id -save_output passages.npy
-  python embed.py -model runs/retrieval -data queries.jsonl -id_column id -corpus passages.npy \\
-      -qrels test.tsv -save_output found.jsonl -save_report report.json
+  python embed.py -model runs/retrieval -data passages.jsonl -id_column id \\
+      -save_output passages.npy
+  python embed.py -model runs/retrieval -data queries.jsonl -id_column id \\
+      -corpus passages.npy -qrels test.tsv -save_output found.jsonl \\
+      -save_report report.json
 """
 
 

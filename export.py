@@ -23,10 +23,12 @@ from deploy.export import run
 from utils.errors import raise_if_any
 
 USAGE = """\
-usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER] [-format FORMAT] [flags]
+usage: python export.py -model CKPT_OR_FOLDER [-save_path FOLDER]
+           [-format FORMAT] [flags]
 
   python export.py -model runs/mine -save_path mine
-  python export.py -model runs/mine -average best:3 -format ctranslate2 -compute_type int8 -save_path mine
+  python export.py -model runs/mine -average best:3 -format ctranslate2 \\
+      -compute_type int8 -save_path mine
   python export.py -model runs/mine -push_to_hub mine -license apache-2.0
 """
 

@@ -28,12 +28,17 @@ from utils.errors import raise_if_any
 from utils.launch import is_first_rank
 
 USAGE = """\
-usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE [-save_output FILE] [flags]
+usage: python inference.py -model CKPT_OR_FOLDER -test_data FILE
+           [-save_output FILE] [flags]
 
-  python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.txt
-  python inference.py -model runs/mine/best -test_data test.tsv -save_output predictions.jsonl -save_report report.json
-  python inference.py -model runs/mine -all_checkpoints -test_data test.tsv -save_report checkpoints.html
-  python inference.py -score_only -predictions predictions.txt -references test.tsv -task klue-sts
+  python inference.py -model runs/mine/best -test_data test.tsv \\
+      -save_output predictions.txt
+  python inference.py -model runs/mine/best -test_data test.tsv \\
+      -save_output predictions.jsonl -save_report report.json
+  python inference.py -model runs/mine -all_checkpoints -test_data test.tsv \\
+      -save_report checkpoints.html
+  python inference.py -score_only -predictions predictions.txt \\
+      -references test.tsv -task klue-sts
   python inference.py run.yaml -test_data test.tsv
   echo "a line" | python inference.py -model runs/mine/best -test_data -
 """

@@ -30,14 +30,19 @@ from utils.errors import SharedError, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
-usage: python pretrain.py -corpus TEXTS (-config_path PRESET | -init_model MODEL) -max_steps N -save_path FOLDER [flags]
+usage: python pretrain.py -corpus TEXTS (-config_path PRESET |
+           -init_model MODEL) -max_steps N -save_path FOLDER [flags]
 
-  python pretrain.py -corpus reviews.txt -config_path byt5-mini -max_steps 2000 -save_path runs/pretrained \\
-      -optim adamwscale -learning_rate 1e-2 -lr_scheduler cosine -warmup_steps 0.05 -dropout 0
-  python pretrain.py -corpus texts/ -config_path t5-small -tokenizer tokenizers/ko -max_steps 100000 -save_path runs/t5
-  python pretrain.py -corpus texts/ -init_model google/byt5-small -max_steps 10000 -save_path runs/more
+  python pretrain.py -corpus reviews.txt -config_path byt5-mini \\
+      -max_steps 2000 -save_path runs/pretrained -optim adamwscale \\
+      -learning_rate 1e-2 -lr_scheduler cosine -warmup_steps 0.05 -dropout 0
+  python pretrain.py -corpus texts/ -config_path t5-small \\
+      -tokenizer tokenizers/ko -max_steps 100000 -save_path runs/t5
+  python pretrain.py -corpus texts/ -init_model google/byt5-small \\
+      -max_steps 10000 -save_path runs/more
   python pretrain.py -save_path runs/t5 -resume_checkpoint last
-  python train.py -task nsmc-naive -train_data ratings_train.txt -init_model runs/t5/best -save_path runs/nsmc
+  python train.py -task nsmc-naive -train_data ratings_train.txt \\
+      -init_model runs/t5/best -save_path runs/nsmc
 """
 
 

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from prediction.workers.ranks import Shared
 
 USAGE = """\
-usage: python select_rows.py -model MODEL -data FILE -save_output FILE.jsonl [-n 500] [-strategy NAME] [flags]
+usage: python select_rows.py -model MODEL -data FILE -save_output FILE.jsonl
+           [-n 500] [-strategy NAME] [flags]
 
-  python select_rows.py -model runs/mine -data unlabelled.tsv -n 500 -save_output to_label.jsonl
-  python select_rows.py -model runs/mine -data labelled.tsv -strategy label-errors -save_output to_check.jsonl
+  python select_rows.py -model runs/mine -data unlabelled.tsv -n 500 \\
+      -save_output to_label.jsonl
+  python select_rows.py -model runs/mine -data labelled.tsv \\
+      -strategy label-errors -save_output to_check.jsonl
 """
 
 

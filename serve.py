@@ -32,7 +32,8 @@ usage: python serve.py -model CKPT_OR_FOLDER [-port 8000] [flags]
 
   python serve.py -model runs/mine
   python serve.py -model runs/nsmc -label_decoding score -highlight
-  curl -H 'Content-Type: application/json' -d '{"text": "a line"}' http://127.0.0.1:8000/predict
+  curl -H 'Content-Type: application/json' -d '{"text": "a line"}' \\
+      http://127.0.0.1:8000/predict
 """
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 

@@ -30,14 +30,18 @@ from utils.errors import SharedError, nothing_kept_on_user_error, raise_if_any
 from utils.launch import is_first_process
 
 USAGE = """\
-usage: python train.py -train_data FILE (-init_model MODEL | -config_path PRESET) -save_path FOLDER [flags]
+usage: python train.py -train_data FILE (-init_model MODEL |
+           -config_path PRESET) -save_path FOLDER [flags]
 
-  python train.py -train_data train.tsv -valid_data valid.tsv -init_model google/byt5-small -save_path runs/mine
-  python train.py -train_data train.tsv -valid_data_proportions 0.1 -config_path bart-mini -save_path runs/mine
+  python train.py -train_data train.tsv -valid_data valid.tsv \\
+      -init_model google/byt5-small -save_path runs/mine
+  python train.py -train_data train.tsv -valid_data_proportions 0.1 \\
+      -config_path bart-mini -save_path runs/mine
   python train.py -save_path runs/mine -resume_checkpoint last
   python train.py run.yaml -max_epoch 3
   python train.py -list_tasks
-  python train.py -show_examples 3 -task klue-nli -train_data train.json -init_model google/byt5-small
+  python train.py -show_examples 3 -task klue-nli -train_data train.json \\
+      -init_model google/byt5-small
 """
 
 

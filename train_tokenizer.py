@@ -23,10 +23,12 @@ from utils.errors import raise_if_any
 from utils.libraries import missing_package
 
 USAGE = """\
-usage: python train_tokenizer.py -data FILE -save_path FOLDER [-vocab_size 32000] [-model unigram|bpe|byte_bpe] [flags]
+usage: python train_tokenizer.py -data FILE -save_path FOLDER
+           [-vocab_size 32000] [-model unigram|bpe|byte_bpe] [flags]
 
   python train_tokenizer.py -data corpus/ -save_path tokenizer
-  python train_tokenizer.py -data reviews.txt -data news.jsonl.gz -save_path tokenizer -morphemes mecab
+  python train_tokenizer.py -data reviews.txt -data news.jsonl.gz \\
+      -save_path tokenizer -morphemes mecab
 """
 
 

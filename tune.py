@@ -43,13 +43,16 @@ from utils.libraries import missing_package
 from utils.tables import counted
 
 USAGE = """\
-usage: python tune.py [RUN.yaml] SPACE.yaml -save_path FOLDER [flags of train.py] [flags]
+usage: python tune.py [RUN.yaml] SPACE.yaml -save_path FOLDER
+           [flags of train.py] [flags]
 
-  python tune.py space.yaml -task nsmc -train_data train.tsv -valid_data valid.tsv -init_model google/byt5-small \\
-      -monitor accuracy -save_path runs/search -trials 30
+  python tune.py space.yaml -task nsmc -train_data train.tsv \\
+      -valid_data valid.tsv -init_model google/byt5-small -monitor accuracy \\
+      -save_path runs/search -trials 30
   python tune.py run.yaml space.yaml -save_path runs/search
 
-All flags of train.py (see its -h) may be given and hold for all trials; -save_path is the folder of the search.
+All flags of train.py (see its -h) may be given and hold for all trials;
+-save_path is the folder of the search.
 """
 
 

@@ -23,6 +23,12 @@ from utils.errors import raise_if_any
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 
+_SPELLINGS = (  # the last words of a help page
+    "Single and double dash, underscore and dash are the same; booleans take true/false or stand alone; of a flag that"
+    " is given twice the last value counts. A .yaml or .json file that stands first gives flags too; -print_config"
+    " writes one of the values in force. -version tells the version."
+)
+
 Config = TypeVar("Config")
 
 
@@ -323,7 +329,7 @@ def version() -> str:
 
 
 def help_text(config_class: type, usage: str) -> str:
-    """The whole help page: usage, then the flags by group with type, default and unit."""
+    """The whole help page, as wide as the terminal: usage, then the flags by group with type, default and unit."""
     width = max(60, min(110, shutil.get_terminal_size((100, 24)).columns))
     lines = [usage.strip(), ""]
     group_types = get_type_hints(config_class)
@@ -331,17 +337,16 @@ def help_text(config_class: type, usage: str) -> str:
         lines.append(_title(group_types[group], group))
         for spec in specs:
             names = ", ".join(f"-{name}" for name in (spec.name, *spec.aliases))
-            lines.append(f"  {names} {_value_word(spec)}")
+            heading = f"{names} {_value_word(spec)}".replace("|", "| ")  # choices may be broken behind each
+            wrapped = textwrap.wrap(heading, width, initial_indent="  ", subsequent_indent="    ")
+            lines += [line.replace("| ", "|") for line in wrapped]
             sentence = f"{spec.help} {_default_words(spec)}".rstrip()
             indent = " " * 8  # names with a hyphen stay whole
             lines += textwrap.wrap(
                 sentence, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
             )
         lines.append("")
-    lines.append("Single and double dash, underscore and dash are the same; booleans take true/false or stand alone;")
-    lines.append("of a flag that is given twice the last value counts. A .yaml or .json file that stands first gives")
-    lines.append("flags too; -print_config writes one of the values in force. -version tells the version.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *textwrap.wrap(_SPELLINGS, width, break_on_hyphens=False)])
 
 
 def _value_word(spec: FlagSpec) -> str:

@@ -231,7 +231,8 @@ def run_file_text(usage: str, groups: Groups, titles: Mapping[str, str], values:
         titles: of the groups.
         values: of the flags in force, by name.
     """
-    lines = [f"# {usage.strip().splitlines()[0].removeprefix('usage: ')}"]
+    synopsis = usage.strip().partition("\n\n")[0].splitlines()
+    lines = [f"# {line[len('usage: ') :]}" for line in synopsis]  # the lines of it stand below each other
     lines += ["# Flags behind # have their defaults. Relative paths are seen from the folder of this file."]
     for group, members in groups.items():
         lines += ["", f"# {titles[group]}", f"{group}:"]

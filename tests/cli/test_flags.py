@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -56,7 +57,24 @@ def test_every_flag_states_its_default(config_class: Any) -> None:
 def test_names_are_not_broken_and_examples_come_first() -> None:
     lines = help_text(TrainConfig, train.USAGE).splitlines()
     assert any("bart-mini" in line for line in lines if line.startswith("        "))
-    assert lines[2].startswith("  python train.py -train_data train.tsv ")
+    assert lines[3].startswith("  python train.py -train_data train.tsv ")
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "task_utils"))
+def test_help_is_no_wider_than_a_terminal_of_80_columns(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert importlib.import_module(script).main(["-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[0].startswith(f"usage: python {script}.py ")
+
+
+def test_choices_are_broken_between_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = help_text(TrainConfig, train.USAGE)
+    assert "  -lr_scheduler {cosanneal|linear|cyclic|constant|inverse_sqrt|\n    flat_inverse_sqrt|cosine|" in page
 
 
 @pytest.mark.parametrize("word", ["--version", "-version"])

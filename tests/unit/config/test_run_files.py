@@ -190,7 +190,10 @@ def test_a_printed_config_gives_the_same_flags(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     write(Path(), "train_data: [a.tsv, 'b c.tsv:2']\nlabel_map: '0=아니오,1=null'\nmodel: {init_model: org/name}")
     more = ["-input_template", 'a: "$${x}" \\n {{ b }}\t#', "-seed", "-1", "-save_path", "null", "-max_epoch", "2"]
-    printed = information(TrainConfig, "usage: python train.py", ["-print-config", "run.yaml", *more])
+    printed = information(
+        TrainConfig, "usage: python train.py\n           [flags]\n\n  x", ["-print-config", "run.yaml", *more]
+    )
+    assert printed.startswith("# python train.py\n#     [flags]\n# Flags behind # have")
     assert flags_of(write(Path(), printed, "printed.yaml")) == flags_of("run.yaml", *more)
     for spec_line in ("  # Epochs to train.\n  max_epoch: 2", "  # batch_size: 48", "# Batches\nbatch:"):
         assert spec_line in printed
