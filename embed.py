@@ -18,7 +18,7 @@ if __name__ == "__main__":
     leave_on_signals()
 
 from checkpoints.model_paths import check_model_paths
-from config.checks import check_combinations, check_devices
+from config.checks import check_combinations, check_devices, column_problems
 from config.flags.retrieval.embed import FOUND_FILES, VECTOR_FILES, EmbedConfig
 from config.parser import information, parse_flags
 from config.user_code import import_user_code
@@ -89,8 +89,7 @@ def check(config: EmbedConfig, problems: list[str]) -> None:
         problems.append(f"-save_output {flags.save_output}: give a file that ends in {' or '.join(wanted)}, {told}")
     columns = {"source_column": flags.source_column, "id_column": flags.id_column}
     for name, column in {**columns, "relevant_column": search.relevant_column}.items():
-        if column.isdecimal() and not int(column):
-            problems.append(f"-{name} {column}: columns are counted from 1; give a number from 1, or a name")
+        problems += column_problems(name, column)
     if search.save_report and not (search.qrels or search.relevant_column):
         problems.append(f"-save_report {search.save_report}: nothing is scored; give -qrels or -relevant_column")
     if search.save_report and Path(search.save_report).suffix.lower() != ".json":

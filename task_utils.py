@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config.checks import collect
+from config.checks import collect, column_problems
 from config.flags.data import DataFlags
 from config.templates import Template, Variable
 from metrics.registry import (
@@ -367,11 +367,10 @@ def override_task(task: Task, data: DataFlags) -> Task:
     changes: dict[str, Any] = {}
     for name in ("input_template", "target_template", "source_column", "target_column"):
         value = getattr(data, name)
-        is_number = name.endswith("column") and value.isdecimal()
-        if is_number and int(value) == 0:
-            raise UserError(f"-{name} {value}: columns are counted from 1; give a number from 1, or a name")
+        is_column = name.endswith("column")
+        raise_if_any(column_problems(name, value) if is_column else ())
         if value:
-            changes[name] = int(value) if is_number else value
+            changes[name] = int(value) if is_column and value.isdecimal() else value
     task = replace(task, **changes)
     read = Template(task.input_template, "-input_template").variables
     for name in LANGUAGES:

@@ -75,6 +75,15 @@ def _holds(condition: str, used: Mapping[str, Any]) -> bool:
     return True
 
 
+def column_problems(name: str, *columns: str) -> list[str]:
+    """What is wrong with the columns of a flag, each a name or a number."""
+    return [
+        f"-{name} {column}: columns are counted from 1; give a number from 1, or a name"
+        for column in columns
+        if column.isdecimal() and not int(column)
+    ]
+
+
 def check_devices(gpus: int, cpu_processes: int, problems: list[str]) -> None:
     if cpu_processes and gpus > 0:
         problems.append(f"-cpu_processes {cpu_processes} and -gpus {gpus} exclude each other; leave one of them out")

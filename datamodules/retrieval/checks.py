@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from config.checks import used_flags
+from config.checks import column_problems, used_flags
 from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.run import SHARDED_STRATEGIES
 from config.flags.train import TrainConfig
@@ -43,6 +43,7 @@ def retrieval_problems(config: TrainConfig, mixture: Mixture) -> Iterator[str]:
         "test_data_proportions": NO_TEST,
     }
     yield from (f"{shown(name, used[name])}: {reason}" for name, reason in reasons.items() if name in used)
+    yield from column_problems("negative_column", *config.retrieval.negative_column)
     if not config.batch.batch_size:
         yield f"-batch_size 0: {FIXED_ROWS}"
     if config.device.strategy in SHARDED_STRATEGIES:

@@ -138,9 +138,11 @@ def problems(*words: str) -> list[str]:
 
 def test_what_does_not_go_with_passages_is_refused_in_a_line_each() -> None:
     words = "-task retrieval -train_data a.tsv -max_tokens 100 -rdrop_alpha 1 -strategy fsdp -tuning_method prompt"
+    words += " -negative_column 3 -negative_column 0"
     assert [problem.partition(":")[0] for problem in problems(*words.split(), "-test_data", "b.tsv")] == [
         "-rdrop_alpha 1.0",
         "-max_tokens 100",
+        "-negative_column 0",
         "-strategy fsdp",
         "-tuning_method prompt",
         "-test_data b.tsv",
