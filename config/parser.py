@@ -123,10 +123,11 @@ def parse_flags(config_class: type[Config], argv: Sequence[str]) -> tuple[Config
     """
     specs = {name: spec for spec in flag_specs(config_class) for name in (spec.name, *spec.aliases)}
     texts, values, problems = _read(config_class, argv, specs)
+    on = {spec.name for spec in specs.values() if _is_on(spec, texts)}
     problems += [
         f"-{spec.name} is required: {spec.help}"
         for spec in {spec.name: spec for spec in specs.values()}.values()
-        if spec.required and spec.name not in texts and not any(_is_on(specs[name], texts) for name in spec.unless)
+        if spec.required and spec.name not in texts and not on & {*spec.unless}
     ]
     group_types = get_type_hints(config_class)
     parts = {

@@ -49,6 +49,9 @@ def test_what_is_missing_or_of_train_is_told_together() -> None:
         "-max_steps is required: Optimizer steps of the whole run.",
         "give -init_model (pretrained), -config_path (from scratch) or -resume_checkpoint",
     ]
+    assert problems_of("-corpus", "texts.txt", "-config_path", "byt5-mini", "-max_steps", "1000") == [
+        "-save_path is required: " + next(spec for spec in CORPUS if spec.name == "save_path").help
+    ]
     again = problems_of("-save_path", "run", "-resume_checkpoint", "last")
     assert [problem.split(": no such file")[0] for problem in again] == ["-resume_checkpoint last"]
 
