@@ -149,6 +149,16 @@ def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | Non
     return lines
 
 
+def limit_lines(config: TrainConfig, model_config: PreTrainedConfig) -> list[str]:
+    """What to tell of a length of the flags that the model has no positions for."""
+    source, target = source_limit(model_config, config.model.virtual_tokens), target_limit(model_config)
+    return [
+        f"-{name} {wanted}: the model has positions for {limit} tokens, which is taken as the limit; give that or less"
+        for name, limit in (("max_seq_length", source), ("max_target_length", target))
+        if 0 < limit < (wanted := getattr(config.length, name))
+    ]
+
+
 def check_padded(parts: Sequence[Splits], config: PreTrainedConfig) -> None:
     """Raise `UserError` where the model has no positions for the lengths that -compile pads to."""
     rows = [split for part in parts for split in (part.train, part.valid) if split is not None]
@@ -264,7 +274,7 @@ def prepare(
     use_arithmetic(devices)
     limit_memory(devices.device(local_rank()), flags.memory_limit)
     use_threads(devices, saved_threads(resumed, config, devices))
-    say(*notes(source.config, training=True))
+    say(*notes(source.config, training=True), *limit_lines(config, source.config))
     say(*(changed_words(resumed, config, devices) if resumed else []))
     cache = Path(config.data.cache_dir or Path(config.run.save_path) / CACHE_FOLDER)
     data = encoded(config, mixture, source, cache, devices.world_size)

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import BartConfig, T5Config
 
 from config.flags.pretrain import PretrainConfig
+from config.flags.train import TrainConfig
 from config.parser import flag_specs, parse_flags
 from training.pretraining.checks import check_pretrain
 from training.pretraining.setup import held_out_cuts
+from training.setup import limit_lines
 from utils.errors import UserError
 
 CORPUS = flag_specs(PretrainConfig)
@@ -67,6 +70,16 @@ def test_monitors_files_and_folders_are_checked(run: tuple[str, ...]) -> None:
     Path("run").mkdir()
     assert [problem.split(":")[0] for problem in problems_of(*run, *steps, "-corpus", "gone.txt")] == ["-corpus"]
     assert problems_of(*run, *steps, "-noise_density", "0.3", "-mean_span_length", "8") == []
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, PretrainConfig])
+def test_lengths_beyond_the_positions_of_the_model_are_told(config_class: type) -> None:
+    config, _, _ = parse_flags(config_class, ["-max_seq_length", "64", "-max_target_length", "65"])
+    assert limit_lines(config, BartConfig(max_position_embeddings=64)) == [
+        "-max_target_length 65: the model has positions for 64 tokens, which is taken as the limit; give that or less"
+    ]
+    assert limit_lines(config, BartConfig(max_position_embeddings=63))[0].startswith("-max_seq_length 64: ")
+    assert limit_lines(config, T5Config()) == []
 
 
 def stream(tokens: int) -> Any:
