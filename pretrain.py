@@ -72,7 +72,7 @@ def run(config: PretrainConfig, mixture: Mixture, argv: list[str], stop: StopSig
     from training.fit import fit
     from training.pretraining.setup import prepare_pretraining
     from training.resuming import check_same, finished_words, flag_differences, read_newest, with_found
-    from training.run import end_finished_run
+    from training.run import end_finished_run, end_trackers
     from training.strategies.registry import STRATEGIES
 
     resumed = read_newest(resume_candidates(config), STRATEGIES[config.device.strategy].load, say)
@@ -83,7 +83,8 @@ def run(config: PretrainConfig, mixture: Mixture, argv: list[str], stop: StopSig
             end_finished_run(config, mixture, resumed, ended, test_too=True)
             return 0
     try:
-        fit(prepare_pretraining(config, mixture, resumed), stop)  # a corpus that is tokenized stays so
+        _, trackers = fit(prepare_pretraining(config, mixture, resumed), stop)  # a corpus that is tokenized stays so
+        end_trackers(trackers, Path(config.run.save_path))
     except TrainingStopped as stopped:
         return after_stop(stopped, config, argv)
     except SharedError:

@@ -272,9 +272,14 @@ def shown_in_trackers(loggers: Loggers, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        page = folder / REPORT_PAGE
-        files = [page, folder / CONFIG_NAME, folder / EPOCH_LOG, *sorted(images_folder(page).glob("*.png"))]
-        loggers.close_trackers(True, files)
+        end_trackers(loggers, folder)
+
+
+def end_trackers(loggers: Loggers, folder: Path) -> None:
+    """Give the trackers the files of a run whose training is complete, and end them."""
+    page = folder / REPORT_PAGE
+    files = [page, folder / CONFIG_NAME, folder / EPOCH_LOG, *sorted(images_folder(page).glob("*.png"))]
+    loggers.close_trackers(True, files)
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+import pretrain
 import train
 from config.flags.train import TrainConfig
 from config.parser import parse_flags
-from tests.cli.tiny import BART, flag_list, write_config
+from tests.cli.tiny import BART, T5, flag_list, write_config
 from training.checks import check_train
 from training.loggers import registry, tracker
 from training.loggers.base import Start
@@ -158,6 +159,19 @@ def test_the_report_of_a_tracker_has_the_scores_of_the_test_rows(
     assert train.main([*flag_list(flags), "-resume_checkpoint", "last"]) == 0
     assert [call[:2] for call in recorder.calls] == [("start", "id-1"), ("close", True)]
     assert shown == complete * 2
+
+
+def test_the_trackers_of_a_pretraining_get_its_files_and_end(
+    tmp_path: Path, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.TRACKERS, "csv", Recorder)
+    monkeypatch.setattr(signal, "signal", lambda *_: signal.SIG_DFL)
+    (tmp_path / "texts.txt").write_text("가나다 라마바 사아자\n" * 50, encoding="utf-8")
+    flags = {"corpus": tmp_path / "texts.txt", "max_steps": 1, "valid_every": 1, "valid_rows": 2, "batch_size": 2}
+    flags |= {"config_path": write_config(tmp_path / "t5.json", T5), "max_seq_length": 24, "gpus": 0}
+    assert pretrain.main(flag_list({**flags, "save_path": tmp_path / "run", "logger": "csv"})) == 0
+    files = [("file", name) for name in ("report.html", "config.json", "log.json")]
+    assert recorder.calls[-4:] == [*files, ("close", True)]
 
 
 def test_the_table_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
