@@ -52,6 +52,7 @@ from reports.page import images_folder, save_page
 from reports.training import RunRecord, run_charts, training_page
 from training.checkpointing import Checkpointer
 from training.loggers.registry import Loggers
+from training.run_log import reopened_trackers
 from training.signals import PROCESS_BEGAN
 from utils.console import duration, say, tell
 from utils.devices import Devices
@@ -225,12 +226,14 @@ def end_finished_run(config: TrainConfig, mixture: Mixture, resumed: SavedRun, e
         member.data.test_data or member.data.test_data_proportions or hub_test_rows(member.data, member.task)
         for member in mixture.members
     )
-    if not test_too or not tested or (folder / TEST_REPORT).exists():
+    if not test_too:
         return True
-    if not (folder / "best").exists():
+    if tested and not (folder / TEST_REPORT).exists():
+        if (folder / "best").exists():
+            return False
         say(f"no test rows are scored: there is no {folder / 'best'}; the finished run is {resumed.path}")
-        return True
-    return False
+    end_trackers(reopened_trackers(config, left_open=True), folder)
+    return True
 
 
 def length_charts(config: TrainConfig, parts: Sequence[Splits]) -> list[dict[str, Any]]:

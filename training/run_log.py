@@ -348,11 +348,16 @@ class RunLog(pl.Callback):
         self.loggers.close_tensorboard()
 
 
-def reopened_trackers(config: TrainConfig) -> Loggers:
-    """The trackers of a run whose training was complete in an earlier process: they go on with it, for its files."""
+def reopened_trackers(config: TrainConfig, left_open: bool = False) -> Loggers:
+    """The trackers of a run whose training was complete in an earlier process: they go on with it, for its files.
+
+    Args:
+        left_open: only those that no process has ended.
+    """
     folder = Path(config.run.save_path)
     loggers = Loggers([name for name in logger_names(config.run) if name != TENSORBOARD], folder, to_dict(config))
-    if is_first_process():
+    loggers = loggers.left_open() if left_open else loggers
+    if is_first_process() and loggers.names:
         content = (folder / STEP_LOG).read_bytes() if (folder / STEP_LOG).exists() else b""
         lines = [entry for line in content.split(b"\n") if (entry := _entry(line))]
         loggers.start(max((line["step"] for line in lines), default=0) + 1, lines, ())

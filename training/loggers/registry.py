@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from training.loggers.tracker import Tracker
 from training.loggers.trackio import Trackio
 from training.loggers.wandb import Wandb
 from utils.console import tell
+from utils.errors import RunError
 from utils.files import run_error, write_json
 from utils.json_files import read_json
 
 TENSORBOARD = "tensorboard"
 TRACKERS: dict[str, Callable[[], RunLogger]] = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio, "csv": CsvTable}
-RUNS_NAME = "runs.json"  # under which id each tracker has this run, and up to which step
+RUNS_NAME = "runs.json"  # under which id each tracker has this run, up to which step, and whether it has ended
 
 
 class Loggers:
@@ -41,6 +43,7 @@ class Loggers:
         self.settings = settings
         self.tensorboard: TensorBoard | None = None
         self.trackers: list[Tracker] = []
+        self._runs: dict[str, dict[str, Any]] = {}
 
     def start(self, first_step: int, lines: Sequence[Mapping[str, Any]], dropped: Iterable[Mapping[str, Any]]) -> None:
         """Begin, or go on with the run of an earlier process.
@@ -57,21 +60,32 @@ class Loggers:
         named = [name for name in self.names if name in TRACKERS]
         if not named:
             return
-        path = self.folder / TRACKERS_FOLDER / RUNS_NAME
-        with run_error(path):
-            path.parent.mkdir(exist_ok=True)
-        runs = _read_runs(path)
+        with run_error(self._runs_path):
+            self._runs_path.parent.mkdir(exist_ok=True)
+        runs = self._runs = _read_runs(self._runs_path)
         for run in runs.values():
             for phase, step in ((str(line.get("phase")), line["step"]) for line in dropped):
                 run["has"][phase] = max(step, run["has"].get(phase, -1))
         for name in named:
             run = runs.get(name, {"id": "", "has": {}})
+            run["ended"] = False
             tracker = Tracker(name, TRACKERS[name](), run["has"])
             run_id = tracker.start(Start(self.folder, run["id"], self.settings, first_step, lines))
             runs.update({name: {**run, "id": run_id}} if run_id else {})
             self.trackers.append(tracker)
         if runs:
-            write_json(path, runs)
+            write_json(self._runs_path, runs)
+
+    @property
+    def _runs_path(self) -> Path:
+        return self.folder / TRACKERS_FOLDER / RUNS_NAME
+
+    def left_open(self) -> Loggers:
+        """Those of the trackers that a process of this run began and none ended."""
+        runs = _read_runs(self._runs_path)
+        return Loggers(
+            [name for name in self.names if name in runs and not runs[name]["ended"]], self.folder, self.settings
+        )
 
     def scalars(self, step: int, phase: str, figures: Mapping[str, float]) -> None:
         """Show figures of `phase`, "train" or "valid"."""
@@ -109,13 +123,21 @@ class Loggers:
             for path in paths:
                 tracker.file(path)
             tracker.close(succeeded)
+            if tracker.name in self._runs:
+                self._runs[tracker.name]["ended"] = succeeded and not tracker.failure
         self.trackers = []
+        if self._runs and succeeded:
+            with suppress(RunError):  # a run that is complete stays so; they are ended once more
+                write_json(self._runs_path, self._runs)
 
 
 def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
     try:
         runs = read_json(path)
-        return {name: {"id": str(run["id"]), "has": dict(run["has"])} for name, run in runs.items()}
+        return {
+            name: {"id": str(run["id"]), "has": dict(run["has"]), "ended": run.get("ended") is True}
+            for name, run in runs.items()
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -159,6 +159,14 @@ def test_the_report_of_a_tracker_has_the_scores_of_the_test_rows(
     assert train.main([*flag_list(flags), "-resume_checkpoint", "last"]) == 0
     assert [call[:2] for call in recorder.calls] == [("start", "id-1"), ("close", True)]
     assert shown == complete * 2
+    recorder.calls.clear()
+    assert train.main([*flag_list(flags), "-resume_checkpoint", "last"]) == 0
+    assert recorder.calls == []
+    runs = run / "trackers" / "runs.json"
+    runs.write_text(runs.read_text().replace("true", "false"))  # as if killed before the tracker had ended
+    assert train.main([*flag_list(flags), "-resume_checkpoint", "last"]) == 0
+    assert [call[:2] for call in recorder.calls] == [("start", "id-1"), ("close", True)]
+    assert shown == complete * 3
 
 
 def test_the_trackers_of_a_pretraining_get_its_files_and_end(
