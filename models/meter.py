@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -11,6 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
+
+from models.tokenizers import vocabulary_size
+
+TOO_SURE = 1.5  # times ln V: a first loss that small weights do not have
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,17 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes
+
+
+def first_loss_lines(totals: Totals, config: PreTrainedConfig) -> list[str]:
+    """What to tell of the first loss of random weights: nothing, unless it is far above that of equal odds, ln V."""
+    loss, equal_odds = totals.loss_per_token, math.log(vocabulary_size(config))
+    if loss <= TOO_SURE * equal_odds:
+        return []
+    return [
+        f"the first loss is {loss:.4g}, where equal odds for every token give {equal_odds:.4g}: the weights of the"
+        " config begin too large, or -learning_rate is too high"
+    ]
 
 
 OWN_SUMS = 6  # numbers of a meter's state, besides those of routers

@@ -171,7 +171,8 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     generated = GeneratedValidation(config.generated_rows, metric_names, strategy)
     loggers = Loggers(logger_names(config.run), folder, to_dict(config))
     arithmetic = prepared.devices.arithmetic
-    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, arithmetic, loggers)
+    drawn = bool(config.model.config_path) and resumed is None and not of_vectors
+    run_log = RunLog(folder, config.run.log_every, total_steps, config.run.monitor, arithmetic, loggers, drawn)
     callbacks: list[pl.Callback] = [LargestBatchFirst()] if strategy.largest_batch_first else []
     callbacks += [*([] if of_vectors else [generated]), run_log, checkpointer]
     if config.device.compile:

@@ -20,7 +20,7 @@ from metrics.registry import figure_texts, metric_of
 from models.flops import Utilization
 from models.loading import OF_ANOTHER_KIND
 from models.losses.objective import Objective
-from models.meter import OWN_SUMS, Totals, peak_memory
+from models.meter import OWN_SUMS, Totals, first_loss_lines, peak_memory
 from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
 from models.switch.routers import figures_of, sums_of
@@ -55,6 +55,7 @@ class RunLog(pl.Callback):
         monitor: str = "val_loss",
         arithmetic: str = "32",
         loggers: Loggers | None = None,
+        drawn: bool = False,
     ) -> None:
         self.folder = folder
         self.monitor = monitor
@@ -73,6 +74,7 @@ class RunLog(pl.Callback):
         self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()
         self._resumed: dict[str, Any] | None = None
+        self._drawn = drawn  # the next loss to be logged is the first of random weights
 
     # ---- training
 
@@ -139,6 +141,8 @@ class RunLog(pl.Callback):
         rate = step_rate(trainer, module)
         if self.progress is not None:
             self.progress.report(loss=f"{totals.loss_per_token:.4g}", lr=f"{rate:.2g}")
+            self.progress.note(*(first_loss_lines(totals, module.model.config) if self._drawn else ()))
+        self._drawn = False
         figures = {
             "loss": totals.loss_per_token,
             "learning_rate": rate,

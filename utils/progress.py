@@ -56,6 +56,16 @@ class ProgressLine:
         else:
             tell(self.line(**figures))
 
+    def note(self, *lines: str) -> None:
+        """Print lines above the bar."""
+        if not self.enabled or not lines:
+            return
+        if self.bar is not None:
+            self.bar.clear()
+        tell(*lines)
+        if self.bar is not None:
+            self.bar.refresh()
+
     def conclude(self, **figures: str) -> None:
         """End the bar, and show figures that may be too many to stand beside it: below it, or on its plain line."""
         if self.bar is None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import pretrain
 from models.meter import StepMeter
+from tests.cli.tiny import T5, flag_list, write_config
 from training.loggers.tensorboard import samples_table
 from training.validation import as_counted
 from utils.console import duration
@@ -51,6 +56,23 @@ def test_sums_survive_a_checkpoint() -> None:
     one, other = meter.totals(torch.device("cpu"), 1), resumed.totals(torch.device("cpu"), 1)
     assert one.loss_sum == other.loss_sum
     assert (one.tokens, one.rows) == (other.tokens, other.rows)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (30.0, True)])
+def test_a_first_loss_far_above_equal_odds_is_told(
+    tmp_path: Path, factor: float, told: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: signal.SIG_DFL)
+    (tmp_path / "texts.txt").write_text("가나다 라마바 사아자\n" * 50, encoding="utf-8")
+    flags = {"corpus": tmp_path / "texts.txt", "max_steps": 2, "valid_every": 2, "valid_rows": 0, "log_every": 1}
+    flags |= {"config_path": write_config(tmp_path / "t5.json", T5, initializer_factor=factor), "gpus": 0, "seed": 1}
+    assert (
+        pretrain.main(flag_list({**flags, "max_seq_length": 24, "batch_size": 2, "save_path": tmp_path / "run"})) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.sub("[0-9.]+", "N", line, count=1) for line in lines if line.startswith("the first loss is ")]
+    words = "the weights of the config begin too large, or -learning_rate is too high"
+    assert found == [f"the first loss is N, where equal odds for every token give 5.951: {words}"] * told
 
 
 @pytest.mark.parametrize("bad", ["loss", "norm"])
