@@ -18,6 +18,7 @@ from datamodules.splits import RowEncoder, report_lines
 from metrics.registry import missing_packages
 from metrics.report import Outputs, report_dict, report_text
 from metrics.score import Scores, score
+from metrics.uncertainty.conformal import AnswerScores
 from metrics.uncertainty.probabilities import PERPLEXITY
 from postprocessors.answers import expected
 from postprocessors.base import said
@@ -93,15 +94,15 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
     """
     output, task = config.output, scored_task(config)
     paths, given = config.scoring.predictions, " ".join(config.scoring.references)
-    found = [list(read_predictions(path, config.data.tsv_escapes)) for path in paths]
+    found = [read_predictions(path, config.data.tsv_escapes) for path in paths]
     references = read_references(config, task, temporary)
     raise_if_any(
         f"-predictions {path} has {counted(len(texts), 'row')}, but -references {given} has"
         f" {counted(len(references.texts), 'row')}; give the references of the rows that were predicted"
-        for path, texts in zip(paths, found, strict=True)
+        for path, (texts, _) in zip(paths, found, strict=True)
         if len(texts) != len(references.texts)
     )
-    predictions, *others = found
+    (predictions, answered), *others = found
     processor, limit = task.postprocessor, output.label_max_distance if output.label_max_distance >= 0 else None
     options: dict[str, Any] = {"correction": output.label_correction, "max_distance": limit, "names": task.metrics}
 
@@ -124,11 +125,16 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
     tell(f"task {task.name}; {said(processor)}")
     tell(*report_text(scores, Outputs.of(rows, references.source_of)).splitlines())
     content = report_dict(scores, to_dict(config))
+    if answered is not None:
+        answers = AnswerScores.of(answered, predictions, references.texts)
+        tell("", answers.line())
+        content["abstain"] = answers.to_dict()
     if groups:
         tell(*groups.lines(by_group))
         content["groups"] = group_dict(by_group)
     if output.confidence:
-        confidence = confidence_of(output.confidence, scores, references.texts, predictions, processor, *others)
+        compared = [texts for texts, _ in others]
+        confidence = confidence_of(output.confidence, scores, references.texts, predictions, processor, *compared)
         tell(*confidence.lines())
         content["confidence"] = confidence.to_dict()
     if output.save_report:
@@ -138,11 +144,12 @@ def score_files(config: InferenceConfig, temporary: Path) -> None:
         )
 
 
-def read_predictions(path: str, escapes: bool) -> Iterator[str]:
-    """The predictions of an output of `inference.py`, by its ending: .jsonl, .tsv, or plain lines.
+def read_predictions(path: str, escapes: bool) -> tuple[list[str], list[bool] | None]:
+    """The predictions of an output of `inference.py`, by its ending: .jsonl, .tsv, or plain lines; and whether each row
+    is answered, None where the file does not say.
 
-    That of a row which -abstain left unanswered is its likeliest label, as in the scores of the prediction itself;
-    plain lines do not tell such a row.
+    The prediction of a row which -abstain left unanswered is its likeliest label, as in the scores of the prediction
+    itself; plain lines do not tell such a row.
 
     Args:
         escapes: whether plain lines hold escapes.
@@ -150,18 +157,25 @@ def read_predictions(path: str, escapes: bool) -> Iterator[str]:
     Raises:
         UserError: with file:line, what is no line of such a file.
     """
+    rows = list(_predictions(path, escapes))
+    says = any(left is not None for _, left in rows)
+    return [text for text, _ in rows], [not left for _, left in rows] if says else None
+
+
+def _predictions(path: str, escapes: bool) -> Iterator[tuple[str, bool | None]]:
+    """Each prediction, and whether its row was left unanswered, None where the file does not say."""
     ending = Path(path).suffix.lower()
     if ending == ".jsonl":
         for place, line in _lines(path, "-predictions"):
             try:
                 record = parse_json(line)
-                left = record.get("abstained") is True
+                left = record["abstained"] is True if "abstained" in record else None
                 text = likeliest(record["label_probabilities"]) if left else record["prediction"]
             except (ValueError, TypeError, KeyError, AttributeError):
                 text = None
             if not isinstance(text, str):
                 raise UserError(f"{place}: no JSON object with a text 'prediction', as -save_output writes it")
-            yield text
+            yield text, left
     elif ending == ".tsv":
         lines = _lines(path, "-predictions")
         _, heading = next(lines, ("", ""))
@@ -176,16 +190,17 @@ def read_predictions(path: str, escapes: bool) -> Iterator[str]:
             if len(cells) != len(names):
                 raise UserError(f"{place}: {counted(len(cells), 'cell')}, but the header has {len(names)}")
             row = dict(zip(names, cells, strict=True))
-            if row.get("abstained") != "true":
-                yield unescape_cell(row["prediction"])[0]
+            left = row["abstained"] == "true" if "abstained" in row else None
+            if not left:
+                yield unescape_cell(row["prediction"])[0], left
                 continue
             try:
-                yield likeliest(parse_json(unescape_cell(row["label_probabilities"])[0]))
+                yield likeliest(parse_json(unescape_cell(row["label_probabilities"])[0])), left
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise UserError(f"{place}: abstained, but without 'label_probabilities' to score") from None
     else:
         for _, line in _lines(path, "-predictions"):
-            yield unescape_cell(line)[0] if escapes else line
+            yield unescape_cell(line)[0] if escapes else line, None
 
 
 def likeliest(probabilities: dict[str, float]) -> str:

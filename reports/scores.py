@@ -187,7 +187,8 @@ def guarantees(report: Mapping[str, Any]) -> str:
         tiles.append(("labels in a set", _share(sets["mean_size"]), sizes))
     if answers := report.get("abstain"):
         tiles.append(("answered rows", _share(answers["answered_share"]), f"{answers['answered']:,} rows"))
-        tiles.append(("wrong answers", _share(answers["error_rate"]), f"asked for: {answers['rate']:g} or less"))
+        asked = f"asked for: {answers['rate']:g} or less" if "rate" in answers else ""
+        tiles.append(("wrong answers", _share(answers["error_rate"]), asked))
     return section("Sets of labels and abstention", tiles_of(tiles))
 
 

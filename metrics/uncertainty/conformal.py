@@ -134,6 +134,47 @@ NO_SILENCE = Silence()
 
 
 @dataclass
+class AnswerScores:
+    """How many rows are answered, and how many answers are wrong, of rows added one by one."""
+
+    rows: int = 0
+    answered: int = 0
+    scored: int = 0  # answers whose row has a reference
+    wrong: int = 0
+
+    @classmethod
+    def of(cls, answered: Iterable[bool], texts: Iterable[str], references: Iterable[str | None]) -> AnswerScores:
+        """Those of texts that are right where they are their references."""
+        scores = cls()
+        for is_answered, text, reference in zip(answered, texts, references, strict=True):
+            scores.add(is_answered, None if reference is None else text == reference)
+        return scores
+
+    def add(self, is_answered: bool, is_right: bool | None) -> None:
+        """Take in a row; `is_right` is None where it has no reference."""
+        self.rows += 1
+        self.answered += is_answered
+        self.scored += is_answered and is_right is not None
+        self.wrong += is_answered and is_right is False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures of `abstain` in a report; None for a share of no row."""
+        return {
+            "answered": self.answered,
+            "answered_share": _share(self.answered, self.rows),
+            "error_rate": _share(self.wrong, self.scored),
+        }
+
+    def line(self) -> str:
+        """The same to print."""
+        found = self.to_dict()
+        return (
+            f"answered: {self.answered:,} of {counted(self.rows, 'row')} ({_text(found['answered_share'])});"
+            f" wrong among those with a reference: {_text(found['error_rate'])}"
+        )
+
+
+@dataclass
 class SilenceScores:
     """What the rules came to on rows, added one by one: how often sets hold the reference, how often answers do."""
 
@@ -143,9 +184,7 @@ class SilenceScores:
     scored: int = 0
     covered: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
-    answered: int = 0
-    scored_answers: int = 0
-    wrong: int = 0
+    given: AnswerScores = field(default_factory=AnswerScores)
 
     def add(self, shares: Shares, target: int | None) -> None:
         """Take in a row; `target` is the number of its right label, None where it has no reference."""
@@ -155,10 +194,9 @@ class SilenceScores:
             found = self.sets.labels(shares)
             self.sizes[len(found)] += 1
             self.covered += target in found
-        if self.answers and self.answers.answers(shares):
-            self.answered += 1
-            self.scored_answers += target is not None
-            self.wrong += target is not None and target != max(range(len(shares)), key=shares.__getitem__)
+        if self.answers:
+            likeliest = max(range(len(shares)), key=shares.__getitem__)
+            self.given.add(self.answers.answers(shares), None if target is None else target == likeliest)
 
     def to_dict(self) -> dict[str, Any]:
         """`label_sets` and `abstain` of a report: those that were asked for; None for a share of no row."""
@@ -178,9 +216,7 @@ class SilenceScores:
                 "confidence": CONFIDENCE,
                 "calibration_rows": self.answers.rows,
                 "above_probability": self.answers.above,
-                "answered": self.answered,
-                "answered_share": _share(self.answered, self.rows),
-                "error_rate": _share(self.wrong, self.scored_answers),
+                **self.given.to_dict(),
             }
         return found
 
@@ -195,11 +231,7 @@ class SilenceScores:
                 f"  rows by the size of their set: {sizes}",
             ]
         if answers := found.get("abstain"):
-            lines.append(
-                f"answered: {self.answered:,} of {counted(self.rows, 'row')} ({_text(answers['answered_share'])});"
-                f" wrong among those with a reference: {_text(answers['error_rate'])}, asked for at most"
-                f" {answers['rate']:g}"
-            )
+            lines.append(f"{self.given.line()}, asked for at most {answers['rate']:g}")
         return lines
 
 

@@ -80,19 +80,25 @@ def test_every_form_gives_the_same_figures(
 
 
 @pytest.mark.parametrize("name", ["silent.jsonl", "silent.tsv"])
-def test_a_row_without_an_answer_counts_with_its_likeliest_label(name: str) -> None:
+def test_a_row_without_an_answer_counts_with_its_likeliest_label(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """As in the report of the prediction itself; corrected as an empty text it would be `negative`."""
-    shares = [(0.1, 0.9), (0.4, 0.6), (0.7, 0.3), (0.45, 0.55)]
+    shares = [(0.1, 0.9), (0.4, 0.6), (0.7, 0.3), (0.85, 0.15)]
     silence, labels = Silence(answers=AnswerRule(0.1, 50, 0.8)), ("negative", "positive")
     found = (Prediction("", -1.0, label_probabilities=row) for row in shares)
     rows = (
-        OutputRow(number, "", None, "" if silence.abstains(one.label_probabilities) else "positive", one)
-        for number, one in enumerate(found)
+        OutputRow(number, "", None, "" if silence.abstains(one.label_probabilities) else answer, one)
+        for number, (one, answer) in enumerate(zip(found, ("positive", "", "", "negative"), strict=True))
     )
     write_rows(Path(name), rows, OutputForm(labels=labels, silence=silence))
-    scored("-predictions", name, "-references", "data.tsv", "-task", "nsmc-naive", "-save_report", "report.json")
+    flags = ["-predictions", name, "-references", "data.tsv", "-task", "nsmc-naive", "-save_report"]
+    scored(*flags, "report.json")
     report = json.loads(Path("report.json").read_text())
-    assert (report["metrics"]["accuracy"], report["invalid_outputs"]) == (1.0, 0)
+    assert (report["metrics"]["accuracy"], report["invalid_outputs"]) == (2 / 3, 0)
+    assert report["abstain"] == {"answered": 2, "answered_share": 0.5, "error_rate": 0.5}
+    told = "\nanswered: 2 of 4 rows (0.5000); wrong among those with a reference: 0.5000\n"
+    assert told in capsys.readouterr().out
+    scored(*flags, "page.html")
+    assert "<span>answered rows</span><b>0.500</b>" in Path("page.html").read_text()
     Path(name).write_text(Path(name).read_text().replace("label_probabilities", "other"))
     with pytest.raises(UserError, match=rf"^-predictions {name}:\d: "):
         scored("-predictions", name, "-references", "data.tsv", "-task", "nsmc-naive")
