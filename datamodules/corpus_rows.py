@@ -93,8 +93,12 @@ class CorpusRows:
 
     def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Token ids of source and target of each of some rows, whatever their numbers."""
+        return self.pairs_of(rows, self.objective)
+
+    def pairs_of(self, rows: np.ndarray, objective: Objective | PackedDocuments) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What another objective makes of the same cuts."""
         numbered = zip(rows.tolist(), self._raw(rows), strict=True)
-        return [self.objective.apply(raw, row, self.seed) for row, raw in numbered]
+        return [objective.apply(raw, row, self.seed) for row, raw in numbered]
 
     def _raw(self, rows: IntArray) -> list[np.ndarray]:
         """The tokens of the corpus that some rows take."""
@@ -159,11 +163,33 @@ class HeldOutRows:
 
     def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Token ids of source and target of each of some rows."""
+        return self.pairs_of(rows, self.objective)
+
+    def pairs_of(self, rows: np.ndarray, objective: Objective | PackedDocuments) -> list[tuple[np.ndarray, np.ndarray]]:
+        """See `CorpusRows`."""
         found = []
         for row in rows.tolist():
             corpus, start = self.cuts[row]
-            found.append(self.objective.apply(corpus.tokens(start, start + self.length), row, VALIDATION_SEED))
+            found.append(objective.apply(corpus.tokens(start, start + self.length), row, VALIDATION_SEED))
         return found
+
+
+@dataclass(frozen=True)
+class ClozeRows:
+    """The same rows as a query and its passage each: the pairs of a joint loss, out of the very cuts."""
+
+    rows: CorpusRows | HeldOutRows
+    objective: Objective
+
+    def pairs(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of query and passage of each of some rows."""
+        return self.rows.pairs_of(rows, self.objective)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what becomes of a cut; there are some rows."""
+        first = self.pairs(np.arange(min(COMPARED, len(self.rows))))
+        return _digest(side.tolist() for pair in first for side in pair)
 
 
 def separator_of(objective: Objective | PackedDocuments) -> int | None:

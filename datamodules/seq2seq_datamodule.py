@@ -15,7 +15,7 @@ from datamodules.batching import BatchOptions, BatchPlan, evaluation_plan
 from datamodules.class_balance import LabelledRows, row_weights
 from datamodules.collate import collate
 from datamodules.encoding.store import EncodedSplit
-from datamodules.retrieval.passages import Passages
+from datamodules.retrieval.passages import Cloze, Passages
 from datamodules.sampling import JoinedRows, TrainingRows
 from datamodules.splits import Splits
 
@@ -25,6 +25,7 @@ WEIGHTS = "weights of the labels"  # empty where all are 1
 TASKS = "tasks and rates"  # empty where there is one
 TEACHER = "-teacher"  # its digest; not there where there is none
 NEGATIVES = "-negative_column"  # the hard negatives; likewise
+PAIRS = "queries and passages of -inverse_cloze_weight"  # likewise
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -35,6 +36,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         passages: the same rows with the passages of a retrieval task; None = of another task.
         special_ids: tokens of targets whose loss is not that of the text; None = they are not told apart.
         separator: as `collate` takes it.
+        cloze: the same rows as the pairs of a joint loss; None = the loss is no such.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class MicroBatches(Dataset[dict[str, Any]]):
         passages: Passages | None = None,
         special_ids: np.ndarray | None = None,
         separator: int | None = None,
+        cloze: Passages | None = None,
     ) -> None:
         self.split = split
         self.passages = passages
+        self.cloze = cloze
         self.special_ids = special_ids
         self.separator = separator
         self.weights = weights
@@ -85,6 +89,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
             of_text = ~np.isin(targets, self.special_ids)
             batch["text_weights"] = torch.from_numpy(of_text.astype(np.float32))  # (target tokens,)
             batch["num_text_tokens"] = int(of_text.sum())
+        if self.cloze is not None:
+            batch["cloze"] = self.cloze.batch(rows, self.pad_token_id, self.pad_to_multiple_of)
         return batch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -94,7 +100,9 @@ class MicroBatches(Dataset[dict[str, Any]]):
         batch = self.of_rows(rows)
         step = self.plan.step_of(index)
         if self.passages is not None:
-            return {**batch, **self._of_step(self.plan, step, index)}
+            return {**batch, **self._of_step(self.passages, self.plan, step, index)}
+        if self.cloze is not None:
+            batch["cloze"] |= self._of_step(self.cloze, self.plan, step, index)
         of_step = self.plan.step_rows(step)
         batch["step_rows"] = len(of_step)
         batch["step_target_tokens"] = int(self.plan.step_target_tokens[step])
@@ -104,20 +112,19 @@ class MicroBatches(Dataset[dict[str, Any]]):
             batch["step_target_tokens"] = float(self.weights[of_step] @ self.split.target_lengths[of_step])
         return batch
 
-    def _of_step(self, plan: BatchPlan, step: int, index: int) -> dict[str, Any]:
+    def _of_step(self, passages: Passages, plan: BatchPlan, step: int, index: int) -> dict[str, Any]:
         """What the loss of retrieval needs of the whole step: how many queries it has, how many passages any rank has
         (0 = there is one rank), and with the first of several micro-batches all of them."""
-        assert self.passages is not None
         first = step * plan.accumulate
         places = range(first, min(first + plan.accumulate, plan.batches_per_rank))
         of_ranks = [
-            sum(max(1, self.passages.count(plan.batch(rank, place))) for place in places)
-            for rank in range(plan.world_size)
+            sum(max(1, passages.count(plan.batch(rank, place))) for place in places) for rank in range(plan.world_size)
         ]
         found: dict[str, Any] = {"step_target_tokens": len(plan.step_rows(step))}
         found["most_passages"] = max(of_ranks) if plan.world_size > 1 else 0
         if index == first and len(places) > 1:
-            found["step"] = [self.of_rows(plan.batch(self.rank, place)) for place in places]
+            padding = self.pad_token_id, self.pad_to_multiple_of
+            found["step"] = [passages.batch(plan.batch(self.rank, place), *padding) for place in places]
         return found
 
 
@@ -187,6 +194,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         precision: the value of -float_precision that names the arithmetic on this device.
         teacher: digest of the model that says what the rows teach besides their targets; empty = none.
         passages: the training rows of a retrieval task; None = the tasks are others.
+        cloze: the pairs of a joint loss; None = the loss is no such.
     """
 
     def __init__(
@@ -202,6 +210,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         pin_memory: bool = False,
         teacher: str = "",
         passages: Passages | None = None,
+        cloze: Cloze | None = None,
     ) -> None:
         super().__init__()
         self.parts = parts
@@ -216,6 +225,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         self.pin_memory = pin_memory
         self.teacher = teacher
         self.passages = passages
+        self.cloze = cloze
         self.validation_pending = False  # the run stopped in a validation: a resumed one begins with it
         self._resumed: tuple[int, int] | None = None
 
@@ -245,7 +255,8 @@ class Seq2SeqDataModule(pl.LightningDataModule):
 
     def first_batches(self) -> MicroBatches:
         """The training batches of the first epoch."""
-        batches = self._batches(self.train, self._row_weights(), self.passages)
+        pairs = self.cloze.train if self.cloze else None
+        batches = self._batches(self.train, self._row_weights(), self.passages, cloze=pairs)
         batches.follow(self.plan(0, self._world_size), self._rank)
         return batches
 
@@ -270,7 +281,8 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         loaders = []
         for number, rows in enumerate(self.validation_rows):
             passages = Passages(rows) if self.passages else None
-            batches = self._batches(rows, None, passages, self.train.special_ids)
+            pairs = self.cloze.valid if self.cloze else None
+            batches = self._batches(rows, None, passages, self.train.special_ids, pairs)
             batches.follow(self.validation_plan(number, self._world_size), self._rank)
             loaders.append(self._loader(batches, lambda: 0))
         return loaders
@@ -281,9 +293,10 @@ class Seq2SeqDataModule(pl.LightningDataModule):
         weights: np.ndarray | None = None,
         passages: Passages | None = None,
         special_ids: np.ndarray | None = None,
+        cloze: Passages | None = None,
     ) -> MicroBatches:
         multiple, separator = self.batch_options.pad_to_multiple_of, self.train.separator
-        return MicroBatches(split, self.pad_token_id, multiple, weights, passages, special_ids, separator)
+        return MicroBatches(split, self.pad_token_id, multiple, weights, passages, special_ids, separator, cloze)
 
     def _loader(self, batches: MicroBatches, begin: Any) -> PlanLoader:
         return PlanLoader(batches, begin, num_workers=self.num_workers, pin_memory=self.pin_memory)
@@ -324,6 +337,7 @@ class Seq2SeqDataModule(pl.LightningDataModule):
             WEIGHTS: ", ".join(weights),
             **({TEACHER: self.teacher} if self.teacher else {}),
             **({NEGATIVES: self.passages.fingerprint()} if self.passages and self.passages.negatives else {}),
+            **({PAIRS: self.cloze.train.split.fingerprint} if self.cloze else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

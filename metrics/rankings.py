@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from metrics.registry import PASSAGES, Metric, register
+from metrics.registry import NATS, PAIRS, PASSAGES, Metric, register
 
 register(
     Metric("mrr@10", PASSAGES, "mean of 1 / rank of the right passage, and of 0 where that is beyond 10"),
     Metric("recall@1", PASSAGES, "share of the queries whose right passage comes first"),
     Metric("recall@10", PASSAGES, "share of the queries whose right passage is among the first 10"),
+    Metric(
+        "val_contrastive_loss",
+        PAIRS,
+        "loss of retrieval beside that of the texts, mean over the queries of the validation rows, which meet all"
+        " their passages",
+        higher_is_better=False,
+        scale=NATS,
+    ),
 )
 
 CUTS = (1, 5, 10, 20, 100)

@@ -22,6 +22,7 @@ PROBABILITIES = "probabilities"  # those of every label: -label_decoding score
 NO_ANSWER = "probabilities of no answer"  # those of the outputs of windows: -doc_stride
 TEACHER_FORCED = "teacher forced"  # the model's pass over all validation rows; nothing is generated
 PASSAGES = "passages"  # the ranks of the right ones among all: of vectors, and nothing is generated
+PAIRS = "pairs beside texts"  # the contrastive loss of a pretraining whose rows are queries and passages too
 DENOISED = "denoised texts"  # those of pretraining, where a part of a target marks places and is no text
 REFERENCES = "references"  # the model's pass over references, where -metrics of inference.py asks for it
 
@@ -108,7 +109,7 @@ def metric_names(*takes: str) -> tuple[str, ...]:
 def scored_names() -> tuple[str, ...]:
     """The names of all metrics of outputs."""
     takes = dict.fromkeys((TEXTS, LABELS, PROBABILITIES, *(metric.takes for metric in METRICS.values())))
-    return metric_names(*(kind for kind in takes if kind not in (TEACHER_FORCED, DENOISED, REFERENCES)))
+    return metric_names(*(kind for kind in takes if kind not in (TEACHER_FORCED, DENOISED, PAIRS, REFERENCES)))
 
 
 def metric_problems(place: str, metrics: Iterable[str], kind: str) -> list[str]:
@@ -147,7 +148,7 @@ def metric_of(figure: str) -> Metric:
 
 def is_generated(name: str) -> bool:
     """Whether a figure of a validation is of the generated rows, and not of the pass over all rows."""
-    return metric_of(name).takes not in (TEACHER_FORCED, PASSAGES, DENOISED)
+    return metric_of(name).takes not in (TEACHER_FORCED, PASSAGES, DENOISED, PAIRS)
 
 
 def number_of(name: str, figure: object) -> float:

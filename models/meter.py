@@ -109,7 +109,7 @@ def first_loss_lines(totals: Totals, config: PreTrainedConfig) -> list[str]:
     ]
 
 
-OWN_SUMS = 6  # numbers of a meter's state, besides those of routers
+OWN_SUMS = 6  # numbers of a meter's state, besides those of `add_of_rows`
 
 
 class StepMeter:
@@ -124,7 +124,7 @@ class StepMeter:
         self.gradient_norm: Tensor | None = None  # of the latest step that measured it
         self._loss: Tensor | None = None
         self._correct: Tensor | None = None
-        self._routing: Tensor | None = None
+        self._of_rows: Tensor | None = None
         self._target_tokens = 0
         self._tokens = 0
         self._padded_tokens = 0
@@ -142,15 +142,16 @@ class StepMeter:
         self._padded_tokens += padded_tokens(batch)
         self._rows += batch["num_rows"]
 
-    def add_routing(self, sums: Tensor) -> None:
-        """Add what the routers of a mixture of experts did in a micro-batch, (sums,) on the device."""
-        self._routing = sums if self._routing is None else self._routing + sums
+    def add_of_rows(self, sums: Tensor) -> None:
+        """Add sums over the rows of a micro-batch, (sums,) on the device: what the routers of a mixture of experts did,
+        or the loss of pairs beside the texts."""
+        self._of_rows = sums if self._of_rows is None else self._of_rows + sums
 
-    def routing(self, world_size: int) -> list[float]:
-        """The sums of `add_routing` over all ranks; empty without any. Every rank must call it."""
-        if self._routing is None:
+    def of_rows(self, world_size: int) -> list[float]:
+        """The sums of `add_of_rows` over all ranks; empty without any. Every rank must call it."""
+        if self._of_rows is None:
             return []
-        sums = self._routing.clone()
+        sums = self._of_rows.clone()
         if world_size > 1:
             torch.distributed.all_reduce(sums)
         found: list[float] = sums.tolist()
@@ -160,18 +161,18 @@ class StepMeter:
         """The sums of this process since the last reset, as plain numbers for a checkpoint; waits for the device."""
         loss = 0.0 if self._loss is None else float(self._loss)
         counts = (self._target_tokens, self._tokens, self._padded_tokens, self._rows)
-        routing = [] if self._routing is None else self._routing.tolist()
-        return [loss, *map(float, counts), *routing, time.perf_counter() - self._began]
+        of_rows = [] if self._of_rows is None else self._of_rows.tolist()
+        return [loss, *map(float, counts), *of_rows, time.perf_counter() - self._began]
 
     def restore(self, state: list[float], device: torch.device) -> None:
         """Go on from what `state` gave."""
-        loss, target_tokens, tokens, padded_tokens, rows, *routing, seconds = state
+        loss, target_tokens, tokens, padded_tokens, rows, *of_rows, seconds = state
         exact = torch.float64 if device.type == "cpu" else torch.float32
         self._loss = torch.tensor(loss, dtype=exact, device=device)
         self._target_tokens, self._tokens = int(target_tokens), int(tokens)
         self._padded_tokens, self._rows = int(padded_tokens), int(rows)
         self._began = time.perf_counter() - seconds
-        self._routing = torch.tensor(routing, device=device) if routing else None
+        self._of_rows = torch.tensor(of_rows, device=device) if of_rows else None
 
     @property
     def has_batches(self) -> bool:
@@ -183,6 +184,8 @@ class StepMeter:
         if self._loss is None:
             return
         good = torch.isfinite(self._loss)
+        if self._of_rows is not None:
+            good = good & torch.isfinite(self._of_rows).all()
         if self.gradient_norm is not None:
             good = good & torch.isfinite(self.gradient_norm)
         if self._bad_step is None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.adapters.rank_allocation import RANKS_KEY, RankAllocation, rank_allocation
 from models.adapters.tuning import adapter_of, own_names
 from models.losses.contrastive import Contrastive
+from models.losses.joint import SUMS, Joint, JointMeter, PairLoss, pair_figures
 from models.losses.objective import Objective
 from models.meter import StepMeter, mixed_figures, shape_words
 from models.optimizers.averages import AveragedWeights, averaged_weights
@@ -23,7 +24,7 @@ from models.optimizers.build import OPTIMIZER_ROWS, build_optimizer, state_memor
 from models.optimizers.schedules import Plateau, build_scheduler
 from models.optimizers.settings import MEAN_KEY, PLATEAU_COUNTS, PLATEAU_KEY, TRAINED_KEY, OptimSettings
 from models.retrieval.ranking import RankingMeter
-from models.switch.routers import RouterPass, collected, switch_layers
+from models.switch.routers import RouterPass, collected, figures_of, sums_of, switch_layers
 from utils.errors import NotFiniteError
 
 
@@ -50,7 +51,8 @@ class Seq2SeqModule(pl.LightningModule):
     The loss of a micro-batch is the sum of its tokens' losses divided by the target tokens of the whole
     optimizer step over all ranks (known from the plan), in both sums times the weights that rows may have:
     accumulation, more devices and one big batch give the same gradient. (Of retrieval it is a sum over queries; the
-    losses of a mixture's routers are sums over rows.) Nothing in `training_step` waits for the device.
+    losses of a mixture's routers and of pairs beside the texts are sums over rows.) Nothing in `training_step` waits
+    for the device.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Seq2SeqModule(pl.LightningModule):
         optim: OptimSettings,
         options: ModuleOptions,
         grad_norm: Callable[[Sequence[Tensor]], Tensor] | None,
-        objective: Objective | Contrastive,
+        objective: Objective | Contrastive | Joint,
     ) -> None:
         super().__init__()
         self.model = model
@@ -71,7 +73,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.objective = objective
         self.switch_layers = switch_layers(model)
         self.meter = StepMeter()
-        self.validation_meters: list[StepMeter | RankingMeter] = []  # of each loader
+        self.validation_meters: list[StepMeter | RankingMeter | JointMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
         # Some (source, reference, prediction) of the latest validation, by the name that they are shown under.
         self.samples: dict[str, list[tuple[str, str, str]]] = {}
@@ -91,14 +93,14 @@ class Seq2SeqModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.objective.begin_step(self.model, batch, lambda later: self._seed(batch_idx + later))
         torch.manual_seed(self._seed(batch_idx))
-        loss_sum, routers = self._step_losses(batch)
+        loss_sum, of_rows = self._step_losses(batch)
         self.meter.add_batch(batch, loss_sum.detach())
         # Lightning divides by the accumulation and DDP averages over the ranks: undo both.
         share: float = self.options.accumulate * self.trainer.world_size
         loss = loss_sum * (share / (batch["step_target_tokens"] or 1))
-        if routers:
-            self.meter.add_routing(routers.figures())
-            loss = loss + routers.loss() * (share / batch["step_rows"])
+        if of_rows:
+            self.meter.add_of_rows(of_rows.figures())
+            loss = loss + of_rows.loss() * (share / batch["step_rows"])
         return loss
 
     def _seed(self, batch_idx: int) -> int:
@@ -165,18 +167,33 @@ class Seq2SeqModule(pl.LightningModule):
 
     def go_through(self, batch: dict[str, Any], state: list[Tensor]) -> None:
         """The passes of a training step, forward and backward, while there is `state`."""
-        loss, routers = self._step_losses(batch)
-        (loss + routers.loss() if routers else loss).backward()  # type: ignore[no-untyped-call]
+        loss, of_rows = self._step_losses(batch)
+        (loss + of_rows.loss() if of_rows else loss).backward()  # type: ignore[no-untyped-call]
         del state
 
-    def _step_losses(self, batch: dict[str, Any]) -> tuple[Tensor, RouterPass | None]:
-        """The loss of a micro-batch, and of a mixture of experts what its routers add."""
+    def _step_losses(self, batch: dict[str, Any]) -> tuple[Tensor, RouterPass | PairLoss | None]:
+        """The loss of a micro-batch, and what is a sum over its rows: what the routers of a mixture of experts add, or
+        the pairs of a joint loss."""
+        if isinstance(self.objective, Joint):
+            of_pairs = self.objective.of_pairs(self.model, batch)
+            return self._loss_sum(batch)[0], of_pairs
         if not self.switch_layers:
             return self._loss_sum(batch)[0], None
         routers = RouterPass(self.model.config, len(batch["input_ids"]), batch["num_rows"])
         with collected([*self.switch_layers.values()], routers):
             loss_sum: Tensor = self._loss_sum(batch)[0]
         return loss_sum, routers
+
+    @property
+    def sums_of_rows(self) -> int:
+        """How many numbers the meter adds up of what is a sum over rows."""
+        return SUMS if isinstance(self.objective, Joint) else sums_of(self.switch_layers)
+
+    def figures_of_rows(self, sums: Sequence[float], rows: int) -> dict[str, float]:
+        """Figures by name, from these numbers over `rows` rows."""
+        if isinstance(self.objective, Joint):
+            return pair_figures(sums, rows)
+        return figures_of(sums, [*self.switch_layers], rows)
 
     def _loss_sum(self, batch: dict[str, Any]) -> tuple[Any, ...]:
         """Of a batch in training the sum of its losses alone, in validation what the meter of that takes."""

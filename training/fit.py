@@ -187,7 +187,7 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     say(*trained_lines(prepared.model))
     stop.install()
     try:
-        with memory_errors(module, config, of_vectors), profile or nullcontext():
+        with memory_errors(module, config, of_vectors or bool(config.cloze_weight)), profile or nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
     except TrainingStopped:  # on every rank alike
         loggers.close_trackers(succeeded=True)

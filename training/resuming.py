@@ -23,7 +23,7 @@ from config.flags.run import automatic
 from config.flags.train import TrainConfig
 from config.parser import flag_specs, to_dict
 from datamodules.batching import BatchPlan
-from datamodules.seq2seq_datamodule import NEGATIVES, TASKS, TEACHER, VALIDATION_DATA, WEIGHTS
+from datamodules.seq2seq_datamodule import NEGATIVES, PAIRS, TASKS, TEACHER, VALIDATION_DATA, WEIGHTS
 from metrics.registry import is_generated
 from models.architectures import architecture
 from models.loading import OF_ANOTHER_KIND
@@ -156,7 +156,7 @@ def plan_differences(resumed: SavedRun, fingerprint: Mapping[str, Any]) -> list[
     saved[PRECISION] = arithmetic_of(saved.get(PRECISION, fingerprint[PRECISION]))  # the first releases do not say
     for name in (TASKS, WEIGHTS):  # later ones do not say what was not in use
         saved.setdefault(name, "")
-    optional = {TEACHER: "none", NEGATIVES: "none"}
+    optional = dict.fromkeys((TEACHER, NEGATIVES, PAIRS), "none")
     return differences_of({**optional, **saved}, {**optional, **fingerprint})
 
 

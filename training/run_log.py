@@ -23,7 +23,6 @@ from models.losses.objective import Objective
 from models.meter import OWN_SUMS, Totals, first_loss_lines, peak_memory
 from models.optimizers.build import current_rate
 from models.seq2seq_module import Seq2SeqModule
-from models.switch.routers import figures_of, sums_of
 from training.lightning_loop import (
     at_step_boundary,
     batches_done,
@@ -133,7 +132,7 @@ class RunLog(pl.Callback):
     def _log_step(self, trainer: pl.Trainer, module: Seq2SeqModule, step: int) -> None:
         module.raise_if_not_finite()
         totals = module.meter.totals(module.device, trainer.world_size)
-        routing = module.meter.routing(trainer.world_size)
+        of_rows = module.meter.of_rows(trainer.world_size)
         norm = module.meter.gradient_norm
         module.meter.reset()
         self._epoch_totals += totals
@@ -154,8 +153,8 @@ class RunLog(pl.Callback):
         }
         if norm is not None:
             figures["gradient_norm"] = float(norm)
-        if routing:
-            figures |= figures_of(routing, [*module.switch_layers], totals.rows)
+        if of_rows:
+            figures |= module.figures_of_rows(of_rows, totals.rows)
         self._write(trainer, step, "train", figures)
 
     def _of_device(self, totals: Totals) -> dict[str, float]:
@@ -201,8 +200,8 @@ class RunLog(pl.Callback):
         if self._resumed is None or len(self._resumed["meters"]) != trainer.world_size:
             return
         state = self._resumed["meters"][trainer.global_rank]
-        if len(state) - OWN_SUMS not in (0, sums_of(module.switch_layers)):
-            raise UserError(f"{OF_ANOTHER_KIND}: {LOG_KEY}.meters is not of this model's routers")
+        if len(state) - OWN_SUMS not in (0, module.sums_of_rows):
+            raise UserError(f"{OF_ANOTHER_KIND}: {LOG_KEY}.meters is not of this model's losses")
         module.meter.restore(state, module.device)
         self._epoch_totals = sum((Totals(**totals) for totals in self._resumed["epoch_totals"]), Totals())
         self._epoch_began = time.monotonic() - self._resumed["epoch_seconds"]

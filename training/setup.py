@@ -24,7 +24,7 @@ from datamodules.batching import BatchOptions
 from datamodules.encoding.languages import check_languages
 from datamodules.mixture import Mixture
 from datamodules.retrieval.checks import compared_words, is_retrieval
-from datamodules.retrieval.passages import Passages, encoded_negatives
+from datamodules.retrieval.passages import Cloze, Passages, encoded_negatives
 from datamodules.sampling import JoinedRows, Sampling, TrainingRows
 from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
@@ -34,7 +34,7 @@ from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.losses.objective import Teacher
 from models.regularisation import check_dropout
-from models.retrieval.pooling import check_pooling, leave_unused
+from models.retrieval.pooling import check_pooling, check_trained, leave_unused
 from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
@@ -63,6 +63,7 @@ class TrainingData:
     parts: Sequence[Splits]  # of each task
     rows: TrainingRows  # all that training takes
     passages: Passages | None = None  # the training rows of a retrieval task
+    cloze: Cloze | None = None  # the pairs of a joint loss
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Prepared:
             pin_memory=on_gpu,
             teacher=self.teacher.digest if self.teacher else "",
             passages=self.data.passages,
+            cloze=self.data.cloze,
         )
 
 
@@ -152,10 +154,19 @@ def example_lines(config: TrainConfig, mixture: Mixture, resumed: SavedRun | Non
 def limit_lines(config: TrainConfig, model_config: PreTrainedConfig) -> list[str]:
     """What to tell of a length of the flags that the model has no positions for."""
     source, target = source_limit(model_config, config.model.virtual_tokens), target_limit(model_config)
+    lengths = config.length
+    return [
+        *limit_line("max_seq_length", lengths.max_seq_length, source),
+        *limit_line("max_target_length", lengths.max_target_length, target),
+    ]
+
+
+def limit_line(name: str, wanted: int, limit: int) -> list[str]:
+    """What to tell of one such length; a limit of 0 is none."""
+    if not 0 < limit < wanted:
+        return []
     return [
         f"-{name} {wanted}: the model has positions for {limit} tokens, which is taken as the limit; give that or less"
-        for name, limit in (("max_seq_length", source), ("max_target_length", target))
-        if 0 < limit < (wanted := getattr(config.length, name))
     ]
 
 
@@ -268,6 +279,8 @@ def prepare(
     check_dropout(source.config, dropout_rates(config.optim))
     if is_retrieval(mixture.tasks):
         check_pooling(source.config, config.retrieval.pooling, f"task {mixture.tasks[0].name}")
+    if config.cloze_weight:
+        check_pooling(source.config, config.retrieval.pooling, f"-inverse_cloze_weight {config.cloze_weight}")
     STRATEGIES[flags.strategy].check(source.config, devices)
     if flags.compile:
         check_compiler(devices.accelerator, source.config.model_type)
@@ -283,6 +296,8 @@ def prepare(
     model = built_model(config, source, devices, resumed)
     if data.passages is not None:
         leave_unused(model, config.retrieval.pooling)
+    if data.cloze is not None:
+        check_trained(model, config.retrieval.pooling)
     teacher = load_teacher(found, config.distillation, data.parts) if found else None
     prepared = Prepared(config, mixture, devices, data, source.tokenizer, model, resumed, teacher)
     if resumed is None:

@@ -15,6 +15,7 @@ from config.flags.train import TrainConfig
 from datamodules.batching import BatchPlan
 from generation.decoder import generation_config
 from models.losses.contrastive import Contrastive
+from models.losses.joint import Joint
 from models.losses.objective import Objective, Teacher
 from models.optimizers.settings import OptimSettings
 from models.regularisation import add_embedding_noise
@@ -57,12 +58,12 @@ def build_module(
     )
     if config.optim.neftune_alpha:
         add_embedding_noise(model, config.optim.neftune_alpha, tokenizer.pad_token_id)
-    objective: Objective | Contrastive
-    if of_vectors:
-        objective = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
-    else:
-        optim = config.optim
-        objective = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart)
+    contrastive = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
+    optim = config.optim
+    written = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart)
+    objective: Objective | Contrastive | Joint = contrastive if of_vectors else written
+    if config.cloze_weight:
+        objective = Joint(written, contrastive, config.cloze_weight)
     return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
 
 

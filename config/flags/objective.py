@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from config.flags.data import NOT_TRIED
+from config.flags.retrieval.contrastive import FIXED_ROWS
+from config.flags.run import SHARDED
 from config.parser import flag
 
 OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm", "inverse_cloze")
 NO_SPANS = {"objective=ul2|prefix_lm|mlm|inverse_cloze": "it chooses no length of spans"}
 NO_TARGETS = {"objective=inverse_cloze": "nothing is written, and a row is one document"}
+WITH_PAIRS = {"inverse_cloze_weight": "no row is a query and a passage"}
 INFILLING = {"objective=infilling": "the others have no such noise"}
 
 
@@ -79,4 +83,32 @@ class ObjectiveFlags:
             "sentence_order": "its two parts see each other",
             "attention=fused": "its kernel has no masks for that; leave -attention plain",
         },
+    )
+    inverse_cloze_weight: float = flag(
+        0.0,
+        "Weight of a second loss beside that of -objective: each row is a query and its passage as well, as with"
+        " -objective inverse_cloze, and the queries of a step pick their passages by vectors; 0 = none.",
+        minimum=0.0,
+        maximum=1000.0,
+        excludes={
+            "objective=inverse_cloze": "there it is the only loss",
+            "batch_size=0": FIXED_ROWS,
+            "max_tokens": FIXED_ROWS,
+            "pack_documents": NOT_TRIED,
+            "compile": NOT_TRIED,
+            SHARDED: f"{NOT_TRIED}; give ddp",
+        },
+    )
+    max_query_length: int = flag(
+        64,
+        "Tokens of a query of -inverse_cloze_weight, prefix and special tokens included; a longer sentence is cut.",
+        minimum=8,
+        needs=WITH_PAIRS,
+    )
+    max_passage_length: int = flag(
+        288,
+        "Tokens of a passage of -inverse_cloze_weight, prefix and special tokens included; a longer row is cut down to"
+        " a part of it.",
+        minimum=8,
+        needs=WITH_PAIRS,
     )

@@ -15,7 +15,6 @@ from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.train import TrainConfig
 from config.parser import flag, free
 
-OF_VECTORS = {"objective=inverse_cloze": "the others make no vectors"}
 SOURCE_LENGTH = 512  # that of T5
 
 
@@ -85,10 +84,9 @@ class PretrainConfig(TrainConfig):
         },
         "monitor": {
             "help": "What 'best' means: val_loss, val_loss_no_sentinels (of the tokens of the text alone), or"
-            " token_accuracy; with -objective inverse_cloze val_loss, mrr@10, recall@1 or recall@10."
+            " token_accuracy; with -objective inverse_cloze val_loss, mrr@10, recall@1 or recall@10; with"
+            " -inverse_cloze_weight all of these, and val_contrastive_loss."
         },
-        "pooling": {"needs": OF_VECTORS},
-        "contrastive_temperature": {"needs": OF_VECTORS},
         "cache_dir": {"help": "Folder of the tokenized corpus; empty = <save_path>/cache."},
     }
 
@@ -98,6 +96,11 @@ class PretrainConfig(TrainConfig):
         return -(-self.run.max_steps // self.pretraining.valid_every)
 
     @property
+    def cloze_weight(self) -> float:
+        """See `TrainConfig`."""
+        return self.objective.inverse_cloze_weight
+
+    @property
     def generated_rows(self) -> int:
         """Validation rows that are predicted by generation: none."""
         return 0
@@ -105,4 +108,5 @@ class PretrainConfig(TrainConfig):
     @property
     def subject(self) -> str:
         """What is trained, for the summary of a run."""
-        return f"pretraining on {', '.join(self.corpus.corpus)}, objective {self.objective.objective}"
+        weight = f" with inverse cloze of weight {self.cloze_weight}" if self.cloze_weight else ""
+        return f"pretraining on {', '.join(self.corpus.corpus)}, objective {self.objective.objective}{weight}"

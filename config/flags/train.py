@@ -40,6 +40,11 @@ class TrainConfig:
         return ""
 
     @property
+    def cloze_weight(self) -> float:
+        """The weight of the loss of pairs beside that of the texts; 0 = none."""
+        return 0.0
+
+    @property
     def generated_rows(self) -> int:
         """Validation rows of each task that are predicted by generation; 0 = none."""
         return self.run.valid_generate_rows

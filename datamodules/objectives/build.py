@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,23 @@ def build_objective(
     return objective
 
 
+def build_cloze(flags: ObjectiveFlags, tokenizer: Any, max_query: int, max_passage: int) -> InverseCloze:
+    """What makes a query and its passage, that long at most, of a row of another objective.
+
+    Raises:
+        UserError: no room for a text.
+    """
+    cloze = _inverse_cloze(tokenizer, max_query)
+    window = cloze.raw_length(max_query, max_passage)
+    if window < 2:
+        raise UserError(
+            f"-inverse_cloze_weight {flags.inverse_cloze_weight}: -max_query_length {max_query} and -max_passage_length"
+            f" {max_passage} leave no room for two tokens of text beside the prefixes and special tokens; give larger"
+            " ones"
+        )
+    return replace(cloze, window=window)
+
+
 def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Objective:
     sentinels, around = sentinel_ids(tokenizer), frames(tokenizer)
     density = flags.noise_density or (INFILLED if flags.objective == "infilling" else DENSITY)
@@ -69,9 +87,7 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Object
         case "prefix_lm":
             return PrefixLM(*around)
         case "inverse_cloze":
-            prefixes = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in PREFIXES)
-            source, target = (side.behind_tokens(ids) for side, ids in zip(around, prefixes, strict=True))
-            return InverseCloze(Pieces.of(tokenizer), tokenizer.eos_token_id, source, target, max_source - len(source))
+            return _inverse_cloze(tokenizer, max_source)
         case "mlm":
             return MaskedLM(_mask("mlm", tokenizer), Pieces.of(tokenizer).ordinary, *around, density)
         case "infilling":
@@ -79,6 +95,12 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Object
             mask = _mask("infilling", tokenizer)
             return TextInfilling(Pieces.of(tokenizer), mask, *around, density, mean_length, *masks)
     raise ValueError(f"no objective {flags.objective}")
+
+
+def _inverse_cloze(tokenizer: Any, max_query: int) -> InverseCloze:
+    prefixes = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in PREFIXES)
+    query, passage = (side.behind_tokens(ids) for side, ids in zip(frames(tokenizer), prefixes, strict=True))
+    return InverseCloze(Pieces.of(tokenizer), tokenizer.eos_token_id, query, passage, max_query - len(query))
 
 
 def _sentence_order(tokenizer: Any, max_source: int) -> SentenceOrder:

@@ -16,7 +16,7 @@ from datamodules.objectives.noise import as_fractions, random_bits
 from datamodules.objectives.pieces import Pieces
 from datamodules.objectives.protocol import Ids, IntArray, RawIds
 
-SENTENCE = 7  # stream of random numbers
+SENTENCE, WINDOW = 7, 8  # streams of random numbers
 KEPT = 0.1  # of the rows have the sentence in their passage: texts that share words are near as well
 PREFIXES = ("query:", "passage:")  # as the task retrieval writes them
 
@@ -34,6 +34,7 @@ class InverseCloze:
     source: Frame  # with the prefix
     target: Frame
     room: int  # tokens of text in a source
+    window: int = 0  # tokens that are taken of a row, from a drawn place on, where it has more; 0 = all
 
     def raw_length(self, max_source: int, max_target: int = 0) -> int:
         """See `Objective`: a passage may be the whole row."""
@@ -45,6 +46,7 @@ class InverseCloze:
 
     def apply(self, ids: RawIds, sample: int, seed: int) -> tuple[Ids, Ids]:
         """See `Objective`."""
+        ids = self._windowed(ids, sample, seed)
         documents = np.split(ids, np.flatnonzero(ids == self.separator))
         longest = max(range(len(documents)), key=lambda number: len(documents[number]))
         text = documents[longest].astype(np.int32)
@@ -66,3 +68,10 @@ class InverseCloze:
     def sentinels_needed(self, raw_length: int) -> int:  # noqa: ARG002 (the protocol's)
         """See `Objective`: none."""
         return 0
+
+    def _windowed(self, ids: RawIds, sample: int, seed: int) -> RawIds:
+        places = len(ids) - self.window + 1
+        if not self.window or places < 2:
+            return ids
+        start = int(random_bits(seed, sample, WINDOW, 1)[0] % np.uint64(places))
+        return ids[start : start + self.window]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from config.checks import column_problems, used_flags
-from config.flags.retrieval.contrastive import RetrievalFlags
+from config.flags.retrieval.contrastive import FIXED_ROWS, RetrievalFlags
 from config.flags.run import SHARDED_STRATEGIES
 from config.flags.train import TrainConfig
 from config.parser import shown
@@ -15,7 +15,6 @@ from task_utils import Task
 from utils.errors import UserError
 from utils.tables import counted
 
-FIXED_ROWS = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
 NO_TARGET = "a passage is found, and not written: the loss is not over the tokens of a target"
 NOT_TRIED = "was not tried with a retrieval task"
 NO_TEST = "validation rows are ranked during the training; embed.py scores other rows afterwards"

@@ -82,6 +82,14 @@ class Passages:
         }
 
 
+@dataclass(frozen=True)
+class Cloze:
+    """The pairs of a joint loss, which stand beside the sources and targets of the same rows."""
+
+    train: Passages
+    valid: Passages | None  # None = there are no validation rows
+
+
 def _keys(texts: Sequence[TokenIds]) -> list[int]:
     """A number for each text, the same for equal ones and else another one; `NO_KEY` where there is none at all."""
     digests = (hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=8).digest() for ids in texts)

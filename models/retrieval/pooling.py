@@ -62,10 +62,19 @@ def leave_unused(model: PreTrainedModel, pooling: str) -> None:
     Raises:
         UserError: nothing is left to train.
     """
-    stacks = [model.get_encoder()] + ([model.get_decoder()] if pooling == DECODER else [])
-    used = {id(parameter) for stack in stacks for parameter in stack.parameters()}
+    used = {id(parameter) for parameter in _used(model, pooling)}
     for parameter in model.parameters():
         if id(parameter) not in used:
             parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    check_trained(model, pooling)
+
+
+def check_trained(model: PreTrainedModel, pooling: str) -> None:
+    """Raise `UserError` where nothing is trained of what the vectors depend on."""
+    if not any(parameter.requires_grad for parameter in _used(model, pooling)):
         raise UserError(f"-freeze: leaves nothing to train of what -pooling {pooling} takes a vector from")
+
+
+def _used(model: PreTrainedModel, pooling: str) -> list[nn.Parameter]:
+    stacks = [model.get_encoder()] + ([model.get_decoder()] if pooling == DECODER else [])
+    return [parameter for stack in stacks for parameter in stack.parameters()]

@@ -18,6 +18,8 @@ from tests.cli.command import Result, run, start_until, train, train_ok
 from tests.cli.tiny import T5, flag_list, json_lines, write_config
 from tests.faults.harness import assert_same_checkpoints, assert_same_end
 
+PAIRS = {"inverse_cloze_weight": 0.5, "max_query_length": 16, "max_passage_length": 24}
+
 
 def flags_of(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     """6 optimizer steps of 8 rows in two epochs, with a checkpoint of each step."""
@@ -45,29 +47,44 @@ def pretrain(flags: dict[str, Any]) -> Result:
 
 @pytest.fixture(scope="module")
 def folder(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """Texts, a model config, and `whole`: a run that nobody stopped."""
+    """Texts, a model config, and `whole`: a run with pairs beside texts that nobody stopped."""
 
     def make(folder: Path) -> None:
         draw = random.Random(1)
         words = [" ".join(draw.choice("가나다라") * draw.randint(1, 3) for _ in range(9)) for _ in range(200)]
         (folder / "texts.txt").write_text("\n".join(words), encoding="utf-8")
         write_config(folder / "model.json", T5, dropout_rate=0.2)
-        done = pretrain(flags_of(folder, "whole"))
+        done = pretrain(flags_of(folder, "whole", **PAIRS))
         assert done.code == 0, done.out + done.err
+        assert "each query is compared with the passages of an optimizer step: those of 8 rows" in done.out
 
     return once("pretrained", make)
 
 
-def test_validation_loss_stands_with_and_without_sentinels(folder: Path) -> None:
-    valid = [line for line in json_lines(folder / "whole" / "metrics.jsonl") if line["phase"] == "valid"]
+def test_losses_stand_with_and_without_sentinels_and_that_of_pairs_apart(folder: Path) -> None:
+    lines = json_lines(folder / "whole" / "metrics.jsonl")
+    train, valid = ([line for line in lines if line["phase"] == phase] for phase in ("train", "valid"))
     assert [line["step"] for line in valid] == [3, 6]
     assert all(line["val_loss"] != line["val_loss_no_sentinels"] > 3 for line in valid)
+    assert [[*line][3:] for line in valid] == [
+        [
+            "val_loss",
+            "token_accuracy",
+            "val_loss_no_sentinels",
+            "val_contrastive_loss",
+            "mrr@10",
+            "recall@1",
+            "recall@10",
+        ]
+    ] * 2
+    assert [line["recall@10"] for line in valid] == [1.0, 1.0]  # of 10 passages
+    assert train[-1]["contrastive_loss"] < train[0]["contrastive_loss"]
     epochs = json.loads((folder / "whole" / "log.json").read_text(encoding="utf-8"))
     assert [(line["epoch"], line["rows"], line["complete"]) for line in epochs] == [(0, 24, True), (1, 24, True)]
 
 
 def test_a_killed_run_resumes_to_the_same_bits(folder: Path) -> None:
-    flags = flags_of(folder, "killed")
+    flags = flags_of(folder, "killed", **PAIRS)
     killed = start_until("pretrain.py", flag_list(flags), "[Epoch 1] [TRAIN]", signal.SIGKILL)
     assert killed.code == -signal.SIGKILL
     resumed = pretrain({"save_path": folder / "killed", "resume_checkpoint": "last"})

@@ -1,11 +1,12 @@
-"""`train.py`, which saves the gradient of each optimizer step, and tries the largest batch first as on a GPU: run by
-test_gradients.py."""
+"""`train.py` or, by its name in COMMAND, `pretrain.py`, which saves the gradient of each optimizer step, and tries the
+largest batch first as on a GPU: run by test_gradients.py."""
 
 from __future__ import annotations
 
 import os
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train
 from training import fit
 from training.checkpointing import Checkpointer
 from utils.console import run_command
@@ -30,4 +30,4 @@ Checkpointer.on_before_optimizer_step = save_gradient  # type: ignore[method-ass
 fit.LargestBatchFirst = partial(fit.LargestBatchFirst, on_cpu=True)  # type: ignore[misc,assignment]
 
 if __name__ == "__main__":
-    run_command(train.main)
+    run_command(import_module(os.environ["COMMAND"]).main)

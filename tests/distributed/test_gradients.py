@@ -19,13 +19,15 @@ SCRIPT = Path(__file__).with_name("gradient_run.py")
 ROWS = 40  # two full steps of 16 rows and a short one of 8: an uneven number of target tokens in each micro-batch
 
 
-def gradients(tmp_path: Path, name: str, config: Path, data: list[str], *flags: str) -> list[dict[str, torch.Tensor]]:
+def gradients(
+    tmp_path: Path, name: str, config: Path, data: list[str], *flags: str, script: str = "train"
+) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path / name
     folder.mkdir()
     command = [str(SCRIPT), *data, "-config_path", str(config), "-gpus", "0"]
-    command += ["-save_path", str(folder / "run"), "-max_epoch", "1", "-learning_rate", "1e-9"]
-    command += ["-lr_scheduler", "constant", *flags]
-    done = run_forked(command, environment(GRADIENT_FOLDER=str(folder)))
+    command += ["-save_path", str(folder / "run"), "-learning_rate", "1e-9", "-lr_scheduler", "constant", *flags]
+    command += ["-max_epoch", "1"] if script == "train" else []
+    done = run_forked(command, environment(GRADIENT_FOLDER=str(folder), COMMAND=script))
     assert done.code == 0, done.err
     return [torch.load(folder / f"step{step}.pt", weights_only=True) for step in range(3)]
 
@@ -86,6 +88,26 @@ def test_the_passages_of_all_processes_and_micro_batches_are_compared(tmp_path: 
     both = gradients(tmp_path, "both", config, data, "-batch_size", "4", "-grad_acc", "2", "-cpu_processes", "2")
     assert_same(big, both)
     names = ("val_loss", "mrr@10", "recall@1", "recall@10")
+    states = [tmp_path / name / "run" / "last" / "training_state.json" for name in ("big", "both")]
+    figures = [[json.loads(state.read_text())["validation"][name] for name in names] for state in states]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_pairs_beside_texts_are_compared_over_all_processes_and_micro_batches(tmp_path: Path) -> None:
+    """In the loss, next to the tokens of all of them, and in the figures of a validation."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(config_of("t5-untied")))
+    documents = (". ".join("가나다라"[(row + word) % 4] * (1 + word) for word in range(6)) for row in range(90))
+    (tmp_path / "texts.txt").write_text("\n".join(documents), encoding="utf-8")
+    data = ["-corpus", str(tmp_path / "texts.txt"), "-cache_dir", str(tmp_path / "cache"), "-max_seq_length", "48"]
+    data += ["-max_steps", "3", "-valid_every", "3", "-valid_rows", "9", "-inverse_cloze_weight", "0.5"]
+    data += ["-contrastive_temperature", "0.5", "-max_query_length", "24", "-max_passage_length", "40"]
+    big = gradients(tmp_path, "big", config, data, "-batch_size", "16", script="pretrain")
+    halves = ("-batch_size", "4", "-grad_acc", "2", "-cpu_processes", "2")
+    both = gradients(tmp_path, "both", config, data, *halves, script="pretrain")
+    assert_same(big, both)
+    names = ("val_loss", "val_loss_no_sentinels", "val_contrastive_loss", "mrr@10", "recall@1", "recall@10")
     states = [tmp_path / name / "run" / "last" / "training_state.json" for name in ("big", "both")]
     figures = [[json.loads(state.read_text())["validation"][name] for name in names] for state in states]
     assert figures[0] == pytest.approx(figures[1], rel=1e-6)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from config.checks import collect
+from config.checks import collect, used_flags
 from config.flags.corpus import CorpusFlags
 from config.flags.pretrain import PretrainConfig
 from config.parser import shown
 from datamodules.mixture import Mixture, mixture_of
 from datamodules.retrieval.checks import retrieval_problems
-from metrics.registry import DENOISED, TEACHER_FORCED, metric_names
+from metrics.registry import DENOISED, PAIRS, PASSAGES, TEACHER_FORCED, metric_names
 from training.checks import check_origin, check_save_path, check_training
 from utils.errors import closest
+
+OF_VECTORS = {"pooling", "contrastive_temperature"}
+NO_VECTORS = "only with -objective inverse_cloze or -inverse_cloze_weight: the others make no vectors"
 
 
 def check_pretrain(config: PretrainConfig, given: frozenset[str], problems: list[str]) -> Mixture:
@@ -29,7 +32,12 @@ def check_pretrain(config: PretrainConfig, given: frozenset[str], problems: list
     task = replace(config.task, task="retrieval") if finds else config.task
     mixture: Mixture = collect(problems, lambda: mixture_of(task, config.data)) or Mixture(())
     problems += retrieval_problems(config, mixture) if finds else ()
-    _check_monitor(config, mixture.monitors if finds else metric_names(TEACHER_FORCED, DENOISED), problems)
+    if not (finds or config.cloze_weight):
+        used = used_flags(config)
+        problems += [f"{shown(name, used[name])}: {NO_VECTORS}" for name in sorted(used.keys() & OF_VECTORS)]
+    of_pairs = (PAIRS, PASSAGES) if config.cloze_weight else ()
+    monitors = mixture.monitors if finds else metric_names(TEACHER_FORCED, DENOISED, *of_pairs)
+    _check_monitor(config, monitors, problems)
     check_save_path(config, given, _inputs(config), problems)
     return mixture
 

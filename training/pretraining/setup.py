@@ -16,16 +16,16 @@ from config.flags.pretrain import SOURCE_LENGTH, PretrainConfig
 from datamodules.corpus.corpus import Corpus, build_corpus, rated_values
 from datamodules.corpus.selection import Selection
 from datamodules.corpus.sources import DocumentOptions
-from datamodules.corpus_rows import CorpusRows, HeldOutRows, Member, TokenStream
+from datamodules.corpus_rows import ClozeRows, CorpusRows, HeldOutRows, Member, TokenStream
 from datamodules.mixture import Mixture
-from datamodules.objectives.build import build_objective
+from datamodules.objectives.build import build_cloze, build_objective
 from datamodules.objectives.sentinels import sentinel_ids
 from datamodules.retrieval.checks import compared_words, is_retrieval
-from datamodules.retrieval.passages import Passages
+from datamodules.retrieval.passages import Cloze, Passages
 from datamodules.splits import Splits
 from models.architectures import source_limit, target_limit
 from models.forward import takes_packed
-from training.setup import Prepared, TrainingData, prepare
+from training.setup import Prepared, TrainingData, limit_line, prepare
 from utils.console import say
 from utils.errors import UserError
 from utils.tables import counted
@@ -76,10 +76,23 @@ def corpus_rows(
     )
     task = mixture.tasks[0]
     part = Splits(task, rows, valid, None, ())  # type: ignore[arg-type]  # what is taken of encoded splits is there
-    if not is_retrieval(mixture.tasks):
-        return TrainingData((part,), rows)
-    say(compared_words(config.batch.batch_size * config.batch.grad_acc * world_size, negatives=0))
-    return TrainingData((part,), rows, Passages(rows))
+    finds = is_retrieval(mixture.tasks)
+    if finds or config.cloze_weight:
+        say(compared_words(config.batch.batch_size * config.batch.grad_acc * world_size, negatives=0))
+    passages = Passages(rows) if finds else None
+    cloze = _pairs(config, source, rows, valid) if config.cloze_weight else None
+    return TrainingData((part,), rows, passages, cloze)
+
+
+def _pairs(config: PretrainConfig, source: ModelSource, rows: CorpusRows, valid: HeldOutRows | None) -> Cloze:
+    """The rows as a query and its passage each, for a joint loss."""
+    flags, limit = config.objective, source_limit(source.config)
+    names = ("max_query_length", "max_passage_length")
+    wanted = [getattr(flags, name) for name in names]
+    say(*(line for name, length in zip(names, wanted, strict=True) for line in limit_line(name, length, limit)))
+    objective = build_cloze(flags, source.tokenizer, *(_tighter(length, limit) for length in wanted))
+    of_valid = Passages(ClozeRows(valid, objective)) if valid else None
+    return Cloze(Passages(ClozeRows(rows, objective)), of_valid)
 
 
 def _built(paths: Sequence[str], flags: CorpusFlags, tokenizer: Any, cache: Path, flag: str = "-corpus") -> Corpus:

@@ -6,6 +6,8 @@ import dataclasses
 
 from config.parser import flag, free
 
+FIXED_ROWS = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalFlags:

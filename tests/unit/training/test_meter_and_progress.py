@@ -142,10 +142,10 @@ def test_sample_tables_keep_their_columns() -> None:
 
 def test_what_the_routers_of_a_mixture_did_is_kept_in_a_checkpoint() -> None:
     meter, other = StepMeter(), StepMeter()
-    assert meter.routing(world_size=1) == []
-    meter.add_routing(torch.tensor([3.0, 1.0, 0.5]))
+    assert meter.of_rows(world_size=1) == []
+    meter.add_of_rows(torch.tensor([3.0, 1.0, 0.5]))
     other.restore(meter.state(), torch.device("cpu"))
-    other.add_routing(torch.tensor([1.0, 0.0, 0.25]))
-    assert other.routing(world_size=1) == [4.0, 1.0, 0.75]
+    other.add_of_rows(torch.tensor([1.0, 0.0, 0.25]))
+    assert other.of_rows(world_size=1) == [4.0, 1.0, 0.75]
     other.reset()
-    assert other.routing(world_size=1) == []
+    assert other.of_rows(world_size=1) == []

@@ -82,6 +82,28 @@ def test_lengths_beyond_the_positions_of_the_model_are_told(config_class: type) 
     assert limit_lines(config, T5Config()) == []
 
 
+def test_pairs_beside_texts_need_fixed_rows_and_say_what_is_theirs(run: tuple[str, ...]) -> None:
+    steps, weight = ("-max_steps", "1000"), ("-inverse_cloze_weight", "0.5")
+    alone = "only with -objective inverse_cloze or -inverse_cloze_weight: the others make no vectors"
+    assert problems_of(*run, *steps, "-pooling", "decoder", "-max_query_length", "32") == [
+        "-max_query_length 32: only with -inverse_cloze_weight: no row is a query and a passage",
+        f"-pooling decoder: {alone}",
+    ]
+    fixed = "the loss compares the rows of an optimizer step, whose number must not change; give -batch_size"
+    assert problems_of(*run, *steps, *weight, "-max_tokens", "4096", "-monitor", "recall@1") == [
+        f"-inverse_cloze_weight 0.5: not with -max_tokens 4096: {fixed}"
+    ]
+    assert problems_of(*run, *steps, *weight, "-objective", "inverse_cloze") == [
+        "-inverse_cloze_weight 0.5: not with -objective inverse_cloze: there it is the only loss"
+    ]
+    assert problems_of(*run, *steps, *weight, "-pack_documents", "-strategy", "fsdp") == [
+        "-inverse_cloze_weight 0.5: not with -pack_documents: the two were not tried together",
+        "-inverse_cloze_weight 0.5: not with -strategy fsdp: the two were not tried together; give ddp",
+    ]
+    own = ("-pooling", "decoder", "-monitor", "val_contrastive_loss", "-max_passage_length", "64")
+    assert problems_of(*run, *steps, *weight, *own, "-sentence_order", "0.1") == []
+
+
 def stream(tokens: int) -> Any:
     return SimpleNamespace(num_tokens=tokens)
 

@@ -95,10 +95,10 @@ def test_a_full_disk_that_tensorboard_meets_first_is_told_in_words(
     assert capsys.readouterr().err == ""
 
 
-def test_sums_of_routers_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+def test_sums_of_losses_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 1, 1)
     log._resumed = {"meters": [[0.0] * 7]}
     trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
-    module: Any = SimpleNamespace(switch_layers={})
-    with pytest.raises(UserError, match=r"or damaged: s2s_log.meters is not of this model's routers$"):
+    module: Any = SimpleNamespace(sums_of_rows=0)
+    with pytest.raises(UserError, match=r"or damaged: s2s_log.meters is not of this model's losses$"):
         log._take_up(trainer, module)

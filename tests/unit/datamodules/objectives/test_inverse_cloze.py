@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from config.flags.objective import ObjectiveFlags
-from datamodules.objectives.build import build_objective
+from datamodules.objectives.build import build_cloze, build_objective
 from datamodules.objectives.protocol import Objective
 from tests.small_models import KOREAN_CORPUS, unigram_tokenizer
+from utils.errors import UserError
 
 SENTENCES = ("이 영화는 정말 재미있었어요.", "The movie was great!", "다시 보고 싶은 영화입니다.")
 
@@ -81,3 +82,25 @@ def test_a_document_of_one_sentence_is_cut_at_a_word_and_a_long_query_at_its_lim
 
 def test_a_passage_takes_the_whole_row(t5: Any) -> None:
     assert built(t5, 32, 64).raw_length(32, 64) == 64 - 1 - len(ids_of(t5, "passage:"))
+
+
+def test_beside_another_objective_any_part_of_a_longer_row_is_taken(t5: Any) -> None:
+    """One sentence is cut in its middle: query and passage are the part, or the passage alone is."""
+    flags, word = ObjectiveFlags(inverse_cloze_weight=0.5), ids_of(t5, "보고")[0]
+    others = [piece for piece in range(len(t5)) if t5.convert_ids_to_tokens(piece).isalpha()][:9]
+    row = np.array([word, *others], np.uint16)
+    room = 4 + len(ids_of(t5, "passage:")) + 1
+    cloze = build_cloze(flags, t5, 64, room)
+    parts = set()
+    for sample in range(60):
+        query, passage = (
+            side[len(ids_of(t5, name)) : -1]
+            for side, name in zip(cloze.apply(row, sample, 1), ("query:", "passage:"), strict=True)
+        )
+        parts.add(tuple(passage if len(passage) == 4 else np.concatenate((query, passage))))
+    assert parts == {tuple(row[start : start + 4]) for start in range(7)}
+    assert [side.tolist() for side in cloze.apply(row[:4], 5, 1)] == [
+        side.tolist() for side in built(t5).apply(row[:4], 5, 1)
+    ]
+    with pytest.raises(UserError, match=r"-inverse_cloze_weight 0\.5: -max_query_length 8 and -max_passage_length 8"):
+        build_cloze(flags, t5, 8, 8)
