@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.encoding.chunks import ChunkEncoder, encode_chunk, rendered_texts
+from datamodules.encoding.store import row_starts
 from datamodules.encoding.tokens import make_encoder
 from datamodules.readers.columns import wanted_columns
 from datamodules.readers.csv_json import collect, json_record
@@ -22,9 +23,10 @@ PLACE = "row"
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """Token ids of the rows; `cut` says which were longer than the limit, `languages` are those of their targets."""
+    """Token ids of the windows of each row, which is one without -doc_stride; `cut` says which rows were longer than
+    the limit and are cut there, `languages` are those of their targets."""
 
-    sources: list[np.ndarray]
+    sources: list[list[np.ndarray]]
     cut: list[bool]
     languages: Sequence[str]
 
@@ -53,7 +55,7 @@ class JsonRowEncoder:
         return [name for name in self.columns if value_at(row, name) is MISSING]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> EncodedRequest:
-        """Token ids of each row.
+        """Token ids of each row and its windows.
 
         Raises:
             UserError: a value is no text, holds half of a surrogate pair, or cannot be put into the template.
@@ -61,7 +63,7 @@ class JsonRowEncoder:
         options, report = self.work.read_options, RowReport()
         keys = {**self.keys, "target": None}
         records = (json_record((number, row, ""), keys, self.wanted) for number, row in enumerate(rows, 1))
-        sources: list[np.ndarray] = []
+        sources: list[list[np.ndarray]] = []
         cut: list[bool] = []
         languages: list[str] = []
         for raw in collect(PLACE, records, list(keys), options):
@@ -74,8 +76,10 @@ class JsonRowEncoder:
                     *(f"{places[0].replace(':', ' ')}: {reason}" for reason, (_, places) in report.malformed.items())
                 )
             found, _ = encode_chunk(chunk, rendered, self.work)
-            sources += [found.source.row(row) for row in range(len(chunk))]
-            cut += [bool(self.limit) and length > self.limit for length in found.source.full_lengths.tolist()]
+            longest = self.limit or np.inf
+            for windows in np.split(np.arange(len(found.row_ids)), row_starts(found.row_ids)[1:]):
+                sources.append([found.source.row(window) for window in windows.tolist()])
+                cut.append(bool((found.source.full_lengths[windows] > longest).any()))
             codes = found.languages.get("target_language")
             languages += [] if codes is None else [code or "" for code in codes.to_pylist()]
         return EncodedRequest(sources, cut, languages)

@@ -40,6 +40,12 @@ class ServeFlags:
     max_seq_length: int = free(
         0, "Longest source in tokens, special tokens included; 0 = that of the training, else the model's.", minimum=0
     )
+    doc_stride: int = free(
+        0,
+        "Overlap in tokens of the windows into which the passage of a longer source is split, for tasks with a passage"
+        " such as squad; 0 = the source is cut. Where it is not given, that of the training.",
+        minimum=0,
+    )
     host: str = free("127.0.0.1", "Address to listen at; 0.0.0.0 = all of this machine's, for whoever reaches it.")
     port: int = free(8000, "Port to listen at.", minimum=1, maximum=65535)
     allowed_host: tuple[str, ...] = free(
@@ -58,7 +64,8 @@ class ServeFlags:
     max_rows: int = free(1000, "Rows that one request may have.", minimum=1, maximum=100_000)
     max_source: int = free(
         4096,
-        "Tokens that a source may have, after a cut at -max_seq_length or at the model's own limit; 0 = no limit.",
+        "Tokens that a source may have, after a cut at -max_seq_length or at the model's own limit, or in all its"
+        " windows together; 0 = no limit.",
         minimum=0,
     )
     max_body: int = free(4 << 20, "Bytes that the body of a request may have.", minimum=1 << 10, maximum=1 << 28)
@@ -95,7 +102,7 @@ class ServeConfig:
             task=flags.task,
             user_code=flags.user_code,
         )
-        length = LengthFlags(max_seq_length=flags.max_seq_length)
+        length = LengthFlags(max_seq_length=flags.max_seq_length, doc_stride=flags.doc_stride)
         return InferenceConfig(
             model, DataFlags(), length, ANSWERS, decode=self.decode, label=self.label, device=self.device
         )

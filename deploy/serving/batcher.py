@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 from datamodules.json_rows import EncodedRequest
@@ -125,13 +125,15 @@ class Batcher:
             else:
                 encoded.append((work, found))
         begun = time.monotonic()
-        row_ids = [row for _, request in encoded for row in range(len(request.sources))]
-        sources = [source for _, request in encoded for source in request.sources]
+        sources = [window for _, request in encoded for row in request.sources for window in row]
+        row_ids = [number for _, request in encoded for number in range(sum(map(len, request.sources)))]
         languages = [code for _, request in encoded for code in request.languages]
         predictions = iter(model.predict(row_ids, sources, languages, options))
         for work, request in encoded:
-            work.answers.set_result([model.record(next(predictions), options, cut) for cut in request.cut])
-        self.decoded(len(sources), time.monotonic() - begun)
+            rows = zip(request.sources, request.cut, strict=True)
+            found_rows = [(list(islice(predictions, len(windows))), cut) for windows, cut in rows]
+            work.answers.set_result([model.record(windows, options, cut) for windows, cut in found_rows])
+        self.decoded(sum(len(request.sources) for _, request in encoded), time.monotonic() - begun)
 
 
 def _encoded(model: ServedModel, group: Sequence[Work]) -> list[EncodedRequest | UserError]:

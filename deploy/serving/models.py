@@ -21,11 +21,13 @@ from generation.engines.ctranslate2 import PARITY_TEXTS
 from generation.engines.labels import ScorePredictor
 from generation.engines.pytorch import TorchPredictor
 from metrics.uncertainty.conformal import NO_SILENCE, Silence
+from postprocessors.answers import Answers
 from postprocessors.labels import LabelMap, allowed_labels
 from prediction.label_calibration import label_decoding
 from prediction.output import OutputForm, OutputRow, label_ids, record_of
 from prediction.parts import as_written
 from prediction.setup import Ready, answer_of, make_engine, prepare
+from prediction.windows import combined
 from utils.console import tell
 from utils.errors import UserError, raise_if_any
 
@@ -90,7 +92,7 @@ class ServedModel:
             UserError: one that cannot be encoded, or is too long.
         """
         encoded = self.encoder(rows)
-        lengths = [len(source) for source in encoded.sources]
+        lengths = [sum(map(len, windows)) for windows in encoded.sources]
         raise_if_any(
             f"row {number}: {length:,} tokens; a source may have {self.longest:,}"
             for number, length in enumerate(lengths, 1)
@@ -112,16 +114,19 @@ class ServedModel:
                 found.update(zip(rows, predictions, strict=True))
         return [found[row] for row in range(len(sources))]
 
-    def record(self, prediction: Prediction, options: Options, source_cut: bool) -> dict[str, Any]:
-        """The answer for a row, as JSON values."""
-        prediction = as_written(prediction)
-        if options.num_return > 1:
-            prediction = replace(prediction, nbest=prediction.nbest[: options.num_return])
+    def record(self, windows: Sequence[Prediction], options: Options, source_cut: bool) -> dict[str, Any]:
+        """The answer for a row, as JSON values; `windows` are the predictions of its windows (-doc_stride), or one."""
+        asked = [replace(one, nbest=one.nbest[: options.num_return]) for one in map(as_written, windows)]
+        prediction, is_windowed = asked[0], self.ready.config.length.doc_stride > 0
+        if is_windowed:
+            assert isinstance(self.ready.postprocessor, Answers)  # no others are cut into windows
+            prediction = combined(asked, self.ready.postprocessor, options.num_return)
         form = OutputForm(
             labels=self.labels if self.scores_labels else (),
             nbest=options.num_return > 1,
             label_ids=self.label_ids,
             words=options.highlight,
+            probabilities=is_windowed,
             silence=self.silence,
         )
         answer = "" if self.silence.abstains(prediction.label_probabilities) else self.answer(prediction.text)
@@ -152,13 +157,13 @@ def load_models(config: ServeConfig, given: frozenset[str], temporary: Path) -> 
     """
     names, models = short_names(config.serve.model), []
     for name, value in zip(names, config.serve.model, strict=True):
-        of_training = given | {"doc_stride"}  # a request has one answer a row: sources are cut, not split
-        ready = prepare(config.of_model(value), of_training, temporary)
+        ready = prepare(config.of_model(value), given, temporary)
         encoder = JsonRowEncoder(ready.encoder)
         decoding = label_decoding(
             ready.config, ready.postprocessor, ready.models[0], ready.encoder, None, ready.devices, tell
         )
-        examples = encoder([dict.fromkeys(encoder.columns, text) for text in PARITY_TEXTS]).sources
+        texts = [dict.fromkeys(encoder.columns, text) for text in PARITY_TEXTS]
+        examples = [windows[0] for windows in encoder(texts).sources]
         engine = make_engine(ready, decoding, examples)
         with ready.devices.autocast():
             predictor = engine(ready.devices.device(0))

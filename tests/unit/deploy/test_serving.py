@@ -128,9 +128,33 @@ def test_label_sets_and_abstention_are_those_of_inference(label_run: Path, tmp_p
     sure = Prediction("긍정.", -0.12345678, label_probabilities=(4e-10, 1 - 4e-10))
     for least, above, label_set, answer in ((1.0, 0.9999999, ["긍정."], "긍정."), (1e-9, 1.0, ["긍정."], "")):
         models[0].silence = Silence(SetRule(0.9, 80, least), AnswerRule(0.2, 80, above))
-        record = models[0].record(sure, Options(1, 1), source_cut=False)
+        record = models[0].record([sure], Options(1, 1), source_cut=False)
         assert (record["label_set"], record["prediction"], record["abstained"]) == (label_set, answer, not answer)
         assert (record["score"], record["label_probabilities"]) == (-0.123457, {"부정.": 4e-10, "긍정.": 1.0})
+
+
+def test_long_passages_are_read_in_the_windows_of_the_training(copy_run: Path, tmp_path: Path) -> None:
+    """The last row has no room for its passage and is cut. The windows of a source count together."""
+    model = tmp_path / "model"
+    shutil.copytree(copy_run / "run" / "best", model)
+    state = json.loads((model / "training_state.json").read_text())
+    state["flags"] |= {"max_seq_length": 60, "doc_stride": 8}
+    (model / "training_state.json").write_text(json.dumps(state))
+    passages = ["abcd", "dcba abdc " * 12, "cab " * 40]
+    rows = [{"question": "a?", "context": passage} for passage in passages]
+    rows.append({"question": "b" * 50, "context": "abc"})
+    flags = ("-task", "squad", "-beam_size", "2", "-max_predict_length", "6")
+    models, settings = loaded(tmp_path, "-model", model, *flags, "-num_return", "2", "-max_source", "400")
+    assert [len(windows) for windows in models[0].encoder(rows).sources] == [1, 5, 6, 1]
+    with client_of(models, settings) as client:
+        for count in ("1", "2"):
+            wanted = predicted(model, rows, tmp_path / count, *flags, "-num_return", count)
+            found = client.post("/predict", json={"rows": rows, "num_return": int(count)}).json()["predictions"]
+            assert close(without_cuts(found), wanted)
+            assert [row["source_cut"] for row in found] == [False, False, False, True]
+        told = client.post("/predict", json={"rows": [{"question": "a?", "context": "abc " * 80}]})
+    assert (told.status_code, told.json()["error"].partition(": ")[0]) == (400, "row 1")
+    assert "probability" in found[0]
 
 
 def test_labels_come_by_falling_probability(labels: TestClient) -> None:
@@ -353,7 +377,7 @@ class Stub:
             raise UserError("row 1: bad")
         texts = [row["text"] for row in rows]
         self.encoded.append("".join(texts))
-        return type("Encoded", (), {"sources": texts, "cut": [False] * len(rows), "languages": ()})
+        return type("Encoded", (), {"sources": [[text] for text in texts], "cut": [False] * len(rows), "languages": ()})
 
     def predict(self, row_ids: Sequence[int], sources: Sequence[str], *_: Any) -> list[str]:
         self.begun.set()
@@ -363,8 +387,8 @@ class Stub:
             raise ValueError("no memory at /secret/place")
         return list(sources)
 
-    def record(self, prediction: str, options: Options, cut: bool) -> dict[str, Any]:
-        return {"prediction": prediction, "beams": options.beam_size, "cut": cut}
+    def record(self, windows: Sequence[str], options: Options, cut: bool) -> dict[str, Any]:
+        return {"prediction": "".join(windows), "beams": options.beam_size, "cut": cut}
 
 
 def submit(batcher: Batcher, model: Any, *texts: str, beams: int = 1) -> Any:
