@@ -13,6 +13,7 @@ at `ends[i] - i - 1`.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +26,7 @@ from utils.files import whole_file, write_json
 from utils.json_files import read_json
 
 INDEX = np.dtype("<u8")
+SAMPLED, SAMPLE = 3, 4096  # blocks of a .bin file that every start compares, and their bytes
 
 
 @dataclass
@@ -36,6 +38,7 @@ class ShardRecord:
     text_bytes: int = 0  # of the documents, in UTF-8
     token_bytes: int = 0
     digest: str = ""  # of ids and ends
+    sample: str = ""  # `sample_digest` of the ids; empty = written by an earlier version
     compared: int = 0  # documents, between two encoders
     ties: int = 0  # of them
     skipped: dict[str, list[Any]] = field(default_factory=dict)  # reason -> [count, first places]
@@ -86,19 +89,36 @@ def new_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardWriter]:
         with open(token_path, "wb") as file:
             writer = ShardWriter(file, dtype)
             yield writer
+        writer.record.sample = sample_digest(token_path)
         writer.write_index(files.enter_context(whole_file(index)))
     write_json(record, asdict(writer.record))
 
 
 def whole_shard(folder: Path, name: str) -> ShardRecord | None:
-    """The record of a shard; None when a file of it is missing or has another size."""
+    """The record of a shard; None when a file of it is missing or has another size, or ids that were sampled are other
+    ones."""
     try:
-        content = read_json(folder / f"{name}.json")
+        content = {"sample": "", **read_json(folder / f"{name}.json")}
         record = ShardRecord(**{item.name: content[item.name] for item in fields(ShardRecord)})
         sizes = [(folder / f"{name}.{suffix}").stat().st_size for suffix in ("bin", "idx")]
-        return record if sizes == [record.token_bytes, 2 * INDEX.itemsize * record.documents] else None
+        same = sizes == [record.token_bytes, 2 * INDEX.itemsize * record.documents]
+        return record if same and record.sample in ("", sample_digest(folder / f"{name}.bin")) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def sample_digest(path: Path) -> str:
+    """A digest of the first, the middle and the last bytes of a file.
+
+    It costs the same for a file of any size, and differs where a disk gives zeros for all of it or for its end.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb", buffering=0) as file:
+        room = max(0, file.seek(0, os.SEEK_END) - SAMPLE)
+        for number in range(SAMPLED):
+            file.seek(room * number // (SAMPLED - 1))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def shard_index(folder: Path, name: str, documents: int) -> tuple[np.ndarray, np.ndarray]:

@@ -196,6 +196,25 @@ def test_a_lost_or_torn_shard_is_written_anew_and_nothing_else(
     assert len(restored.tokens(0, restored.num_tokens)) == corpus.num_tokens
 
 
+def test_ids_of_zeros_are_written_anew_before_anything_is_trained_on(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, or those at the end. A shard of an earlier version, whose ids were not sampled, is taken as it is."""
+    corpus = make()
+    first, second, third, *_ = sorted(tmp_path.rglob("*.bin"))
+    first.write_bytes(bytes(first.stat().st_size))
+    second.write_bytes(second.read_bytes()[:-2] + bytes(2))
+    record = json.loads(third.with_suffix(".json").read_text())
+    del record["sample"]
+    third.with_suffix(".json").write_text(json.dumps(record))
+    again = encoded(monkeypatch)
+    restored = make()
+    assert len(again) == 2
+    assert restored.report.notes == ["-corpus: 2 token shards were missing or damaged and are written anew"]
+    assert restored.fingerprint == corpus.fingerprint
+    assert restored.tokens(0, restored.num_tokens).tolist() == make().tokens(0, corpus.num_tokens).tolist()
+
+
 @pytest.mark.parametrize("selection", [Selection(), Selection(min_tokens=1)])
 def test_an_index_of_zeros_is_written_anew_by_the_next_start(make: Make, tmp_path: Path, selection: Selection) -> None:
     corpus = make(selection=selection)
