@@ -199,7 +199,7 @@ def test_a_lost_or_torn_shard_is_written_anew_and_nothing_else(
 def test_ids_of_zeros_are_written_anew_before_anything_is_trained_on(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, or those at the end. A shard of an earlier version, whose ids were not sampled, is taken as it is."""
+    """All of them, or those at the end. A shard of an earlier version, without a sample, is taken as it is."""
     corpus = make()
     first, second, third, *_ = sorted(tmp_path.rglob("*.bin"))
     first.write_bytes(bytes(first.stat().st_size))
