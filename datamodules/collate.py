@@ -32,16 +32,16 @@ def collate(rows: Sequence[Row], pad_token_id: int, pad_to_multiple_of: int = 1,
 
     With `separator` a row holds documents that do not see each other; it is the last token of each.
 
-    A row without target has no labels but ignored ones. No rows at all give one dummy row (one pad token that is
-    attended to, labels ignored), so that a rank without rows still runs the step: its loss is exactly 0 and so are its
-    gradients.
+    A target may hold ignored labels itself; a row without target has no others. No rows at all give one dummy row (one
+    pad token that is attended to, labels ignored), so that a rank without rows still runs the step: its loss is exactly
+    0 and so are its gradients.
     """
     rows = rows or [(np.array([pad_token_id]), None)]
     no_target = np.zeros(0, np.int64)
     input_ids, is_token = pad([source for source, _ in rows], pad_token_id, pad_to_multiple_of)
     targets = [no_target if target is None else target for _, target in rows]
     labels, is_target = pad(targets, IGNORE_INDEX, pad_to_multiple_of)
-    target_index = np.flatnonzero(is_target)
+    target_index = np.flatnonzero(labels != IGNORE_INDEX)
     batch: Batch = {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(is_token.astype(np.int64)),

@@ -19,6 +19,7 @@ from datamodules.batching import BatchOptions, BatchPlan, IntArray, consecutive_
 from datamodules.corpus.order import Cuts, Mix
 from datamodules.objectives.packing import PackedDocuments
 from datamodules.objectives.protocol import Objective
+from utils.padding import IGNORE_INDEX
 
 VALIDATION_SEED = 20260101  # of the noise; not -seed, so that runs with other seeds validate on the same rows
 SEEN_AHEAD = 1 << 14  # rows whose lengths stand for those of all
@@ -151,7 +152,7 @@ class HeldOutRows:
         self.objective = objective
         pairs = self.pairs(np.arange(len(cuts)))
         self.source_lengths = np.array([len(source) for source, _ in pairs])
-        self.target_lengths = np.array([len(target) for _, target in pairs])
+        self.target_lengths = np.array([np.count_nonzero(target != IGNORE_INDEX) for _, target in pairs])
         self.fingerprint = _digest(side.tolist() for pair in pairs for side in pair)
 
     def __len__(self) -> int:

@@ -85,7 +85,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         batch["num_rows"] = len(rows)
         batch["num_source_tokens"] = sum(len(source) for source, _ in encoded)
         if self.special_ids is not None:
-            targets = np.concatenate([target for _, target in encoded]) if encoded else np.zeros(0, np.int64)
+            targets = padded["labels"].flatten()[padded["target_index"]].numpy()
             of_text = ~np.isin(targets, self.special_ids)
             batch["text_weights"] = torch.from_numpy(of_text.astype(np.float32))  # (target tokens,)
             batch["num_text_tokens"] = int(of_text.sum())

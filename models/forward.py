@@ -63,6 +63,14 @@ def decode_teacher_forced(
     return _other_architecture(model, inputs)
 
 
+def encode_batch(model: PreTrainedModel, batch: Mapping[str, Any]) -> DecoderOutput:
+    """One pass of the encoder by itself over a batch of `datamodules.collate` whose labels stand at the places of the
+    source: its states go to the output layer as those of the decoder do."""
+    mask = unread_mask(model.config, batch["attention_mask"])
+    hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
+    return DecoderOutput(hidden, model.lm_head.weight, logits_bias(model), logit_scale(model))
+
+
 def decode_packed(
     model: PreTrainedModel, input_ids: Tensor, labels: Tensor, source_segments: Tensor, target_segments: Tensor
 ) -> DecoderOutput:

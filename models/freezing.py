@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -163,3 +163,22 @@ def _size(count: int) -> str:
     """`1.2 MB`, `950 MB`."""
     size = count / 1e6
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.1f} MB" if size >= 0.1 else f"{size:.3f} MB"
+
+
+def leave_others(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Stop training the parameters that none of the `parts` of a model has."""
+    used = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+
+
+def leave_decoder(model: PreTrainedModel) -> None:
+    """Stop training what neither the encoder nor the output layer has.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    leave_others(model, (model.get_encoder(), model.lm_head))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("-freeze: leaves nothing to train of the encoder, and -objective encoder_mlm trains no more")

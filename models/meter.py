@@ -113,9 +113,14 @@ OWN_SUMS = 6  # numbers of a meter's state, besides those of `add_of_rows`
 
 
 class StepMeter:
-    """Adds up micro-batches without waiting for the device; `totals` reads once."""
+    """Adds up micro-batches without waiting for the device; `totals` reads once.
 
-    def __init__(self) -> None:
+    Args:
+        encoder_alone: labels stand at the places of the source, and are no tokens of their own.
+    """
+
+    def __init__(self, encoder_alone: bool = False) -> None:
+        self.encoder_alone = encoder_alone
         self._bad_step: Tensor | None = None
         self.reset()
 
@@ -138,8 +143,12 @@ class StepMeter:
         if correct is not None:
             self._correct = correct if self._correct is None else self._correct + correct
         self._target_tokens += batch["num_target_tokens"]
-        self._tokens += batch["num_source_tokens"] + batch.get("num_passage_tokens", batch["num_target_tokens"])
-        self._padded_tokens += padded_tokens(batch)
+        if self.encoder_alone:
+            self._tokens += batch["num_source_tokens"]
+            self._padded_tokens += batch["input_ids"].numel()
+        else:
+            self._tokens += batch["num_source_tokens"] + batch.get("num_passage_tokens", batch["num_target_tokens"])
+            self._padded_tokens += padded_tokens(batch)
         self._rows += batch["num_rows"]
 
     def add_of_rows(self, sums: Tensor) -> None:

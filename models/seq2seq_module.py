@@ -72,7 +72,7 @@ class Seq2SeqModule(pl.LightningModule):
         self.grad_norm = grad_norm  # of the whole gradient, however the processes share it; None = the strategy clips
         self.objective = objective
         self.switch_layers = switch_layers(model)
-        self.meter = StepMeter()
+        self.meter = StepMeter(objective.encoder_alone)
         self.validation_meters: list[StepMeter | RankingMeter | JointMeter] = []  # of each loader
         self.validation: dict[str, float] = {}  # metric name -> value of the latest validation
         # Some (source, reference, prediction) of the latest validation, by the name that they are shown under.

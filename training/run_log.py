@@ -90,7 +90,7 @@ class RunLog(pl.Callback):
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Seq2SeqModule, done: int) -> None:
         module.meter.reset()
-        of_targets = isinstance(module.objective, Objective)  # else other layers compute than for targets
+        of_targets = isinstance(module.objective, Objective) and not module.objective.encoder_alone
         self.utilization = Utilization(module.model, self.arithmetic, trainer.world_size) if of_targets else None
         self._epoch_totals = Totals()
         self._epoch_began = time.monotonic()

@@ -30,11 +30,12 @@ from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.adapters.quantised import check_quantisable
 from models.architectures import architecture, notes, overflowing, source_limit, target_limit
+from models.freezing import leave_decoder
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.losses.objective import Teacher
 from models.regularisation import check_dropout
-from models.retrieval.pooling import check_pooling, check_trained, leave_unused
+from models.retrieval.pooling import MEAN, check_pooling, check_trained, leave_unused
 from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
@@ -279,6 +280,8 @@ def prepare(
     check_dropout(source.config, dropout_rates(config.optim))
     if is_retrieval(mixture.tasks):
         check_pooling(source.config, config.retrieval.pooling, f"task {mixture.tasks[0].name}")
+    if config.encoder_alone:
+        check_pooling(source.config, MEAN, "-objective encoder_mlm")
     if config.cloze_weight:
         check_pooling(source.config, config.retrieval.pooling, f"-inverse_cloze_weight {config.cloze_weight}")
     STRATEGIES[flags.strategy].check(source.config, devices)
@@ -294,6 +297,8 @@ def prepare(
     if flags.compile:
         check_padded(data.parts, source.config)
     model = built_model(config, source, devices, resumed)
+    if config.encoder_alone:
+        leave_decoder(model)
     if data.passages is not None:
         leave_unused(model, config.retrieval.pooling)
     if data.cloze is not None:

@@ -60,7 +60,8 @@ def build_module(
         add_embedding_noise(model, config.optim.neftune_alpha, tokenizer.pad_token_id)
     contrastive = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
     optim = config.optim
-    written = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart)
+    alone = config.encoder_alone
+    written = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart, alone)
     objective: Objective | Contrastive | Joint = contrastive if of_vectors else written
     if config.cloze_weight:
         objective = Joint(written, contrastive, config.cloze_weight)

@@ -9,9 +9,12 @@ from config.flags.retrieval.contrastive import FIXED_ROWS
 from config.flags.run import SHARDED
 from config.parser import flag
 
-OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm", "inverse_cloze")
-NO_SPANS = {"objective=ul2|prefix_lm|mlm|inverse_cloze": "it chooses no length of spans"}
-NO_TARGETS = {"objective=inverse_cloze": "nothing is written, and a row is one document"}
+OBJECTIVES = ("span_corruption", "ul2", "infilling", "prefix_lm", "mlm", "encoder_mlm", "inverse_cloze")
+NO_SPANS = {"objective=ul2|prefix_lm|mlm|encoder_mlm|inverse_cloze": "it chooses no length of spans"}
+NO_TARGETS = {
+    "objective=inverse_cloze": "nothing is written, and a row is one document",
+    "objective=encoder_mlm": "the decoder writes nothing",
+}
 WITH_PAIRS = {"inverse_cloze_weight": "no row is a query and a passage"}
 INFILLING = {"objective=infilling": "the others have no such noise"}
 
@@ -24,8 +27,9 @@ class ObjectiveFlags:
         "span_corruption",
         "What is hidden in a text and asked for: span_corruption = T5's spans; ul2 = UL2's seven denoisers; infilling ="
         " BART's masks and sentences in another order, the whole text asked for; prefix_lm = the rest of the text;"
-        " mlm = BERT's masks, the whole text asked for; inverse_cloze = a sentence, whose text is to be found by its"
-        " vector, as in retrieval.",
+        " mlm = BERT's masks, the whole text asked for; encoder_mlm = BERT's masks, what they hide asked"
+        " of the encoder alone, and the decoder not trained; inverse_cloze = a sentence, whose text is to be found by"
+        " its vector, as in retrieval.",
         choices=OBJECTIVES,
     )
     noise_density: float = flag(
@@ -46,7 +50,7 @@ class ObjectiveFlags:
         False,
         "Turn each row's noise by a random number of places, so that its first token is hidden as often as its last;"
         " false = as T5 was trained, the last always and the first never.",
-        excludes={"objective=infilling|prefix_lm|mlm|inverse_cloze": "it hides every place alike"},
+        excludes={"objective=infilling|prefix_lm|mlm|encoder_mlm|inverse_cloze": "it hides every place alike"},
     )
     mode_rates: tuple[str, ...] = flag(
         (),

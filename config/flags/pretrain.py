@@ -101,6 +101,11 @@ class PretrainConfig(TrainConfig):
         return self.objective.inverse_cloze_weight
 
     @property
+    def encoder_alone(self) -> bool:
+        """See `TrainConfig`."""
+        return self.objective.objective == "encoder_mlm"
+
+    @property
     def generated_rows(self) -> int:
         """Validation rows that are predicted by generation: none."""
         return 0

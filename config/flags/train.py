@@ -45,6 +45,11 @@ class TrainConfig:
         return 0.0
 
     @property
+    def encoder_alone(self) -> bool:
+        """Whether the encoder is trained by itself, and the decoder stays as it is."""
+        return False
+
+    @property
     def generated_rows(self) -> int:
         """Validation rows of each task that are predicted by generation; 0 = none."""
         return self.run.valid_generate_rows

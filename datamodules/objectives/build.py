@@ -88,8 +88,9 @@ def _objective(flags: ObjectiveFlags, tokenizer: Any, max_source: int) -> Object
             return PrefixLM(*around)
         case "inverse_cloze":
             return _inverse_cloze(tokenizer, max_source)
-        case "mlm":
-            return MaskedLM(_mask("mlm", tokenizer), Pieces.of(tokenizer).ordinary, *around, density)
+        case "mlm" | "encoder_mlm" as name:
+            mask, ordinary = _mask(name, tokenizer), Pieces.of(tokenizer).ordinary
+            return MaskedLM(mask, ordinary, *around, density, encoder_alone=name == "encoder_mlm")
         case "infilling":
             masks = flags.random_masks, flags.permute_sentences
             mask = _mask("infilling", tokenizer)

@@ -135,7 +135,7 @@ class Contrastive:
         temperature: T, above 0.
     """
 
-    teacher = None
+    teacher, encoder_alone = None, False
 
     def __init__(self, pooling: str, temperature: float) -> None:
         self.pooling, self.temperature = pooling, temperature

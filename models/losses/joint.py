@@ -53,6 +53,11 @@ class Joint:
     weight: float
     teacher = None
 
+    @property
+    def encoder_alone(self) -> bool:
+        """See `Objective`."""
+        return self.written.encoder_alone
+
     def begin_step(self, model: PreTrainedModel, batch: Mapping[str, Any], seed_of: Callable[[int], int]) -> None:
         """See `Contrastive`."""
         self.contrastive.begin_step(model, batch["cloze"], seed_of)

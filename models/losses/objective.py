@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.forward import INPUTS, DecoderOutput, decode_batch
+from models.forward import INPUTS, DecoderOutput, decode_batch, encode_batch
 from models.kernels.casts import autocast_dtype
 from models.losses.chunked import Criterion, chunked_loss, most_tokens, output_rows
 from models.losses.cross_entropy import token_loss_and_correct
 from models.losses.divergence import COPIES, Distillation, RDrop
 from models.losses.soft_cap import SoftCapped
 from models.meter import StepMeter, TextMeter
+
+Forward: TypeAlias = Callable[[PreTrainedModel, Mapping[str, Any]], DecoderOutput]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,20 @@ class Objective:
     teacher: Teacher | None = None
     z_loss: float = 0.0
     text_apart: bool = False  # batches of a validation tell the tokens of the text from sentinels and ends
+    encoder_alone: bool = False  # the labels are those of the encoder's states; not with a teacher
+
+    @property
+    def forward(self) -> Forward:
+        """The pass that the loss is of."""
+        return encode_batch if self.encoder_alone else decode_batch
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """Give the loss summed over the target tokens of a batch of `datamodules.collate`, on the model's device."""
         if self.teacher is not None:
             return _distillation_loss(model, self.teacher, batch, self.label_smoothing)
         if self.rdrop_alpha:
-            return _rdrop_loss(model, batch, self.rdrop_alpha, self.label_smoothing)
-        return batch_loss(model, batch, self.label_smoothing, z_loss=self.z_loss)[0]
+            return _rdrop_loss(model, batch, self.rdrop_alpha, self.label_smoothing, self.forward)
+        return batch_loss(model, batch, self.label_smoothing, z_loss=self.z_loss, forward=self.forward)[0]
 
     def begin_step(self, model: PreTrainedModel, batch: Mapping[str, Any], seed_of: Callable[[int], int]) -> None:
         """Nothing: the loss of a step is the sum of those of its micro-batches."""
@@ -59,7 +67,7 @@ class Objective:
     def validate(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The plain cross-entropy summed over the target tokens of a batch, how many were predicted right, and the sum
         over the tokens of the text, where they are told apart."""
-        output = decode_batch(model, batch)
+        output = self.forward(model, batch)
         options = {"token_weights": batch.get("token_weights"), "count_correct": True}
         loss, correct = _token_loss(output, batch, **options)
         loss = _with_routers(loss, output, batch)
@@ -79,9 +87,10 @@ def batch_loss(
     label_smoothing: float = 0.0,
     count_correct: bool = False,
     z_loss: float = 0.0,
+    forward: Forward = decode_batch,
 ) -> tuple[Tensor, Tensor]:
     """Give `token_loss_and_correct` of one pass over a batch of `datamodules.collate`, on the model's device."""
-    output = decode_batch(model, batch)
+    output = forward(model, batch)
     loss, correct = _token_loss(
         output,
         batch,
@@ -128,10 +137,12 @@ def _distillation_loss(
     return _with_routers(loss, output, batch)
 
 
-def _rdrop_loss(model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, label_smoothing: float) -> Tensor:
+def _rdrop_loss(
+    model: PreTrainedModel, batch: Mapping[str, Any], alpha: float, label_smoothing: float, forward: Forward
+) -> Tensor:
     """Every row stands twice in one pass, so that the copies have dropout of their own."""
     index, labels = batch["target_index"], batch["labels"]
-    output = decode_batch(model, {name: batch[name].repeat(2, 1) for name in INPUTS if name in batch})
+    output = forward(model, {name: batch[name].repeat(2, 1) for name in INPUTS if name in batch})
     neighbours = torch.stack((index, index + labels.numel()), 1).flatten()
     criterion = RDrop(alpha, label_smoothing, batch.get("token_weights"))
     loss = _summed(output, _of_targets(output, neighbours), labels.reshape(-1)[index], criterion)

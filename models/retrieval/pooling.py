@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import of_plain_layers
 from models.forward import source_inputs, unread_mask
+from models.freezing import leave_others
 from utils.errors import UserError
 
 MEAN, DECODER = "mean", "decoder"
@@ -62,19 +63,16 @@ def leave_unused(model: PreTrainedModel, pooling: str) -> None:
     Raises:
         UserError: nothing is left to train.
     """
-    used = {id(parameter) for parameter in _used(model, pooling)}
-    for parameter in model.parameters():
-        if id(parameter) not in used:
-            parameter.requires_grad_(False)
+    leave_others(model, _stacks(model, pooling))
     check_trained(model, pooling)
 
 
 def check_trained(model: PreTrainedModel, pooling: str) -> None:
     """Raise `UserError` where nothing is trained of what the vectors depend on."""
-    if not any(parameter.requires_grad for parameter in _used(model, pooling)):
+    if not any(parameter.requires_grad for stack in _stacks(model, pooling) for parameter in stack.parameters()):
         raise UserError(f"-freeze: leaves nothing to train of what -pooling {pooling} takes a vector from")
 
 
-def _used(model: PreTrainedModel, pooling: str) -> list[nn.Parameter]:
-    stacks = [model.get_encoder()] + ([model.get_decoder()] if pooling == DECODER else [])
-    return [parameter for stack in stacks for parameter in stack.parameters()]
+def _stacks(model: PreTrainedModel, pooling: str) -> list[nn.Module]:
+    """What the vectors are computed by."""
+    return [model.get_encoder(), *([model.get_decoder()] if pooling == DECODER else [])]

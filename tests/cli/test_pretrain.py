@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -95,6 +96,24 @@ def test_a_killed_run_resumes_to_the_same_bits(folder: Path) -> None:
     refused = pretrain({**flags, "resume_checkpoint": "last", "noise_density": 0.3, "max_steps": 9})
     assert refused.code == 2
     assert "-noise_density  0.0" in refused.err
+
+
+def test_an_encoder_is_trained_beside_an_untouched_decoder_and_resumes_to_the_same_bits(folder: Path) -> None:
+    """MLM with pairs, on the folder of another pretraining."""
+    flags = flags_of(folder, "encoder", objective="encoder_mlm", weight_decay=0.1, save_every=5, **PAIRS)
+    flags |= {"config_path": None, "init_model": folder / "whole" / "best"}
+    done = pretrain(flags)
+    assert done.code == 0, done.out + done.err
+    shutil.copytree(folder / "encoder", folder / "cut")
+    for path in (folder / "cut" / "saved_checkpoints").iterdir():
+        if "global_step5" not in path.name:
+            path.unlink()
+    resumed = pretrain({"save_path": folder / "cut", "resume_checkpoint": "last"})
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert_same_end(folder / "cut", folder / "encoder")
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("whole/best", "encoder/last"))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same == {name for name in before if name.startswith("decoder.")}
 
 
 def test_another_command_does_not_go_on_with_the_run(folder: Path) -> None:

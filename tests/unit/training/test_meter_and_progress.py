@@ -29,6 +29,15 @@ def batch(rows: int, source: int, target: int, padded: int) -> dict[str, Any]:
     }
 
 
+def test_labels_of_an_encoder_are_no_tokens_of_their_own() -> None:
+    meter = StepMeter(encoder_alone=True)
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    counts = {"num_target_tokens": 3, "num_source_tokens": 8, "num_rows": 2}
+    meter.add_batch({"input_ids": ids, "labels": ids, **counts}, torch.tensor(6.0))
+    totals = meter.totals(torch.device("cpu"), 1)
+    assert (totals.loss_per_token, totals.tokens, totals.padding_share) == (2.0, 8, pytest.approx(0.2))
+
+
 def test_totals_are_the_sums_of_the_micro_batches() -> None:
     meter = StepMeter()
     assert not meter.has_batches

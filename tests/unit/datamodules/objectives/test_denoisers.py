@@ -21,6 +21,7 @@ from datamodules.objectives.span_corruption import SpanCorruption
 from datamodules.objectives.text_infilling import TextInfilling, poisson_steps
 from tests.small_models import KOREAN_CORPUS, bart_tokenizer, unigram_tokenizer
 from utils.errors import UserError
+from utils.padding import IGNORE_INDEX
 
 ALL_KNOWN = (*KOREAN_CORPUS, "[NLU] [NLG] [S2S] sop: 0 1")
 TEXT = "이 영화는 정말 재미있었어요. The movie was great! 3.5 minutes were enough. 다시 보고 싶은 영화입니다"
@@ -208,6 +209,21 @@ def test_mlm_hides_15_percent_of_them_80_percent_by_the_mask(bart: Any, t5: Any)
         chosen = 200 * round(raw * 0.15)
         assert counts["mask"] / chosen == pytest.approx(0.8, abs=0.02)
         assert counts["other"] / chosen == pytest.approx(0.1, abs=0.02)
+
+
+def test_mlm_of_the_encoder_has_the_same_sources_and_labels_where_a_token_was_chosen(bart: Any, t5: Any) -> None:
+    for tokenizer in (bart, t5):
+        whole, alone = (built(tokenizer, 102, objective=name) for name in ("mlm", "encoder_mlm"))
+        assert alone.raw_length(102, 20) == whole.raw_length(102)
+        ids = text_ids(tokenizer, whole.raw_length(102))
+        (source, target), (same, labels) = whole.apply(ids, 7, 3), alone.apply(ids, 7, 3)
+        assert same.tolist() == source.tolist()
+        chosen = np.flatnonzero(labels != IGNORE_INDEX)
+        assert labels[chosen].tolist() == whole.source.around(ids.astype(np.int32))[chosen].tolist()
+        assert {*np.flatnonzero(source != whole.source.around(ids.astype(np.int32)))} < {*chosen}
+        lengths = alone.lengths(np.array([len(ids)]), np.array([7]), 3)
+        assert [int(length[0]) for length in lengths] == [len(source), len(chosen)] == [len(labels), 15]
+        assert len(target) != len(chosen)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
