@@ -14,7 +14,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.progress import ProgressLine
 
-SCORES_AT_ONCE = 2**24
+SCORES_ON_CPU = 2**22  # of a block, 16 MB: larger ones leave the cache
+SCORES_ON_GPU = 2**24
 QUERIES_AT_ONCE = 1024
 LOW = 0xFFFFFFFF  # the lower half of a key
 
@@ -49,20 +50,19 @@ def search(
     """
     taken = distinct_rows(ids)
     order = places_by_id([ids[row] for row in taken.tolist()])
-    at_once = min(QUERIES_AT_ONCE, len(queries))
-    rows = max(k, SCORES_AT_ONCE // at_once)
+    rows = max(k, (SCORES_ON_CPU if device.type == "cpu" else SCORES_ON_GPU) // QUERIES_AT_ONCE)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     progress = ProgressLine("[SEARCH]", len(taken), unit="passage", enabled=True)
     for start in range(0, len(taken), rows):
         block = torch.from_numpy(corpus[taken[start : start + rows]].astype(np.float32)).to(device)
-        if not bool(block.isfinite().all()):
+        if not bool(torch.stack(block.aminmax()).isfinite().all()):
             raise UserError("-corpus: a vector is not finite; make the vectors again with embed.py")
         places = torch.from_numpy(order[start : start + rows]).to(device)
         parts = []
-        for first in range(0, len(queries), at_once):
-            wanted = np.stack([queries[row] for row in range(first, min(first + at_once, len(queries)))])
+        for first in range(0, len(queries), QUERIES_AT_ONCE):
+            wanted = np.stack([queries[row] for row in range(first, min(first + QUERIES_AT_ONCE, len(queries)))])
             scores = torch.from_numpy(wanted.astype(np.float32)).to(device) @ block.T
-            parts.append(_highest(torch.cat((best[first : first + at_once], _block_keys(scores, places, k)), 1), k))
+            parts.append(_with_block(best[first : first + QUERIES_AT_ONCE], scores, places, k))
         best = torch.cat(parts)
         progress.advance_to(min(start + rows, len(taken)))
     progress.report()
@@ -84,12 +84,16 @@ def _highest(keys: Tensor, k: int) -> Tensor:
     return keys.topk(min(k, keys.shape[1]), 1).values
 
 
-def _block_keys(scores: Tensor, places: Tensor, k: int) -> Tensor:
-    """The keys of the `k` best passages of a block; where others have the score of the last one, those of all."""
-    values, columns = scores.topk(min(k, scores.shape[1]), 1)
-    if bool(((scores >= values[:, -1:]).sum(1) > values.shape[1]).any()):
-        return _keys(scores, places)
-    return _keys(values, places[columns])
+def _with_block(best: Tensor, scores: Tensor, places: Tensor, k: int) -> Tensor:
+    """The keys of the `k` best passages of `best` and of a block, of which few have a score that is high enough."""
+    if best.shape[1] < k:
+        return _highest(torch.cat((best, _keys(scores, places)), 1), k)
+    rows, columns = (scores >= _scores(best[:, -1:] >> 32)).nonzero(as_tuple=True)
+    counts = rows.bincount(minlength=len(scores))
+    within = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    keys = best.new_full((len(scores), int(counts.max())), torch.iinfo(torch.int64).min)
+    keys[rows, within] = _keys(scores[rows, columns], places[columns])
+    return _highest(torch.cat((best, keys), 1), k)
 
 
 def _keys(scores: Tensor, places: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def test_what_is_found_is_what_sorting_gives(k: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole numbers, so that sums are exact; small ones, so that most scores are those of several passages, and large
     ones; ids repeat."""
-    monkeypatch.setattr(searching, "SCORES_AT_ONCE", 10 * k)
+    monkeypatch.setattr(searching, "SCORES_ON_CPU", 10 * k)
     monkeypatch.setattr(searching, "QUERIES_AT_ONCE", 4)
     draw = np.random.Generator(np.random.PCG64(k))
     corpus = draw.integers(-2, 3, (60, 4)).astype(np.float32)
@@ -37,6 +38,20 @@ def test_what_is_found_is_what_sorting_gives(k: int, step: int, monkeypatch: pyt
         expected = sorted(by_id, key=lambda row: -own[row])[:k]
         assert rows == expected
         assert scores == own[expected].tolist()
+
+
+def test_a_single_query_reads_the_corpus_in_blocks_too() -> None:
+    corpus = np.zeros((40_000, 256), np.float32)
+    corpus[31_234, 5] = 1.0
+    ids = [str(row) for row in range(len(corpus))]
+    tracemalloc.start()
+    try:
+        found = search([corpus[31_234]], corpus, ids, 1, CPU)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.rows.tolist(), found.scores.tolist()) == ([[31_234]], [[1.0]])
+    assert most < corpus.nbytes / 2
 
 
 def test_a_vector_that_is_not_finite_is_told() -> None:
