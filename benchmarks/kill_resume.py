@@ -114,6 +114,8 @@ PRETRAINING: list[dict[str, Any]] = [  # flags of each case, and the model
     {"model": "t5-untied", "optim": "adam", "grad_acc": 4, "pack_documents": True},
     {"model": "t5", "optim": "adamwscale", "objective": "ul2", "cpu_processes": 2},
     {"model": "bart", "optim": "adam", "objective": "infilling", "valid_rows": 0},
+    {"model": "t5", "optim": "adam", "grad_acc": 2, "cpu_processes": 2, "inverse_cloze_weight": 0.5},
+    {"model": "bart", "optim": "adam", "objective": "encoder_mlm", "inverse_cloze_weight": 0.5, "num_workers": 1},
 ]
 
 
