@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from config.flags.corpus import CorpusFlags
 from config.flags.data import DataFlags, LengthFlags, TrainTaskFlags
 from config.flags.model import TrainModelFlags
-from config.flags.objective import ObjectiveFlags
+from config.flags.objective import NO_TARGETS, ObjectiveFlags
 from config.flags.optim import DistillationFlags
 from config.flags.retrieval.contrastive import RetrievalFlags
 from config.flags.train import TrainConfig
@@ -76,7 +76,8 @@ class PretrainConfig(TrainConfig):
             " that is less."
         },
         "max_target_length": {
-            "help": "Longest target in tokens, special tokens included; 0 = what -objective makes of a source."
+            "help": "Longest target in tokens, special tokens included; 0 = what -objective makes of a source.",
+            "excludes": {"objective=encoder_mlm": NO_TARGETS["objective=encoder_mlm"]},
         },
         "tokenizer": {
             "help": "Tokenizer folder (of train_tokenizer.py) or hub name, or 'bytes' (ByT5's); empty = that of the"
@@ -87,6 +88,7 @@ class PretrainConfig(TrainConfig):
             " token_accuracy; with -objective inverse_cloze val_loss, mrr@10, recall@1 or recall@10; with"
             " -inverse_cloze_weight all of these, and val_contrastive_loss."
         },
+        "pooling": {"excludes": {"objective=encoder_mlm": "the decoder is not trained"}},
         "cache_dir": {"help": "Folder of the tokenized corpus; empty = <save_path>/cache."},
     }
 

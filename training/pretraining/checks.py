@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 from config.checks import collect, used_flags
@@ -38,8 +37,9 @@ def check_pretrain(config: PretrainConfig, given: frozenset[str], problems: list
     if not (finds or config.cloze_weight):
         used = used_flags(config)
         problems += [f"{shown(name, used[name])}: {NO_VECTORS}" for name in sorted(used.keys() & OF_VECTORS)]
-    if config.encoder_alone:
-        problems += _encoder_problems(config)
+    strategy = config.device.strategy
+    if config.encoder_alone and strategy in SHARDED_STRATEGIES:
+        problems.append(f"-objective encoder_mlm: not with -strategy {strategy}: {NOT_TRIED}; give ddp")
     of_pairs = (PAIRS, PASSAGES) if config.cloze_weight else ()
     monitors = mixture.monitors if finds else metric_names(TEACHER_FORCED, DENOISED, *of_pairs)
     _check_monitor(config, monitors, problems)
@@ -58,20 +58,6 @@ def _corpus_problems(flags: CorpusFlags) -> list[str]:
         options = DocumentOptions(flags.corpus_format, flags.corpus_documents, flags.corpus_column, flag)
         problems += corpus_problems(values, options)
     return problems
-
-
-def _encoder_problems(config: PretrainConfig) -> Iterator[str]:
-    """What does not go with an encoder that is trained by itself."""
-    strategy = config.device.strategy
-    if strategy in SHARDED_STRATEGIES:
-        yield f"-objective encoder_mlm: not with -strategy {strategy}: {NOT_TRIED}; give ddp"
-    if config.retrieval.pooling != "mean":
-        yield f"-pooling {config.retrieval.pooling}: not with -objective encoder_mlm: the decoder is not trained"
-    if config.length.max_target_length:
-        yield (
-            f"-max_target_length {config.length.max_target_length}: not with -objective encoder_mlm: the decoder writes"
-            " nothing"
-        )
 
 
 def _check_steps(config: PretrainConfig, problems: list[str]) -> None:

@@ -107,8 +107,8 @@ def test_pairs_beside_texts_need_fixed_rows_and_say_what_is_theirs(run: tuple[st
 def test_an_encoder_by_itself_writes_nothing(run: tuple[str, ...]) -> None:
     alone = (*run, "-max_steps", "1000", "-objective", "encoder_mlm")
     assert problems_of(*alone, "-inverse_cloze_weight", "0.5", "-pooling", "decoder", "-max_target_length", "64") == [
-        "-pooling decoder: not with -objective encoder_mlm: the decoder is not trained",
         "-max_target_length 64: not with -objective encoder_mlm: the decoder writes nothing",
+        "-pooling decoder: not with -objective encoder_mlm: the decoder is not trained",
     ]
     assert problems_of(*alone, "-sentence_order", "0.1", "-strategy", "fsdp") == [
         "-sentence_order 0.1: not with -objective encoder_mlm: the decoder writes nothing",
