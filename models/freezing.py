@@ -1,4 +1,4 @@
-"""`-freeze`: which weights are not trained, and a table of those that are."""
+"""Which weights are not trained, by `-freeze` or since the loss does not reach them, and a table of those that are."""
 
 from __future__ import annotations
 
@@ -50,6 +50,28 @@ def freeze_parts(model: PreTrainedModel, parts: tuple[str, ...]) -> list[str]:
     if parts and not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"-freeze {' '.join(parts)}: leaves nothing to train")
     return lines
+
+
+def freeze_except(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Stop training the parameters that none of the `parts` of a model has."""
+    used = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
+
+
+def freeze_decoder(model: PreTrainedModel) -> None:
+    """Stop training all but the encoder and the output layer; what the decoder shares with these is trained.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    freeze_except(model, (model.get_encoder(), model.lm_head))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            "-freeze: leaves nothing to train, since -objective encoder_mlm trains the encoder and the output layer"
+            " alone"
+        )
 
 
 def _chosen(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
@@ -163,22 +185,3 @@ def _size(count: int) -> str:
     """`1.2 MB`, `950 MB`."""
     size = count / 1e6
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.1f} MB" if size >= 0.1 else f"{size:.3f} MB"
-
-
-def leave_others(model: nn.Module, parts: Iterable[nn.Module]) -> None:
-    """Stop training the parameters that none of the `parts` of a model has."""
-    used = {id(parameter) for part in parts for parameter in part.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in used:
-            parameter.requires_grad_(False)
-
-
-def leave_decoder(model: PreTrainedModel) -> None:
-    """Stop training what neither the encoder nor the output layer has.
-
-    Raises:
-        UserError: nothing is left to train.
-    """
-    leave_others(model, (model.get_encoder(), model.lm_head))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("-freeze: leaves nothing to train of the encoder, and -objective encoder_mlm trains no more")

@@ -30,12 +30,12 @@ from datamodules.seq2seq_datamodule import Seq2SeqDataModule
 from datamodules.splits import RowEncoder, Splits, evenly_spaced, task_splits
 from models.adapters.quantised import check_quantisable
 from models.architectures import architecture, notes, overflowing, source_limit, target_limit
-from models.freezing import leave_decoder
+from models.freezing import freeze_decoder
 from models.kernels.compiled import PADDED_TO, check_compiler
 from models.kernels.fused import check_fused_attention
 from models.losses.objective import Teacher
 from models.regularisation import check_dropout
-from models.retrieval.pooling import MEAN, check_pooling, check_trained, leave_unused
+from models.retrieval.pooling import MEAN, check_pooling, check_trained, freeze_unused
 from training.distillation import find_teacher, load_teacher
 from training.resuming import (
     changed_words,
@@ -237,6 +237,38 @@ def check_memory_limit(config: TrainConfig, devices: Devices) -> None:
         )
 
 
+def check_model(config: TrainConfig, mixture: Mixture, model_config: PreTrainedConfig, devices: Devices) -> None:
+    """Raise `UserError` where the model does not go with the flags, the tasks or the devices."""
+    flags, pooling = config.device, config.retrieval.pooling
+    check_quantisable(model_config, config.model.load_in)
+    if flags.attention == "fused":
+        check_fused_attention(model_config, devices.accelerator)
+    check_dropout(model_config, dropout_rates(config.optim))
+    if is_retrieval(mixture.tasks):
+        check_pooling(model_config, pooling, f"task {mixture.tasks[0].name}")
+    if config.encoder_alone:
+        check_pooling(model_config, MEAN, "-objective encoder_mlm")
+    if config.cloze_weight:
+        check_pooling(model_config, pooling, f"-inverse_cloze_weight {config.cloze_weight}")
+    STRATEGIES[flags.strategy].check(model_config, devices)
+    if flags.compile:
+        check_compiler(devices.accelerator, model_config.model_type)
+
+
+def freeze_untrained(model: PreTrainedModel, config: TrainConfig, data: TrainingData) -> None:
+    """Stop training the parameters that the loss does not reach.
+
+    Raises:
+        UserError: nothing is left to train of what the loss is for.
+    """
+    if config.encoder_alone:
+        freeze_decoder(model)
+    if data.passages is not None:
+        freeze_unused(model, config.retrieval.pooling)
+    if data.cloze is not None:
+        check_trained(model, config.retrieval.pooling)
+
+
 def task_data(config: TrainConfig, mixture: Mixture, source: ModelSource, cache: Path, world_size: int) -> TrainingData:
     """The encoded rows of the tasks, and how an epoch draws them; says what became of the files."""
     encoders = row_encoders(config, mixture, source, cache)
@@ -271,22 +303,10 @@ def prepare(
     devices = resolve_devices(
         flags.gpus, flags.cpu_processes, flags.float_precision, unsafe, flags.num_nodes, flags.deterministic
     )
-    check_quantisable(source.config, config.model.load_in)
-    if flags.attention == "fused":
-        check_fused_attention(source.config, devices.accelerator)
     check_launcher(devices)
     check_gradients(config, devices)
     check_memory_limit(config, devices)
-    check_dropout(source.config, dropout_rates(config.optim))
-    if is_retrieval(mixture.tasks):
-        check_pooling(source.config, config.retrieval.pooling, f"task {mixture.tasks[0].name}")
-    if config.encoder_alone:
-        check_pooling(source.config, MEAN, "-objective encoder_mlm")
-    if config.cloze_weight:
-        check_pooling(source.config, config.retrieval.pooling, f"-inverse_cloze_weight {config.cloze_weight}")
-    STRATEGIES[flags.strategy].check(source.config, devices)
-    if flags.compile:
-        check_compiler(devices.accelerator, source.config.model_type)
+    check_model(config, mixture, source.config, devices)
     use_arithmetic(devices)
     limit_memory(devices.device(local_rank()), flags.memory_limit)
     use_threads(devices, saved_threads(resumed, config, devices))
@@ -297,12 +317,7 @@ def prepare(
     if flags.compile:
         check_padded(data.parts, source.config)
     model = built_model(config, source, devices, resumed)
-    if config.encoder_alone:
-        leave_decoder(model)
-    if data.passages is not None:
-        leave_unused(model, config.retrieval.pooling)
-    if data.cloze is not None:
-        check_trained(model, config.retrieval.pooling)
+    freeze_untrained(model, config, data)
     teacher = load_teacher(found, config.distillation, data.parts) if found else None
     prepared = Prepared(config, mixture, devices, data, source.tokenizer, model, resumed, teacher)
     if resumed is None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from models.adapters.virtual_tokens import with_virtual_tokens
 from models.architectures import of_plain_layers
 from models.forward import source_inputs, unread_mask
-from models.freezing import leave_others
+from models.freezing import freeze_except
 from utils.errors import UserError
 
 MEAN, DECODER = "mean", "decoder"
@@ -57,13 +57,13 @@ def check_pooling(config: PreTrainedConfig, pooling: str, place: str) -> None:
         raise UserError(f"{place}: a {config.model_type} model has no start token for -pooling {DECODER}; give {MEAN}")
 
 
-def leave_unused(model: PreTrainedModel, pooling: str) -> None:
+def freeze_unused(model: PreTrainedModel, pooling: str) -> None:
     """Stop training the parameters that the vectors do not depend on: of the output layer, with `mean` of the decoder.
 
     Raises:
         UserError: nothing is left to train.
     """
-    leave_others(model, _stacks(model, pooling))
+    freeze_except(model, _stacks(model, pooling))
     check_trained(model, pooling)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules.collate import collate
-from models.freezing import leave_decoder
+from models.freezing import freeze_decoder
 from models.loading import from_config
 from models.losses.objective import Objective
 from tests.small_configs import config_of, with_dropout
@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_the_chosen_places(kind: str) -> None:
 def test_a_gradient_reaches_all_that_is_trained_and_nothing_of_the_decoder(kind: str, rdrop_alpha: float) -> None:
     """DDP waits for each of them."""
     model = from_config(with_dropout(kind), seed=3).train()
-    leave_decoder(model)
+    freeze_decoder(model)
     Objective(rdrop_alpha=rdrop_alpha, encoder_alone=True)(model, {**collate(ROWS, 0)}).backward()  # type: ignore[no-untyped-call]
     assert [name for name, part in model.named_parameters() if part.requires_grad != (part.grad is not None)] == []
     own = {id(part) for part in (*model.get_encoder().parameters(), *model.lm_head.parameters())}
@@ -57,5 +57,5 @@ def test_a_gradient_reaches_all_that_is_trained_and_nothing_of_the_decoder(kind:
 def test_a_model_of_which_nothing_is_left_is_refused() -> None:
     model = from_config(config_of("t5"), seed=3)
     model.get_encoder().requires_grad_(False)
-    with pytest.raises(UserError, match="-freeze: leaves nothing to train of the encoder"):
-        leave_decoder(model)
+    with pytest.raises(UserError, match="-freeze: leaves nothing to train, since -objective encoder_mlm"):
+        freeze_decoder(model)

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from models.adapters.methods import chosen_adapter
 from models.adapters.tuning import apply
 from models.loading import from_config
-from models.retrieval.pooling import DECODER, MEAN, POOLINGS, check_pooling, leave_unused, pooled
+from models.retrieval.pooling import DECODER, MEAN, POOLINGS, check_pooling, freeze_unused, pooled
 from tests.small_configs import NEWER, config_of
 from tests.small_models import example_batch
 from utils.errors import UserError
@@ -39,7 +39,7 @@ def test_what_gets_no_gradient_is_not_trained(kind: str, pooling: str) -> None:
     batch = example_batch()
     pooled(model, batch["input_ids"], batch["attention_mask"], pooling).sum().backward()  # type: ignore[no-untyped-call]
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    leave_unused(model, pooling)
+    freeze_unused(model, pooling)
     assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == without
 
 
@@ -47,7 +47,7 @@ def test_of_an_adapter_the_part_in_the_encoder_is_trained() -> None:
     pytest.importorskip("peft")
     model = from_config(config_of("t5"), seed=3)
     apply(model, chosen_adapter(model, "lora", (), (), 4, 8, 0.0, 5))
-    leave_unused(model, MEAN)
+    freeze_unused(model, MEAN)
     batch = example_batch()
     pooled(model, batch["input_ids"], batch["attention_mask"], MEAN).sum().backward()  # type: ignore[no-untyped-call]
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -59,7 +59,7 @@ def test_a_model_of_which_nothing_used_is_trained_is_refused() -> None:
     model = from_config(config_of("t5"), seed=3)
     model.get_encoder().requires_grad_(False)
     with pytest.raises(UserError, match="-freeze: leaves nothing to train of what -pooling mean takes"):
-        leave_unused(model, MEAN)
+        freeze_unused(model, MEAN)
 
 
 def test_an_architecture_that_was_not_tried_is_refused() -> None:
