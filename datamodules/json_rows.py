@@ -23,7 +23,7 @@ PLACE = "row"
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """Token ids of the windows of each row, which is one without -doc_stride; `cut` says which rows were longer than
+    """Token ids of the windows of each row, a single one without -doc_stride; `cut` says which rows were longer than
     the limit and are cut there, `languages` are those of their targets."""
 
     sources: list[list[np.ndarray]]
@@ -55,7 +55,7 @@ class JsonRowEncoder:
         return [name for name in self.columns if value_at(row, name) is MISSING]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> EncodedRequest:
-        """Token ids of each row and its windows.
+        """Token ids of the windows of each row.
 
         Raises:
             UserError: a value is no text, holds half of a surrogate pair, or cannot be put into the template.

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from models.tokenizers import vocabulary_size
 
-TOO_SURE = 1.5  # times ln V: a first loss that small weights do not have
+TOO_SURE = 1.5  # times ln V: no first loss of well-scaled weights
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def first_loss_lines(totals: Totals, config: PreTrainedConfig) -> list[str]:
     if loss <= TOO_SURE * equal_odds:
         return []
     return [
-        f"the first loss is {loss:.4g}, where equal odds for every token give {equal_odds:.4g}: the weights of the"
-        " config begin too large, or -learning_rate is too high"
+        f"the first logged loss is {loss:.4g}, where equal odds for every token give {equal_odds:.4g}: the initial"
+        " weights of -config_path are too large, or -learning_rate is too high"
     ]
 
 
-OWN_SUMS = 6  # numbers of a meter's state, besides those of `add_of_rows`
+OWN_SUMS = 6  # numbers of a meter's state, besides those of `add_row_sums`
 
 
 class StepMeter:
@@ -129,7 +129,7 @@ class StepMeter:
         self.gradient_norm: Tensor | None = None  # of the latest step that measured it
         self._loss: Tensor | None = None
         self._correct: Tensor | None = None
-        self._of_rows: Tensor | None = None
+        self._row_sums: Tensor | None = None
         self._target_tokens = 0
         self._tokens = 0
         self._padded_tokens = 0
@@ -151,16 +151,16 @@ class StepMeter:
             self._padded_tokens += padded_tokens(batch)
         self._rows += batch["num_rows"]
 
-    def add_of_rows(self, sums: Tensor) -> None:
+    def add_row_sums(self, sums: Tensor) -> None:
         """Add sums over the rows of a micro-batch, (sums,) on the device: what the routers of a mixture of experts did,
         or the loss of pairs beside the texts."""
-        self._of_rows = sums if self._of_rows is None else self._of_rows + sums
+        self._row_sums = sums if self._row_sums is None else self._row_sums + sums
 
-    def of_rows(self, world_size: int) -> list[float]:
-        """The sums of `add_of_rows` over all ranks; empty without any. Every rank must call it."""
-        if self._of_rows is None:
+    def row_sums(self, world_size: int) -> list[float]:
+        """The sums of `add_row_sums` over all ranks; empty without any. Every rank must call it."""
+        if self._row_sums is None:
             return []
-        sums = self._of_rows.clone()
+        sums = self._row_sums.clone()
         if world_size > 1:
             torch.distributed.all_reduce(sums)
         found: list[float] = sums.tolist()
@@ -170,18 +170,18 @@ class StepMeter:
         """The sums of this process since the last reset, as plain numbers for a checkpoint; waits for the device."""
         loss = 0.0 if self._loss is None else float(self._loss)
         counts = (self._target_tokens, self._tokens, self._padded_tokens, self._rows)
-        of_rows = [] if self._of_rows is None else self._of_rows.tolist()
-        return [loss, *map(float, counts), *of_rows, time.perf_counter() - self._began]
+        row_sums = [] if self._row_sums is None else self._row_sums.tolist()
+        return [loss, *map(float, counts), *row_sums, time.perf_counter() - self._began]
 
     def restore(self, state: list[float], device: torch.device) -> None:
         """Go on from what `state` gave."""
-        loss, target_tokens, tokens, padded_tokens, rows, *of_rows, seconds = state
+        loss, target_tokens, tokens, padded_tokens, rows, *row_sums, seconds = state
         exact = torch.float64 if device.type == "cpu" else torch.float32
         self._loss = torch.tensor(loss, dtype=exact, device=device)
         self._target_tokens, self._tokens = int(target_tokens), int(tokens)
         self._padded_tokens, self._rows = int(padded_tokens), int(rows)
         self._began = time.perf_counter() - seconds
-        self._of_rows = torch.tensor(of_rows, device=device) if of_rows else None
+        self._row_sums = torch.tensor(row_sums, device=device) if row_sums else None
 
     @property
     def has_batches(self) -> bool:
@@ -193,8 +193,8 @@ class StepMeter:
         if self._loss is None:
             return
         good = torch.isfinite(self._loss)
-        if self._of_rows is not None:
-            good = good & torch.isfinite(self._of_rows).all()
+        if self._row_sums is not None:
+            good = good & torch.isfinite(self._row_sums).all()
         if self.gradient_norm is not None:
             good = good & torch.isfinite(self.gradient_norm)
         if self._bad_step is None:

@@ -99,7 +99,7 @@ class Seq2SeqModule(pl.LightningModule):
         share: float = self.options.accumulate * self.trainer.world_size
         loss = loss_sum * (share / (batch["step_target_tokens"] or 1))
         if of_rows:
-            self.meter.add_of_rows(of_rows.figures())
+            self.meter.add_row_sums(of_rows.figures())
             loss = loss + of_rows.loss() * (share / batch["step_rows"])
         return loss
 
@@ -185,12 +185,12 @@ class Seq2SeqModule(pl.LightningModule):
         return loss_sum, routers
 
     @property
-    def sums_of_rows(self) -> int:
-        """How many numbers the meter adds up of what is a sum over rows."""
+    def num_row_sums(self) -> int:
+        """How many `StepMeter.row_sums` there are."""
         return SUMS if isinstance(self.objective, Joint) else sums_of(self.switch_layers)
 
-    def figures_of_rows(self, sums: Sequence[float], rows: int) -> dict[str, float]:
-        """Figures by name, from these numbers over `rows` rows."""
+    def row_figures(self, sums: Sequence[float], rows: int) -> dict[str, float]:
+        """Figures by name, from the row sums over `rows` rows."""
         if isinstance(self.objective, Joint):
             return pair_figures(sums, rows)
         return figures_of(sums, [*self.switch_layers], rows)

@@ -132,7 +132,7 @@ class RunLog(pl.Callback):
     def _log_step(self, trainer: pl.Trainer, module: Seq2SeqModule, step: int) -> None:
         module.raise_if_not_finite()
         totals = module.meter.totals(module.device, trainer.world_size)
-        of_rows = module.meter.of_rows(trainer.world_size)
+        row_sums = module.meter.row_sums(trainer.world_size)
         norm = module.meter.gradient_norm
         module.meter.reset()
         self._epoch_totals += totals
@@ -153,8 +153,8 @@ class RunLog(pl.Callback):
         }
         if norm is not None:
             figures["gradient_norm"] = float(norm)
-        if of_rows:
-            figures |= module.figures_of_rows(of_rows, totals.rows)
+        if row_sums:
+            figures |= module.row_figures(row_sums, totals.rows)
         self._write(trainer, step, "train", figures)
 
     def _of_device(self, totals: Totals) -> dict[str, float]:
@@ -200,7 +200,7 @@ class RunLog(pl.Callback):
         if self._resumed is None or len(self._resumed["meters"]) != trainer.world_size:
             return
         state = self._resumed["meters"][trainer.global_rank]
-        if len(state) - OWN_SUMS not in (0, module.sums_of_rows):
+        if len(state) - OWN_SUMS not in (0, module.num_row_sums):
             raise UserError(f"{OF_ANOTHER_KIND}: {LOG_KEY}.meters is not of this model's losses")
         module.meter.restore(state, module.device)
         self._epoch_totals = sum((Totals(**totals) for totals in self._resumed["epoch_totals"]), Totals())

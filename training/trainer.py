@@ -60,11 +60,12 @@ def build_module(
         add_embedding_noise(model, config.optim.neftune_alpha, tokenizer.pad_token_id)
     contrastive = Contrastive(config.retrieval.pooling, config.retrieval.contrastive_temperature)
     optim = config.optim
-    alone = config.encoder_alone
-    written = Objective(optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart, alone)
-    objective: Objective | Contrastive | Joint = contrastive if of_vectors else written
+    cross_entropy = Objective(
+        optim.label_smoothing, optim.rdrop_alpha, teacher, optim.z_loss, text_apart, config.encoder_alone
+    )
+    objective: Objective | Contrastive | Joint = contrastive if of_vectors else cross_entropy
     if config.cloze_weight:
-        objective = Joint(written, contrastive, config.cloze_weight)
+        objective = Joint(cross_entropy, contrastive, config.cloze_weight)
     return Seq2SeqModule(model, tokenizer, optim_settings(config.optim), options, strategy.grad_norm, objective)
 
 

@@ -26,7 +26,7 @@ from utils.files import whole_file, write_json
 from utils.json_files import read_json
 
 INDEX = np.dtype("<u8")
-SAMPLED, SAMPLE = 3, 4096  # blocks of a .bin file that every start compares, and their bytes
+SAMPLED_BLOCKS, BLOCK = 3, 4096  # of a .bin file every start compares so many blocks, of so many bytes
 
 
 @dataclass
@@ -95,8 +95,7 @@ def new_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardWriter]:
 
 
 def whole_shard(folder: Path, name: str) -> ShardRecord | None:
-    """The record of a shard; None when a file of it is missing or has another size, or ids that were sampled are other
-    ones."""
+    """The record of a shard; None when a file of it is missing or has another size, or when the sampled ids differ."""
     try:
         content = {"sample": "", **read_json(folder / f"{name}.json")}
         record = ShardRecord(**{item.name: content[item.name] for item in fields(ShardRecord)})
@@ -108,16 +107,16 @@ def whole_shard(folder: Path, name: str) -> ShardRecord | None:
 
 
 def sample_digest(path: Path) -> str:
-    """A digest of the first, the middle and the last bytes of a file.
+    """A digest of the first, the middle and the last block of a file.
 
     It costs the same for a file of any size, and differs where a disk gives zeros for all of it or for its end.
     """
     digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb", buffering=0) as file:
-        room = max(0, file.seek(0, os.SEEK_END) - SAMPLE)
-        for number in range(SAMPLED):
-            file.seek(room * number // (SAMPLED - 1))
-            digest.update(file.read(SAMPLE))
+        room = max(0, file.seek(0, os.SEEK_END) - BLOCK)
+        for number in range(SAMPLED_BLOCKS):
+            file.seek(room * number // (SAMPLED_BLOCKS - 1))
+            digest.update(file.read(BLOCK))
     return digest.hexdigest()
 
 

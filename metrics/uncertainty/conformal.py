@@ -144,7 +144,7 @@ class AnswerScores:
 
     @classmethod
     def of(cls, answered: Iterable[bool], texts: Iterable[str], references: Iterable[str | None]) -> AnswerScores:
-        """Those of texts that are right where they are their references."""
+        """The scores of predictions, each right if it equals its reference."""
         scores = cls()
         for is_answered, text, reference in zip(answered, texts, references, strict=True):
             scores.add(is_answered, None if reference is None else text == reference)
@@ -184,7 +184,7 @@ class SilenceScores:
     scored: int = 0
     covered: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
-    given: AnswerScores = field(default_factory=AnswerScores)
+    answer_scores: AnswerScores = field(default_factory=AnswerScores)
 
     def add(self, shares: Shares, target: int | None) -> None:
         """Take in a row; `target` is the number of its right label, None where it has no reference."""
@@ -196,7 +196,7 @@ class SilenceScores:
             self.covered += target in found
         if self.answers:
             likeliest = max(range(len(shares)), key=shares.__getitem__)
-            self.given.add(self.answers.answers(shares), None if target is None else target == likeliest)
+            self.answer_scores.add(self.answers.answers(shares), None if target is None else target == likeliest)
 
     def to_dict(self) -> dict[str, Any]:
         """`label_sets` and `abstain` of a report: those that were asked for; None for a share of no row."""
@@ -216,7 +216,7 @@ class SilenceScores:
                 "confidence": CONFIDENCE,
                 "calibration_rows": self.answers.rows,
                 "above_probability": self.answers.above,
-                **self.given.to_dict(),
+                **self.answer_scores.to_dict(),
             }
         return found
 
@@ -231,7 +231,7 @@ class SilenceScores:
                 f"  rows by the size of their set: {sizes}",
             ]
         if answers := found.get("abstain"):
-            lines.append(f"{self.given.line()}, asked for at most {answers['rate']:g}")
+            lines.append(f"{self.answer_scores.line()}, asked for at most {answers['rate']:g}")
         return lines
 
 

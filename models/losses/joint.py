@@ -1,4 +1,4 @@
-"""Two losses of the same rows: the cross-entropy of what is written, and the contrastive loss of a query and a passage.
+"""Two losses of the same rows: the cross-entropy of target tokens, and the contrastive loss of a query and a passage.
 
     L = sum over target tokens of -log p / target tokens + weight * sum over rows of the contrastive loss / rows
 
@@ -48,7 +48,7 @@ class Joint:
         weight: of the contrastive loss, above 0.
     """
 
-    written: Objective
+    cross_entropy: Objective
     contrastive: Contrastive
     weight: float
     teacher = None
@@ -56,7 +56,7 @@ class Joint:
     @property
     def encoder_alone(self) -> bool:
         """See `Objective`."""
-        return self.written.encoder_alone
+        return self.cross_entropy.encoder_alone
 
     def begin_step(self, model: PreTrainedModel, batch: Mapping[str, Any], seed_of: Callable[[int], int]) -> None:
         """See `Contrastive`."""
@@ -68,35 +68,35 @@ class Joint:
         return PairLoss(self.contrastive(model, batch["cloze"]), self.weight)
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
-        """The loss of what is written, summed over the target tokens."""
-        return self.written(model, batch)
+        """The cross-entropy, summed over the target tokens."""
+        return self.cross_entropy(model, batch)
 
     def validate(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """What `JointMeter` takes of a batch."""
-        return *self.contrastive.validate(model, batch["cloze"]), *self.written.validate(model, batch)
+        return *self.contrastive.validate(model, batch["cloze"]), *self.cross_entropy.validate(model, batch)
 
     def validation_meter(self) -> JointMeter:
         """What adds up the batches of a validation."""
-        return JointMeter(self.written.validation_meter(), self.contrastive.validation_meter())
+        return JointMeter(self.cross_entropy.validation_meter(), self.contrastive.validation_meter())
 
 
 @dataclass(frozen=True)
 class JointMeter:
     """Both parts of a validation, each as it is measured alone."""
 
-    written: StepMeter
+    cross_entropy: StepMeter
     ranking: RankingMeter
 
     def add_batch(self, batch: Mapping[str, Any], queries: Tensor, passages: Tensor, *of_text: Tensor) -> None:
         """Take the vectors of a batch, and what `Objective.validate` gives."""
         self.ranking.add_batch(batch["cloze"], queries, passages)
-        self.written.add_batch(batch, *of_text)
+        self.cross_entropy.add_batch(batch, *of_text)
 
     def figures(self, device: torch.device, world_size: int) -> dict[str, float]:
         """The figures of a validation; every rank must call it, and waits for the device."""
         ranked = self.ranking.figures(device, world_size)
         of_pairs = {"val_contrastive_loss": ranked.pop("val_loss"), **ranked}
-        return {**self.written.figures(device, world_size), **of_pairs}
+        return {**self.cross_entropy.figures(device, world_size), **of_pairs}
 
 
 def pair_figures(sums: Sequence[float], rows: int) -> dict[str, float]:

@@ -77,5 +77,5 @@ def test_a_step_has_the_gradient_of_both_losses_over_all_of_its_rows(kind: str, 
     assert float((found - expected).norm() / expected.norm()) < 1e-6
     totals = module.meter.totals(torch.device("cpu"), 1)
     assert totals.loss_per_token == pytest.approx(float(of_text.detach()), rel=1e-6)
-    logged = module.figures_of_rows(module.meter.of_rows(1), totals.rows)
+    logged = module.row_figures(module.meter.row_sums(1), totals.rows)
     assert logged == {"contrastive_loss": pytest.approx(float(of_pairs.detach()), rel=1e-6)}

@@ -79,9 +79,9 @@ def test_a_first_loss_far_above_equal_odds_is_told(
         pretrain.main(flag_list({**flags, "max_seq_length": 24, "batch_size": 2, "save_path": tmp_path / "run"})) == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    found = [re.sub("[0-9.]+", "N", line, count=1) for line in lines if line.startswith("the first loss is ")]
-    words = "the weights of the config begin too large, or -learning_rate is too high"
-    assert found == [f"the first loss is N, where equal odds for every token give 5.951: {words}"] * told
+    found = [re.sub("[0-9.]+", "N", line, count=1) for line in lines if line.startswith("the first logged loss is ")]
+    words = "the initial weights of -config_path are too large, or -learning_rate is too high"
+    assert found == [f"the first logged loss is N, where equal odds for every token give 5.951: {words}"] * told
 
 
 @pytest.mark.parametrize("bad", ["loss", "norm"])
@@ -151,10 +151,10 @@ def test_sample_tables_keep_their_columns() -> None:
 
 def test_what_the_routers_of_a_mixture_did_is_kept_in_a_checkpoint() -> None:
     meter, other = StepMeter(), StepMeter()
-    assert meter.of_rows(world_size=1) == []
-    meter.add_of_rows(torch.tensor([3.0, 1.0, 0.5]))
+    assert meter.row_sums(world_size=1) == []
+    meter.add_row_sums(torch.tensor([3.0, 1.0, 0.5]))
     other.restore(meter.state(), torch.device("cpu"))
-    other.add_of_rows(torch.tensor([1.0, 0.0, 0.25]))
-    assert other.of_rows(world_size=1) == [4.0, 1.0, 0.75]
+    other.add_row_sums(torch.tensor([1.0, 0.0, 0.25]))
+    assert other.row_sums(world_size=1) == [4.0, 1.0, 0.75]
     other.reset()
-    assert other.of_rows(world_size=1) == []
+    assert other.row_sums(world_size=1) == []

@@ -99,6 +99,6 @@ def test_sums_of_losses_that_the_model_does_not_have_are_told(tmp_path: Path) ->
     log = RunLog(tmp_path, 1, 1)
     log._resumed = {"meters": [[0.0] * 7]}
     trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
-    module: Any = SimpleNamespace(sums_of_rows=0)
+    module: Any = SimpleNamespace(num_row_sums=0)
     with pytest.raises(UserError, match=r"or damaged: s2s_log.meters is not of this model's losses$"):
         log._take_up(trainer, module)
