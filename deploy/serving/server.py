@@ -23,6 +23,7 @@ def serve(app: Guard, listening: socket.socket, seconds: float) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients that speak no HTTP are no news
     config = uvicorn.Config(
         app,
+        http="h11",  # httptools, taken by itself where it is installed, holds the head of a request at any length
         log_config=None,
         access_log=False,
         server_header=False,

@@ -28,15 +28,26 @@ def fetched(port: int, path: str, content: Any = None) -> str:
         return str(answer.read().decode())
 
 
+def answer_to_head(port: int, length: int) -> bytes:
+    """The first line of the answer to a request whose head has about that many bytes and no end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * length)
+        return client.makefile("rb").readline()
+
+
 def test_a_stop_finishes_what_was_taken_though_the_model_has_gone(copy_run: Path, tmp_path: Path) -> None:
+    """And the head of a request is bounded, also where the faster parser is installed, which has no limit."""
     shutil.copytree(copy_run / "run" / "best", tmp_path / "mine")
-    port, answers = free_port(), []
+    (tmp_path / "httptools.py").write_text("raise RuntimeError('taken')")
+    (tmp_path / "installed.py").write_text(f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\n")
+    port, answers, heads = free_port(), [], []
 
     def ask() -> None:
         answers.append(json.loads(fetched(port, "predict", {"texts": ["bad"] * 100})))
 
     def stop(process: int) -> None:
         shutil.rmtree(tmp_path / "mine")
+        heads.append(answer_to_head(port, 20_000))
         asking = threading.Thread(target=ask)
         asking.start()
         while "serve_waiting_rows 100.0" not in fetched(port, "metrics"):
@@ -52,10 +63,12 @@ def test_a_stop_finishes_what_was_taken_though_the_model_has_gone(copy_run: Path
             threads[-1].start()
 
     flags = ["-model", str(tmp_path / "mine"), "-port", str(port), "-batch_wait", "1000", "-gpus", "0"]
+    flags += ["-user_code", str(tmp_path / "installed.py")]
     result = run_and_read(["serve.py", *flags], environment(), told)
     threads[0].join()
     assert (result.code, result.out.splitlines()[-1]) == (0, "stopped; every request that was taken is answered")
     assert [row["prediction"] for row in answers[0]["predictions"]] == ["b"] * 100
+    assert heads == [b"HTTP/1.1 400 Bad Request\r\n"]
 
 
 def serve(*flags: str | int) -> Result:
