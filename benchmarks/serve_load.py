@@ -7,7 +7,8 @@ The clients are tasks of this process, each with a connection of its own on the 
 the other. The bare loop is CTranslate2 on the same conversion, flags, texts and number of threads in a process of its
 own, in batches of as many rows as there are clients: tokenizer, `translate_batch`, texts, with nothing between.
 `equal` is the share of answered texts that are those of `inference.py`, which predicts all rows before. The server, the
-clients and everything else share the cores of the machine.
+clients and everything else share the cores of the machine, while the bare loop has no clients: the milliseconds of CPU
+that a request costs the server and the clients, and a row the bare loop, say what the cores were busy with.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("-bare", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        print(bare_rate(options))
+        print(*bare_rate(options))
         return
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,14 +87,15 @@ def predicted(options: argparse.Namespace, folder: Path) -> tuple[list[str], lis
     return texts, [json.loads(line)["prediction"] for line in found]
 
 
-def bare_process(rows: int) -> float:
-    """Rows a second of the bare loop in batches of `rows`, in a process of its own."""
+def bare_process(rows: int) -> tuple[float, float]:
+    """What `bare_rate` gives in batches of `rows`, in a process of its own."""
     command = [sys.executable, *sys.argv, "-bare", str(rows)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    rate, busy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+    return float(rate), float(busy)
 
 
-def bare_rate(options: argparse.Namespace) -> float:
-    """Rows a second of CTranslate2 alone, on the conversion that the engine made."""
+def bare_rate(options: argparse.Namespace) -> tuple[float, float]:
+    """Rows a second of CTranslate2 alone, on the conversion that the engine made, and CPU milliseconds a row."""
     import ctranslate2
     from transformers import AutoTokenizer
 
@@ -114,7 +116,7 @@ def bare_rate(options: argparse.Namespace) -> float:
     translator = ctranslate2.Translator(str(folder), "cpu", intra_threads=options.threads)
     lines = Path(options.data).read_text(encoding="utf-8").splitlines()[: options.rows]
     texts = [line.split("\t")[0] for line in lines]
-    done, begun = 0, 0.0
+    done, begun, busy = 0, 0.0, 0.0
     while not begun or time.monotonic() - begun < options.seconds:
         start = done % len(texts)
         batch = (texts + texts)[start : start + options.bare]
@@ -129,9 +131,11 @@ def bare_rate(options: argparse.Namespace) -> float:
         )
         outputs = [[ids[token] for token in result.hypotheses[0]] for result in results]
         tokenizer.batch_decode(outputs, skip_special_tokens=True)
-        begun = begun or time.monotonic()  # the first batch is for warming up
+        if not begun:  # the first batch is for warming up
+            begun, busy = time.monotonic(), time.process_time()
         done += len(batch)
-    return (done - options.bare) / (time.monotonic() - begun)
+    rows = done - options.bare
+    return rows / (time.monotonic() - begun), 1000 * (time.process_time() - busy) / rows
 
 
 async def measured(
@@ -140,7 +144,7 @@ async def measured(
     texts: list[str],
     wanted: list[str],
     levels: list[int],
-    bare: dict[int, float],
+    bare: dict[int, tuple[float, float]],
     server: int,
 ) -> None:
     """Print the table, or what became of the soak."""
@@ -158,15 +162,20 @@ async def measured(
             f"p99 {percentile(tally.late, 0.99):.0f} ms; server {before:.0f} MB before, {megabytes(server):.0f} after"
         )
         return
-    print("| clients | requests/s | bare rows/s | ratio | p50 ms | p99 ms | equal |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| clients | requests/s | bare rows/s | ratio | CPU ms: server | clients | bare | p50 ms | p99 ms | equal |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for count in levels:
+        busy = cpu_seconds(server), time.process_time()
         tally = await load(port, texts, wanted, count, options.seconds, 0.0)
-        rate, alone = len(tally.late) / options.seconds, bare.get(count)
-        beside = f"{alone:.1f} | {rate / alone:.2f}" if alone else "- | -"
+        own, clients = cpu_seconds(server) - busy[0], time.process_time() - busy[1]
+        rate, answers = len(tally.late) / options.seconds, max(1, len(tally.late))
+        beside, alone = "- | -", "-"
+        if count in bare:
+            beside, alone = f"{bare[count][0]:.1f} | {rate / bare[count][0]:.2f}", f"{bare[count][1]:.2f}"
+        cpu = f"{1000 * own / answers:.2f} | {1000 * clients / answers:.2f} | {alone}"
         late = f"{percentile(tally.late, 0.5):.0f} | {percentile(tally.late, 0.99):.0f}"
-        equal = f"{100 * (1 - tally.wrong / max(1, len(tally.late))):.2f} %"
-        print(f"| {count} | {rate:.1f} | {beside} | {late} | {equal} |", flush=True)
+        equal = f"{100 * (1 - tally.wrong / answers):.2f} %"
+        print(f"| {count} | {rate:.1f} | {beside} | {cpu} | {late} | {equal} |", flush=True)
         if tally.statuses:
             print(f"other statuses: {dict(tally.statuses)}")
     print(f"server: {before:.0f} MB before, {megabytes(server):.0f} MB after")
@@ -219,6 +228,12 @@ async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text
 def percentile(values: list[float], share: float) -> float:
     """Milliseconds within which that share of the answers came."""
     return 1000 * sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU time that all threads of a process have had."""
+    of_process = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, of_process[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def megabytes(process: int) -> float:
