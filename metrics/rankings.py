@@ -14,7 +14,7 @@ register(
     Metric(
         "val_contrastive_loss",
         PAIRS,
-        "loss of retrieval beside that of the texts, mean over the queries of the validation rows, which meet all"
+        "loss of retrieval beside that of the texts: mean over the queries of the validation rows, each against all"
         " their passages",
         higher_is_better=False,
         scale=NATS,

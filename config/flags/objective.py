@@ -27,9 +27,9 @@ class ObjectiveFlags:
         "span_corruption",
         "What is hidden in a text and asked for: span_corruption = T5's spans; ul2 = UL2's seven denoisers; infilling ="
         " BART's masks and sentences in another order, the whole text asked for; prefix_lm = the rest of the text;"
-        " mlm = BERT's masks, the whole text asked for; encoder_mlm = BERT's masks, what they hide asked"
-        " of the encoder alone, and the decoder not trained; inverse_cloze = a sentence, whose text is to be found by"
-        " its vector, as in retrieval.",
+        " mlm = BERT's masks, the whole text asked for; encoder_mlm = BERT's masks, predicted by the encoder"
+        " alone, the decoder not trained; inverse_cloze = a sentence, whose text is to be found by its vector, as in"
+        " retrieval.",
         choices=OBJECTIVES,
     )
     noise_density: float = flag(
@@ -90,8 +90,8 @@ class ObjectiveFlags:
     )
     inverse_cloze_weight: float = flag(
         0.0,
-        "Weight of a second loss beside that of -objective: each row is a query and its passage as well, as with"
-        " -objective inverse_cloze, and the queries of a step pick their passages by vectors; 0 = none.",
+        "Weight of a second loss, added to that of -objective: each row also gives a query and its passage, as with"
+        " -objective inverse_cloze, and the queries of a step are to find their passages by vectors; 0 = none.",
         minimum=0.0,
         maximum=1000.0,
         excludes={
@@ -105,14 +105,15 @@ class ObjectiveFlags:
     )
     max_query_length: int = flag(
         64,
-        "Tokens of a query of -inverse_cloze_weight, prefix and special tokens included; a longer sentence is cut.",
+        "Longest query of -inverse_cloze_weight in tokens, prefix and special tokens included; a longer sentence is"
+        " cut.",
         minimum=8,
         needs=WITH_PAIRS,
     )
     max_passage_length: int = flag(
         288,
-        "Tokens of a passage of -inverse_cloze_weight, prefix and special tokens included; a longer row is cut down to"
-        " a part of it.",
+        "Longest passage of -inverse_cloze_weight in tokens, prefix and special tokens included; of a longer row a part"
+        " is taken.",
         minimum=8,
         needs=WITH_PAIRS,
     )

@@ -42,8 +42,8 @@ class ServeFlags:
     )
     doc_stride: int = free(
         0,
-        "Overlap in tokens of the windows into which the passage of a longer source is split, for tasks with a passage"
-        " such as squad; 0 = the source is cut. Where it is not given, that of the training.",
+        "Overlap in tokens of the windows into which the passage of a source longer than -max_seq_length is split, for"
+        " tasks with a passage such as squad; 0 = the source is cut. If it is not given, that of the training holds.",
         minimum=0,
     )
     host: str = free("127.0.0.1", "Address to listen at; 0.0.0.0 = all of this machine's, for whoever reaches it.")
