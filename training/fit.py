@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from checkpoints.saved_run import TASKS_KEY
+from checkpoints.saved_run import TASKS_KEY, SavedRun
 from config.checks import schedule_steps
 from config.flags.run import logger_names
 from config.flags.train import TrainConfig
@@ -103,7 +103,7 @@ def memory_errors(module: Seq2SeqModule, config: TrainConfig, fixed_rows: bool =
     """Raise `RunError` with the batch and what helps where the memory is too small.
 
     Args:
-        fixed_rows: -max_tokens does not go with the task.
+        fixed_rows: -max_tokens does not go with the loss.
     """
     try:
         yield
@@ -146,27 +146,19 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
         resumed, total_steps = adapted.run, adapted.total_steps
         say(*adapted.lines)
     validated = tuple(part.name for part in data.validated)
-    steps = schedule_steps(config, total_steps)
     of_vectors = prepared.data.passages is not None
     module = build_module(
         config,
         prepared.model,
         prepared.tokenizer,
-        steps,
+        schedule_steps(config, total_steps),
         strategy,
         validated,
         prepared.teacher,
         of_vectors=of_vectors,
         text_apart=prepared.data.rows.special_ids is not None,
     )
-    description = {
-        **described_tasks(parts),
-        "flags": kept_flags(resumed, config),
-        "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
-        "monitor": config.run.monitor,
-        "environment": environment(prepared.devices),
-    }
-    checkpointer = Checkpointer(config.run, folder, description, stop, strategy)
+    checkpointer = Checkpointer(config.run, folder, described(prepared, resumed), stop, strategy)
     metric_names = {part.name: part.task.generated_metrics(config.run.monitor) for part in parts}
     generated = GeneratedValidation(config.generated_rows, metric_names, strategy)
     loggers = Loggers(logger_names(config.run), folder, to_dict(config))
@@ -186,9 +178,22 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     say(*summary_lines(config, prepared.mixture, resolved, resumed, bool(validated)))
     say(*trained_lines(prepared.model))
     stop.install()
+    fixed_rows = of_vectors or bool(config.cloze_weight)
+    with ended_in_order(trainer, loggers, stop), memory_errors(module, config, fixed_rows), profile or nullcontext():
+        trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
+    speed, of_tasks = run_log.speed(), run_log.best_of_tasks()
+    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
+    if is_first_process():
+        write_report_page(folder)
+    return prepared, loggers
+
+
+@contextmanager
+def ended_in_order(trainer: pl.Trainer, loggers: Loggers, stop: StopSignal) -> Iterator[None]:
+    """End the other processes and the trackers with a training that stops or fails; one that comes to its end leaves
+    the trackers open."""
     try:
-        with memory_errors(module, config, of_vectors or bool(config.cloze_weight)), profile or nullcontext():
-            trainer.fit(module, datamodule=data, ckpt_path=str(resumed.path) if resumed else None, weights_only=True)
+        yield
     except TrainingStopped:  # on every rank alike
         loggers.close_trackers(succeeded=True)
         raise
@@ -199,11 +204,17 @@ def fit(prepared: Prepared, stop: StopSignal) -> tuple[Prepared, Loggers]:
     finally:
         process_watch(trainer).switch_off()
         stop.talk = False  # no optimizer step is left to stop after
-    speed, of_tasks = run_log.speed(), run_log.best_of_tasks()
-    say(*closing_lines(folder, checkpointer, trainer.global_step, prepared.devices, speed, of_tasks))
-    if is_first_process():
-        write_report_page(folder)
-    return prepared, loggers
+
+
+def described(prepared: Prepared, resumed: SavedRun | None) -> dict[str, Any]:
+    """What a checkpoint says of its run, besides weights and state."""
+    return {
+        **described_tasks(prepared.data.parts),
+        "flags": kept_flags(resumed, prepared.config),
+        "tokenizer": resumed.model.tokenizer_files if resumed else pack_tokenizer(prepared.tokenizer),
+        "monitor": prepared.config.run.monitor,
+        "environment": environment(prepared.devices),
+    }
 
 
 def described_tasks(parts: Sequence[Splits]) -> dict[str, Any]:
