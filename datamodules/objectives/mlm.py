@@ -1,7 +1,7 @@
 """Masked language modelling: BERT's masks in the source (Devlin et al. 2019, section 3.1).
 
-The target is the whole text for a decoder (Raffel et al. 2020, section 3.1.4, call it BERT-style), or for the encoder
-alone, as in BERT, the chosen tokens at their places.
+A decoder learns the whole text (Raffel et al. 2020, section 3.1.4, call it BERT-style); an encoder by itself, as BERT,
+the chosen tokens at their places.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MaskedLM:
         samples: IntArray,  # noqa: ARG002 (the protocol's)
         seed: int,  # noqa: ARG002
     ) -> tuple[IntArray, IntArray]:
-        """See `Objective`; both are exact. Of a target for the encoder the chosen tokens count."""
+        """See `Objective`; both are exact."""
         if self.encoder_alone:
             return raw_lengths + len(self.source), self._chosen(raw_lengths)
         return raw_lengths + len(self.source), raw_lengths + len(self.target)

@@ -14,7 +14,7 @@ RawIds: TypeAlias = npt.NDArray[np.integer[Any]]  # of the corpus: what its shar
 
 
 class Objective(Protocol):
-    """Raw tokens -> what the encoder reads and what the decoder learns, both with their special tokens.
+    """Raw tokens -> what the encoder reads and what the model learns to predict, both with their special tokens.
 
     `seed` and the number of the sample decide all noise, so a row is the same in every process and after a resume.
     """
@@ -26,13 +26,13 @@ class Objective(Protocol):
         """
 
     def lengths(self, raw_lengths: IntArray, samples: IntArray, seed: int) -> tuple[IntArray, IntArray]:
-        """Tokens of the sources and targets that `apply` gives, without applying it.
+        """Tokens of the sources and targets that `apply` gives, without applying it; ignored labels do not count.
 
         Targets are exact. Sources are exact too where the objective does not say that they are upper bounds.
         """
 
     def apply(self, ids: RawIds, sample: int, seed: int) -> tuple[Ids, Ids]:
-        """Source and target of one sample of `ids`, which are not changed."""
+        """Source and target of one sample of `ids`, which are not changed; a target may hold `IGNORE_INDEX`."""
 
     def sentinels_needed(self, raw_length: int) -> int:
         """The most different sentinels in a row of that many tokens of the corpus."""
