@@ -276,6 +276,8 @@ def adapt(resumed: SavedRun, differences: Sequence[Difference], config: TrainCon
     if _other_plan(names, config):
         run, words = _moved(run, plan)
         lines.append(words)
+    if PAIRS in names:
+        run = replace(run, log=None)  # its sums are of another loss
     total_steps = _total_steps(run, config, plan)
     if names & flags_of(config, "optimizer"):
         run.model.tensors.optimizer = None

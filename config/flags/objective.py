@@ -31,6 +31,7 @@ class ObjectiveFlags:
         " alone, the decoder not trained; inverse_cloze = a sentence, whose text is to be found by its vector, as in"
         " retrieval.",
         choices=OBJECTIVES,
+        resume="optimizer",  # encoder_mlm and inverse_cloze do not train every parameter
     )
     noise_density: float = flag(
         0.0,

@@ -37,7 +37,7 @@ def flags_of(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         "valid_rows": 10,
         "learning_rate": 1e-2,
         "save_every": 1,
-        "log_every": 1,
+        "log_every": 2,
         **changes,
     }
 
@@ -114,6 +114,21 @@ def test_an_encoder_is_trained_beside_an_untouched_decoder_and_resumes_to_the_sa
     before, after = (load_file(folder / name / "model.safetensors") for name in ("whole/best", "encoder/last"))
     same = {name for name, value in before.items() if torch.equal(value, after[name])}
     assert same == {name for name in before if name.startswith("decoder.")}
+
+
+def test_a_forced_resume_with_other_losses_measures_and_optimizes_anew(folder: Path) -> None:
+    """Between two log lines, from a decoder with pairs to an encoder by itself."""
+    shutil.copytree(folder / "whole", folder / "forced")
+    for path in (folder / "forced" / "saved_checkpoints").iterdir():
+        if "global_step5" not in path.name:
+            path.unlink()
+    flags = {"save_path": folder / "forced", "resume_checkpoint": "last", "resume_force": "true"}
+    flags |= {"objective": "encoder_mlm", **dict(zip(PAIRS, (0, 64, 288), strict=True))}
+    done = pretrain(flags)
+    assert done.code == 0, done.out + done.err
+    assert "the optimizer begins with an empty state\n" in done.out
+    log = json_lines(folder / "forced" / "metrics.jsonl")
+    assert ["contrastive_loss" in line for line in log if line["phase"] == "train"] == [True, True, True, False]
 
 
 def test_another_command_does_not_go_on_with_the_run(folder: Path) -> None:

@@ -17,6 +17,7 @@ class RetrievalFlags:
         "mean",
         "The vector of a text: mean = of the encoder's states; decoder = the decoder's state at its start token.",
         choices=("mean", "decoder"),
+        resume="optimizer",  # the mean trains no decoder
     )
     contrastive_temperature: float = flag(
         0.05, "The cosines of query and passages are divided by it in the loss.", minimum=0.001, maximum=10.0
