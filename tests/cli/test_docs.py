@@ -118,7 +118,7 @@ def run(command: str, folder: Path, output: Path) -> int:
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=folder,
-            env=environment(PATH=path, PYTHON=sys.executable),
+            env=environment(PATH=path, PYTHON=sys.executable, VENV=".venv"),
             stdout=file,
             stderr=file,
         ).returncode
