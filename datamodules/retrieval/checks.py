@@ -43,6 +43,8 @@ def retrieval_problems(config: TrainConfig, mixture: Mixture) -> Iterator[str]:
     }
     yield from (f"{shown(name, used[name])}: {reason}" for name, reason in reasons.items() if name in used)
     yield from column_problems("negative_column", *config.retrieval.negative_column)
+    for column in {str(task.target_column) for task in mixture.tasks} & {*config.retrieval.negative_column}:
+        yield f"-negative_column {column}: the passages that answer the queries stand there; give another column"
     if not config.batch.batch_size:
         yield f"-batch_size 0: {FIXED_ROWS}"
     if config.device.strategy in SHARDED_STRATEGIES:

@@ -148,6 +148,10 @@ def test_what_does_not_go_with_passages_is_refused_in_a_line_each() -> None:
         "-test_data b.tsv",
     ]
     assert problems("-task", "retrieval", "-train_data", "a.tsv", "-tuning_method", "lora") == []
+    own = ("-target_column", "3", "-negative_column", "passage", "-negative_column", "3")
+    assert problems("-task", "retrieval", "-train_data", "a.tsv", *own) == [
+        "-negative_column 3: the passages that answer the queries stand there; give another column"
+    ]
     assert problems("-train_data", "a.tsv", "-pooling", "decoder", "-negative_column", "n") == [
         "-negative_column n: only with a task of passages, such as -task retrieval",
         "-pooling decoder: only with a task of passages, such as -task retrieval",
