@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrains a small T5 on the texts of the NSMC reviews: tokenizer, span corruption, fine-tuning on some labelled
 # reviews, and beside it the same model fine-tuned from scratch with the same steps. Ends with the accuracy of both.
-# Some minutes on two CPU cores.
+# Up to half an hour of one CPU core.
 # Set by the environment: TRAIN_DATA, TEST_DATA, CORPUS (other texts, a document a line), SAVE_PATH, MODEL (a preset),
 # VOCAB (tokens), STEPS (of the pretraining, a multiple of 4), ROWS (labelled reviews), EVERY (10 = every tenth test
 # row), SEEDS, GPUS; further flags of pretrain.py go behind the script's name.
