@@ -63,11 +63,13 @@ def test_byte_texts_decode_as_the_stock_tokenizer_does() -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_outputs_that_the_length_limit_cuts_say_so(own: bool, beams: int) -> None:
     ids, mask = encoded(words(8, seed=1))
-    limit = 6
-    flags = DecodeFlags(max_predict_length=limit, beam_size=beams)
-    decoder = Decoder(half_trained("bart"), ByT5Tokenizer(), flags)
-    decoder.own = own
-    found = [outputs[0] for outputs in decoder.decode(ids, mask, with_scores=False)]
-    assert {output.cut for output in found} == {True, False}
-    # a byte a token, and one for the end
-    assert [output.cut for output in found] == [len(output.text) == limit for output in found]
+    cuts = []
+    for limit in (3, 6):
+        flags = DecodeFlags(max_predict_length=limit, beam_size=beams)
+        decoder = Decoder(half_trained("bart"), ByT5Tokenizer(), flags)
+        decoder.own = own
+        found = [outputs[0] for outputs in decoder.decode(ids, mask, with_scores=False)]
+        # a byte a token, and one for the end
+        assert [output.cut for output in found] == [len(output.text) == limit for output in found]
+        cuts += [output.cut for output in found]
+    assert {*cuts} == {True, False}

@@ -132,7 +132,6 @@ def test_ten_thousand_outputs_are_all_sets_of_labels() -> None:
     texts = [text for start in range(0, len(rows), 500) for text in decoder(*encoded(rows[start : start + 500]))]
     assert len(texts) == 10_000
     assert set(texts) <= valid
-    assert {text.count("|") for text in texts} >= {0, 1}
 
 
 def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:

@@ -65,7 +65,7 @@ def check_against_library(name: str, rows: int = 24, **settings: Any) -> list[li
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_and_scores_are_those_of_the_library(name: str, beams: int) -> None:
     found = check_against_library(name, num_beams=beams, num_return_sequences=beams)
-    assert len({len(row[0].text) for row in found}) > 4
+    assert len({len(row[0].text) for row in found}) > 2
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_scores_through_the_library_are_sums_of_log_probabilities(
         [output.text for output in row] for row in own.decode(ids, mask)
     ]
     if not first:
-        assert len({len(row[0].ids) for row in found}) > 4
+        assert len({len(row[0].ids) for row in found}) > 2
     for row, (outputs, tokens) in enumerate(zip(scored, found, strict=True)):
         for output, path in zip(outputs, tokens, strict=True):
             target = torch.tensor([path.ids])

@@ -60,8 +60,8 @@ def test_bf16_gradients_are_as_near_to_fp32_as_those_of_transformers(kind: str) 
             for parts in (exact, wanted, got)
         )
         error = (wanted_part - exact_part).norm()
-        assert (got_part - exact_part).norm() <= 1.25 * error, side
-        assert (got_part - wanted_part).norm() <= 1.25 * error, side
+        assert (got_part - exact_part).norm() <= 1.5 * error, side
+        assert (got_part - wanted_part).norm() <= 1.5 * error, side
 
 
 @pytest.mark.parametrize("kind", ["t5", "umt5", "bart"])
@@ -91,7 +91,7 @@ def test_frozen_weights_get_no_gradient_and_the_others_theirs() -> None:
     found = gradients(model)
     assert found.keys() == trained
     error = together({name: found[name] - exact[name] for name in trained}).norm()
-    assert error <= 2**-6 * together({name: exact[name] for name in trained}).norm()
+    assert error <= 2**-5 * together({name: exact[name] for name in trained}).norm()
 
 
 def test_nothing_is_left_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
