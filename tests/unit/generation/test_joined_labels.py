@@ -127,11 +127,15 @@ def test_too_many_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ten_thousand_outputs_are_all_sets_of_labels() -> None:
     labels = ["a", "ab", "cde", "f"]
     valid = set(every_text(labels, "|"))
-    decoder = Decoder(half_trained("bart"), TOKENIZER, DecodeFlags(beam_size=2), label_map(labels, "|"))
-    rows = words(10_000, seed=7)
-    texts = [text for start in range(0, len(rows), 500) for text in decoder(*encoded(rows[start : start + 500]))]
+    texts = []
+    for penalty in (0.0, 8.0):  # short answers, and long ones
+        flags = DecodeFlags(beam_size=2, length_penalty=penalty)
+        decoder = Decoder(half_trained("bart"), TOKENIZER, flags, label_map(labels, "|"))
+        rows = words(5_000, seed=7)
+        texts += [text for start in range(0, len(rows), 500) for text in decoder(*encoded(rows[start : start + 500]))]
     assert len(texts) == 10_000
     assert set(texts) <= valid
+    assert len({text.count("|") for text in texts}) > 1
 
 
 def test_beams_for_all_texts_give_every_text_by_its_probability() -> None:
